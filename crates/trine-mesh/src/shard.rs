@@ -1,0 +1,102 @@
+//! Which slice of a tensor dimension a rank owns.
+
+use crate::{AxisSet, MeshError};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// How one tensor dimension lies on the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DimPlacement {
+    /// The axes it is split over; empty means replicated.
+    pub axes: AxisSet,
+    /// The indivisible units the dimension consists of (heads for a projection by heads, the
+    /// length itself where any split will do).
+    pub units: usize,
+}
+
+impl DimPlacement {
+    /// A dimension that every rank holds whole.
+    pub const REPLICATED: Self = Self { axes: AxisSet::EMPTY, units: 1 };
+
+    /// A dimension of `units` indivisible units split over tensor parallelism.
+    pub const fn tensor(units: usize) -> Self {
+        Self { axes: AxisSet::TP, units }
+    }
+}
+
+/// One rank's slice of a dimension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// Elements of the global dimension that the rank holds.
+    pub range: Range<usize>,
+    /// How many ranks hold this very slice.
+    pub replicas: usize,
+    /// Which of them this rank is; replica 0 *owns* the slice (global norms count it there).
+    pub replica: usize,
+}
+
+/// Splits a dimension of `len` elements in `units` equal units over `parts` ranks and returns the
+/// slice of rank `index`. With fewer units than ranks each unit is replicated on
+/// `parts / units` neighbouring ranks.
+///
+/// ```
+/// // 2 KV heads of 64 on 4 tensor-parallel ranks: each head on two ranks.
+/// let shard = trine_mesh::shard(128, 2, 4, 3)?;
+/// assert_eq!((shard.range, shard.replicas, shard.replica), (64..128, 2, 1));
+/// # Ok::<(), trine_mesh::MeshError>(())
+/// ```
+///
+/// # Errors
+/// `len` not a multiple of `units`, or neither of `units` and `parts` divides the other.
+pub fn shard(len: usize, units: usize, parts: usize, index: usize) -> Result<Shard, MeshError> {
+    if units == 0 || !len.is_multiple_of(units) {
+        return Err(MeshError::Units { len, units });
+    }
+    let unit = len / units;
+    if units.is_multiple_of(parts) {
+        let each = units / parts * unit;
+        return Ok(Shard { range: index * each..(index + 1) * each, replicas: 1, replica: 0 });
+    }
+    if parts.is_multiple_of(units) {
+        let replicas = parts / units;
+        let start = index / replicas * unit;
+        return Ok(Shard { range: start..start + unit, replicas, replica: index % replicas });
+    }
+    let fits = |n: &usize| units.is_multiple_of(*n) || n.is_multiple_of(units);
+    let below = (1..parts).rev().find(fits);
+    let above = (parts + 1..=parts * units).find(fits);
+    Err(MeshError::Split { units, parts, nearest: below.into_iter().chain(above).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_cover_the_dimension_once_per_replica() {
+        let mut cases = 0;
+        for units in 1..=12 {
+            for parts in 1..=12 {
+                let len = units * 6;
+                let Ok(first) = shard(len, units, parts, 0) else { continue };
+                let mut held = vec![0; len];
+                for index in 0..parts {
+                    let shard = shard(len, units, parts, index).unwrap();
+                    assert_eq!(shard.replicas, first.replicas);
+                    assert_eq!(shard.replica, index % shard.replicas);
+                    shard.range.for_each(|element| held[element] += 1);
+                }
+                assert!(held.iter().all(|count| *count == first.replicas));
+                cases += 1;
+            }
+        }
+        assert_eq!(cases, 58);
+    }
+
+    #[test]
+    fn an_impossible_split_names_the_nearest_degrees() {
+        let error = shard(12, 12, 5, 0).unwrap_err();
+        assert_eq!(error, MeshError::Split { units: 12, parts: 5, nearest: vec![4, 6] });
+        assert!(matches!(shard(10, 4, 2, 0), Err(MeshError::Units { len: 10, units: 4 })));
+    }
+}
