@@ -1,0 +1,314 @@
+//! What one rank holds: its pieces, the local shape of each parameter, and the flat buckets.
+
+use crate::{ModelSpec, ParamSpec, Piece, SpecError, params::TOKEN_EMBEDDING};
+use std::ops::Range;
+use trine_mesh::{Axis, shard};
+
+/// Parameters start at multiples of this many elements (64 bytes in f32), except fused ones.
+const ALIGN_ELEMENTS: usize = 16;
+
+/// Which part of the model, and in which layout.
+#[derive(Debug, Clone)]
+pub struct StageRequest<'a> {
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// The pieces of this stage, in forward order.
+    pub pieces: &'a [Piece],
+    /// Tensor-parallel degree.
+    pub tp: usize,
+    /// This rank's tensor-parallel index.
+    pub tp_index: usize,
+    /// Data-parallel degree: bucket lengths are multiples of it, so that ZeRO can split them.
+    pub dp: usize,
+    /// Keep a tied output layer as a parameter of its own even when the embedding is on this very
+    /// stage: always when the two lie on different stages, and in reference numerics, where both
+    /// uses must be summed apart as a pipeline would.
+    pub tied_apart: bool,
+    /// A bucket is closed once it holds this many elements.
+    pub bucket_elements: usize,
+}
+
+/// A parameter as one rank holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalParam {
+    /// The global parameter.
+    pub spec: ParamSpec,
+    /// The piece it belongs to.
+    pub piece: Piece,
+    /// The slice of each global dimension that is held here.
+    pub ranges: Vec<Range<usize>>,
+    /// Whether this rank is the one among tensor-parallel replicas (and tied copies) that counts
+    /// the elements in global norms and writes them to checkpoints.
+    pub owner: bool,
+    /// How many tensor-parallel ranks hold this very slice of a dimension that is split.
+    pub replicas: usize,
+    /// Which of those this rank is.
+    pub replica: usize,
+    /// The bucket it lies in.
+    pub bucket: usize,
+    /// First element in the bucket.
+    pub offset: usize,
+}
+
+impl LocalParam {
+    /// Local shape.
+    pub fn shape(&self) -> Vec<usize> {
+        self.ranges.iter().map(Range::len).collect()
+    }
+
+    /// Local elements.
+    pub fn len(&self) -> usize {
+        self.ranges.iter().map(Range::len).product()
+    }
+
+    /// Whether the local part is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its elements in the bucket.
+    pub fn span(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
+    }
+}
+
+/// A flat buffer of parameters that is reduced, sharded and updated as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketLayout {
+    /// Indices into [`StageLayout::params`], by offset.
+    pub params: Vec<usize>,
+    /// Elements, padding included; a multiple of the data-parallel degree.
+    pub len: usize,
+    /// The pieces whose gradients it holds, in forward order. Empty for the bucket of a tied
+    /// embedding, which is complete only when the whole backward pass is.
+    pub pieces: Vec<Piece>,
+    /// Whether its gradient must first be summed with the other copy of a tied embedding.
+    pub tied: bool,
+}
+
+/// Everything one rank holds of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StageLayout {
+    /// The parameters in bucket order.
+    pub params: Vec<LocalParam>,
+    /// The buckets in forward order; tied ones last.
+    pub buckets: Vec<BucketLayout>,
+    /// The pieces of the stage.
+    pub pieces: Vec<Piece>,
+}
+
+impl StageLayout {
+    /// Lays out one stage for one tensor-parallel rank.
+    ///
+    /// # Errors
+    /// A dimension that cannot be split over `tp`.
+    pub fn new(request: &StageRequest<'_>) -> Result<Self, SpecError> {
+        request.model.check_layout(request.tp, 1)?;
+        let apart = request.model.tied && request.tied_apart;
+        let here = request.pieces.contains(&Piece::Embedding);
+        let mut layout = Self { params: vec![], buckets: vec![], pieces: request.pieces.to_vec() };
+        let mut tied = Vec::new();
+        for &piece in request.pieces {
+            let mut specs = request.model.params(piece, request.tp);
+            // The output layer uses the embedding itself where both are here and nothing asks for
+            // two copies.
+            specs.retain(|spec| spec.tied_to.is_none() || apart || !here);
+            let is_tied = |spec: &ParamSpec| {
+                apart && (spec.tied_to.is_some() || spec.name == TOKEN_EMBEDDING)
+            };
+            tied.extend(specs.iter().filter(|spec| is_tied(spec)).map(|s| (piece, s.clone())));
+            specs.retain(|spec| !is_tied(spec));
+            layout.place(piece, specs, request);
+        }
+        for (piece, spec) in tied {
+            let bucket = BucketLayout { params: vec![], len: 0, pieces: vec![], tied: true };
+            layout.buckets.push(bucket);
+            layout.append(piece, spec, request);
+        }
+        for bucket in &mut layout.buckets {
+            bucket.len = bucket.len.next_multiple_of(request.dp * ALIGN_ELEMENTS);
+        }
+        Ok(layout)
+    }
+
+    /// Puts a piece's parameters into the open bucket, or opens a new one.
+    fn place(&mut self, piece: Piece, specs: Vec<ParamSpec>, request: &StageRequest<'_>) {
+        let full = |bucket: &BucketLayout| bucket.len >= request.bucket_elements;
+        if self.buckets.last().is_none_or(full) {
+            let bucket = BucketLayout { params: vec![], len: 0, pieces: vec![], tied: false };
+            self.buckets.push(bucket);
+        }
+        let open = self.buckets.last_mut().expect("invariant: a bucket is open");
+        open.pieces.push(piece);
+        for spec in specs {
+            self.append(piece, spec, request);
+        }
+    }
+
+    /// Appends one parameter to the last bucket.
+    fn append(&mut self, piece: Piece, spec: ParamSpec, request: &StageRequest<'_>) {
+        let (mut replicas, mut replica, mut owner) = (1, 0, spec.tied_to.is_none());
+        let mut ranges = Vec::new();
+        for (len, placement) in spec.shape.iter().zip(&spec.placement) {
+            if placement.axes.contains(Axis::Tp) {
+                let shard = shard(*len, placement.units, request.tp, request.tp_index)
+                    .expect("invariant: check_layout has passed");
+                (replicas, replica) = (shard.replicas, shard.replica);
+                ranges.push(shard.range);
+            } else {
+                ranges.push(0..*len);
+            }
+        }
+        let split = spec.placement.iter().any(|placement| placement.axes.contains(Axis::Tp));
+        owner &= if split { replica == 0 } else { request.tp_index == 0 };
+        let bucket = self.buckets.len() - 1;
+        let open = &mut self.buckets[bucket];
+        let offset = if spec.fused { open.len } else { open.len.next_multiple_of(ALIGN_ELEMENTS) };
+        let param = LocalParam { spec, piece, ranges, owner, replicas, replica, bucket, offset };
+        open.len = offset + param.len();
+        open.params.push(self.params.len());
+        self.params.push(param);
+    }
+
+    /// The index of a parameter by name. The name of a tied output layer finds the embedding when
+    /// the stage keeps no copy of its own.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.params.iter().position(|param| param.spec.name == name)
+    }
+
+    /// Elements of all buckets, padding included.
+    pub fn elements(&self) -> usize {
+        self.buckets.iter().map(|bucket| bucket.len).sum()
+    }
+}
+
+/// Splits a model's blocks over `pp` stages: as even as possible, the earlier stages taking what
+/// is left over (the last also has the output layer). Returns the pieces of each stage.
+///
+/// # Errors
+/// More stages than layers, or `given` layer counts that do not add up.
+pub fn split_layers(
+    model: &ModelSpec,
+    pp: usize,
+    given: Option<&[usize]>,
+) -> Result<Vec<Vec<Piece>>, SpecError> {
+    model.check_layout(1, pp)?;
+    let even: Vec<usize> =
+        (0..pp).map(|stage| model.layers / pp + usize::from(stage < model.layers % pp)).collect();
+    let counts = given.map_or_else(|| even.clone(), <[usize]>::to_vec);
+    if counts.len() != pp || counts.iter().sum::<usize>() != model.layers || counts.contains(&0) {
+        let rule = format!(
+            "layers per stage {counts:?} must be {pp} positive numbers that add up to {}",
+            model.layers
+        );
+        let nearest = format!("{even:?}");
+        return Err(SpecError::Layout { axis: "pp", degree: pp, rule, nearest });
+    }
+    let mut next = 0;
+    let mut stages: Vec<Vec<Piece>> = Vec::new();
+    for count in counts {
+        stages.push((next..next + count).map(Piece::Block).collect());
+        next += count;
+    }
+    stages[0].insert(0, Piece::Embedding);
+    stages[pp - 1].push(Piece::Head);
+    Ok(stages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets;
+
+    fn request<'a>(
+        model: &'a ModelSpec,
+        pieces: &'a [Piece],
+        tp: usize,
+        i: usize,
+    ) -> StageRequest<'a> {
+        StageRequest {
+            model,
+            pieces,
+            tp,
+            tp_index: i,
+            dp: 2,
+            tied_apart: false,
+            bucket_elements: 1 << 16,
+        }
+    }
+
+    #[test]
+    fn every_global_element_is_owned_exactly_once() {
+        let mut model = presets::find("llama3-8b").unwrap().model;
+        (model.hidden, model.layers, model.ffn, model.vocab) = (64, 3, 96, 1009);
+        (model.heads, model.kv_heads, model.head_dim) = (8, 2, 8);
+        let mut cases = 0;
+        for tp in [1, 2, 4, 8] {
+            for pp in [1, 2, 3] {
+                let mut owned = 0;
+                for stage in split_layers(&model, pp, None).unwrap() {
+                    for i in 0..tp {
+                        let layout = StageLayout::new(&request(&model, &stage, tp, i)).unwrap();
+                        let mine = layout.params.iter().filter(|param| param.owner);
+                        owned += mine.map(LocalParam::len).sum::<usize>();
+                    }
+                }
+                let padding = (1024 - 1009) * 64 * 2;
+                assert_eq!(owned as u64, model.param_count() + padding, "tp {tp} pp {pp}");
+                cases += 1;
+            }
+        }
+        assert_eq!(cases, 12);
+    }
+
+    #[test]
+    fn buckets_are_padded_fused_parameters_touch_and_spans_do_not_overlap() {
+        let model = presets::find("gpt2-124m").unwrap().model;
+        let pieces: Vec<Piece> = model.pieces().collect();
+        let layout = StageLayout::new(&request(&model, &pieces, 2, 1)).unwrap();
+        assert_eq!(layout.buckets.len(), 14, "one a piece at this bucket size");
+        for bucket in &layout.buckets {
+            assert!(bucket.len.is_multiple_of(32));
+            let mut end = 0;
+            for &index in &bucket.params {
+                let param = &layout.params[index];
+                assert!(param.offset >= end && param.offset - end < ALIGN_ELEMENTS);
+                assert!(!param.spec.fused || param.offset == end, "{}", param.spec.name);
+                end = param.span().end;
+            }
+            assert!(end <= bucket.len);
+        }
+        assert!(layout.find("head.output.weight").is_none(), "the embedding serves");
+    }
+
+    #[test]
+    fn tied_copies_get_buckets_of_their_own() {
+        let model = presets::find("gpt2-124m").unwrap().model;
+        let stages = split_layers(&model, 2, None).unwrap();
+        for (stage, name) in [(0, "embedding.token"), (1, "head.output.weight")] {
+            let mut request = request(&model, &stages[stage], 1, 0);
+            request.tied_apart = true;
+            let layout = StageLayout::new(&request).unwrap();
+            let last = layout.buckets.last().unwrap();
+            assert!(last.tied && last.pieces.is_empty());
+            let param = &layout.params[last.params[0]];
+            assert_eq!((param.spec.name.as_str(), param.owner), (name, stage == 0));
+        }
+    }
+
+    #[test]
+    fn layers_split_evenly_or_as_given() {
+        let mut model = presets::find("gpt2-124m").unwrap().model;
+        model.layers = 5;
+        let blocks = |stages: Vec<Vec<Piece>>| -> Vec<usize> {
+            let count = |stage: &Vec<Piece>| {
+                stage.iter().filter(|piece| matches!(piece, Piece::Block(_))).count()
+            };
+            stages.iter().map(count).collect()
+        };
+        assert_eq!(blocks(split_layers(&model, 4, None).unwrap()), [2, 1, 1, 1]);
+        assert_eq!(blocks(split_layers(&model, 2, Some(&[1, 4])).unwrap()), [1, 4]);
+        assert!(split_layers(&model, 2, Some(&[1, 3])).is_err());
+        assert!(split_layers(&model, 6, None).is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! A transformer as data: one encoding that the model zoo, the checkpoints and the planner read.
+//!
+//! * [`ModelSpec`]: the shape of a model; [`ModelSpec::check`] refuses impossible ones.
+//! * [`ModelSpec::params`]: every parameter of a [`Piece`] (embedding, block, head) with its global
+//!   shape, placement on the mesh, initialisation and padding; [`hf`] says how Hugging Face names
+//!   and lays out the same tensors.
+//! * [`StageLayout`]: what one rank holds: local shapes and the flat buckets they lie in.
+//! * [`ModelSpec::saved`]: what a block keeps for its backward pass, as symbolic shapes.
+//! * [`ModelSpec::flops_per_token`]: model FLOPs.
+//!
+//! Pure: no device, no tensor, no clock.
+//!
+//! ```
+//! use trine_spec::{ModelSpec, presets};
+//!
+//! let gpt2 = presets::find("gpt2-124m")?.model;
+//! assert_eq!(gpt2.param_count(), 124_439_808);
+//! # Ok::<(), trine_spec::SpecError>(())
+//! ```
+
+mod activations;
+pub mod hf;
+mod layout;
+mod model;
+mod params;
+pub mod presets;
+
+pub use activations::{SavedTensor, Split};
+pub use layout::{BucketLayout, LocalParam, StageLayout, StageRequest, split_layers};
+pub use model::{Family, ModelSpec, Norm};
+pub use params::{Init, ParamSpec, Piece};
+
+/// Sums over dimensions that a layout may split are taken over this many canonical blocks in
+/// reference numerics (contract C4), so tensor parallelism up to this degree is bit-equal.
+pub const CANONICAL_BLOCKS: usize = 8;
+
+/// The stored vocabulary is padded to a multiple of this (and of the tensor-parallel degree), so
+/// that vocabularies of any size can be split; padded entries are masked in the loss.
+pub const VOCAB_MULTIPLE: usize = 64;
+
+/// What can be wrong with a model or with its layout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// A field of the model is out of its range.
+    #[error("model.{field} = {value}: {rule}; nearest valid value: {nearest}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What must hold.
+        rule: String,
+        /// A value that would do.
+        nearest: String,
+    },
+    /// The layout does not fit the model.
+    #[error("{axis} {degree} does not fit the model: {rule}; nearest valid: {nearest}")]
+    Layout {
+        /// The axis.
+        axis: &'static str,
+        /// The degree asked for.
+        degree: usize,
+        /// What must hold.
+        rule: String,
+        /// Degrees that would do.
+        nearest: String,
+    },
+    /// No preset has this name.
+    #[error("no preset is called \"{name}\"; nearest: \"{nearest}\" (see `trine presets`)")]
+    Preset {
+        /// The name asked for.
+        name: String,
+        /// The most similar name.
+        nearest: String,
+    },
+}
