@@ -1,0 +1,173 @@
+//! `cargo xtask ci`: the checks of a merge, as one table and one loop.
+
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::workspace::Workspace;
+
+/// One row of the table.
+struct Step {
+    name: &'static str,
+    when: When,
+    env: &'static [(&'static str, &'static str)],
+    /// Arguments of cargo; `{crate}` makes one command for every crate that can be published.
+    cargo: &'static [&'static str],
+}
+
+enum When {
+    Always,
+    /// Only with `--full`.
+    Full,
+    /// Only where `cargo NAME` exists, which a step that needs a separate program cannot take for granted.
+    Installed(&'static str),
+}
+
+/// Cheap steps first; then those that share artefacts in one target folder: clippy, documents and the single crates use the
+/// same checked dependencies, the tests build them once more with code.
+const STEPS: &[Step] = &[
+    Step { name: "fmt", when: When::Always, env: &[], cargo: &["fmt", "--all", "--check"] },
+    Step { name: "tidy", when: When::Always, env: &[], cargo: &["xtask", "tidy"] },
+    Step {
+        name: "clippy",
+        when: When::Always,
+        env: &[],
+        cargo: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    },
+    Step { name: "test", when: When::Always, env: &[], cargo: &["test", "--workspace"] },
+    Step {
+        name: "doc",
+        when: When::Always,
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
+        cargo: &["doc", "--workspace", "--no-deps"],
+    },
+    // Users depend on single crates; a feature that only another member switches on would be missed by --workspace.
+    Step { name: "alone", when: When::Always, env: &[], cargo: &["check", "--package", "{crate}"] },
+    Step {
+        name: "deny",
+        when: When::Installed("deny"),
+        env: &[],
+        cargo: &["deny", "--all-features", "check", "bans", "licenses", "sources"],
+    },
+    Step {
+        name: "long tests",
+        when: When::Full,
+        env: &[],
+        cargo: &["test", "--workspace", "--release", "--", "--ignored"],
+    },
+];
+
+/// Runs the steps in order and stops at the first that fails.
+pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode> {
+    let crates = published(workspace);
+    let started = Instant::now();
+    let mut lines = Vec::new();
+    for step in STEPS {
+        if let Some(reason) = skipped(workspace, step, full) {
+            lines.push(format!("{:<12} left out: {reason}", step.name));
+            continue;
+        }
+        let step_started = Instant::now();
+        for args in commands(step, &crates) {
+            let line = command_line(step, &args);
+            println!("\nci: {}: {line}", step.name);
+            if !succeeds(workspace, step, &args)? {
+                println!("\nci: {} failed. Repeat it with:\n    {line}", step.name);
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        lines.push(format!("{:<12} ok {:>7.1} s", step.name, step_started.elapsed().as_secs_f64()));
+        println!("ci: {}", lines[lines.len() - 1]);
+    }
+    println!("\nci: all passed in {:.0} s", started.elapsed().as_secs_f64());
+    lines.iter().for_each(|line| println!("    {line}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn published(workspace: &Workspace) -> Vec<String> {
+    let published = workspace.members.iter().filter(|package| package.is_published());
+    published.map(|package| package.name.clone()).collect()
+}
+
+/// Why a step does not run, if it does not.
+fn skipped(workspace: &Workspace, step: &Step, full: bool) -> Option<String> {
+    match step.when {
+        When::Always => None,
+        When::Full => (!full).then(|| "only with --full".to_owned()),
+        When::Installed(tool) => {
+            (!is_installed(workspace, tool)).then(|| format!("cargo-{tool} is not installed"))
+        }
+    }
+}
+
+fn is_installed(workspace: &Workspace, tool: &str) -> bool {
+    let mut probe = workspace.cargo();
+    probe.args([tool, "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
+}
+
+/// The argument lists of a step, `{crate}` filled in.
+fn commands(step: &Step, crates: &[String]) -> Vec<Vec<String>> {
+    let fill = |name: &str| step.cargo.iter().map(|arg| arg.replace("{crate}", name)).collect();
+    if step.cargo.contains(&"{crate}") {
+        crates.iter().map(|name| fill(name)).collect()
+    } else {
+        vec![fill("")]
+    }
+}
+
+/// The step as a line for a shell.
+fn command_line(step: &Step, args: &[String]) -> String {
+    let env = step.env.iter().map(|(name, value)| format!("{name}=\"{value}\" "));
+    env.collect::<String>() + "cargo " + &args.join(" ")
+}
+
+/// Runs one command with its output shown.
+fn succeeds(workspace: &Workspace, step: &Step, args: &[String]) -> anyhow::Result<bool> {
+    let mut command: Command = workspace.cargo();
+    command.args(args).envs(step.env.iter().copied());
+    let status = command.status().context("cannot run cargo")?;
+    Ok(status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(name: &str) -> &'static Step {
+        STEPS.iter().find(|step| step.name == name).unwrap()
+    }
+
+    #[test]
+    fn a_step_over_crates_runs_once_for_each() {
+        let crates = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(
+            commands(step("alone"), &crates),
+            [["check", "--package", "a"], ["check", "--package", "b"]]
+        );
+        assert_eq!(commands(step("test"), &crates), [["test", "--workspace"]]);
+    }
+
+    #[test]
+    fn the_line_to_repeat_carries_the_environment() {
+        let args = commands(step("doc"), &[]).remove(0);
+        let line = command_line(step("doc"), &args);
+        assert_eq!(line, "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps");
+    }
+
+    #[test]
+    fn the_tests_run_as_the_readme_says() {
+        let readme = include_str!("../../README.md");
+        let line = command_line(step("test"), &commands(step("test"), &[])[0]);
+        assert!(readme.contains(&line), "README.md does not say `{line}`");
+    }
+
+    #[test]
+    fn only_full_runs_the_long_tests() {
+        let workspace = Workspace::load().unwrap();
+        assert_eq!(skipped(&workspace, step("test"), false), None);
+        assert!(skipped(&workspace, step("long tests"), false).is_some());
+        assert_eq!(skipped(&workspace, step("long tests"), true), None);
+    }
+}

@@ -1,0 +1,112 @@
+//! `cargo xtask`: the commands of this repository that are more than one cargo call.
+//!
+//! It depends on no local crate, so it builds in seconds and still runs when a library does not compile. It launches
+//! programs and reads files; everything about training itself lives in the binary `trine`.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program talks to its user"
+)]
+
+mod ci;
+mod tidy;
+mod trine;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Commands of the trine workspace",
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the release binary and train; with no argument, a GPT on the sources of the workspace's dependencies
+    #[command(disable_help_flag = true)]
+    Train {
+        /// Handed to `trine train` as they are; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Build the release binary and measure
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+    /// Everything that must hold before a change is merged: fmt, tidy, clippy, tests, docs, each crate alone
+    Ci {
+        /// Also the long suites: the ignored tests, in release
+        #[arg(long)]
+        full: bool,
+    },
+    /// The rules of the repository that no lint knows: layering, file headers and lengths, banned words, documents
+    Tidy {
+        /// Rewrite what is generated from crates.toml instead of comparing it
+        #[arg(long)]
+        bless: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Tokens per second of one rank with all threads against the default layout, in alternation
+    #[command(disable_help_flag = true)]
+    Layouts {
+        /// Handed to `trine bench layouts` as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    match command {
+        Command::Train { args } => trine::train(&workspace, &args),
+        Command::Bench { bench: Bench::Layouts { args } } => {
+            trine::bench_layouts(&workspace, &args)
+        }
+        Command::Ci { full } => ci::run(&workspace, full),
+        Command::Tidy { bless } => tidy::run(&workspace, bless),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn train_passes_everything_through() {
+        let typed =
+            ["xtask", "train", "--help", "--tp", "2", "config.toml", "--set", "data.seq=-1"];
+        let Command::Train { args } = Cli::parse_from(typed).command else { panic!("not train") };
+        assert_eq!(args, typed[2..]);
+    }
+}

@@ -1,0 +1,188 @@
+//! Rules about Markdown: relative links lead somewhere, and decision records have their parts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{Problem, TextFile};
+
+/// The parts of a decision record: what a heading may be called, and what the part is for.
+const DECISION_PARTS: &[(&[&str], &str)] = &[
+    (&["choice", "chosen", "decision"], "Choice"),
+    (&["alternative", "option"], "Alternatives"),
+    (
+        &["change it back", "change this", "change our mind", "revisit", "reconsider"],
+        "What would change it back",
+    ),
+];
+
+/// Relative links of all Markdown files; `exists` answers for a path relative to the root.
+pub(super) fn check_links(files: &[TextFile], exists: impl Fn(&Path) -> bool) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for file in files.iter().filter(|file| file.is_markdown()) {
+        let folder = Path::new(&file.path).parent().unwrap_or(Path::new(""));
+        for (line, target) in links(&file.text) {
+            let path = target.split('#').next().unwrap_or(target);
+            if is_remote(target) || path.is_empty() {
+                continue;
+            }
+            let resolved = resolve(folder, path);
+            if !resolved.is_some_and(|resolved| exists(&resolved)) {
+                problems.push(Problem::line(
+                    &file.path,
+                    line,
+                    format!("the link `{target}` leads nowhere"),
+                ));
+            }
+        }
+    }
+    problems
+}
+
+fn is_remote(target: &str) -> bool {
+    target.contains("://") || target.starts_with("mailto:")
+}
+
+/// `folder/path` without `.` and `..`; `None` if it leaves the repository.
+fn resolve(folder: &Path, path: &str) -> Option<PathBuf> {
+    let mut resolved = folder.to_owned();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                if !resolved.pop() {
+                    return None;
+                }
+            }
+            name => resolved.push(name),
+        }
+    }
+    Some(resolved)
+}
+
+/// Link targets with their line numbers: `[text](target)`, `[name]: target` and `src="target"`, outside of code.
+fn links(text: &str) -> Vec<(usize, &str)> {
+    let mut found = Vec::new();
+    let mut in_fence = false;
+    for (at, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            in_fence = !in_fence;
+        } else if !in_fence {
+            found.extend(links_of_line(line).into_iter().map(|target| (at + 1, target)));
+        }
+    }
+    found
+}
+
+fn links_of_line(line: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    if line.starts_with('[')
+        && let Some((_, target)) = line.split_once("]: ")
+    {
+        found.extend(target.split_whitespace().next());
+    }
+    // Every second piece lies between backticks; of a link whose text is code, the target lies outside.
+    for piece in line.split('`').step_by(2) {
+        for (open, close) in [("](", ')'), ("src=\"", '"')] {
+            let targets = piece.split(open).skip(1).filter_map(|rest| rest.split_once(close));
+            found.extend(targets.filter_map(|(target, _)| target.split_whitespace().next()));
+        }
+    }
+    found
+}
+
+/// Decision records: `docs/decisions/NNNN-title.md`, numbers used once, all parts present.
+pub(super) fn check_decisions(files: &[TextFile]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut numbers: BTreeMap<&str, &str> = BTreeMap::new();
+    for file in files {
+        let Some(name) = file.path.strip_prefix("docs/decisions/") else { continue };
+        let Some(number) = decision_number(name) else {
+            problems.push(Problem::file(&file.path, "a decision record is called NNNN-title.md"));
+            continue;
+        };
+        if let Some(other) = numbers.insert(number, &file.path) {
+            problems
+                .push(Problem::file(&file.path, format!("number {number} is taken by {other}")));
+        }
+        let missing = DECISION_PARTS.iter().filter(|(names, _)| !has_heading(&file.text, names));
+        problems.extend(
+            missing.map(|(_, part)| Problem::file(&file.path, format!("no heading \"{part}\""))),
+        );
+    }
+    problems
+}
+
+fn decision_number(name: &str) -> Option<&str> {
+    let (number, title) = name.strip_suffix(".md")?.split_once('-')?;
+    let is_number = number.len() == 4 && number.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && !title.is_empty() && !title.contains('/')).then_some(number)
+}
+
+/// True if a heading below the title contains one of `names`.
+fn has_heading(text: &str, names: &[&str]) -> bool {
+    let headings = text.lines().filter(|line| line.starts_with("##"));
+    headings.map(str::to_lowercase).any(|heading| names.iter().any(|name| heading.contains(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str, text: &str) -> TextFile {
+        TextFile { path: path.to_owned(), text: text.to_owned() }
+    }
+
+    fn bad_links(path: &str, text: &str) -> Vec<usize> {
+        let exists = |path: &Path| path == Path::new("docs/a.md") || path == Path::new("README.md");
+        let problems = check_links(&[file(path, text)], exists);
+        problems.iter().map(|problem| problem.line).collect()
+    }
+
+    #[test]
+    fn links_that_lead_somewhere_pass() {
+        let text =
+            "[a](a.md) [b](../README.md#part) [c](#part) [d](https://example.org/x)\n[e]: ./a.md\n";
+        assert!(bad_links("docs/b.md", text).is_empty());
+        assert!(bad_links("docs/b.md", "`[x](none.md)`\n```text\n[x](none.md)\n```\n").is_empty());
+        assert!(bad_links("crates/x/src/a.rs", "//! [x](none.md)").is_empty());
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_fail() {
+        assert_eq!(bad_links("docs/b.md", "ok\n[a](none.md)\n"), [2]);
+        assert_eq!(bad_links("docs/b.md", "[`code`](none.md \"title\")\n[r]: none.md\n"), [1, 2]);
+        assert_eq!(bad_links("README.md", "<img src=\"docs/none.svg\">"), [1]);
+        assert_eq!(bad_links("README.md", "[up](../README.md)"), [1]);
+    }
+
+    const RECORD: &str =
+        "# Title\n\n## The choice\n\n## Alternatives considered\n\n## What would change it back\n";
+
+    #[test]
+    fn a_whole_decision_record_passes() {
+        assert!(check_decisions(&[file("docs/decisions/0001-a.md", RECORD)]).is_empty());
+        assert!(check_decisions(&[file("docs/a.md", "nothing")]).is_empty());
+    }
+
+    #[test]
+    fn a_decision_record_with_a_missing_part_fails() {
+        for (part, heading) in [
+            ("Choice", "## The choice"),
+            ("Alternatives", "## Alternatives considered"),
+            ("What would change it back", "## What would change it back"),
+        ] {
+            let problems =
+                check_decisions(&[file("docs/decisions/0001-a.md", &RECORD.replace(heading, ""))]);
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].text.contains(part), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn decision_numbers_are_four_digits_and_used_once() {
+        assert_eq!(check_decisions(&[file("docs/decisions/12-a.md", RECORD)]).len(), 1);
+        let twice =
+            [file("docs/decisions/0001-a.md", RECORD), file("docs/decisions/0001-b.md", RECORD)];
+        assert_eq!(check_decisions(&twice).len(), 1);
+    }
+}

@@ -1,0 +1,157 @@
+//! What cargo knows about this workspace: its folder, its members and their edges, and the packages it depends on.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+/// The workspace and its members, without their external dependencies.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    /// Folder of the root manifest.
+    pub(crate) root: PathBuf,
+    /// Where cargo builds: `target` unless the user moved it.
+    pub(crate) target: PathBuf,
+    /// The local packages, by name.
+    pub(crate) members: Vec<Package>,
+}
+
+/// One package of `cargo metadata`.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) manifest_path: PathBuf,
+    /// `None` for a local package, `registry+URL` or `sparse+URL` for one of a registry.
+    pub(crate) source: Option<String>,
+    pub(crate) dependencies: Vec<Dependency>,
+    /// `Some([])` says `publish = false`.
+    pub(crate) publish: Option<Vec<String>>,
+}
+
+/// One declared dependency of a package.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Dependency {
+    pub(crate) name: String,
+    /// `None` for a normal dependency, else `dev` or `build`.
+    pub(crate) kind: Option<String>,
+    /// Set when the dependency is a local crate.
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    workspace_root: PathBuf,
+    target_directory: PathBuf,
+}
+
+impl Package {
+    /// True if the manifest lets the package be published.
+    pub(crate) fn is_published(&self) -> bool {
+        self.publish.as_ref().is_none_or(|registries| !registries.is_empty())
+    }
+
+    /// Folder of the manifest.
+    pub(crate) fn folder(&self) -> &Path {
+        self.manifest_path.parent().unwrap_or(&self.manifest_path)
+    }
+}
+
+impl Workspace {
+    /// Reads the workspace that this program was compiled in. Needs no network and no lock file.
+    pub(crate) fn load() -> anyhow::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let metadata = cargo_metadata(&root, &["--no-deps"])?;
+        let mut members = metadata.packages;
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { root: metadata.workspace_root, target: metadata.target_directory, members })
+    }
+
+    /// A cargo call in the root folder.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = Command::new(cargo_program());
+        command.current_dir(&self.root);
+        command
+    }
+
+    /// The packages from registries that a build for this machine uses, in the locked versions, sorted by name and version.
+    pub(crate) fn registry_packages(&self) -> anyhow::Result<Vec<Package>> {
+        let host = host_triple()?;
+        let metadata = cargo_metadata(&self.root, &["--locked", "--filter-platform", &host])?;
+        let mut packages = metadata.packages;
+        packages.retain(|package| package.source.as_deref().is_some_and(is_registry));
+        packages.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
+        Ok(packages)
+    }
+}
+
+fn is_registry(source: &str) -> bool {
+    source.starts_with("registry+") || source.starts_with("sparse+")
+}
+
+/// The cargo that runs us, so that a toolchain chosen with `cargo +NAME` stays chosen.
+fn cargo_program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn cargo_metadata(root: &Path, args: &[&str]) -> anyhow::Result<Metadata> {
+    let mut command = Command::new(cargo_program());
+    command.args(["metadata", "--format-version", "1"]).args(args).current_dir(root);
+    let json = output(&mut command)?;
+    serde_json::from_str(&json).context("cargo metadata printed something unexpected")
+}
+
+fn host_triple() -> anyhow::Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let version = output(Command::new(rustc).arg("-vV"))?;
+    parse_host(&version).context("`rustc -vV` names no host")
+}
+
+fn parse_host(version: &str) -> Option<String> {
+    version.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
+}
+
+/// Runs a program and returns what it printed; its messages go to our own standard error.
+fn output(command: &mut Command) -> anyhow::Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run `{program}`"))?;
+    if !output.status.success() {
+        bail!("`{program}` failed ({}), see above", output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{program}` printed no UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_read_from_the_version() {
+        let version =
+            "rustc 1.95.0\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\nLLVM version: 22.1\n";
+        assert_eq!(parse_host(version).as_deref(), Some("x86_64-unknown-linux-gnu"));
+        assert_eq!(parse_host("rustc 1.95.0"), None);
+    }
+
+    #[test]
+    fn local_and_git_packages_are_not_from_a_registry() {
+        assert!(is_registry("registry+https://example.org/index"));
+        assert!(is_registry("sparse+https://example.org/index/"));
+        assert!(!is_registry("git+https://example.org/repo"));
+    }
+
+    #[test]
+    fn this_workspace_loads() {
+        let workspace = Workspace::load().unwrap();
+        let xtask = workspace.members.iter().find(|package| package.name == "xtask").unwrap();
+        assert!(!xtask.is_published());
+        assert_eq!(xtask.folder(), workspace.root.join("xtask"));
+        assert!(xtask.dependencies.iter().all(|dependency| dependency.path.is_none()));
+    }
+}
