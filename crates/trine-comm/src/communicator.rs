@@ -1,0 +1,343 @@
+//! The trait that backends implement, and the calls built on it.
+
+use crate::{CommError, Group, Name, Operation, Pending, ReduceOp, Request, Site};
+use std::fmt::Debug;
+use std::panic::Location;
+use std::sync::Arc;
+use trine_buffer::{Buf, Queue};
+use trine_mesh::{Axis, Mesh};
+
+/// A group of ranks that exchange buffers, seen by one of them.
+///
+/// Four methods are what a backend or a wrapper provides; the calls that everybody uses are
+/// methods of `dyn Communicator`. They are not in the trait because a call through a trait object
+/// would lose its call site.
+///
+/// All members call the group's collectives in the same order and with the same names. A rank's
+/// operations are issued by one thread at a time: a rank that waits is taken to do nothing else.
+pub trait Communicator: Debug + Send + Sync {
+    /// Who takes part, and which of them the caller is.
+    fn group(&self) -> &Group;
+
+    /// Posts an operation. It never waits for a peer; the result may be finished at once.
+    ///
+    /// # Errors
+    /// A request that does not fit the group, a disagreement with ranks that came earlier, or an
+    /// earlier failure of the world.
+    fn start(&self, request: Request) -> Result<Pending, CommError>;
+
+    /// Divides the group: ranks with equal `colour` form a new one called `name`, in their old
+    /// order. A collective: every member calls it, and ranks of one colour agree on the name.
+    ///
+    /// # Errors
+    /// As for every collective.
+    fn subgroup(
+        &self,
+        colour: u64,
+        name: &str,
+        site: Site,
+    ) -> Result<Arc<dyn Communicator>, CommError>;
+
+    /// Stops every rank of the world: what is pending and what is called later fails with the
+    /// world's first cause. Later causes are ignored.
+    fn abort(&self, cause: &str);
+}
+
+impl dyn Communicator + '_ {
+    /// The calling rank's index in the group.
+    pub fn rank(&self) -> usize {
+        self.group().rank()
+    }
+
+    /// Number of ranks in the group.
+    pub fn size(&self) -> usize {
+        self.group().size()
+    }
+
+    #[track_caller]
+    fn post(
+        &self,
+        operation: Operation,
+        name: impl Into<Name>,
+        send: Option<Buf>,
+        recv: Option<Buf>,
+    ) -> Result<Pending, CommError> {
+        let site = Location::caller();
+        self.start(Request { operation, name: name.into(), send, recv, site })
+    }
+
+    /// Posts a message to the rank `to`; done when `buf` may be written again.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_send(
+        &self,
+        buf: Buf,
+        to: usize,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::Send { to }, name, Some(buf), None)
+    }
+
+    /// Posts the wish for a message from the rank `from` of exactly `buf`'s type and length.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_recv(
+        &self,
+        buf: Buf,
+        from: usize,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::Recv { from }, name, None, Some(buf))
+    }
+
+    /// Posts a message to `to` and the wish for one from `from` together. Each direction is matched
+    /// with the peer's send, receive or exchange.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_exchange(
+        &self,
+        send: Buf,
+        to: usize,
+        recv: Buf,
+        from: usize,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::Exchange { to, from }, name, Some(send), Some(recv))
+    }
+
+    /// Posts a broadcast of the root's `buf` into everybody's.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_broadcast(
+        &self,
+        buf: Buf,
+        root: usize,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::Broadcast { root }, name, Some(buf), None)
+    }
+
+    /// Posts a reduction of everybody's `buf` into everybody's.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_all_reduce(
+        &self,
+        buf: Buf,
+        op: ReduceOp,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::AllReduce(op), name, Some(buf), None)
+    }
+
+    /// Posts the collection of everybody's `send` (n elements) in everybody's `recv` (size × n).
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_all_gather(
+        &self,
+        send: Buf,
+        recv: Buf,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::AllGather, name, Some(send), Some(recv))
+    }
+
+    /// Posts a reduction of everybody's `send` (size × n elements), of which each rank gets its
+    /// part in `recv` (n).
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_reduce_scatter(
+        &self,
+        send: Buf,
+        recv: Buf,
+        op: ReduceOp,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::ReduceScatter(op), name, Some(send), Some(recv))
+    }
+
+    /// Posts the transposition of parts: part i of `send` goes to rank i, part i of `recv` comes
+    /// from it (both size × n elements).
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_all_to_all(
+        &self,
+        send: Buf,
+        recv: Buf,
+        name: impl Into<Name>,
+    ) -> Result<Pending, CommError> {
+        self.post(Operation::AllToAll, name, Some(send), Some(recv))
+    }
+
+    /// Posts the arrival at a barrier; done when everybody has arrived.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn post_barrier(&self, name: impl Into<Name>) -> Result<Pending, CommError> {
+        self.post(Operation::Barrier, name, None, None)
+    }
+
+    /// [`post_send`](Self::post_send), waited for; gives the buffer back.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn send(&self, buf: Buf, to: usize, name: impl Into<Name>) -> Result<Buf, CommError> {
+        self.post_send(buf, to, name)?.wait(&Queue::Host)?.into_send(Location::caller())
+    }
+
+    /// [`post_recv`](Self::post_recv), waited for; gives the filled buffer back.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn recv(&self, buf: Buf, from: usize, name: impl Into<Name>) -> Result<Buf, CommError> {
+        self.post_recv(buf, from, name)?.wait(&Queue::Host)?.into_recv(Location::caller())
+    }
+
+    /// [`post_exchange`](Self::post_exchange), waited for; gives `(send, recv)` back.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn exchange(
+        &self,
+        send: Buf,
+        to: usize,
+        recv: Buf,
+        from: usize,
+        name: impl Into<Name>,
+    ) -> Result<(Buf, Buf), CommError> {
+        let pending = self.post_exchange(send, to, recv, from, name)?;
+        pending.wait(&Queue::Host)?.into_both(Location::caller())
+    }
+
+    /// [`post_broadcast`](Self::post_broadcast), waited for.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn broadcast(
+        &self,
+        buf: Buf,
+        root: usize,
+        name: impl Into<Name>,
+    ) -> Result<Buf, CommError> {
+        self.post_broadcast(buf, root, name)?.wait(&Queue::Host)?.into_send(Location::caller())
+    }
+
+    /// [`post_all_reduce`](Self::post_all_reduce), waited for; the buffer holds the reduction.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn all_reduce(
+        &self,
+        buf: Buf,
+        op: ReduceOp,
+        name: impl Into<Name>,
+    ) -> Result<Buf, CommError> {
+        self.post_all_reduce(buf, op, name)?.wait(&Queue::Host)?.into_send(Location::caller())
+    }
+
+    /// [`post_all_gather`](Self::post_all_gather), waited for; gives `(send, recv)` back.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn all_gather(
+        &self,
+        send: Buf,
+        recv: Buf,
+        name: impl Into<Name>,
+    ) -> Result<(Buf, Buf), CommError> {
+        self.post_all_gather(send, recv, name)?.wait(&Queue::Host)?.into_both(Location::caller())
+    }
+
+    /// [`post_reduce_scatter`](Self::post_reduce_scatter), waited for; gives `(send, recv)` back,
+    /// `send` unchanged.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn reduce_scatter(
+        &self,
+        send: Buf,
+        recv: Buf,
+        op: ReduceOp,
+        name: impl Into<Name>,
+    ) -> Result<(Buf, Buf), CommError> {
+        let pending = self.post_reduce_scatter(send, recv, op, name)?;
+        pending.wait(&Queue::Host)?.into_both(Location::caller())
+    }
+
+    /// [`post_all_to_all`](Self::post_all_to_all), waited for; gives `(send, recv)` back.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn all_to_all(
+        &self,
+        send: Buf,
+        recv: Buf,
+        name: impl Into<Name>,
+    ) -> Result<(Buf, Buf), CommError> {
+        self.post_all_to_all(send, recv, name)?.wait(&Queue::Host)?.into_both(Location::caller())
+    }
+
+    /// Waits until everybody is here.
+    ///
+    /// # Errors
+    /// See [`CommError`].
+    #[track_caller]
+    pub fn barrier(&self, name: impl Into<Name>) -> Result<(), CommError> {
+        self.post_barrier(name)?.wait(&Queue::Host).map(drop)
+    }
+
+    /// [`Communicator::subgroup`] with the call site filled in.
+    ///
+    /// # Errors
+    /// As for every collective.
+    #[track_caller]
+    pub fn split(&self, colour: u64, name: &str) -> Result<Arc<dyn Communicator>, CommError> {
+        self.subgroup(colour, name, Location::caller())
+    }
+
+    /// The subgroup of ranks that differ from the caller on `axes` of the mesh only. Called by all
+    /// ranks of the world, with the same axes.
+    ///
+    /// # Errors
+    /// [`CommError::Mesh`] if the group is not as large as the mesh, else as
+    /// [`split`](Self::split).
+    #[track_caller]
+    pub fn along(
+        &self,
+        mesh: &Mesh,
+        axes: &[Axis],
+        name: &str,
+    ) -> Result<Arc<dyn Communicator>, CommError> {
+        let (size, world) = (self.size(), mesh.world());
+        if size != world {
+            return Err(CommError::Mesh { group: self.group().to_string(), size, world });
+        }
+        // Every member computes the same first rank, and no other group has it.
+        let first = mesh.group(self.rank(), axes).ranks[0];
+        self.subgroup(first as u64, name, Location::caller())
+    }
+}

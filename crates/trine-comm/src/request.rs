@@ -1,0 +1,345 @@
+//! What a rank asks of its communicator: one operation, its buffers, its name and its call site.
+
+use crate::{CommError, Group};
+use std::fmt;
+use std::panic::Location;
+use trine_buffer::{Buf, DType};
+
+/// Where in the source an operation was called.
+pub type Site = &'static Location<'static>;
+
+/// What an operation is for: a label and up to two numbers, such as `act mb 3 stage 1`.
+///
+/// Every rank that takes part in an operation must give it the same name: two collectives of equal
+/// type and length in swapped order differ in nothing else. A name is `Copy` and never allocates.
+///
+/// ```
+/// use trine_comm::Name;
+///
+/// let name = Name::new("act").with("mb", 3).with("stage", 1);
+/// assert_eq!(name.to_string(), "act mb 3 stage 1");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Name {
+    label: &'static str,
+    indices: [Option<(&'static str, u64)>; 2],
+}
+
+impl Name {
+    /// A name without numbers.
+    pub const fn new(label: &'static str) -> Self {
+        Self { label, indices: [None, None] }
+    }
+
+    /// The same name with one more number; a third one replaces the second.
+    #[must_use]
+    pub const fn with(mut self, key: &'static str, index: u64) -> Self {
+        let slot = if self.indices[0].is_none() { 0 } else { 1 };
+        self.indices[slot] = Some((key, index));
+        self
+    }
+
+    /// The label.
+    pub const fn label(&self) -> &'static str {
+        self.label
+    }
+
+    /// The number called `key`, if the name has one.
+    pub fn index(&self, key: &str) -> Option<u64> {
+        self.indices.iter().flatten().find(|(own, _)| *own == key).map(|(_, index)| *index)
+    }
+}
+
+impl From<&'static str> for Name {
+    fn from(label: &'static str) -> Self {
+        Self::new(label)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label)?;
+        for (key, index) in self.indices.iter().flatten() {
+            write!(f, " {key} {index}")?;
+        }
+        Ok(())
+    }
+}
+
+/// How a reducing collective combines the ranks' elements, in the order of
+/// [`tree_fold`](crate::tree_fold).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReduceOp {
+    /// The sum. bf16 and f16 accumulate in f32 and round once at the end; integers wrap.
+    Sum,
+    /// The sum, divided by the number of ranks before it is rounded; integers truncate.
+    Mean,
+    /// The greatest; NaN if any rank has a NaN.
+    Max,
+}
+
+impl fmt::Display for ReduceOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sum => "sum",
+            Self::Mean => "mean",
+            Self::Max => "max",
+        })
+    }
+}
+
+/// An operation. Ranks are indices within the group. Lengths are in elements; `n` is one rank's
+/// share and `size` the number of ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// `send` goes to one rank.
+    Send {
+        /// The receiver.
+        to: usize,
+    },
+    /// `recv` is filled by one rank.
+    Recv {
+        /// The sender.
+        from: usize,
+    },
+    /// `send` goes to one rank and `recv` comes from one, posted together: crossing exchanges
+    /// cannot block each other. Both may be the calling rank.
+    Exchange {
+        /// The receiver of `send`.
+        to: usize,
+        /// The sender of `recv`.
+        from: usize,
+    },
+    /// `send`, in place: every rank's becomes the root's.
+    Broadcast {
+        /// The rank whose elements go out.
+        root: usize,
+    },
+    /// `send`, in place: every rank's becomes the reduction.
+    AllReduce(ReduceOp),
+    /// `send` of n elements; `recv` of size × n, in rank order.
+    AllGather,
+    /// `send` of size × n elements; `recv` of n: the calling rank's part of the reduction.
+    ReduceScatter(ReduceOp),
+    /// `send` and `recv` of size × n: part i of `send` becomes part (calling rank) of rank i.
+    AllToAll,
+    /// Nobody leaves before everybody has come.
+    Barrier,
+}
+
+impl Operation {
+    /// The operation's name, without ranks.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Send { .. } => "send",
+            Self::Recv { .. } => "recv",
+            Self::Exchange { .. } => "exchange",
+            Self::Broadcast { .. } => "broadcast",
+            Self::AllReduce(_) => "all_reduce",
+            Self::AllGather => "all_gather",
+            Self::ReduceScatter(_) => "reduce_scatter",
+            Self::AllToAll => "all_to_all",
+            Self::Barrier => "barrier",
+        }
+    }
+
+    /// The operation as errors show it, with world ranks where `group` knows them.
+    pub(crate) fn describe(&self, group: &Group, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let world = |rank: usize| group.ranks().get(rank).copied().unwrap_or(rank);
+        f.write_str(self.label())?;
+        match self {
+            Self::Send { to } => write!(f, "(to rank {})", world(*to)),
+            Self::Recv { from } => write!(f, "(from rank {})", world(*from)),
+            Self::Exchange { to, from } => {
+                write!(f, "(to rank {}, from rank {})", world(*to), world(*from))
+            }
+            Self::Broadcast { root } => write!(f, "(root rank {})", world(*root)),
+            Self::AllReduce(op) | Self::ReduceScatter(op) => write!(f, "({op})"),
+            Self::AllGather | Self::AllToAll | Self::Barrier => Ok(()),
+        }
+    }
+}
+
+/// Type and length of one buffer of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Extent {
+    /// Element type.
+    pub dtype: DType,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl Extent {
+    /// The extent of a buffer.
+    pub fn of(buf: &Buf) -> Self {
+        Self { dtype: buf.dtype(), len: buf.len() }
+    }
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} × {}", self.dtype, self.len)
+    }
+}
+
+/// One operation with everything it needs. It owns its buffers until it is finished.
+#[derive(Debug)]
+pub struct Request {
+    /// What to do.
+    pub operation: Operation,
+    /// What it is for.
+    pub name: Name,
+    /// The elements to contribute; the one buffer of the operations that work in place.
+    pub send: Option<Buf>,
+    /// The buffer to fill, of exactly the incoming length.
+    pub recv: Option<Buf>,
+    /// Where it was called.
+    pub site: Site,
+}
+
+impl Request {
+    /// Checks everything that one rank can see alone: the peers exist, the buffers are the ones
+    /// that the operation takes, and their lengths fit together.
+    ///
+    /// # Errors
+    /// [`CommError::Rank`] or [`CommError::Shape`].
+    pub fn check(&self, group: &Group) -> Result<(), CommError> {
+        self.check_ranks(group)?;
+        let send = self.send.as_ref().map(Extent::of);
+        let recv = self.recv.as_ref().map(Extent::of);
+        let size = group.size();
+        let wanted = match (self.operation, send, recv) {
+            (Operation::Send { .. }, Some(_), None)
+            | (Operation::Recv { .. }, None, Some(_))
+            | (Operation::Broadcast { .. } | Operation::AllReduce(_), Some(_), None)
+            | (Operation::Barrier, None, None) => return Ok(()),
+            (Operation::Exchange { to, .. }, Some(s), Some(r)) => {
+                // Only a rank that exchanges with itself sees both ends.
+                if to != group.rank() || s == r {
+                    return Ok(());
+                }
+                format!("send and recv alike for an exchange with itself, such as {s}")
+            }
+            (Operation::AllGather, Some(s), Some(r)) => {
+                let fit = Extent { len: s.len * size, ..s };
+                if fit == r {
+                    return Ok(());
+                }
+                format!("recv {fit} for send {s}")
+            }
+            (Operation::ReduceScatter(_), Some(s), Some(r)) => {
+                let fit = Extent { len: r.len * size, ..r };
+                if fit == s {
+                    return Ok(());
+                }
+                format!("send {fit} for recv {r}")
+            }
+            (Operation::AllToAll, Some(s), Some(r)) => {
+                if s == r && s.len.is_multiple_of(size) {
+                    return Ok(());
+                }
+                let fit = Extent { len: s.len / size * size, ..s };
+                format!("send and recv alike, a multiple of {size} long, such as {fit}")
+            }
+            (Operation::Send { .. } | Operation::Broadcast { .. }, _, _)
+            | (Operation::AllReduce(_), _, _) => "a send buffer only".to_owned(),
+            (Operation::Recv { .. }, _, _) => "a recv buffer only".to_owned(),
+            (Operation::Barrier, _, _) => "no buffer".to_owned(),
+            (Operation::Exchange { .. } | Operation::AllGather, _, _)
+            | (Operation::ReduceScatter(_) | Operation::AllToAll, _, _) => {
+                "a send and a recv buffer".to_owned()
+            }
+        };
+        let show = |extent: Option<Extent>| extent.map_or("none".to_owned(), |e| e.to_string());
+        Err(CommError::Shape {
+            call: Box::new(self.call(group, 0)),
+            given: format!("send {}, recv {}", show(send), show(recv)),
+            wanted,
+        })
+    }
+
+    fn check_ranks(&self, group: &Group) -> Result<(), CommError> {
+        let (own, size) = (group.rank(), group.size());
+        let refuse = |rank: usize, wanted: String| {
+            Err(CommError::Rank { call: Box::new(self.call(group, 0)), rank, wanted })
+        };
+        let outside = |rank: usize| refuse(rank, format!("0..{size}"));
+        match self.operation {
+            Operation::Send { to: rank }
+            | Operation::Recv { from: rank }
+            | Operation::Broadcast { root: rank }
+                if rank >= size =>
+            {
+                outside(rank)
+            }
+            Operation::Exchange { to, from } if to >= size || from >= size => {
+                outside(if to >= size { to } else { from })
+            }
+            Operation::Send { to: rank } | Operation::Recv { from: rank } if rank == own => refuse(
+                rank,
+                "another rank; use exchange where a rank may be its own peer".to_owned(),
+            ),
+            Operation::Exchange { to, from } if (to == own) != (from == own) => {
+                refuse(own, "itself for both directions or for neither".to_owned())
+            }
+            Operation::Send { .. }
+            | Operation::Recv { .. }
+            | Operation::Exchange { .. }
+            | Operation::Broadcast { .. }
+            | Operation::AllReduce(_)
+            | Operation::AllGather
+            | Operation::ReduceScatter(_)
+            | Operation::AllToAll
+            | Operation::Barrier => Ok(()),
+        }
+    }
+
+    /// The request as errors show it.
+    pub fn call(&self, group: &Group, sequence: u64) -> Call {
+        Call {
+            rank: group.world_rank(),
+            operation: self.operation,
+            name: self.name,
+            sequence,
+            send: self.send.as_ref().map(Extent::of),
+            recv: self.recv.as_ref().map(Extent::of),
+            group: group.clone(),
+            site: self.site,
+        }
+    }
+}
+
+/// One rank's side of an operation, as errors show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// World rank of the caller.
+    pub rank: usize,
+    /// What it called, with ranks as indices within the group.
+    pub operation: Operation,
+    /// The operation's name.
+    pub name: Name,
+    /// Its number: per group for collectives, per ordered pair of ranks for messages.
+    pub sequence: u64,
+    /// What it contributes.
+    pub send: Option<Extent>,
+    /// What it wants to receive.
+    pub recv: Option<Extent>,
+    /// The group.
+    pub group: Group,
+    /// The call site.
+    pub site: Site,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} in ", self.rank)?;
+        self.operation.describe(&self.group, f)?;
+        write!(f, " \"{}\" #{}", self.name, self.sequence)?;
+        match (self.send, self.recv) {
+            (Some(send), Some(recv)) => write!(f, ", sends {send}, receives {recv}")?,
+            (Some(one), None) | (None, Some(one)) => write!(f, ", {one}")?,
+            (None, None) => {}
+        }
+        write!(f, ", group {}, at {}", self.group, self.site)
+    }
+}
