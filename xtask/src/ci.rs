@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::workspace::Workspace;
+use crate::workspace::{Package, Workspace};
 
 /// One row of the table.
 struct Step {
     name: &'static str,
     when: When,
     env: &'static [(&'static str, &'static str)],
-    /// Arguments of cargo; `{crate}` makes one command for every crate that can be published.
+    /// Arguments of cargo; `{crate}` makes one command for every crate that can be published, `{published}` excludes the others.
     cargo: &'static [&'static str],
 }
 
@@ -44,6 +44,14 @@ const STEPS: &[Step] = &[
     },
     // Users depend on single crates; a feature that only another member switches on would be missed by --workspace.
     Step { name: "alone", when: When::Always, env: &[], cargo: &["check", "--package", "{crate}"] },
+    // All in one call: as long as the crates are in no registry, `cargo package --package X` cannot resolve the ones that X
+    // uses, but --workspace serves them to each other as if they were. It resolves each crate alone, from its own archive.
+    Step {
+        name: "package",
+        when: When::Always,
+        env: &[],
+        cargo: &["package", "--workspace", "{published}", "--allow-dirty", "--no-verify"],
+    },
     Step {
         name: "deny",
         when: When::Installed("deny"),
@@ -56,11 +64,17 @@ const STEPS: &[Step] = &[
         env: &[],
         cargo: &["test", "--workspace", "--release", "--", "--ignored"],
     },
+    // Compiles every crate from its archive, all dependencies included.
+    Step {
+        name: "archives",
+        when: When::Full,
+        env: &[],
+        cargo: &["package", "--workspace", "{published}", "--allow-dirty"],
+    },
 ];
 
 /// Runs the steps in order and stops at the first that fails.
 pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode> {
-    let crates = published(workspace);
     let started = Instant::now();
     let mut lines = Vec::new();
     for step in STEPS {
@@ -69,7 +83,7 @@ pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode>
             continue;
         }
         let step_started = Instant::now();
-        for args in commands(step, &crates) {
+        for args in commands(step, &workspace.members) {
             let line = command_line(step, &args);
             println!("\nci: {}: {line}", step.name);
             if !succeeds(workspace, step, &args)? {
@@ -83,11 +97,6 @@ pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode>
     println!("\nci: all passed in {:.0} s", started.elapsed().as_secs_f64());
     lines.iter().for_each(|line| println!("    {line}"));
     Ok(ExitCode::SUCCESS)
-}
-
-fn published(workspace: &Workspace) -> Vec<String> {
-    let published = workspace.members.iter().filter(|package| package.is_published());
-    published.map(|package| package.name.clone()).collect()
 }
 
 /// Why a step does not run, if it does not.
@@ -107,11 +116,21 @@ fn is_installed(workspace: &Workspace, tool: &str) -> bool {
     probe.status().is_ok_and(|status| status.success())
 }
 
-/// The argument lists of a step, `{crate}` filled in.
-fn commands(step: &Step, crates: &[String]) -> Vec<Vec<String>> {
-    let fill = |name: &str| step.cargo.iter().map(|arg| arg.replace("{crate}", name)).collect();
+/// The argument lists of a step, its placeholders filled in.
+fn commands(step: &Step, members: &[Package]) -> Vec<Vec<String>> {
+    let (published, others): (Vec<_>, Vec<_>) =
+        members.iter().partition(|member| member.is_published());
+    let exclude: Vec<_> =
+        others.iter().map(|member| format!("--exclude={}", member.name)).collect();
+    let fill = |name: &str| -> Vec<String> {
+        let args = step.cargo.iter().flat_map(|arg| match *arg {
+            "{published}" => exclude.clone(),
+            _ => vec![arg.replace("{crate}", name)],
+        });
+        args.collect()
+    };
     if step.cargo.contains(&"{crate}") {
-        crates.iter().map(|name| fill(name)).collect()
+        published.iter().map(|member| fill(&member.name)).collect()
     } else {
         vec![fill("")]
     }
@@ -139,14 +158,21 @@ mod tests {
         STEPS.iter().find(|step| step.name == name).unwrap()
     }
 
+    fn member(name: &str, publish: Option<Vec<String>>) -> Package {
+        let (name, version) = (name.to_owned(), "0.1.0".to_owned());
+        let manifest_path = "Cargo.toml".into();
+        Package { name, version, manifest_path, source: None, dependencies: Vec::new(), publish }
+    }
+
     #[test]
-    fn a_step_over_crates_runs_once_for_each() {
-        let crates = ["a".to_owned(), "b".to_owned()];
+    fn placeholders_are_filled_in() {
+        let members = [member("a", None), member("b", None), member("tool", Some(Vec::new()))];
         assert_eq!(
-            commands(step("alone"), &crates),
+            commands(step("alone"), &members),
             [["check", "--package", "a"], ["check", "--package", "b"]]
         );
-        assert_eq!(commands(step("test"), &crates), [["test", "--workspace"]]);
+        assert_eq!(commands(step("test"), &members), [["test", "--workspace"]]);
+        assert_eq!(commands(step("package"), &members)[0][2], "--exclude=tool");
     }
 
     #[test]

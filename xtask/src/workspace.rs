@@ -35,6 +35,8 @@ pub(crate) struct Package {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Dependency {
     pub(crate) name: String,
+    /// The version asked for; `*` if the manifest gives none.
+    pub(crate) req: String,
     /// `None` for a normal dependency, else `dev` or `build`.
     pub(crate) kind: Option<String>,
     /// Set when the dependency is a local crate.

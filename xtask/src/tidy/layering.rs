@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::table::{self, Kind, Row, Table};
 use super::{Problem, TextFile};
-use crate::workspace::Package;
+use crate::workspace::{Dependency, Package};
 
 /// What a pure crate's own clippy.toml must forbid.
 const PURE_FORBIDS: &[&str] = &[
@@ -95,29 +95,46 @@ pub(super) fn check_edges(table: &Table, members: &[Package]) -> Vec<Problem> {
 }
 
 fn check_member(table: &Table, row: &Row, member: &Package) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut report =
-        |text: String| problems.push(Problem::file(&format!("{}: Cargo.toml", member.name), text));
-    for dependency in &member.dependencies {
-        let name = &dependency.name;
+    let path = format!("{}: Cargo.toml", member.name);
+    let texts = member.dependencies.iter().filter_map(|dependency| {
         let is_dev = dependency.kind.as_deref() == Some("dev");
-        if dependency.path.is_none() {
-            if row.pure && !is_dev && name.starts_with("candle") {
-                report(format!("a pure crate must not depend on {name}"));
-            }
-        } else if !is_dev && !row.uses.contains(name) {
-            let allowed = if row.uses.is_empty() { "none".to_owned() } else { row.uses.join(", ") };
-            report(format!(
-                "depends on {name}, which {} does not allow (allowed: {allowed})",
-                table::PATH
-            ));
-        } else if is_dev
-            && table.row(name).is_some_and(|used| matches!(used.kind, Kind::Binary | Kind::Tool))
-        {
-            report(format!("has a dev-dependency on {name}, which is no library"));
+        match (dependency.path.is_some(), is_dev) {
+            (false, false) => check_external(row, &dependency.name),
+            (true, false) => check_edge(row, &dependency.name),
+            (true, true) => check_dev_edge(table, row, dependency),
+            (false, true) => None,
         }
+    });
+    texts.map(|text| Problem::file(&path, text)).collect()
+}
+
+fn check_external(row: &Row, name: &str) -> Option<String> {
+    let is_impure = row.pure && name.starts_with("candle");
+    is_impure.then(|| format!("a pure crate must not depend on {name}"))
+}
+
+fn check_edge(row: &Row, name: &String) -> Option<String> {
+    let allowed = if row.uses.is_empty() { "none".to_owned() } else { row.uses.join(", ") };
+    let is_other = !row.uses.contains(name);
+    is_other.then(|| {
+        format!("depends on {name}, which {} does not allow (allowed: {allowed})", table::PATH)
+    })
+}
+
+fn check_dev_edge(table: &Table, row: &Row, dependency: &Dependency) -> Option<String> {
+    let name = &dependency.name;
+    let used = table.row(name)?;
+    if matches!(used.kind, Kind::Binary | Kind::Tool) {
+        return Some(format!("has a dev-dependency on {name}, which is no library"));
     }
-    problems
+    // cargo drops a dev-dependency without a version from the archive. One with a version would have to be published first,
+    // while it waits for this crate itself.
+    let is_below = table.crates.iter().position(|other| other.name == *name)
+        < table.crates.iter().position(|other| other.name == row.name);
+    let is_fine = row.kind == Kind::Tool || dependency.req == "*" || is_below;
+    (!is_fine).then(|| {
+        format!("the dev-dependency {name} is a layer above: name it by path, without a version, or this crate cannot be packaged")
+    })
 }
 
 /// Every pure crate has a clippy.toml of its own that forbids what would make it impure.
@@ -218,7 +235,6 @@ fn edges(table: &Table) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workspace::Dependency;
     use std::path::PathBuf;
 
     fn row(name: &str, kind: Kind, uses: &[&str]) -> Row {
@@ -233,6 +249,7 @@ mod tests {
     fn member(name: &str, dependencies: &[(&str, Option<&str>)]) -> Package {
         let dependency = |(name, kind): &(&str, Option<&str>)| Dependency {
             name: (*name).to_owned(),
+            req: "*".to_owned(),
             kind: kind.map(str::to_owned),
             path: (!name.starts_with("candle")).then(|| PathBuf::from("somewhere")),
         };
@@ -280,6 +297,19 @@ mod tests {
         assert_one(&check_edges(&three(), &build), "depends on b");
         let normal = [member("a", &[]), member("b", &[("kit", None)]), kit];
         assert_one(&check_edges(&three(), &normal), "depends on kit");
+    }
+
+    #[test]
+    fn a_dev_dependency_above_has_no_version() {
+        let mut members = [
+            member("a", &[("kit", Some("dev"))]),
+            member("b", &[("a", Some("dev"))]),
+            member("kit", &[]),
+        ];
+        members[1].dependencies[0].req = "^0.1.0".to_owned();
+        assert!(check_edges(&three(), &members).is_empty());
+        members[0].dependencies[0].req = "^0.1.0".to_owned();
+        assert_one(&check_edges(&three(), &members), "cannot be packaged");
     }
 
     #[test]
