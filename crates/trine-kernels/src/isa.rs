@@ -1,0 +1,107 @@
+//! Instruction sets, found at run time, and the macro that compiles one body for each of them.
+
+use crate::KernelError;
+
+/// An instruction set that kernels are compiled for. Ordered from the poorest to the richest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Whatever the target guarantees: SSE2 on x86-64, NEON with FMA on aarch64.
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// AVX-512 with BF16 dot products.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// All instruction sets, the poorest first.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// The richest instruction set of this processor.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match (avx2, avx512, avx512 && is_x86_feature_detected!("avx512bf16")) {
+                (_, _, true) => Self::Avx512Bf16,
+                (_, true, _) => Self::Avx512,
+                (true, ..) => Self::Avx2,
+                (false, false, false) => Self::Portable,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Self::Portable
+    }
+
+    /// The name as printed in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+
+    /// `self` if this processor has it: the check that makes the `unsafe` calls below sound.
+    pub(crate) fn checked(self) -> Result<Self, KernelError> {
+        let best = Self::detect();
+        if self <= best {
+            return Ok(self);
+        }
+        Err(KernelError::Isa { isa: self.name(), best: best.name() })
+    }
+}
+
+/// Defines a function whose body is compiled once for each instruction set, and which takes the
+/// [`Isa`] to use as its first argument. Loops vectorise by the compiler; since the compiler never
+/// reorders floating-point operations, every instruction set gives the same bits.
+macro_rules! vectorised {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident<$($t:ident: $bound:path),+>(
+        $($arg:ident: $type:ty),* $(,)?
+    ) $(-> $ret:ty)? $body:block)+) => {$(
+        $(#[$meta])*
+        $vis fn $name<$($t: $bound),+>(isa: $crate::Isa, $($arg: $type),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<$($t: $bound),+>($($arg: $type),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2<$($t: $bound),+>($($arg: $type),*) $(-> $ret)? {
+                body::<$($t),+>($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512<$($t: $bound),+>($($arg: $type),*) $(-> $ret)? {
+                body::<$($t),+>($($arg),*)
+            }
+
+            match isa {
+                // SAFETY: `CpuOps` only holds an `Isa` that `Isa::checked` found on this processor.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => unsafe {
+                    avx512::<$($t),+>($($arg),*)
+                },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx2 => unsafe { avx2::<$($t),+>($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Portable => body::<$($t),+>($($arg),*),
+                #[cfg(not(target_arch = "x86_64"))]
+                $crate::Isa::Portable
+                | $crate::Isa::Avx2
+                | $crate::Isa::Avx512
+                | $crate::Isa::Avx512Bf16 => body::<$($t),+>($($arg),*),
+            }
+        }
+    )+};
+}
+pub(crate) use vectorised;

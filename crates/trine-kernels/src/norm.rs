@@ -1,0 +1,318 @@
+//! Layer norm and RMS norm over rows.
+
+use crate::check::{length, typed, typed_mut, with_num};
+use crate::isa::vectorised;
+use crate::num::{LANES, Num, Real, sum_lanes, sum_row};
+use crate::scratch::Split;
+use crate::{CpuOps, KernelError, NormShape};
+use std::fmt;
+use trine_buffer::{Float, Slice, SliceMut};
+
+type Done = Result<(), KernelError>;
+
+impl fmt::Display for NormShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {}]", self.rows, self.cols)
+    }
+}
+
+/// Σ g and Σ g·(x − mean) with g = dy·gamma, in the lane order of [`sum_row`].
+#[inline(always)]
+fn backward_sums<T: Num>(x: &[T], mean: T::Acc, gamma: &[T], dy: &[T]) -> (T::Acc, T::Acc) {
+    let mut sum = [T::Acc::ZERO; LANES];
+    let mut dot = [T::Acc::ZERO; LANES];
+    let mut add = |x: &[T], gamma: &[T], dy: &[T]| {
+        let lanes = sum.iter_mut().zip(&mut dot);
+        for ((((sum, dot), x), gamma), dy) in lanes.zip(x).zip(gamma).zip(dy) {
+            let g = dy.widen() * gamma.widen();
+            *sum += g;
+            *dot += g * (x.widen() - mean);
+        }
+    };
+    let whole = x.len() / LANES * LANES;
+    let chunks = x.chunks_exact(LANES).zip(gamma.chunks_exact(LANES)).zip(dy.chunks_exact(LANES));
+    for ((x, gamma), dy) in chunks {
+        add(x, gamma, dy);
+    }
+    add(&x[whole..], &gamma[whole..], &dy[whole..]);
+    (sum_lanes(sum), sum_lanes(dot))
+}
+
+vectorised! {
+    fn layer_norm_row<T: Num>(
+        y: &mut [T],
+        x: &[T],
+        gamma: &[T],
+        beta: &[T],
+        eps: T::Acc,
+    ) -> (T::Acc, T::Acc) {
+        let n = T::Acc::from_f64(x.len() as f64);
+        let mean = sum_row(x, |x| x) / n;
+        let square = |x: T::Acc| {
+            let centred = x - mean;
+            centred * centred
+        };
+        let rstd = T::Acc::ONE / (sum_row(x, square) / n + eps).sqrt();
+        for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+            *y = T::narrow((x.widen() - mean) * rstd * gamma.widen() + beta.widen());
+        }
+        (mean, rstd)
+    }
+
+    fn rms_norm_row<T: Num>(y: &mut [T], x: &[T], gamma: &[T], eps: T::Acc) -> T::Acc {
+        let n = T::Acc::from_f64(x.len() as f64);
+        let rstd = T::Acc::ONE / (sum_row(x, |x| x * x) / n + eps).sqrt();
+        for ((y, x), gamma) in y.iter_mut().zip(x).zip(gamma) {
+            *y = T::narrow(x.widen() * rstd * gamma.widen());
+        }
+        rstd
+    }
+
+    // With c = x − mean: dx = rstd·(g − mean(g) − c·rstd²·mean(g·c)); RMS norm has no mean(g).
+    fn norm_backward_row<T: Num>(
+        dx: &mut [T],
+        add_to_dx: bool,
+        x: &[T],
+        mean: Option<T::Acc>,
+        rstd: T::Acc,
+        gamma: &[T],
+        dy: &[T],
+    ) {
+        let n = T::Acc::from_f64(x.len() as f64);
+        let centre = mean.unwrap_or(T::Acc::ZERO);
+        let (sum, dot) = backward_sums(x, centre, gamma, dy);
+        let mean_g = if mean.is_some() { sum / n } else { T::Acc::ZERO };
+        let slope = dot / n * rstd * rstd;
+        for (((dx, x), gamma), dy) in dx.iter_mut().zip(x).zip(gamma).zip(dy) {
+            let g = dy.widen() * gamma.widen();
+            let own = (g - mean_g - (x.widen() - centre) * slope) * rstd;
+            let old = if add_to_dx { dx.widen() } else { T::Acc::ZERO };
+            *dx = T::narrow(old + own);
+        }
+    }
+
+    fn add_dgamma<T: Num>(
+        dgamma: &mut [T::Acc],
+        x: &[T],
+        mean: T::Acc,
+        rstd: T::Acc,
+        dy: &[T],
+    ) {
+        for ((dgamma, x), dy) in dgamma.iter_mut().zip(x).zip(dy) {
+            *dgamma += dy.widen() * ((x.widen() - mean) * rstd);
+        }
+    }
+
+    fn add_dbeta<T: Num>(dbeta: &mut [T::Acc], dy: &[T]) {
+        for (dbeta, dy) in dbeta.iter_mut().zip(dy) {
+            *dbeta += dy.widen();
+        }
+    }
+}
+
+pub(crate) fn layer_norm(
+    cpu: &CpuOps,
+    shape: NormShape,
+    y: SliceMut<'_>,
+    stats: SliceMut<'_>,
+    x: Slice<'_>,
+    gamma: Slice<'_>,
+    beta: Slice<'_>,
+) -> Done {
+    const OP: &str = "layer_norm";
+    fn run<T: Num>(
+        cpu: &CpuOps,
+        shape: NormShape,
+        y: SliceMut<'_>,
+        stats: SliceMut<'_>,
+        x: Slice<'_>,
+        gamma: Slice<'_>,
+        beta: Slice<'_>,
+    ) -> Done {
+        let (x, gamma) = (typed::<T>(OP, "x", x)?, typed::<T>(OP, "gamma", gamma)?);
+        let (beta, y) = (typed::<T>(OP, "beta", beta)?, typed_mut::<T>(OP, "y", y)?);
+        let stats = typed_mut::<T::Acc>(OP, "stats", stats)?;
+        let NormShape { rows, cols, eps } = shape;
+        length(OP, "x", x.len(), rows * cols, shape)?;
+        length(OP, "y", y.len(), rows * cols, shape)?;
+        length(OP, "gamma", gamma.len(), cols, shape)?;
+        length(OP, "beta", beta.len(), cols, shape)?;
+        length(OP, "stats", stats.len(), 2 * rows, shape)?;
+        let (y, stats) = (Split::new(y), Split::new(stats));
+        cpu.parallel(rows, 2 * cols, |rows| {
+            for row in rows {
+                let at = row * cols..(row + 1) * cols;
+                // SAFETY: each row is written by one thread.
+                let (y, stats) =
+                    unsafe { (y.range(at.clone()), stats.range(2 * row..2 * row + 2)) };
+                let eps = T::Acc::from_f64(eps);
+                let (mean, rstd) = layer_norm_row(cpu.isa, y, &x[at], gamma, beta, eps);
+                stats.copy_from_slice(&[mean, rstd]);
+            }
+        });
+        Ok(())
+    }
+    with_num!(OP, "x", x.dtype(), T => run::<T>(cpu, shape, y, stats, x, gamma, beta))
+}
+
+pub(crate) fn rms_norm(
+    cpu: &CpuOps,
+    shape: NormShape,
+    y: SliceMut<'_>,
+    rstd: SliceMut<'_>,
+    x: Slice<'_>,
+    gamma: Slice<'_>,
+) -> Done {
+    const OP: &str = "rms_norm";
+    fn run<T: Num>(
+        cpu: &CpuOps,
+        shape: NormShape,
+        y: SliceMut<'_>,
+        rstd: SliceMut<'_>,
+        x: Slice<'_>,
+        gamma: Slice<'_>,
+    ) -> Done {
+        let (x, gamma) = (typed::<T>(OP, "x", x)?, typed::<T>(OP, "gamma", gamma)?);
+        let (y, rstd) = (typed_mut::<T>(OP, "y", y)?, typed_mut::<T::Acc>(OP, "rstd", rstd)?);
+        let NormShape { rows, cols, eps } = shape;
+        length(OP, "x", x.len(), rows * cols, shape)?;
+        length(OP, "y", y.len(), rows * cols, shape)?;
+        length(OP, "gamma", gamma.len(), cols, shape)?;
+        length(OP, "rstd", rstd.len(), rows, shape)?;
+        let (y, rstd) = (Split::new(y), Split::new(rstd));
+        cpu.parallel(rows, 2 * cols, |rows| {
+            for row in rows {
+                let at = row * cols..(row + 1) * cols;
+                // SAFETY: each row is written by one thread.
+                let (y, rstd) = unsafe { (y.range(at.clone()), rstd.range(row..row + 1)) };
+                rstd[0] = rms_norm_row(cpu.isa, y, &x[at], gamma, T::Acc::from_f64(eps));
+            }
+        });
+        Ok(())
+    }
+    with_num!(OP, "x", x.dtype(), T => run::<T>(cpu, shape, y, rstd, x, gamma))
+}
+
+/// The typed arguments that both backward passes share.
+struct Backward<'a, T: Num> {
+    shape: NormShape,
+    x: &'a [T],
+    /// Mean and reciprocal deviation of a row.
+    stats: &'a (dyn Fn(usize) -> (Option<T::Acc>, T::Acc) + Sync),
+    gamma: &'a [T],
+    dy: &'a [T],
+}
+
+impl<T: Num> Backward<'_, T> {
+    fn check(&self, op: &'static str, dx: usize, dgamma: usize) -> Done {
+        let NormShape { rows, cols, .. } = self.shape;
+        length(op, "x", self.x.len(), rows * cols, self.shape)?;
+        length(op, "dy", self.dy.len(), rows * cols, self.shape)?;
+        length(op, "dx", dx, rows * cols, self.shape)?;
+        length(op, "gamma", self.gamma.len(), cols, self.shape)?;
+        length(op, "dgamma", dgamma, cols, self.shape)
+    }
+
+    fn run(
+        &self,
+        cpu: &CpuOps,
+        dx: &mut [T],
+        add_to_dx: bool,
+        dgamma: &mut [T::Acc],
+        dbeta: Option<&mut [T::Acc]>,
+    ) {
+        let NormShape { rows, cols, .. } = self.shape;
+        let (dx, dgamma, dbeta) = (Split::new(dx), Split::new(dgamma), dbeta.map(Split::new));
+        cpu.parallel(rows, 3 * cols, |rows| {
+            for row in rows {
+                let at = row * cols..(row + 1) * cols;
+                let (mean, rstd) = (self.stats)(row);
+                // SAFETY: each row is written by one thread.
+                let dx = unsafe { dx.range(at.clone()) };
+                let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
+                norm_backward_row(cpu.isa, dx, add_to_dx, x, mean, rstd, self.gamma, dy);
+            }
+        });
+        // Rows in ascending order for each column, so columns are what threads split.
+        cpu.parallel(cols, 2 * rows, |cols_here| {
+            // SAFETY: each column is written by one thread.
+            let dgamma = unsafe { dgamma.range(cols_here.clone()) };
+            // SAFETY: as above.
+            let mut dbeta = dbeta.as_ref().map(|d| unsafe { d.range(cols_here.clone()) });
+            for row in 0..rows {
+                let at = row * cols + cols_here.start..row * cols + cols_here.end;
+                let (mean, rstd) = (self.stats)(row);
+                let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
+                add_dgamma(cpu.isa, dgamma, x, mean.unwrap_or(T::Acc::ZERO), rstd, dy);
+                if let Some(dbeta) = &mut dbeta {
+                    add_dbeta(cpu.isa, dbeta, dy);
+                }
+            }
+        });
+    }
+}
+
+pub(crate) fn layer_norm_backward(
+    cpu: &CpuOps,
+    shape: NormShape,
+    dx: SliceMut<'_>,
+    add_to_dx: bool,
+    dgamma: SliceMut<'_>,
+    dbeta: SliceMut<'_>,
+    x: Slice<'_>,
+    stats: Slice<'_>,
+    gamma: Slice<'_>,
+    dy: Slice<'_>,
+) -> Done {
+    const OP: &str = "layer_norm_backward";
+    with_num!(OP, "x", x.dtype(), T => {
+        type A = <T as Num>::Acc;
+        let stats = typed::<A>(OP, "stats", stats)?;
+        let args = Backward {
+            shape,
+            x: typed::<T>(OP, "x", x)?,
+            stats: &|row| (Some(stats[2 * row]), stats[2 * row + 1]),
+            gamma: typed::<T>(OP, "gamma", gamma)?,
+            dy: typed::<T>(OP, "dy", dy)?,
+        };
+        let dx = typed_mut::<T>(OP, "dx", dx)?;
+        let dgamma = typed_mut::<A>(OP, "dgamma", dgamma)?;
+        let dbeta = typed_mut::<A>(OP, "dbeta", dbeta)?;
+        args.check(OP, dx.len(), dgamma.len())?;
+        length(OP, "stats", stats.len(), 2 * shape.rows, shape)?;
+        length(OP, "dbeta", dbeta.len(), shape.cols, shape)?;
+        args.run(cpu, dx, add_to_dx, dgamma, Some(dbeta));
+        Ok(())
+    })
+}
+
+pub(crate) fn rms_norm_backward(
+    cpu: &CpuOps,
+    shape: NormShape,
+    dx: SliceMut<'_>,
+    add_to_dx: bool,
+    dgamma: SliceMut<'_>,
+    x: Slice<'_>,
+    rstd: Slice<'_>,
+    gamma: Slice<'_>,
+    dy: Slice<'_>,
+) -> Done {
+    const OP: &str = "rms_norm_backward";
+    with_num!(OP, "x", x.dtype(), T => {
+        type A = <T as Num>::Acc;
+        let rstd = typed::<A>(OP, "rstd", rstd)?;
+        let args = Backward {
+            shape,
+            x: typed::<T>(OP, "x", x)?,
+            stats: &|row| (None, rstd[row]),
+            gamma: typed::<T>(OP, "gamma", gamma)?,
+            dy: typed::<T>(OP, "dy", dy)?,
+        };
+        let dx = typed_mut::<T>(OP, "dx", dx)?;
+        let dgamma = typed_mut::<A>(OP, "dgamma", dgamma)?;
+        args.check(OP, dx.len(), dgamma.len())?;
+        length(OP, "rstd", rstd.len(), shape.rows, shape)?;
+        args.run(cpu, dx, add_to_dx, dgamma, None);
+        Ok(())
+    })
+}

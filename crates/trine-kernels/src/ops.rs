@@ -1,0 +1,501 @@
+//! `Ops`: the seam between devices.
+
+use crate::{GateUpMut, KernelError, MatMut, MatRef, Qkv, QkvMut};
+use std::fmt;
+use trine_buffer::{Slice, SliceMut};
+
+/// The target id of a token that does not count: no loss, no gradient.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Which product a matrix multiplication is, named by which factors are transposed. With
+/// `y = x · wᵀ`, the weight `w` being `[out, in]`, a linear layer needs all three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Product {
+    /// `C[m,n] = A[m,k] · B[n,k]ᵀ`: forward, `y = x · wᵀ`.
+    Nt,
+    /// `C[m,n] = A[m,k] · B[k,n]`: input gradient, `dx = dy · w`.
+    Nn,
+    /// `C[m,n] = A[k,m]ᵀ · B[k,n]`: weight gradient, `dw = dyᵀ · x`.
+    Tn,
+}
+
+/// Which form of GELU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GeluKind {
+    /// With tanh, as GPT-2 was trained.
+    Tanh,
+    /// With the error function, the definition (arXiv 1606.08415).
+    Erf,
+}
+
+/// Shape of a normalisation over rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormShape {
+    /// Rows, each normalised by itself.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Added to the variance (layer norm) or the mean square (RMS norm).
+    pub eps: f64,
+}
+
+/// What rotary embedding works on: `[rows, heads · head_dim]`, where row `r` is at position
+/// `start + r % seq` of its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopeShape {
+    /// Heads in a row.
+    pub heads: usize,
+    /// Elements of a head; even.
+    pub head_dim: usize,
+    /// Rows of one sequence.
+    pub seq: usize,
+    /// Position of the first row of each sequence.
+    pub start: usize,
+}
+
+/// Shape of a causal attention. Query row `sample · queries + i` sits at position
+/// `keys − queries + i` of its sequence, so that `queries == keys` is training and
+/// `queries < keys` continues a sequence whose keys and values are cached.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Sequences.
+    pub samples: usize,
+    /// Query rows of a sequence.
+    pub queries: usize,
+    /// Key and value rows of a sequence.
+    pub keys: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`. Head `h` reads key head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / √head_dim`.
+    pub scale: f64,
+}
+
+/// Where the random numbers of a dropout mask come from. The mask is a pure function of these and
+/// of global coordinates, is never stored, and is drawn again by the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// Probability that an element becomes zero, in `0..1`; the others are scaled by
+    /// `1 / (1 − probability)`.
+    pub probability: f64,
+    /// Key of the random stream, one per layer and place.
+    pub key: u64,
+    /// Optimizer step.
+    pub step: u32,
+    /// Global index of the first sample of the call.
+    pub first_sample: u32,
+}
+
+/// Dropout of attention probabilities: coordinates are (sample, head, query, key).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionDropout {
+    /// Probability and stream.
+    pub dropout: Dropout,
+    /// Global index of the first query head of the call.
+    pub first_head: usize,
+}
+
+/// The place of a matrix `[samples · tokens, features]` inside the global activation: coordinates
+/// are (sample, token, feature), so a shard of tokens or features draws its slice of the mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DropoutPlace {
+    /// Rows of one sample in this call.
+    pub tokens: usize,
+    /// Position of the first of them in its sequence.
+    pub first_token: usize,
+    /// Global index of the first column.
+    pub first_feature: usize,
+}
+
+/// Shape of a loss over logits whose columns are a range of the vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LossShape {
+    /// Columns that are real; those after them are padding and count as −∞.
+    pub valid_cols: usize,
+    /// Vocabulary index of the first column.
+    pub first_col: usize,
+}
+
+/// Constants of one AdamW step (arXiv 1711.05101), the same for all elements of a call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// `1 − beta1^t` for step `t ≥ 1`.
+    pub bias_correction1: f64,
+    /// `1 − beta2^t`.
+    pub bias_correction2: f64,
+    /// Factor on the gradient: clipping, loss scale.
+    pub grad_scale: f64,
+}
+
+/// Constants of one SGD step: `v = momentum · v + g + weight_decay · w`, `w −= lr · v`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sgd {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the velocity; without a velocity slice it must be 0.
+    pub momentum: f64,
+    /// Weight decay, added to the gradient.
+    pub weight_decay: f64,
+    /// Factor on the gradient.
+    pub grad_scale: f64,
+}
+
+type Done = Result<(), KernelError>;
+
+/// Everything a training step computes, over views of buffers on one device.
+///
+/// *Types.* `T` is the compute type of a call (f64, f32 or bf16) and `Acc` its accumulator (f64 for
+/// f64, else f32): gradients of weights, statistics and optimizer state are `Acc`. Sums are kept in
+/// `Acc` and rounded once.
+///
+/// *Order.* No result depends on the number of threads, on which rows or columns a call covers, or
+/// on the instruction set (bf16 products apart, which have their own order with `vdpbf16ps`): row
+/// `r` of a call over many rows has the bits of a call over row `r` alone.
+///
+/// *Errors.* Every method checks types and lengths first and writes nothing if they are wrong.
+pub trait Ops: Send + Sync + fmt::Debug {
+    /// `C = A · B` in the form `product`, or `C += A · B`.
+    ///
+    /// A and B hold `T`, C holds `T` or `Acc`. Each element of C is one chain of fused multiply-adds
+    /// over ascending `k`, started at zero or, to accumulate, at the old value: accumulating the
+    /// products of consecutive row ranges of A and B in the [`Product::Tn`] form gives the bits of
+    /// one product over all rows (in bf16: if the ranges are of even length, and C is `Acc`).
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn matmul(
+        &self,
+        product: Product,
+        accumulate: bool,
+        a: MatRef<'_>,
+        b: MatRef<'_>,
+        c: MatMut<'_>,
+    ) -> Done;
+
+    /// `y[r, c] += bias[c]`; all `T`.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn add_bias(&self, y: MatMut<'_>, bias: Slice<'_>) -> Done;
+
+    /// `acc[c] += Σ_r x[r, c]`, rows added in ascending order: the gradient of a bias. `acc` is
+    /// `Acc`.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn sum_rows(&self, acc: SliceMut<'_>, x: MatRef<'_>) -> Done;
+
+    /// `y = a + b`; all `T`.
+    ///
+    /// # Errors
+    /// Types or lengths that differ.
+    fn add(&self, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Done;
+
+    /// `y += a`; `y` holds `T` or `Acc`.
+    ///
+    /// # Errors
+    /// Types or lengths that do not fit.
+    fn add_assign(&self, y: SliceMut<'_>, a: Slice<'_>) -> Done;
+
+    /// `y *= factor`, computed in `Acc`.
+    ///
+    /// # Errors
+    /// A type that kernels do not compute in.
+    fn scale(&self, y: SliceMut<'_>, factor: f64) -> Done;
+
+    /// Converts between f64, f32 and bf16, rounding to nearest even.
+    ///
+    /// # Errors
+    /// Lengths that differ, other types.
+    fn cast(&self, y: SliceMut<'_>, x: Slice<'_>) -> Done;
+
+    /// Copies a matrix, rows of any stride to rows of any stride; any type, both the same.
+    ///
+    /// # Errors
+    /// Types or dimensions that differ.
+    fn copy(&self, y: MatMut<'_>, x: MatRef<'_>) -> Done;
+
+    /// `y = gelu(x)`.
+    ///
+    /// # Errors
+    /// Types or lengths that differ.
+    fn gelu(&self, kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done;
+
+    /// `dx = dy · gelu′(x)`.
+    ///
+    /// # Errors
+    /// Types or lengths that differ.
+    fn gelu_backward(&self, kind: GeluKind, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done;
+
+    /// `y = silu(gate) · up` (arXiv 2002.05202), `silu(x) = x / (1 + e^−x)`.
+    ///
+    /// # Errors
+    /// Types or dimensions that differ.
+    fn swiglu(&self, y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done;
+
+    /// The gradients of [`Ops::swiglu`] with respect to gate and up.
+    ///
+    /// # Errors
+    /// Types or dimensions that differ.
+    fn swiglu_backward(
+        &self,
+        d: GateUpMut<'_>,
+        gate: MatRef<'_>,
+        up: MatRef<'_>,
+        dy: MatRef<'_>,
+    ) -> Done;
+
+    /// `y = (x − mean) · rstd · gamma + beta` for each row (arXiv 1607.06450). `stats[rows, 2]`
+    /// (`Acc`) receives mean and reciprocal standard deviation.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn layer_norm(
+        &self,
+        shape: NormShape,
+        y: SliceMut<'_>,
+        stats: SliceMut<'_>,
+        x: Slice<'_>,
+        gamma: Slice<'_>,
+        beta: Slice<'_>,
+    ) -> Done;
+
+    /// The gradients of [`Ops::layer_norm`]. `dx` is written, or added to with `add_to_dx` (the
+    /// residual stream's gradient is then in it); `dgamma` and `dbeta` (`Acc`) are added to, rows in
+    /// ascending order.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn layer_norm_backward(
+        &self,
+        shape: NormShape,
+        dx: SliceMut<'_>,
+        add_to_dx: bool,
+        dgamma: SliceMut<'_>,
+        dbeta: SliceMut<'_>,
+        x: Slice<'_>,
+        stats: Slice<'_>,
+        gamma: Slice<'_>,
+        dy: Slice<'_>,
+    ) -> Done;
+
+    /// `y = x · rstd · gamma` for each row (arXiv 1910.07467). `rstd[rows]` is `Acc`.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn rms_norm(
+        &self,
+        shape: NormShape,
+        y: SliceMut<'_>,
+        rstd: SliceMut<'_>,
+        x: Slice<'_>,
+        gamma: Slice<'_>,
+    ) -> Done;
+
+    /// The gradients of [`Ops::rms_norm`], as in [`Ops::layer_norm_backward`].
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn rms_norm_backward(
+        &self,
+        shape: NormShape,
+        dx: SliceMut<'_>,
+        add_to_dx: bool,
+        dgamma: SliceMut<'_>,
+        x: Slice<'_>,
+        rstd: Slice<'_>,
+        gamma: Slice<'_>,
+        dy: Slice<'_>,
+    ) -> Done;
+
+    /// Rotates query or key heads in place (arXiv 2104.09864), in the "rotate half" convention of
+    /// Hugging Face: element `i` of a head pairs with `i + head_dim / 2`. `table` comes from
+    /// [`crate::rope_table`]. `inverse` turns back: the backward pass.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit, positions beyond the table.
+    fn rope(&self, shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done;
+
+    /// Causal attention: `o[tokens, heads · head_dim]`, and `lse[samples, heads, queries]` (`Acc`),
+    /// the logarithm of each row's sum of exponentials, for the backward pass. Scores exist one tile
+    /// at a time (arXiv 2205.14135).
+    ///
+    /// `document_start` (`u32`, one for each query row) is the first visible key position inside the
+    /// row's own sequence; `None` means 0. A row always sees itself.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn attention(
+        &self,
+        shape: AttentionShape,
+        o: MatMut<'_>,
+        lse: SliceMut<'_>,
+        qkv: Qkv<'_>,
+        document_start: Option<Slice<'_>>,
+        dropout: Option<AttentionDropout>,
+    ) -> Done;
+
+    /// The gradients of [`Ops::attention`]. Probabilities are computed again from `lse`. The
+    /// gradient of a key head is the sum over its query heads in a tree that halves the range of
+    /// heads, so that heads split over ranks add up the same way.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit, `queries ≠ keys`.
+    fn attention_backward(
+        &self,
+        shape: AttentionShape,
+        d: QkvMut<'_>,
+        d_o: MatRef<'_>,
+        o: MatRef<'_>,
+        lse: Slice<'_>,
+        qkv: Qkv<'_>,
+        document_start: Option<Slice<'_>>,
+        dropout: Option<AttentionDropout>,
+    ) -> Done;
+
+    /// `y[r] = table[ids[r] − first_row]`, zeros for ids outside the table's rows: the partial
+    /// result of a vocabulary shard. `ids` are `u32`, `cols` is the length of a row.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn embedding(
+        &self,
+        cols: usize,
+        y: SliceMut<'_>,
+        ids: Slice<'_>,
+        table: Slice<'_>,
+        first_row: usize,
+    ) -> Done;
+
+    /// `dtable[ids[r] − first_row] += dy[r]` (`dtable` is `Acc`), tokens in ascending order.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn embedding_backward(
+        &self,
+        cols: usize,
+        dtable: SliceMut<'_>,
+        ids: Slice<'_>,
+        dy: Slice<'_>,
+        first_row: usize,
+    ) -> Done;
+
+    /// `max[r]` (`Acc`) = the largest valid logit of row `r`; −∞ if none is valid.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn ce_max(&self, shape: LossShape, max: SliceMut<'_>, logits: MatRef<'_>) -> Done;
+
+    /// `sum_exp[r] = Σ e^(logit − max[r])` and `target_logit[r]` (all `Acc`), the latter 0 where the
+    /// target is elsewhere or [`IGNORE`]: both may be summed over the vocabulary's ranks.
+    ///
+    /// The sum is a balanced tree over `blocks` equal column ranges: a rank with 4 of 8 blocks has
+    /// one half of the tree. `blocks` must divide the columns.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn ce_sum(
+        &self,
+        shape: LossShape,
+        blocks: usize,
+        sum_exp: SliceMut<'_>,
+        target_logit: SliceMut<'_>,
+        logits: MatRef<'_>,
+        max: Slice<'_>,
+        targets: Slice<'_>,
+    ) -> Done;
+
+    /// `loss[r] = ln(sum_exp[r]) + max[r] − target_logit[r]`, 0 for [`IGNORE`]; all `Acc`.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn ce_loss(
+        &self,
+        loss: SliceMut<'_>,
+        max: Slice<'_>,
+        sum_exp: Slice<'_>,
+        target_logit: Slice<'_>,
+        targets: Slice<'_>,
+    ) -> Done;
+
+    /// Turns logits into their gradient in place: `(softmax − onehot) · scale`; zero in padding and
+    /// in the rows of [`IGNORE`].
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn ce_grad(
+        &self,
+        shape: LossShape,
+        logits: MatMut<'_>,
+        max: Slice<'_>,
+        sum_exp: Slice<'_>,
+        targets: Slice<'_>,
+        scale: f64,
+    ) -> Done;
+
+    /// `y = x · mask / (1 − probability)`. The same call on `dy` is the backward pass.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit, a probability outside `0..1`.
+    fn dropout(&self, dropout: Dropout, place: DropoutPlace, y: MatMut<'_>, x: MatRef<'_>) -> Done;
+
+    /// One AdamW step over a flat range. `weights`, `m`, `v` and `grad` are `Acc`; `compute`, if
+    /// given, receives the new weights in any compute type, in the same pass.
+    ///
+    /// # Errors
+    /// Types or lengths that do not fit.
+    fn adamw(
+        &self,
+        adamw: AdamW,
+        weights: SliceMut<'_>,
+        m: SliceMut<'_>,
+        v: SliceMut<'_>,
+        grad: Slice<'_>,
+        compute: Option<SliceMut<'_>>,
+    ) -> Done;
+
+    /// One SGD step over a flat range, as [`Ops::adamw`].
+    ///
+    /// # Errors
+    /// Types or lengths that do not fit, momentum without `velocity`.
+    fn sgd(
+        &self,
+        sgd: Sgd,
+        weights: SliceMut<'_>,
+        velocity: Option<SliceMut<'_>>,
+        grad: Slice<'_>,
+        compute: Option<SliceMut<'_>>,
+    ) -> Done;
+
+    /// Σ x² in f64: blocks of 4096 elements, and a tree over the blocks that halves at powers of
+    /// two.
+    ///
+    /// # Errors
+    /// A type that kernels do not compute in.
+    fn sum_squares(&self, x: Slice<'_>) -> Result<f64, KernelError>;
+
+    /// The largest |x|, 0 if there is none. Not-a-number is passed over.
+    ///
+    /// # Errors
+    /// A type that kernels do not compute in.
+    fn max_abs(&self, x: Slice<'_>) -> Result<f64, KernelError>;
+
+    /// The index of the first element that is infinite or not a number.
+    ///
+    /// # Errors
+    /// A type that kernels do not compute in.
+    fn first_non_finite(&self, x: Slice<'_>) -> Result<Option<usize>, KernelError>;
+}
