@@ -8,24 +8,40 @@
 //!
 //! * A [`Request`] owns its buffers; a [`Pending`] operation holds them and gives them back.
 //! * [`SelfComm`] is the group of one rank: free, for every axis of degree 1.
+//! * [`threads`] runs ranks as threads of one process: the reference for every other backend.
+//! * [`wrap::Tap`] puts a closure in front of a communicator: to delay, drop, alter or fail.
+//! * [`tree_fold`] is the order of every reduction.
 //!
 //! ```
 //! use trine_buffer::Buf;
-//! use trine_comm::{ReduceOp, SelfComm};
+//! use trine_comm::{CommError, Name, ReduceOp, threads};
 //!
-//! let comm = SelfComm::new();
-//! let sum = comm.all_reduce(Buf::from_vec(vec![1.0f32]), ReduceOp::Sum, "loss")?;
-//! assert_eq!(sum.typed::<f32>()?, [1.0]);
-//! # Ok::<(), trine_comm::CommError>(())
+//! // Two ranks that agree.
+//! let losses = threads::run(2, &Default::default(), |comm| {
+//!     let mine = Buf::from_vec(vec![comm.rank() as f32]);
+//!     Ok::<_, CommError>(comm.all_reduce(mine, ReduceOp::Mean, "loss")?.typed::<f32>()?[0])
+//! });
+//! assert_eq!(losses.unwrap(), [0.5, 0.5]);
+//!
+//! // Two ranks that do not: both are told what the other one did, and where.
+//! let error = threads::run(2, &Default::default(), |comm| {
+//!     let name = Name::new("grad").with("bucket", comm.rank() as u64);
+//!     comm.all_reduce(Buf::from_vec(vec![1.0f32]), ReduceOp::Sum, name)
+//! });
+//! let text = error.unwrap_err().to_string();
+//! assert!(text.contains("\"grad bucket 0\" #0") && text.contains("\"grad bucket 1\" #0"));
 //! ```
 
+mod collective;
 mod communicator;
 mod error;
 mod group;
 mod local;
 mod pending;
 mod request;
+pub mod threads;
 mod tree;
+pub mod wrap;
 
 pub use communicator::Communicator;
 pub use error::{Cause, CommError, Missing, RankState, Stuck};
@@ -33,4 +49,5 @@ pub use group::Group;
 pub use local::SelfComm;
 pub use pending::{Done, Pending, Progress};
 pub use request::{Call, Extent, Name, Operation, ReduceOp, Request, Site};
+pub use threads::Delivery;
 pub use tree::tree_fold;

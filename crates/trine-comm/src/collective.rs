@@ -1,0 +1,267 @@
+//! Collectives over all ranks' buffers at once: what the last arriver of a group of threads runs.
+//!
+//! Work goes block by block, so that a block of every rank stays in the first-level cache while it
+//! is combined and written out; the inner loops are plain slice loops that the compiler vectorises.
+
+use crate::tree::split_at;
+use crate::{Operation, ReduceOp};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use std::ops::Range;
+use trine_buffer::{Buf, BufferError, DType, Element};
+
+/// Elements that are combined at a time.
+const BLOCK: usize = 1024;
+
+/// One rank's buffers.
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
+    pub(crate) send: Option<Buf>,
+    pub(crate) recv: Option<Buf>,
+}
+
+/// Elements that can be reduced.
+trait Number: Element {
+    /// In which sums are accumulated.
+    type Acc: Copy + Default;
+    fn load(from: &[Self], to: &mut [Self::Acc]);
+    fn store(from: &[Self::Acc], to: &mut [Self]);
+    fn add(left: Self::Acc, right: Self::Acc) -> Self::Acc;
+    fn max(left: Self::Acc, right: Self::Acc) -> Self::Acc;
+    fn divide(sum: Self::Acc, ranks: usize) -> Self::Acc;
+}
+
+macro_rules! own_accumulator {
+    () => {
+        type Acc = Self;
+        fn load(from: &[Self], to: &mut [Self]) {
+            to.copy_from_slice(from);
+        }
+        fn store(from: &[Self], to: &mut [Self]) {
+            to.copy_from_slice(from);
+        }
+    };
+}
+
+macro_rules! float_arithmetic {
+    ($acc:ty) => {
+        fn add(left: $acc, right: $acc) -> $acc {
+            left + right
+        }
+        // A NaN on either side wins.
+        fn max(left: $acc, right: $acc) -> $acc {
+            if left > right || left.is_nan() { left } else { right }
+        }
+        fn divide(sum: $acc, ranks: usize) -> $acc {
+            sum / ranks as $acc
+        }
+    };
+}
+
+macro_rules! integer {
+    ($type:ty) => {
+        impl Number for $type {
+            own_accumulator!();
+            fn add(left: Self, right: Self) -> Self {
+                left.wrapping_add(right)
+            }
+            fn max(left: Self, right: Self) -> Self {
+                Ord::max(left, right)
+            }
+            fn divide(sum: Self, ranks: usize) -> Self {
+                // The quotient is at most `sum`, so it fits.
+                (sum as u64 / ranks as u64) as Self
+            }
+        }
+    };
+}
+
+impl Number for f64 {
+    own_accumulator!();
+    float_arithmetic!(f64);
+}
+
+impl Number for f32 {
+    own_accumulator!();
+    float_arithmetic!(f32);
+}
+
+integer!(u64);
+integer!(u32);
+integer!(u8);
+
+impl Number for bf16 {
+    type Acc = f32;
+    float_arithmetic!(f32);
+    fn load(from: &[Self], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = from.to_f32();
+        }
+    }
+    fn store(from: &[f32], to: &mut [Self]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = Self::from_f32(*from);
+        }
+    }
+}
+
+impl Number for f16 {
+    type Acc = f32;
+    float_arithmetic!(f32);
+    // The slice conversions of `half` use the processor's instructions where it has them.
+    fn load(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+    fn store(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+    }
+}
+
+/// Runs a collective: `payloads` holds every rank's buffers in rank order, of extents that
+/// [`Request::check`](crate::Request::check) has accepted on each rank and that are alike on all.
+pub(crate) fn execute(operation: Operation, payloads: &mut [Payload]) -> Result<(), BufferError> {
+    let dtype = payloads.iter().find_map(|payload| payload.send.as_ref()).map(Buf::dtype);
+    match dtype {
+        None => Ok(()), // a barrier
+        Some(DType::F64) => typed::<f64>(operation, payloads),
+        Some(DType::F32) => typed::<f32>(operation, payloads),
+        Some(DType::Bf16) => typed::<bf16>(operation, payloads),
+        Some(DType::F16) => typed::<f16>(operation, payloads),
+        Some(DType::U64) => typed::<u64>(operation, payloads),
+        Some(DType::U32) => typed::<u32>(operation, payloads),
+        Some(DType::U8) => typed::<u8>(operation, payloads),
+    }
+}
+
+fn typed<T: Number>(operation: Operation, payloads: &mut [Payload]) -> Result<(), BufferError> {
+    match operation {
+        Operation::AllReduce(op) => all_reduce(op, &mut sends_mut::<T>(payloads)?),
+        Operation::Broadcast { root } => broadcast(root, &mut sends_mut::<T>(payloads)?),
+        Operation::AllGather => {
+            let (sends, recvs) = sends_and_recvs::<T>(payloads)?;
+            for recv in recvs {
+                for (part, send) in recv.chunks_exact_mut(sends[0].len().max(1)).zip(&sends) {
+                    part.copy_from_slice(send);
+                }
+            }
+        }
+        Operation::AllToAll => {
+            let (sends, recvs) = sends_and_recvs::<T>(payloads)?;
+            let len = sends[0].len() / sends.len();
+            for (rank, recv) in recvs.into_iter().enumerate() {
+                for (part, send) in recv.chunks_exact_mut(len.max(1)).zip(&sends) {
+                    part.copy_from_slice(&send[rank * len..][..len]);
+                }
+            }
+        }
+        Operation::ReduceScatter(op) => {
+            let (sends, recvs) = sends_and_recvs::<T>(payloads)?;
+            reduce_scatter(op, &sends, recvs);
+        }
+        // Messages are not executed here, and a barrier has no elements.
+        Operation::Send { .. }
+        | Operation::Recv { .. }
+        | Operation::Exchange { .. }
+        | Operation::Barrier => {}
+    }
+    Ok(())
+}
+
+fn sends_mut<T: Number>(payloads: &mut [Payload]) -> Result<Vec<&mut [T]>, BufferError> {
+    payloads.iter_mut().filter_map(|p| p.send.as_mut()).map(Buf::typed_mut).collect()
+}
+
+type SendsAndRecvs<'a, T> = (Vec<&'a [T]>, Vec<&'a mut [T]>);
+
+fn sends_and_recvs<T: Number>(
+    payloads: &mut [Payload],
+) -> Result<SendsAndRecvs<'_, T>, BufferError> {
+    let mut sends = Vec::with_capacity(payloads.len());
+    let mut recvs = Vec::with_capacity(payloads.len());
+    for payload in payloads {
+        if let (Some(send), Some(recv)) = (&payload.send, &mut payload.recv) {
+            sends.push(send.typed()?);
+            recvs.push(recv.typed_mut()?);
+        }
+    }
+    Ok((sends, recvs))
+}
+
+fn broadcast<T: Number>(root: usize, bufs: &mut [&mut [T]]) {
+    let (before, rest) = bufs.split_at_mut(root);
+    if let Some((source, after)) = rest.split_first_mut() {
+        for buf in before.iter_mut().chain(after) {
+            buf.copy_from_slice(source);
+        }
+    }
+}
+
+fn all_reduce<T: Number>(op: ReduceOp, bufs: &mut [&mut [T]]) {
+    let (ranks, len) = (bufs.len(), bufs[0].len());
+    let mut sum = [T::Acc::default(); BLOCK];
+    for block in blocks(len) {
+        let sum = &mut sum[..block.len()];
+        tree::<T>(op, &|rank| &bufs[rank][block.clone()], 0..ranks, sum);
+        finish::<T>(op, ranks, sum);
+        if let Some((first, others)) = bufs.split_first_mut() {
+            let first = &mut first[block.clone()];
+            T::store(sum, first);
+            for other in others {
+                other[block.clone()].copy_from_slice(first);
+            }
+        }
+    }
+}
+
+fn reduce_scatter<T: Number>(op: ReduceOp, sends: &[&[T]], recvs: Vec<&mut [T]>) {
+    let mut sum = [T::Acc::default(); BLOCK];
+    for (part, recv) in recvs.into_iter().enumerate() {
+        let start = part * recv.len();
+        for block in blocks(recv.len()) {
+            let sum = &mut sum[..block.len()];
+            let leaf = |rank: usize| &sends[rank][start + block.start..start + block.end];
+            tree::<T>(op, &leaf, 0..sends.len(), sum);
+            finish::<T>(op, sends.len(), sum);
+            T::store(sum, &mut recv[block]);
+        }
+    }
+}
+
+fn blocks(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(len))
+}
+
+/// Combines one block of the given ranks in the order of [`crate::tree_fold`].
+fn tree<'a, T: Number>(
+    op: ReduceOp,
+    leaf: &impl Fn(usize) -> &'a [T],
+    ranks: Range<usize>,
+    out: &mut [T::Acc],
+) {
+    if ranks.len() == 1 {
+        return T::load(leaf(ranks.start), out);
+    }
+    let middle = ranks.start + split_at(ranks.len());
+    tree(op, leaf, ranks.start..middle, out);
+    let mut right = [T::Acc::default(); BLOCK];
+    let right = &mut right[..out.len()];
+    tree(op, leaf, middle..ranks.end, right);
+    match op {
+        ReduceOp::Sum | ReduceOp::Mean => combine(out, right, T::add),
+        ReduceOp::Max => combine(out, right, T::max),
+    }
+}
+
+fn combine<A: Copy>(out: &mut [A], right: &[A], with: impl Fn(A, A) -> A) {
+    for (out, right) in out.iter_mut().zip(right) {
+        *out = with(*out, *right);
+    }
+}
+
+/// What comes after the tree and before rounding.
+fn finish<T: Number>(op: ReduceOp, ranks: usize, sum: &mut [T::Acc]) {
+    match op {
+        ReduceOp::Sum | ReduceOp::Max => {}
+        ReduceOp::Mean => sum.iter_mut().for_each(|sum| *sum = T::divide(*sum, ranks)),
+    }
+}

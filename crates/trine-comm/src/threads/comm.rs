@@ -1,0 +1,265 @@
+//! The communicator of a rank that is a thread.
+
+use super::Delivery;
+use super::board::{Board, Complete, Posted, Record, Transfer};
+use super::shared::{Seat, Shared};
+use crate::collective::{self, Payload};
+use crate::{
+    CommError, Communicator, Done, Group, Name, Operation, Pending, Progress, Request, SelfComm,
+    Site,
+};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard};
+use std::time::Instant;
+use trine_buffer::{Buf, Queue};
+
+/// One rank's view of one group.
+pub(super) struct ThreadComm {
+    seat: Arc<Seat>,
+    group: Group,
+    /// The group's place on the board.
+    id: usize,
+    /// How often this rank has divided the group.
+    splits: AtomicU64,
+}
+
+impl fmt::Debug for ThreadComm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ThreadComm({:?})", self.group)
+    }
+}
+
+impl ThreadComm {
+    pub(super) fn new(seat: Arc<Seat>, group: Group, id: usize) -> Self {
+        Self { seat, group, id, splits: AtomicU64::new(0) }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.seat.shared
+    }
+
+    /// The board, with everybody woken if what `act` does makes the world fail.
+    fn act<T>(&self, act: impl FnOnce(&mut Board) -> Result<T, CommError>) -> Result<T, CommError> {
+        let mut board = self.shared().lock();
+        let result = act(&mut board);
+        // Only failures of the world come out of the board.
+        if result.is_err() {
+            self.shared().wake_all(board);
+        }
+        result
+    }
+
+    fn start_collective(&self, request: Request) -> Result<Pending, CommError> {
+        let record = Record::new(self.seat.rank, self.id, &request);
+        let payload = Payload { send: request.send, recv: request.recv };
+        match self.act(|board| board.arrive(record, self.group.rank(), payload))? {
+            Posted::Ticket(id) => Ok(self.pending(id)),
+            Posted::Complete(complete) => self.complete(complete).map(Pending::finished),
+        }
+    }
+
+    /// The last arriver's share: it works for everybody, outside the lock.
+    fn complete(&self, mut complete: Complete) -> Result<Done, CommError> {
+        let executed = collective::execute(complete.operation, &mut complete.payloads);
+        self.succeed(executed.map_err(CommError::from))?;
+        let (done, wake) = self.shared().lock().close_collective(complete);
+        self.shared().wake(wake);
+        Ok(done)
+    }
+
+    /// Stops the world if work for others failed, because they wait for it.
+    fn succeed(&self, result: Result<(), CommError>) -> Result<(), CommError> {
+        self.act(|board| {
+            if let Err(error) = result {
+                board.fail(self.seat.rank, error, vec![self.seat.rank]);
+                return board.check(self.seat.rank);
+            }
+            Ok(())
+        })
+    }
+
+    fn start_message(&self, request: Request, peers: Peers) -> Result<Pending, CommError> {
+        let record = Record::new(self.seat.rank, self.id, &request);
+        let staged = self.stage(&request, peers)?;
+        let own = self.group.rank();
+        let (id, transfers) = self.act(|board| {
+            let id = board.open_message(record)?;
+            let mut transfers = [None, None];
+            if let (Some(to), Some(buf)) = (peers.to, request.send) {
+                transfers[0] = board.post_send(id, (own, to), buf, staged);
+            }
+            if let (Some(from), Some(buf)) = (peers.from, request.recv) {
+                transfers[1] = board.post_recv(id, (from, own), buf);
+            }
+            board.check(self.seat.rank)?;
+            Ok((id, transfers))
+        })?;
+        for transfer in transfers.into_iter().flatten() {
+            self.transfer(transfer)?;
+        }
+        Ok(self.pending(id))
+    }
+
+    /// Whoever comes second copies the message, outside the lock.
+    fn transfer(&self, mut transfer: Transfer) -> Result<(), CommError> {
+        self.succeed(transfer.execute())?;
+        let wake = self.shared().lock().close_transfer(transfer);
+        self.shared().wake(wake.into_iter().flatten());
+        Ok(())
+    }
+
+    /// In buffered delivery, a copy of a message that no receiver waits for, so that the sender can
+    /// go on.
+    fn stage(&self, request: &Request, peers: Peers) -> Result<Option<Buf>, CommError> {
+        let (Some(to), Some(send)) = (peers.to, &request.send) else { return Ok(None) };
+        match self.shared().options.delivery {
+            Delivery::Rendezvous => Ok(None),
+            Delivery::Buffered => {
+                if self.shared().lock().receiver_waits(self.id, self.group.rank(), to) {
+                    return Ok(None);
+                }
+                let mut copy = self.shared().pool.alloc(send.dtype(), send.len())?;
+                copy.slice_mut().copy_from(send.slice())?;
+                Ok(Some(copy))
+            }
+        }
+    }
+
+    fn pending(&self, id: usize) -> Pending {
+        Pending::started(Box::new(ThreadPending { seat: self.seat.clone(), ticket: Some(id) }))
+    }
+
+    /// Everybody's colour, in the group's order.
+    fn colours(&self, colour: u64, site: Site) -> Result<Vec<u64>, CommError> {
+        let request = Request {
+            operation: Operation::AllGather,
+            name: Name::new("split"),
+            send: Some(Buf::from_vec(vec![colour])),
+            recv: Some(Buf::from_vec(vec![0u64; self.group.size()])),
+            site,
+        };
+        let all = self.start(request)?.wait(&Queue::Host)?.into_recv(site)?;
+        Ok(all.into_vec()?)
+    }
+}
+
+/// The peers of a message, as indices within the group.
+#[derive(Debug, Clone, Copy)]
+struct Peers {
+    to: Option<usize>,
+    from: Option<usize>,
+}
+
+impl Communicator for ThreadComm {
+    fn group(&self) -> &Group {
+        &self.group
+    }
+
+    fn start(&self, request: Request) -> Result<Pending, CommError> {
+        request.check(&self.group)?;
+        let (to, from) = match request.operation {
+            Operation::Send { to } => (Some(to), None),
+            Operation::Recv { from } => (None, Some(from)),
+            Operation::Exchange { to, from } => (Some(to), Some(from)),
+            Operation::Broadcast { .. }
+            | Operation::AllReduce(_)
+            | Operation::AllGather
+            | Operation::ReduceScatter(_)
+            | Operation::AllToAll
+            | Operation::Barrier => return self.start_collective(request),
+        };
+        self.start_message(request, Peers { to, from })
+    }
+
+    fn subgroup(
+        &self,
+        colour: u64,
+        name: &str,
+        site: Site,
+    ) -> Result<Arc<dyn Communicator>, CommError> {
+        let split = self.splits.fetch_add(1, Ordering::Relaxed);
+        let colours = self.colours(colour, site)?;
+        let members: Vec<usize> =
+            (0..self.group.size()).filter(|member| colours[*member] == colour).collect();
+        let index = members.iter().position(|member| *member == self.group.rank());
+        let ranks = members.iter().map(|member| self.group.ranks()[*member]).collect();
+        let group = index.and_then(|index| Group::new(name, ranks, index));
+        let group = group.expect("invariant: every rank has its own colour");
+        if group.size() == 1 {
+            let whole = Self::new(self.seat.clone(), self.group.clone(), self.id);
+            return Ok(SelfComm::within(name, group.world_rank(), Some(Arc::new(whole))));
+        }
+        let id = self.act(|board| board.join((self.id, split, colour), &group, site))?;
+        Ok(Arc::new(Self::new(self.seat.clone(), group, id)))
+    }
+
+    fn abort(&self, cause: &str) {
+        self.shared().abort(self.seat.rank, cause);
+    }
+}
+
+/// A posted operation of a rank that is a thread.
+struct ThreadPending {
+    seat: Arc<Seat>,
+    /// `None` once it has been waited for.
+    ticket: Option<usize>,
+}
+
+impl Progress for ThreadPending {
+    fn is_done(&self) -> bool {
+        let board = self.seat.shared.lock();
+        self.ticket.is_none_or(|id| board.check(self.seat.rank).is_err() || board.is_done(id))
+    }
+
+    // Host memory is ready on every queue when the operation is over.
+    fn wait(mut self: Box<Self>, _on: &Queue) -> Result<Done, CommError> {
+        let Some(id) = self.ticket else { return Ok(Done::default()) };
+        let board = self.seat.shared.lock();
+        board.check(self.seat.rank)?;
+        let done = if board.is_done(id) { fetch(board, id) } else { self.park(board, id)? };
+        self.ticket = None;
+        Ok(done)
+    }
+}
+
+fn fetch(mut board: MutexGuard<'_, Board>, id: usize) -> Done {
+    board.fetch(id).expect("invariant: the ticket is done")
+}
+
+impl ThreadPending {
+    /// Parks until the operation is over, the world has failed or the deadline has passed.
+    fn park(&self, mut board: MutexGuard<'_, Board>, id: usize) -> Result<Done, CommError> {
+        let (rank, shared) = (self.seat.rank, &self.seat.shared);
+        board.begin_wait(rank, id);
+        board.fail_if_stuck(rank);
+        let since = Instant::now();
+        while board.check(rank).is_ok() && !board.is_done(id) {
+            let left = shared.options.deadline.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                board.fail_deadline(rank, id, since.elapsed());
+            } else {
+                board = shared.park(rank, board, left);
+            }
+        }
+        board.end_wait(rank, id);
+        match board.check(rank) {
+            Ok(()) => Ok(fetch(board, id)),
+            // Idempotent: whoever failed the world wakes everybody, and so does this.
+            Err(error) => {
+                shared.wake_all(board);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for ThreadPending {
+    fn drop(&mut self) {
+        if let Some(id) = self.ticket {
+            // Buffers are dropped after the lock is released.
+            let done = self.seat.shared.lock().abandon(id);
+            drop(done);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A communicator in front of another: fault injection, and mutants of a working program without a
+//! switch in it.
+
+use crate::{CommError, Communicator, Done, Group, Pending, Request, Site};
+use std::fmt;
+use std::sync::Arc;
+
+/// What becomes of a tapped operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// It goes on, as the closure has left it.
+    Forward,
+    /// It is over at once without any communication; its buffers come back as they are.
+    Skip,
+    /// It fails on this rank, with these words.
+    Fail(String),
+}
+
+type Closure = dyn Fn(&Group, &mut Request) -> Action + Send + Sync;
+
+/// Shows every operation to a closure before it is posted. The closure may change the request, or
+/// sleep to delay it. Subgroups are tapped too; dividing a group is not shown.
+///
+/// ```
+/// use trine_buffer::Buf;
+/// use trine_comm::wrap::{Action, Tap};
+/// use trine_comm::{CommError, Operation, ReduceOp, threads};
+///
+/// // What would training make of an all-reduce that never happens?
+/// let values = threads::run(2, &Default::default(), |comm| {
+///     let comm = Tap::around(comm, |_group, request| match request.operation {
+///         Operation::AllReduce(_) if request.name.label() == "grad" => Action::Skip,
+///         _ => Action::Forward,
+///     });
+///     let grad = Buf::from_vec(vec![comm.rank() as f32]);
+///     Ok::<_, CommError>(comm.all_reduce(grad, ReduceOp::Sum, "grad")?.typed::<f32>()?[0])
+/// });
+/// assert_eq!(values.unwrap(), [0.0, 1.0]);
+/// ```
+pub struct Tap {
+    inner: Arc<dyn Communicator>,
+    closure: Arc<Closure>,
+}
+
+impl Tap {
+    /// `inner` with `closure` in front.
+    pub fn around(
+        inner: Arc<dyn Communicator>,
+        closure: impl Fn(&Group, &mut Request) -> Action + Send + Sync + 'static,
+    ) -> Arc<dyn Communicator> {
+        Arc::new(Self { inner, closure: Arc::new(closure) })
+    }
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tap({:?})", self.inner)
+    }
+}
+
+impl Communicator for Tap {
+    fn group(&self) -> &Group {
+        self.inner.group()
+    }
+
+    fn start(&self, mut request: Request) -> Result<Pending, CommError> {
+        match (self.closure)(self.group(), &mut request) {
+            Action::Forward => self.inner.start(request),
+            Action::Skip => Ok(Pending::finished(Done { send: request.send, recv: request.recv })),
+            Action::Fail(message) => {
+                let call = Box::new(request.call(self.group(), 0));
+                Err(CommError::Injected { call, message })
+            }
+        }
+    }
+
+    fn subgroup(
+        &self,
+        colour: u64,
+        name: &str,
+        site: Site,
+    ) -> Result<Arc<dyn Communicator>, CommError> {
+        let inner = self.inner.subgroup(colour, name, site)?;
+        Ok(Arc::new(Self { inner, closure: self.closure.clone() }))
+    }
+
+    fn abort(&self, cause: &str) {
+        self.inner.abort(cause);
+    }
+}
