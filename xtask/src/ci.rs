@@ -56,7 +56,7 @@ const STEPS: &[Step] = &[
         name: "deny",
         when: When::Installed("deny"),
         env: &[],
-        cargo: &["deny", "--all-features", "check", "bans", "licenses", "sources"],
+        cargo: &["deny", "check", "bans", "licenses", "sources"],
     },
     Step {
         name: "long tests",

@@ -22,7 +22,8 @@ use workspace::Workspace;
 
 #[derive(Debug, Parser)]
 #[command(
-    name = "cargo xtask",
+    name = "xtask",
+    bin_name = "cargo xtask",
     about = "Commands of the trine workspace",
     disable_help_subcommand = true
 )]
