@@ -1,0 +1,45 @@
+//! GPT-2 and GPT-3 (Radford et al., 2019; Brown et al., 2005.14165), the family of Oak Ridge's
+//! Frontier run (2312.12705): LayerNorm, learned positions, GELU, biases, tied output layer.
+
+use crate::{Block, Builder, Embedding, Head};
+use trine_comm::Name;
+use trine_nn::{Activation, NnError};
+
+/// Token and position embedding.
+///
+/// # Errors
+/// A parameter that the stage does not hold.
+pub fn embedding(b: &Builder<'_>) -> Result<Embedding, NnError> {
+    Ok(Embedding { tables: b.embedding()?, dropout: b.dropout("embedding") })
+}
+
+/// Block `index`: LayerNorm, multi-head attention, LayerNorm, GELU MLP.
+///
+/// # Errors
+/// A parameter that the stage does not hold, or a failed collective.
+pub fn block(b: &Builder<'_>, index: usize) -> Result<Block, NnError> {
+    let block = format!("block.{index}");
+    let label = |label| Name::new(label).with("block", index as u64);
+    let (attention, mlp) = (format!("{block}.attention"), format!("{block}.mlp"));
+    let down = format!("{mlp}.down");
+    Ok(Block {
+        norm1: b.norm(&format!("{block}.norm1"), label("norm1"))?,
+        qkv: b.column(&attention, &["q", "k", "v"], label("qkv"))?,
+        attention: b.attention(&attention, label("attention"))?,
+        output: b.row(&format!("{attention}.output"), label("output"))?,
+        dropout1: b.dropout(&format!("{attention}.dropout")),
+        norm2: b.norm(&format!("{block}.norm2"), label("norm2"))?,
+        up: b.column(&mlp, &["up"], label("up"))?,
+        activation: Activation::Gelu { cols: b.inner_width(&down)? },
+        down: b.row(&down, label("down"))?,
+        dropout2: b.dropout(&format!("{mlp}.dropout")),
+    })
+}
+
+/// Final LayerNorm, output layer and loss.
+///
+/// # Errors
+/// A parameter that the stage does not hold.
+pub fn head(b: &Builder<'_>) -> Result<Head, NnError> {
+    Ok(Head { norm: b.norm("head.norm", Name::new("head.norm"))?, output: b.output()? })
+}

@@ -1,0 +1,168 @@
+//! The part of a model that one rank holds, in segments that a schedule can run one by one.
+
+use crate::{Builder, Head, gpt, llama};
+use std::ops::Range;
+use std::sync::Arc;
+use trine_buffer::{Act, Buf, DType};
+use trine_comm::Communicator;
+use trine_nn::{
+    Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Saved, WeightWork,
+};
+use trine_spec::{Family, ModelSpec, Piece, StageLayout};
+
+/// What a stage is built from.
+#[derive(Debug)]
+pub struct StageParts<'a> {
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// What this rank holds of it.
+    pub layout: &'a StageLayout,
+    /// The tensor-parallel ranks.
+    pub comm: Arc<dyn Communicator>,
+    /// Split the residual stream by rows over them.
+    pub sequence_parallel: bool,
+    /// Keep each block's input only, and run its forward pass again in backward.
+    pub recompute: bool,
+    /// How sums are ordered.
+    pub numerics: Numerics,
+    /// Type of weights and activations.
+    pub compute: DType,
+    /// Seed of dropout masks.
+    pub seed: u64,
+}
+
+#[derive(Debug)]
+enum PieceLayer {
+    Inner(Box<dyn Layer>),
+    Head(Box<Head>),
+}
+
+impl PieceLayer {
+    fn layer(&self) -> &dyn Layer {
+        match self {
+            Self::Inner(layer) => layer.as_ref(),
+            Self::Head(head) => head.as_ref(),
+        }
+    }
+}
+
+/// One rank's stage. Input: token ids on the first stage, else the residual stream. Output: the loss
+/// of each token on the last stage, else the residual stream.
+#[derive(Debug)]
+pub struct StageModel {
+    pieces: Vec<(Piece, PieceLayer)>,
+    segments: Vec<Range<usize>>,
+}
+
+impl StageModel {
+    /// Builds a stage. A collective call among the tensor-parallel ranks.
+    ///
+    /// # Errors
+    /// A layout of another model, or a failed collective.
+    pub fn new(parts: &StageParts<'_>) -> Result<Self, NnError> {
+        let builder = Builder::new(parts)?;
+        let mut pieces = Vec::new();
+        for &piece in &parts.layout.pieces {
+            pieces.push((piece, build(&builder, piece, parts.recompute)?));
+        }
+        // A segment is the run of pieces whose gradients share a bucket.
+        let mut segments: Vec<Range<usize>> = Vec::new();
+        for bucket in parts.layout.buckets.iter().filter(|bucket| !bucket.pieces.is_empty()) {
+            let start = segments.last().map_or(0, |segment| segment.end);
+            segments.push(start..start + bucket.pieces.len());
+        }
+        Ok(Self { pieces, segments })
+    }
+
+    /// The stage's pieces in forward order.
+    pub fn pieces(&self) -> Vec<Piece> {
+        self.pieces.iter().map(|(piece, _)| *piece).collect()
+    }
+
+    /// Number of segments: runs of pieces with one gradient bucket each, in forward order. Segment
+    /// `i` fills bucket `i`.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Runs all pieces forward. Returns one saved state a piece.
+    ///
+    /// # Errors
+    /// What a layer returns.
+    pub fn forward(
+        &self,
+        weights: &ParamStore,
+        x: Act,
+        ctx: &Context<'_>,
+    ) -> Result<(Act, Vec<Saved>), NnError> {
+        let (mut x, mut states) = (x, Vec::with_capacity(self.pieces.len()));
+        for (_, piece) in &self.pieces {
+            let (y, saved) = piece.layer().forward(weights, x, ctx)?;
+            states.push(saved);
+            x = y;
+        }
+        Ok((x, states))
+    }
+
+    /// Runs the pieces of one segment backward, last to first, taking their states from the end of
+    /// `states`. Segments are run from the last to the first.
+    ///
+    /// # Errors
+    /// What a layer returns, or states that do not belong to this segment.
+    pub fn backward_input(
+        &self,
+        segment: usize,
+        weights: &ParamStore,
+        states: &mut Vec<Saved>,
+        dy: Act,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<(Act, WeightWork), NnError> {
+        let pieces = self.segments[segment].clone();
+        if states.len() != pieces.end {
+            return Err(NnError::Saved { held: (0, states.len()), expected: (0, pieces.end) });
+        }
+        let (mut dy, mut work) = (dy, WeightWork::nothing());
+        for (_, piece) in self.pieces[pieces].iter().rev() {
+            let saved = states.pop().expect("invariant: counted above");
+            let (dx, left) = piece.layer().backward_input(weights, saved, dy, ctx, grads)?;
+            work.append(left);
+            dy = dx;
+        }
+        Ok((dy, work))
+    }
+
+    /// Runs the last stage up to the logits, `[tokens, local vocabulary]`: for sampling.
+    ///
+    /// # Errors
+    /// A stage without an output layer, or what a layer returns.
+    pub fn logits(&self, weights: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<Buf, NnError> {
+        let mut x = x;
+        for (_, piece) in &self.pieces {
+            match piece {
+                PieceLayer::Inner(layer) => x = layer.forward(weights, x, ctx)?.0,
+                PieceLayer::Head(head) => return head.logits(weights, x, ctx),
+            }
+        }
+        Err(NnError::Missing { layer: "logits", what: "an output layer on this stage" })
+    }
+}
+
+fn build(b: &Builder<'_>, piece: Piece, recompute: bool) -> Result<PieceLayer, NnError> {
+    let block = |index| match b.model.family {
+        Family::Gpt => gpt::block(b, index),
+        Family::Llama => llama::block(b, index),
+    };
+    Ok(match piece {
+        Piece::Embedding => PieceLayer::Inner(Box::new(match b.model.family {
+            Family::Gpt => gpt::embedding(b)?,
+            Family::Llama => llama::embedding(b)?,
+        })),
+        Piece::Block(index) if recompute => PieceLayer::Inner(Box::new(Recompute(block(index)?))),
+        Piece::Block(index) => PieceLayer::Inner(Box::new(block(index)?)),
+        Piece::Head => PieceLayer::Head(Box::new(match b.model.family {
+            Family::Gpt => gpt::head(b)?,
+            Family::Llama => llama::head(b)?,
+        })),
+    })
+}

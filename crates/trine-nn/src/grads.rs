@@ -1,0 +1,328 @@
+//! The gradient store: flat accumulators, or in reference numerics a tree over global samples.
+
+use crate::{NnError, Numerics, ParamId, Rows};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use trine_buffer::{Buf, DType, SliceMut};
+use trine_kernels::Ops;
+use trine_spec::StageLayout;
+
+/// A complete subtree of the sum over samples: `level` 0 is one sample; level l at `index` i sums
+/// the samples `i·2^l .. (i+1)·2^l` of the global batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Node {
+    /// log₂ of the number of samples.
+    pub level: u32,
+    /// Which of the subtrees of this level.
+    pub index: usize,
+}
+
+impl Node {
+    fn first_sample(self) -> usize {
+        self.index << self.level
+    }
+}
+
+/// The largest complete subtrees that a range of samples consists of, in order: what a binary
+/// counter over the global sample index holds after adding them.
+pub fn subtrees(samples: Range<usize>) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    let mut next = samples.start;
+    while next < samples.end {
+        let fits =
+            |level: &u32| next.is_multiple_of(1 << level) && next + (1 << level) <= samples.end;
+        let level = (0..usize::BITS - 1).take_while(fits).last().unwrap_or(0);
+        nodes.push(Node { level, index: next >> level });
+        next += 1 << level;
+    }
+    nodes
+}
+
+/// A sum over samples in the one order that no layout changes: siblings are added as soon as both
+/// are there, whatever the order of arrival.
+#[derive(Debug, Default)]
+pub struct SampleTree {
+    leaves: BTreeMap<usize, Buf>,
+    nodes: BTreeMap<Node, Buf>,
+}
+
+impl SampleTree {
+    fn leaf(&mut self, sample: usize, dtype: DType, len: usize) -> &mut Buf {
+        self.leaves.entry(sample).or_insert_with(|| Buf::zeros(dtype, len))
+    }
+
+    /// Declares the gradients of these samples complete and adds them into the tree.
+    fn close(&mut self, samples: Range<usize>, ops: &dyn Ops) -> Result<(), NnError> {
+        for sample in samples {
+            if let Some(leaf) = self.leaves.remove(&sample) {
+                self.insert(Node { level: 0, index: sample }, leaf, ops)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a subtree, merging it with its sibling where that is already there.
+    ///
+    /// # Errors
+    /// Lengths or types differ.
+    pub fn insert(&mut self, node: Node, sum: Buf, ops: &dyn Ops) -> Result<(), NnError> {
+        let (mut node, mut sum) = (node, sum);
+        while let Some(sibling) = self.nodes.remove(&Node { index: node.index ^ 1, ..node }) {
+            let (mut left, right) =
+                if node.index.is_multiple_of(2) { (sum, sibling) } else { (sibling, sum) };
+            ops.add_assign(left.slice_mut(), right.slice())?;
+            (node, sum) = (Node { level: node.level + 1, index: node.index / 2 }, left);
+        }
+        self.nodes.insert(node, sum);
+        Ok(())
+    }
+
+    /// The subtrees in order of their samples.
+    pub fn into_nodes(self) -> Vec<(Node, Buf)> {
+        let mut nodes: Vec<(Node, Buf)> = self.nodes.into_iter().collect();
+        nodes.sort_by_key(|(node, _)| node.first_sample());
+        nodes
+    }
+
+    /// The whole sum: the subtrees that are left are added from the last to the first.
+    ///
+    /// # Errors
+    /// Lengths or types differ, or nothing was added.
+    pub fn finish(self, ops: &dyn Ops) -> Result<Option<Buf>, NnError> {
+        let mut sum: Option<Buf> = None;
+        for (_, mut node) in self.into_nodes().into_iter().rev() {
+            if let Some(right) = sum {
+                ops.add_assign(node.slice_mut(), right.slice())?;
+            }
+            sum = Some(node);
+        }
+        Ok(sum)
+    }
+}
+
+#[derive(Debug)]
+enum Bucket {
+    Sum(Buf),
+    Tree(SampleTree),
+    Away,
+}
+
+/// A bucket's gradient, taken out of the store to be reduced.
+#[derive(Debug)]
+pub enum TakenGrads {
+    /// This rank's sum (fast numerics).
+    Sum(Buf),
+    /// This rank's subtrees over its samples (reference numerics).
+    Nodes(Vec<(Node, Buf)>),
+}
+
+/// The gradients of one rank's stage, accumulated in place over micro-batches in the accumulator
+/// type (contract C3). A bucket that is being reduced is absent: writing to it is an error.
+#[derive(Debug)]
+pub struct GradStore {
+    layout: Arc<StageLayout>,
+    dtype: DType,
+    numerics: Numerics,
+    buckets: Vec<Bucket>,
+}
+
+impl GradStore {
+    /// Gradients of zeros for weights of type `compute`.
+    pub fn new(layout: Arc<StageLayout>, compute: DType, numerics: Numerics) -> Self {
+        let dtype = compute.accumulator();
+        let empty = |bucket: &trine_spec::BucketLayout| match numerics {
+            Numerics::Fast => Bucket::Sum(Buf::zeros(dtype, bucket.len)),
+            Numerics::Reference => Bucket::Tree(SampleTree::default()),
+        };
+        let buckets = layout.buckets.iter().map(empty).collect();
+        Self { layout, dtype, numerics, buckets }
+    }
+
+    /// The accumulator type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// What is stored where.
+    pub fn layout(&self) -> &Arc<StageLayout> {
+        &self.layout
+    }
+
+    /// Bytes of all gradients held.
+    pub fn size_bytes(&self) -> usize {
+        let bytes = |bucket: &Bucket| match bucket {
+            Bucket::Sum(sum) => sum.size_bytes(),
+            Bucket::Tree(tree) => {
+                tree.leaves.values().chain(tree.nodes.values()).map(Buf::size_bytes).sum()
+            }
+            Bucket::Away => 0,
+        };
+        self.buckets.iter().map(bytes).sum()
+    }
+
+    /// Starts a step: all gradients are zero again.
+    ///
+    /// # Errors
+    /// A bucket is still away.
+    pub fn clear(&mut self) -> Result<(), NnError> {
+        for (index, bucket) in self.buckets.iter_mut().enumerate() {
+            match (self.numerics, &mut *bucket) {
+                (_, Bucket::Away) => {
+                    return Err(NnError::Away { what: "gradients", bucket: index });
+                }
+                (Numerics::Fast, Bucket::Sum(sum)) => sum.slice_mut().zero(),
+                (_, bucket) => *bucket = Bucket::Tree(SampleTree::default()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to a parameter's gradient. `add` is called once for each part of the micro-batch whose
+    /// gradient is one sum: with all its rows in fast numerics, sample by sample in reference
+    /// numerics. It gets the rows and the accumulator, and must add the rows in ascending order.
+    ///
+    /// # Errors
+    /// The bucket is away, or what `add` returns.
+    pub fn add(
+        &mut self,
+        id: &ParamId,
+        rows: &Rows,
+        mut add: impl FnMut(Range<usize>, SliceMut<'_>) -> Result<(), NnError>,
+    ) -> Result<(), NnError> {
+        let (bucket, len) = (id.bucket(), self.layout.buckets[id.bucket()].len);
+        match &mut self.buckets[bucket] {
+            Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+            Bucket::Sum(sum) => add(0..rows.tokens(), sum.slice_mut().range(id.span())?),
+            Bucket::Tree(tree) => rows.samples.clone().try_for_each(|sample| {
+                let leaf = tree.leaf(sample, self.dtype, len);
+                add(rows.of(sample), leaf.slice_mut().range(id.span())?)
+            }),
+        }
+    }
+
+    /// Declares a bucket's gradients of these samples complete, so that reference numerics can add
+    /// them up and free their leaves.
+    ///
+    /// # Errors
+    /// The bucket is away.
+    pub fn close(
+        &mut self,
+        bucket: usize,
+        samples: Range<usize>,
+        ops: &dyn Ops,
+    ) -> Result<(), NnError> {
+        match &mut self.buckets[bucket] {
+            Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+            Bucket::Sum(_) => Ok(()),
+            Bucket::Tree(tree) => tree.close(samples, ops),
+        }
+    }
+
+    /// Takes a bucket out to be reduced. Until [`GradStore::restore`], adding to it is an error.
+    ///
+    /// # Errors
+    /// The bucket is already away.
+    pub fn take(&mut self, bucket: usize, ops: &dyn Ops) -> Result<TakenGrads, NnError> {
+        match std::mem::replace(&mut self.buckets[bucket], Bucket::Away) {
+            Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+            Bucket::Sum(sum) => Ok(TakenGrads::Sum(sum)),
+            Bucket::Tree(mut tree) => {
+                tree.close(0..usize::MAX, ops)?;
+                Ok(TakenGrads::Nodes(tree.into_nodes()))
+            }
+        }
+    }
+
+    /// Puts the reduced gradients of a bucket back.
+    ///
+    /// # Errors
+    /// Another length or type than the bucket's.
+    pub fn restore(&mut self, bucket: usize, sum: Buf) -> Result<(), NnError> {
+        let len = self.layout.buckets[bucket].len;
+        if sum.len() != len || sum.dtype() != self.dtype {
+            return Err(NnError::WrongBuffer { what: "gradients", bucket, len, dtype: self.dtype });
+        }
+        self.buckets[bucket] = Bucket::Sum(sum);
+        Ok(())
+    }
+
+    /// The gradients of a bucket as one sum.
+    ///
+    /// # Errors
+    /// The bucket is away, or still a tree: take, finish and restore it first.
+    pub fn bucket(&self, bucket: usize) -> Result<&Buf, NnError> {
+        match &self.buckets[bucket] {
+            Bucket::Sum(sum) => Ok(sum),
+            Bucket::Tree(_) | Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+        }
+    }
+
+    /// The gradients of a bucket, writable.
+    ///
+    /// # Errors
+    /// As [`GradStore::bucket`].
+    pub fn bucket_mut(&mut self, bucket: usize) -> Result<&mut Buf, NnError> {
+        match &mut self.buckets[bucket] {
+            Bucket::Sum(sum) => Ok(sum),
+            Bucket::Tree(_) | Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trine_kernels::CpuOps;
+
+    #[test]
+    fn subtrees_cover_a_range_once_and_are_maximal() {
+        let mut cases = 0;
+        for start in 0..20 {
+            for end in start..20 {
+                let nodes = subtrees(start..end);
+                let samples: Vec<usize> = nodes
+                    .iter()
+                    .flat_map(|node| node.first_sample()..node.first_sample() + (1 << node.level))
+                    .collect();
+                assert_eq!(samples, (start..end).collect::<Vec<_>>());
+                let siblings = |a: &Node, b: &Node| a.level == b.level && a.index ^ 1 == b.index;
+                assert!(nodes.windows(2).all(|pair| !siblings(&pair[0], &pair[1])));
+                cases += 1;
+            }
+        }
+        assert_eq!(cases, 210);
+    }
+
+    #[test]
+    fn any_order_of_arrival_and_any_split_give_the_same_bits() {
+        let ops = CpuOps::new(trine_kernels::Team::new(1));
+        // Values whose sum depends on the order in f32.
+        let value = |sample: usize| {
+            Buf::from_vec(vec![1.0f32 + sample as f32 * 1e7, 1e-3 / (sample + 1) as f32])
+        };
+        let total = |order: &[usize]| {
+            let mut tree = SampleTree::default();
+            for &sample in order {
+                tree.insert(Node { level: 0, index: sample }, value(sample), &ops).unwrap();
+            }
+            tree.finish(&ops).unwrap().unwrap().to_f64_vec()
+        };
+        let serial = total(&(0..13).collect::<Vec<_>>());
+        assert_eq!(serial, total(&[12, 3, 7, 0, 1, 11, 2, 10, 9, 4, 5, 8, 6]));
+        // Two ranks, 7 and 6 samples: each sums its own, then the subtrees meet.
+        let mut merged = SampleTree::default();
+        for samples in [0..7, 7..13] {
+            let mut local = SampleTree::default();
+            for sample in samples.clone() {
+                local.insert(Node { level: 0, index: sample }, value(sample), &ops).unwrap();
+            }
+            let nodes = local.into_nodes();
+            assert_eq!(nodes.iter().map(|(node, _)| *node).collect::<Vec<_>>(), subtrees(samples));
+            for (node, sum) in nodes {
+                merged.insert(node, sum, &ops).unwrap();
+            }
+        }
+        assert_eq!(serial, merged.finish(&ops).unwrap().unwrap().to_f64_vec());
+    }
+}

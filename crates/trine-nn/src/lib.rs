@@ -1,0 +1,127 @@
+//! Parameter and gradient stores, the layer trait with an explicit backward pass, and dense layers.
+//!
+//! Training does not go through candle's autograd: it pins every activation, cannot take a gradient
+//! from the next pipeline stage, and cannot split a backward pass. Here a [`Layer`] says what it
+//! saves ([`Saved`]), returns the gradient of its input at once, and leaves its weight gradients as
+//! data ([`WeightWork`]) that any schedule may run later. Weights live in flat buckets
+//! ([`ParamStore`], [`GradStore`]) and are lent to layers call by call.
+//!
+//! * [`Context`]: kernels, memory, numerics and coordinates of one call.
+//! * [`Linear`], [`NormLayer`], [`Activation`], [`AttentionCore`]: the dense parts.
+//! * [`Recompute`], [`Stack`]: wrappers around any layer.
+//! * [`gradcheck`]: finite differences in f64 against any layer.
+//! * `candle_layer` (feature `candle`): a closure over candle tensors as a layer.
+#![doc = include_str!("../example.md")]
+
+mod activation;
+mod attention;
+#[cfg(feature = "candle")]
+pub mod candle_layer;
+mod context;
+mod dropout;
+pub mod gradcheck;
+mod grads;
+mod layer;
+mod linear;
+mod norm;
+mod params;
+
+pub use activation::Activation;
+pub use attention::{AttentionCore, AttentionShape};
+pub use context::{Context, Mode, Numerics, Rows};
+pub use dropout::Dropout;
+pub use grads::{GradStore, Node, SampleTree, TakenGrads, subtrees};
+pub use layer::{Layer, Recompute, Saved, Stack, WeightTask, WeightWork};
+pub use linear::Linear;
+pub use norm::{NormGrads, NormLayer};
+pub use params::{Lease, ParamId, ParamStore, initial_weights, named_values};
+
+use trine_buffer::{BufferError, DType};
+use trine_kernels::KernelError;
+
+/// What can go wrong in a layer or a store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NnError {
+    /// A buffer has the wrong type or length.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    /// A kernel refused its arguments.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A collective inside a layer failed.
+    #[error(transparent)]
+    Communication(Box<dyn std::error::Error + Send + Sync>),
+    /// No parameter of this name is on this stage.
+    #[error("this stage holds no parameter \"{0}\"")]
+    Unknown(String),
+    /// Parameters that are used as one matrix do not lie behind one another.
+    #[error("parameters {0} are not neighbours in one bucket")]
+    NotNeighbours(String),
+    /// A bucket is used while it is away.
+    #[error("{what} of bucket {bucket} are in flight and cannot be used")]
+    Away {
+        /// Weights or gradients.
+        what: &'static str,
+        /// The bucket.
+        bucket: usize,
+    },
+    /// A buffer put back into a store does not fit.
+    #[error("{what} of bucket {bucket} must be {len} elements of {dtype}")]
+    WrongBuffer {
+        /// Weights or gradients.
+        what: &'static str,
+        /// The bucket.
+        bucket: usize,
+        /// Its length in elements.
+        len: usize,
+        /// Its type.
+        dtype: DType,
+    },
+    /// A saved state was made by another layer.
+    #[error(
+        "a saved state holds {held:?} activations and inner states where {expected:?} are expected"
+    )]
+    Saved {
+        /// What it holds.
+        held: (usize, usize),
+        /// What the layer expects.
+        expected: (usize, usize),
+    },
+    /// An input has the wrong number of elements.
+    #[error("{layer}: {what} has {held} elements, expected {expected}")]
+    Shape {
+        /// The layer.
+        layer: &'static str,
+        /// Which input.
+        what: &'static str,
+        /// What it has.
+        held: usize,
+        /// What it should have.
+        expected: usize,
+    },
+    /// Master weights in a type that is not an accumulator.
+    #[error("master weights are f32 or f64, not {0}")]
+    Master(DType),
+    /// The context lacks something that the layer needs.
+    #[error("{layer} needs {what} in its context")]
+    Missing {
+        /// The layer.
+        layer: &'static str,
+        /// What is missing.
+        what: &'static str,
+    },
+}
+
+/// Refuses an activation of the wrong length, naming the layer.
+pub(crate) fn check_len(
+    layer: &'static str,
+    what: &'static str,
+    held: usize,
+    expected: usize,
+) -> Result<(), NnError> {
+    if held == expected {
+        return Ok(());
+    }
+    Err(NnError::Shape { layer, what, held, expected })
+}

@@ -1,0 +1,173 @@
+//! LayerNorm and RMSNorm.
+
+use crate::{
+    Context, GradStore, Layer, NnError, ParamId, ParamStore, Saved, WeightWork, check_len,
+};
+use trine_buffer::{Act, Buf, SliceMut};
+use trine_kernels::NormShape;
+use trine_spec::Norm;
+
+/// A normalisation of each row, with a learned gain and, for LayerNorm, a learned bias.
+#[derive(Debug, Clone)]
+pub struct NormLayer {
+    /// Which norm.
+    pub kind: Norm,
+    /// Gain, for LayerNorm followed by the bias: one address for both.
+    pub params: ParamId,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// Where the gain's and bias's gradients of a backward call go.
+#[derive(Debug)]
+pub enum NormGrads<'a> {
+    /// Into the gradient store: the rows are whole samples.
+    Store(&'a mut GradStore),
+    /// Into one accumulator: the rows are a part of the samples.
+    Sum(SliceMut<'a>),
+}
+
+impl NormLayer {
+    /// Accumulator elements that are kept for each row: mean and reciprocal deviation, or the latter.
+    pub fn stats_per_row(&self) -> usize {
+        match self.kind {
+            Norm::Layer => 2,
+            Norm::Rms => 1,
+        }
+    }
+
+    fn shape(&self, rows: usize) -> NormShape {
+        NormShape { rows, cols: self.cols, eps: self.eps }
+    }
+
+    /// The normalised rows and their statistics. `x` may be any number of rows.
+    ///
+    /// # Errors
+    /// A length that is no multiple of the row's, or weights that are away.
+    pub fn normalise(
+        &self,
+        weights: &ParamStore,
+        x: &Buf,
+        ctx: &Context<'_>,
+    ) -> Result<(Buf, Buf), NnError> {
+        let rows = x.len() / self.cols;
+        check_len("norm", "input", x.len(), rows * self.cols)?;
+        let lease = weights.lease(&self.params)?;
+        let mut y = ctx.alloc(rows, self.cols)?;
+        let mut stats = ctx.alloc_sums(rows * self.stats_per_row())?;
+        let (out, sums, shape) = (y.slice_mut(), stats.slice_mut(), self.shape(rows));
+        let gamma = lease.slice().range(0..self.cols)?;
+        match self.kind {
+            Norm::Layer => {
+                let beta = lease.slice().range(self.cols..2 * self.cols)?;
+                ctx.ops.layer_norm(shape, out, sums, x.slice(), gamma, beta)?;
+            }
+            Norm::Rms => ctx.ops.rms_norm(shape, out, sums, x.slice(), gamma)?,
+        }
+        Ok((y, stats))
+    }
+
+    /// The input gradient of some rows, and the gain's and bias's gradients into `grads`.
+    ///
+    /// # Errors
+    /// Lengths that do not agree, or a bucket that is away.
+    pub fn gradients(
+        &self,
+        weights: &ParamStore,
+        (x, stats, dy): (&Buf, &Buf, &Buf),
+        ctx: &Context<'_>,
+        grads: NormGrads<'_>,
+    ) -> Result<Buf, NnError> {
+        check_len("norm", "output gradient", dy.len(), x.len())?;
+        let mut dx = ctx.alloc(x.len() / self.cols, self.cols)?;
+        let mut part = |rows: std::ops::Range<usize>, sum: SliceMut<'_>| {
+            self.part(weights, (x, stats, dy), rows, &mut dx, sum, ctx)
+        };
+        match grads {
+            NormGrads::Store(store) => store.add(&self.params, &ctx.rows, part)?,
+            NormGrads::Sum(sum) => part(0..x.len() / self.cols, sum)?,
+        }
+        Ok(dx)
+    }
+
+    fn part(
+        &self,
+        weights: &ParamStore,
+        (x, stats, dy): (&Buf, &Buf, &Buf),
+        rows: std::ops::Range<usize>,
+        dx: &mut Buf,
+        sum: SliceMut<'_>,
+        ctx: &Context<'_>,
+    ) -> Result<(), NnError> {
+        let lease = weights.lease(&self.params)?;
+        let elements = rows.start * self.cols..rows.end * self.cols;
+        let each = self.stats_per_row();
+        let stats = stats.slice().range(rows.start * each..rows.end * each)?;
+        let (x, dy) = (x.slice().range(elements.clone())?, dy.slice().range(elements.clone())?);
+        let (dx, gamma) = (dx.slice_mut().range(elements)?, lease.slice().range(0..self.cols)?);
+        let shape = self.shape(rows.len());
+        match self.kind {
+            Norm::Layer => {
+                let mut sum = sum;
+                // The bias's sum lies behind the gain's; both are needed at once, so the bias goes
+                // through a small buffer.
+                let mut beta = ctx.pool.zeros(ctx.compute.accumulator(), self.cols)?;
+                let gain = sum.reborrow().range(0..self.cols)?;
+                let out = beta.slice_mut();
+                ctx.ops.layer_norm_backward(shape, dx, false, gain, out, x, stats, gamma, dy)?;
+                ctx.ops.add_assign(sum.range(self.cols..2 * self.cols)?, beta.slice())?;
+            }
+            Norm::Rms => {
+                ctx.ops.rms_norm_backward(shape, dx, false, sum, x, stats, gamma, dy)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Layer for NormLayer {
+    fn forward(
+        &self,
+        weights: &ParamStore,
+        x: Act,
+        ctx: &Context<'_>,
+    ) -> Result<(Act, Saved), NnError> {
+        let (y, stats) = self.normalise(weights, &x, ctx)?;
+        let kept = if ctx.training() { vec![x, Act::new(stats)] } else { vec![] };
+        Ok((Act::new(y), Saved::new(kept, [])))
+    }
+
+    fn backward_input(
+        &self,
+        weights: &ParamStore,
+        saved: Saved,
+        dy: Act,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<(Act, WeightWork), NnError> {
+        let ([x, stats], []) = saved.take()?;
+        let dx = self.gradients(weights, (&x, &stats, &dy), ctx, NormGrads::Store(grads))?;
+        Ok((Act::new(dx), WeightWork::nothing()))
+    }
+}
+
+impl NormLayer {
+    /// Adds the gain's and bias's gradients of whole samples to the store without computing an
+    /// input gradient that is wanted elsewhere: for rows gathered from several ranks.
+    ///
+    /// # Errors
+    /// As [`NormLayer::gradients`].
+    pub fn param_gradients(
+        &self,
+        weights: &ParamStore,
+        saved: (&Buf, &Buf, &Buf),
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<(), NnError> {
+        let dx = self.gradients(weights, saved, ctx, NormGrads::Store(grads))?;
+        drop(dx);
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! Attention over the heads of one rank.
+
+use crate::{Split, TensorGroup, group::failed};
+use std::sync::Arc;
+use trine_buffer::Act;
+use trine_comm::{Communicator, Name, ReduceOp};
+use trine_kernels::{MatMut, MatRef};
+use trine_nn::{AttentionCore, Context, GradStore, Layer, NnError, ParamStore, Saved};
+
+/// Attention by heads. Heads are independent, so nothing crosses ranks, with one exception: with
+/// fewer KV heads than ranks, several ranks hold the same KV head and each has some of its query
+/// heads; the gradients of that key and value are then summed over those ranks.
+#[derive(Debug, Clone)]
+pub struct ShardedAttention {
+    core: AttentionCore,
+    /// The ranks that share this rank's KV head, if there are others.
+    sharers: Option<Arc<dyn Communicator>>,
+    name: Name,
+}
+
+impl ShardedAttention {
+    /// Attention over the heads of `core`. `replicas` ranks of the group hold the same KV head.
+    /// A collective call when `replicas > 1`.
+    ///
+    /// # Errors
+    /// A failed split.
+    pub fn new(
+        core: AttentionCore,
+        group: &TensorGroup,
+        replicas: usize,
+        name: Name,
+    ) -> Result<Self, NnError> {
+        let split = |replicas| group.comm().split((group.rank() / replicas) as u64, "kv");
+        let sharers = (replicas > 1).then(|| split(replicas)).transpose().map_err(failed)?;
+        Ok(Self { core, sharers, name })
+    }
+
+    /// `[tokens, q | k | v]` to `[tokens, q]`.
+    ///
+    /// # Errors
+    /// A wrong shape.
+    pub fn forward(
+        &self,
+        weights: &ParamStore,
+        qkv: Split,
+        ctx: &Context<'_>,
+    ) -> Result<(Split, Saved), NnError> {
+        let (o, saved) = self.core.forward(weights, qkv.into_inner(), ctx)?;
+        Ok((Split::assume(o), saved))
+    }
+
+    /// The gradient of `[tokens, q | k | v]`.
+    ///
+    /// # Errors
+    /// A wrong shape, or a failed collective.
+    pub fn backward_input(
+        &self,
+        weights: &ParamStore,
+        saved: Saved,
+        dy: Split,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<Split, NnError> {
+        let (d, work) = self.core.backward_input(weights, saved, dy.into_inner(), ctx, grads)?;
+        debug_assert_eq!(work.bytes(), 0, "attention has no weights");
+        let Some(sharers) = &self.sharers else { return Ok(Split::assume(d)) };
+        let (rows, shape) = (ctx.rows.tokens(), self.core.shape);
+        let (all, kv) = (shape.qkv_cols(), 2 * shape.kv_cols());
+        let mut d = d.into_buf(ctx.pool)?;
+        let mut shared = ctx.alloc(rows, kv)?;
+        let columns = shape.q_cols()..all;
+        let from = MatRef::new(d.slice(), rows, all).columns(columns.clone())?;
+        ctx.ops.copy(MatMut::new(shared.slice_mut(), rows, kv), from)?;
+        let shared = sharers.all_reduce(shared, ReduceOp::Sum, self.name).map_err(failed)?;
+        let to = MatMut::new(d.slice_mut(), rows, all).columns(columns)?;
+        ctx.ops.copy(to, MatRef::new(shared.slice(), rows, kv))?;
+        Ok(Split::assume(Act::new(d)))
+    }
+}
