@@ -1,0 +1,353 @@
+//! Lowering: small passes that turn compute-only lists into lists that can be executed.
+//!
+//! Each pass takes a schedule and returns another. [`lower()`] runs them in order.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use crate::action::Message;
+use crate::grid::{describe, grid};
+use crate::{Action, Payload, Schedule, ScheduleError, SyncPlan, Transfer};
+
+/// All passes: messages between stages, exchanges, and (with a plan) the reduction of gradients.
+///
+/// # Errors
+/// [`ScheduleError::Shape`] if schedule or plan do not fit together, [`ScheduleError::Lowered`] if
+/// the lists are not compute-only, [`ScheduleError::Stuck`] if their order cannot be executed.
+pub fn lower(schedule: &Schedule, sync: Option<&SyncPlan>) -> Result<Schedule, ScheduleError> {
+    let with_messages = fuse_exchanges(add_transfers(schedule)?);
+    match sync {
+        Some(plan) => add_grad_sync(with_messages, plan),
+        None => Ok(with_messages),
+    }
+}
+
+/// Adds the sends and receives that the placement asks for.
+///
+/// The lists of all ranks are traced together. A send follows what produced it (after W when B and W
+/// stand back to back, for then they are one unit), a receive comes as late as it can: where the
+/// next compute action needs it. Only when every rank waits is a message received early. A transfer
+/// is put into the lists of both ends at the same moment of the trace, so each list is a part of one
+/// common order; hence no rank can wait for another in a circle, even if a send completes only when
+/// it is received.
+///
+/// # Errors
+/// [`ScheduleError::Lowered`] if there is anything but whole F, B and W,
+/// [`ScheduleError::Stuck`] if the compute actions wait for each other in a circle.
+pub fn add_transfers(schedule: &Schedule) -> Result<Schedule, ScheduleError> {
+    schedule.check()?;
+    expect_only(schedule, "whole F, B and W only", is_whole_compute)?;
+    let actions = Trace::new(schedule).run()?;
+    Ok(Schedule { actions, ..schedule.clone() })
+}
+
+/// Joins each send that stands next to a receive with it, so that both are posted together.
+///
+/// Nothing is computed between the two, so posting the later one early is always allowed, and it can
+/// only remove waiting.
+pub fn fuse_exchanges(mut schedule: Schedule) -> Schedule {
+    for list in &mut schedule.actions {
+        let mut fused: Vec<Action> = Vec::with_capacity(list.len());
+        for &action in list.iter() {
+            let exchange = match (fused.last(), action) {
+                (Some(&Action::Send(send)), Action::Recv(recv))
+                | (Some(&Action::Recv(recv)), Action::Send(send)) => {
+                    Some(Action::Exchange { send, recv })
+                }
+                // Any other neighbours stay as they are.
+                _ => None,
+            };
+            if exchange.is_some() {
+                fused.pop();
+            }
+            fused.push(exchange.unwrap_or(action));
+        }
+        *list = fused;
+    }
+    schedule
+}
+
+/// Adds the reduction of gradients, each bucket as early as it is complete.
+///
+/// The last W of each stage (and its B, if that stands right before) is cut into segments, and each
+/// segment is followed by the posting of its reduction, so that buckets are reduced while the
+/// backward of the others still runs. A tied segment has to wait for its copies: after all else
+/// comes `ReduceTied`, then the reductions of tied segments, and then every reduction is awaited in
+/// the order of posting.
+///
+/// # Errors
+/// [`ScheduleError::Shape`] if the plan does not fit or the schedule is an evaluation,
+/// [`ScheduleError::Lowered`] if there are segments or reductions already.
+pub fn add_grad_sync(mut schedule: Schedule, plan: &SyncPlan) -> Result<Schedule, ScheduleError> {
+    schedule.sync = Some(plan.clone());
+    schedule.check()?;
+    let unsynced = |action: &Action| is_whole_compute(action) || is_transfer(action);
+    expect_only(&schedule, "whole F, B and W and their messages", unsynced)?;
+    schedule.actions = (0..schedule.ranks()).map(|rank| sync_rank(&schedule, plan, rank)).collect();
+    Ok(schedule)
+}
+
+fn is_whole_compute(action: &Action) -> bool {
+    match action {
+        Action::Forward { .. } => true,
+        Action::BackwardInput { segment, .. } | Action::BackwardWeight { segment, .. } => {
+            segment.is_none()
+        }
+        Action::Send(_)
+        | Action::Recv(_)
+        | Action::Exchange { .. }
+        | Action::ReduceTied { .. }
+        | Action::ReduceGrad { .. }
+        | Action::AwaitGrad { .. } => false,
+    }
+}
+
+fn is_transfer(action: &Action) -> bool {
+    matches!(action, Action::Send(_) | Action::Recv(_) | Action::Exchange { .. })
+}
+
+fn expect_only(
+    schedule: &Schedule,
+    expected: &'static str,
+    fits: impl Fn(&Action) -> bool,
+) -> Result<(), ScheduleError> {
+    for (rank, list) in schedule.actions.iter().enumerate() {
+        if let Some(position) = list.iter().position(|action| !fits(action)) {
+            return Err(ScheduleError::Lowered {
+                rank,
+                position,
+                action: list[position],
+                expected,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// True if `list[index]` is B and `list[index + 1]` its W.
+fn is_backward_pair(list: &[Action], index: usize) -> bool {
+    match (list.get(index), list.get(index + 1)) {
+        (
+            Some(Action::BackwardInput { stage: b, micro_batch: i, segment: None }),
+            Some(Action::BackwardWeight { stage: w, micro_batch: j, segment: None }),
+        ) => (b, i) == (w, j),
+        // Anything else is not such a pair.
+        _ => false,
+    }
+}
+
+/// One rank of a [`Trace`].
+struct Tracer<'a> {
+    compute: &'a [Action],
+    /// The next compute action.
+    next: usize,
+    /// Produced and not yet taken by the receiver; nothing is computed meanwhile.
+    sending: Option<Transfer>,
+    delivered: HashSet<Message>,
+    lowered: Vec<Action>,
+}
+
+/// The joint execution of all compute-only lists that decides where messages go.
+struct Trace<'a> {
+    schedule: &'a Schedule,
+    ranks: Vec<Tracer<'a>>,
+    /// Ranks that may be able to go on.
+    awake: VecDeque<usize>,
+}
+
+impl<'a> Trace<'a> {
+    fn new(schedule: &'a Schedule) -> Self {
+        let tracer = |list: &'a Vec<Action>| Tracer {
+            compute: list,
+            next: 0,
+            sending: None,
+            delivered: HashSet::new(),
+            lowered: Vec::with_capacity(2 * list.len()),
+        };
+        let ranks = schedule.actions.iter().map(tracer).collect();
+        Self { schedule, ranks, awake: (0..schedule.ranks()).collect() }
+    }
+
+    fn run(mut self) -> Result<Vec<Vec<Action>>, ScheduleError> {
+        loop {
+            while let Some(rank) = self.awake.pop_front() {
+                self.advance(rank);
+            }
+            if let Some(sender) = self.ranks.iter().position(|rank| rank.sending.is_some()) {
+                self.deliver(sender);
+            } else if self.ranks.iter().all(|rank| rank.next == rank.compute.len()) {
+                return Ok(self.ranks.into_iter().map(|rank| rank.lowered).collect());
+            } else {
+                return Err(self.stuck());
+            }
+        }
+    }
+
+    /// Computes until the rank has to wait, then completes the transfers that both ends want.
+    fn advance(&mut self, rank: usize) {
+        while self.ranks[rank].sending.is_none() && self.wanted(rank).is_none() {
+            let tracer = &mut self.ranks[rank];
+            let Some(&action) = tracer.compute.get(tracer.next) else { break };
+            tracer.lowered.push(action);
+            tracer.next += 1;
+            let produced = self.produced(rank, self.ranks[rank].next - 1);
+            self.ranks[rank].sending = produced;
+        }
+        if let Some(send) = self.ranks[rank].sending
+            && self.wanted(send.peer).map(|recv| recv.received()) == send.sent()
+        {
+            self.deliver(rank);
+        }
+        if let Some(recv) = self.wanted(rank)
+            && self.ranks[recv.peer].sending.and_then(|s| s.sent()) == Some(recv.received())
+        {
+            self.deliver(recv.peer);
+        }
+    }
+
+    /// Completes what `sender` sends, whether or not the receiver needs it next.
+    fn deliver(&mut self, sender: usize) {
+        let send = self.ranks[sender].sending.take().expect("invariant: called for a waiting send");
+        let message = send.sent().expect("invariant: only stages with a neighbour send");
+        self.ranks[sender].lowered.push(Action::Send(send));
+        let receiver = &mut self.ranks[send.peer];
+        receiver.delivered.insert(message);
+        receiver.lowered.push(Action::Recv(Transfer {
+            payload: message.payload,
+            stage: message.to_stage,
+            micro_batch: message.micro_batch,
+            peer: sender,
+        }));
+        self.awake.extend([sender, send.peer]);
+    }
+
+    /// The message that the next compute action of a rank still lacks.
+    fn wanted(&self, rank: usize) -> Option<Transfer> {
+        let tracer = &self.ranks[rank];
+        let recv = self.needed(rank, tracer.compute.get(tracer.next)?)?;
+        (!tracer.delivered.contains(&recv.received())).then_some(recv)
+    }
+
+    /// What a compute action takes from another rank.
+    fn needed(&self, rank: usize, action: &Action) -> Option<Transfer> {
+        let (payload, stage, micro_batch) = match *action {
+            Action::Forward { stage, micro_batch } => (Payload::Activation, stage, micro_batch),
+            Action::BackwardInput { stage, micro_batch, .. } => {
+                (Payload::Gradient, stage, micro_batch)
+            }
+            Action::BackwardWeight { .. }
+            | Action::Send(_)
+            | Action::Recv(_)
+            | Action::Exchange { .. }
+            | Action::ReduceTied { .. }
+            | Action::ReduceGrad { .. }
+            | Action::AwaitGrad { .. } => return None,
+        };
+        let message = Message { payload, to_stage: stage, micro_batch };
+        let peer = *self.schedule.placement.get(message.source_stage()?)?;
+        (peer != rank).then_some(Transfer { payload, stage, micro_batch, peer })
+    }
+
+    /// What is ready to be sent once the compute action at `index` is done.
+    fn produced(&self, rank: usize, index: usize) -> Option<Transfer> {
+        let list = self.ranks[rank].compute;
+        let (payload, stage, micro_batch) = match list[index] {
+            Action::Forward { stage, micro_batch } => (Payload::Activation, stage, micro_batch),
+            Action::BackwardInput { stage, micro_batch, .. } if !is_backward_pair(list, index) => {
+                (Payload::Gradient, stage, micro_batch)
+            }
+            Action::BackwardWeight { stage, micro_batch, .. }
+                if index > 0 && is_backward_pair(list, index - 1) =>
+            {
+                (Payload::Gradient, stage, micro_batch)
+            }
+            Action::BackwardInput { .. }
+            | Action::BackwardWeight { .. }
+            | Action::Send(_)
+            | Action::Recv(_)
+            | Action::Exchange { .. }
+            | Action::ReduceTied { .. }
+            | Action::ReduceGrad { .. }
+            | Action::AwaitGrad { .. } => return None,
+        };
+        let to_stage = Transfer { payload, stage, micro_batch, peer: rank }.sent()?.to_stage;
+        let peer = *self.schedule.placement.get(to_stage)?;
+        (peer != rank).then_some(Transfer { payload, stage, micro_batch, peer })
+    }
+
+    fn stuck(&self) -> ScheduleError {
+        let waiting: Vec<(usize, usize)> = (0..self.ranks.len())
+            .filter(|&rank| self.wanted(rank).is_some())
+            .map(|rank| (rank, self.ranks[rank].next))
+            .collect();
+        ScheduleError::Stuck {
+            what: format!("every rank waits for an input: {}", describe(self.schedule, &waiting)),
+            grid: grid(self.schedule, &waiting),
+        }
+    }
+}
+
+/// The list of one rank with its reductions.
+fn sync_rank(schedule: &Schedule, plan: &SyncPlan, rank: usize) -> Vec<Action> {
+    let list = &schedule.actions[rank];
+    let last_weight = last_weights(list);
+    let mut synced = Vec::with_capacity(list.len() + 16);
+    let mut posted = Vec::new();
+    let mut tied = Vec::new();
+    for (index, &action) in list.iter().enumerate() {
+        let Action::BackwardWeight { stage, micro_batch, segment: None } = action else {
+            synced.push(action);
+            continue;
+        };
+        if last_weight[&stage] != index {
+            synced.push(action);
+            continue;
+        }
+        let with_input = index > 0 && is_backward_pair(list, index - 1);
+        if with_input {
+            synced.pop();
+        }
+        let segments = plan.segments.get(stage).copied().unwrap_or(0);
+        for segment in backward_segments(segments) {
+            if with_input {
+                synced.push(Action::BackwardInput { stage, micro_batch, segment });
+            }
+            synced.push(Action::BackwardWeight { stage, micro_batch, segment });
+            if segments == 0 {
+                continue;
+            }
+            let bucket = (stage, segment.unwrap_or(0));
+            if plan.is_tied(bucket.0, bucket.1) {
+                tied.push(bucket);
+            } else {
+                synced.push(Action::ReduceGrad { stage: bucket.0, segment: bucket.1 });
+                posted.push(bucket);
+            }
+        }
+    }
+    if let Some(stage) = tied.iter().map(|&(stage, _)| stage).min() {
+        synced.push(Action::ReduceTied { stage });
+    }
+    synced.extend(tied.iter().map(|&(stage, segment)| Action::ReduceGrad { stage, segment }));
+    posted.extend(tied);
+    synced.extend(posted.iter().map(|&(stage, segment)| Action::AwaitGrad { stage, segment }));
+    synced
+}
+
+/// The segments of B and W from last to first; a single one needs no number.
+fn backward_segments(segments: usize) -> Box<dyn Iterator<Item = Option<usize>>> {
+    match segments {
+        0 | 1 => Box::new(std::iter::once(None)),
+        many => Box::new((0..many).rev().map(Some)),
+    }
+}
+
+/// The position of the last W of each stage.
+fn last_weights(list: &[Action]) -> BTreeMap<usize, usize> {
+    let mut last = BTreeMap::new();
+    for (index, action) in list.iter().enumerate() {
+        if let Action::BackwardWeight { stage, .. } = action {
+            last.insert(*stage, index);
+        }
+    }
+    last
+}

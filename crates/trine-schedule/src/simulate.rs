@@ -1,0 +1,192 @@
+//! The simulator: how long a schedule takes, where its bubbles are, what it keeps in memory.
+
+use crate::engine::{Outcome, run};
+use crate::grid::{describe, grid};
+use crate::{Action, Schedule, ScheduleError, Transfer};
+
+/// When a send completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// At once: the message waits for its receiver in a buffer.
+    Buffered,
+    /// When the receiver has it (as large messages of MPI do).
+    Rendezvous,
+}
+
+/// What actions cost, in any one unit of time. Costs are finite and not negative.
+///
+/// Every `Fn(rank, position, &Action) -> f64` is a `Costs` without latency: that is how *measured*
+/// durations are replayed.
+pub trait Costs {
+    /// The time a rank itself works on the action at `position` of its list, without waiting.
+    ///
+    /// The time of a [`Action::ReduceGrad`] passes on a lane of its own beside the rank.
+    fn duration(&self, rank: usize, position: usize, action: &Action) -> f64;
+
+    /// The time from the end of a send to the arrival of its message.
+    fn latency(&self, rank: usize, send: &Transfer) -> f64 {
+        let _ = (rank, send);
+        0.0
+    }
+}
+
+impl<F: Fn(usize, usize, &Action) -> f64> Costs for F {
+    fn duration(&self, rank: usize, position: usize, action: &Action) -> f64 {
+        self(rank, position, action)
+    }
+}
+
+/// The same costs for every stage and micro-batch.
+///
+/// A segment costs its share of the stage. Messages and reductions are free unless set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UniformCosts {
+    /// F of a whole stage.
+    pub forward: f64,
+    /// B of a whole stage.
+    pub backward_input: f64,
+    /// W of a whole stage.
+    pub backward_weight: f64,
+    /// From the end of a send to the arrival of its message.
+    pub latency: f64,
+    /// The reduction of one bucket.
+    pub reduce_grad: f64,
+    /// The reduction of the tied parameter, once all ranks are there.
+    pub reduce_tied: f64,
+    segments: Vec<usize>,
+}
+
+impl UniformCosts {
+    /// F, B and W cost 1 each (a backward is twice a forward), all else is free.
+    pub fn new(schedule: &Schedule) -> Self {
+        Self {
+            forward: 1.0,
+            backward_input: 1.0,
+            backward_weight: 1.0,
+            latency: 0.0,
+            reduce_grad: 0.0,
+            reduce_tied: 0.0,
+            segments: (0..schedule.stages()).map(|stage| schedule.segments(stage)).collect(),
+        }
+    }
+
+    fn share(&self, stage: usize, segment: Option<usize>) -> f64 {
+        match segment {
+            Some(_) => 1.0 / self.segments.get(stage).copied().unwrap_or(1) as f64,
+            None => 1.0,
+        }
+    }
+}
+
+impl Costs for UniformCosts {
+    fn duration(&self, _rank: usize, _position: usize, action: &Action) -> f64 {
+        match *action {
+            Action::Forward { .. } => self.forward,
+            Action::BackwardInput { stage, segment, .. } => {
+                self.backward_input * self.share(stage, segment)
+            }
+            Action::BackwardWeight { stage, segment, .. } => {
+                self.backward_weight * self.share(stage, segment)
+            }
+            Action::Send(_) | Action::Recv(_) | Action::Exchange { .. } => 0.0,
+            Action::ReduceTied { .. } => self.reduce_tied,
+            Action::ReduceGrad { .. } => self.reduce_grad,
+            Action::AwaitGrad { .. } => 0.0,
+        }
+    }
+
+    fn latency(&self, _rank: usize, _send: &Transfer) -> f64 {
+        self.latency
+    }
+}
+
+/// When an action ran: posted or begun at `start`, done at `end`, `busy` of it work, the rest waiting.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Span {
+    /// When the action was begun.
+    pub start: f64,
+    /// When it was done.
+    pub end: f64,
+    /// The part that was work.
+    pub busy: f64,
+}
+
+/// A simulated step: the span of every action of a schedule.
+#[derive(Debug, Clone)]
+pub struct Timeline<'a> {
+    /// The schedule that was executed.
+    pub schedule: &'a Schedule,
+    /// The span of each action, by rank and position. That of a [`Action::ReduceGrad`] lies on the
+    /// lane beside its rank.
+    pub spans: Vec<Vec<Span>>,
+    /// The end of the last action of all.
+    pub makespan: f64,
+    /// The working time of each rank, waiting and posted reductions excluded.
+    pub busy: Vec<f64>,
+}
+
+/// Executes a schedule in thought.
+///
+/// # Errors
+/// [`ScheduleError::Shape`] if its parts do not fit together, [`ScheduleError::Cost`] for a cost that
+/// is negative or not finite, [`ScheduleError::Stuck`] if ranks wait for what never comes.
+pub fn simulate<'a, C: Costs + ?Sized>(
+    schedule: &'a Schedule,
+    delivery: Delivery,
+    costs: &C,
+) -> Result<Timeline<'a>, ScheduleError> {
+    schedule.check()?;
+    check_peers(schedule)?;
+    let spans = match run(schedule, delivery, costs)? {
+        Outcome::Done(spans) => spans,
+        Outcome::Blocked(cells) => {
+            return Err(ScheduleError::Stuck {
+                what: format!("under {delivery:?} delivery, {}", describe(schedule, &cells)),
+                grid: grid(schedule, &cells),
+            });
+        }
+    };
+    let makespan = spans.iter().flatten().map(|span| span.end).fold(0.0, f64::max);
+    let busy = schedule.actions.iter().zip(&spans).map(|(list, spans)| working_time(list, spans));
+    Ok(Timeline { schedule, makespan, busy: busy.collect(), spans })
+}
+
+fn check_peers(schedule: &Schedule) -> Result<(), ScheduleError> {
+    let ranks = schedule.ranks();
+    for (rank, list) in schedule.actions.iter().enumerate() {
+        for (position, action) in list.iter().enumerate() {
+            let (send, recv) = action.transfers();
+            if let Some(bad) = send.into_iter().chain(recv).find(|t| t.peer >= ranks) {
+                let peer = bad.peer;
+                let what = format!(
+                    "rank {rank}, position {position}: `{action}` names rank {peer} of {ranks}"
+                );
+                return Err(ScheduleError::Shape { what });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn working_time(list: &[Action], spans: &[Span]) -> f64 {
+    let beside = |action: &Action| matches!(action, Action::ReduceGrad { .. });
+    list.iter().zip(spans).filter(|(action, _)| !beside(action)).map(|(_, span)| span.busy).sum()
+}
+
+impl Timeline<'_> {
+    /// The time each rank waits.
+    pub fn idle(&self) -> Vec<f64> {
+        self.busy.iter().map(|busy| self.makespan - busy).collect()
+    }
+
+    /// 1 − busy / (ranks · makespan): the share of all ranks' time that is not work.
+    pub fn bubble_fraction(&self) -> f64 {
+        let total = self.makespan * self.busy.len() as f64;
+        if total == 0.0 { 0.0 } else { 1.0 - self.busy.iter().sum::<f64>() / total }
+    }
+
+    /// For each rank, the most micro-batches whose F was done and whose W was not.
+    pub fn in_flight_peak(&self) -> Vec<usize> {
+        self.schedule.in_flight_peaks().iter().map(|peak| peak.count).collect()
+    }
+}
