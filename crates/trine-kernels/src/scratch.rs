@@ -62,6 +62,11 @@ impl<'a, T> Split<'a, T> {
         Self { start: values.as_mut_ptr(), len: values.len(), borrow: std::marker::PhantomData }
     }
 
+    /// The first element.
+    pub(crate) fn start(&self) -> *mut T {
+        self.start
+    }
+
     /// The elements in `range`.
     ///
     /// # Safety
