@@ -10,6 +10,7 @@
 //! * [`SelfComm`] is the group of one rank: free, for every axis of degree 1.
 //! * [`threads`] runs ranks as threads of one process: the reference for every other backend.
 //! * [`wrap::Tap`] puts a closure in front of a communicator: to delay, drop, alter or fail.
+//! * Feature `conformance` exports the suite that every backend's test runs.
 //! * [`tree_fold`] is the order of every reduction.
 //!
 //! ```
@@ -34,6 +35,8 @@
 
 mod collective;
 mod communicator;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod error;
 mod group;
 mod local;

@@ -2,50 +2,15 @@
 //!
 //! One lock guards it, so that a rank that starts to wait sees a consistent picture of all others
 //! and finds a circle at once. Under the lock only small records move; elements are combined and
-//! copied outside.
+//! copied outside. `slots.rs` has the part for collectives, `channels.rs` that for messages.
 
+use super::channels::Channel;
 use super::deadlock::Waits;
+use super::record::Record;
+use super::slots::Slot;
 use crate::collective::Payload;
-use crate::{
-    Call, Cause, CommError, Done, Extent, Group, Missing, Name, Operation, RankState, Request, Site,
-};
+use crate::{Call, Cause, CommError, Done, Group, Missing, Name, Operation, RankState, Site};
 use std::collections::{HashMap, VecDeque};
-
-/// A posted operation without its buffers: what is compared and reported.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Record {
-    pub(super) rank: usize,
-    pub(super) group: usize,
-    operation: Operation,
-    name: Name,
-    sequence: u64,
-    send: Option<Extent>,
-    recv: Option<Extent>,
-    site: Site,
-}
-
-impl Record {
-    pub(super) fn new(rank: usize, group: usize, request: &Request) -> Self {
-        Self {
-            rank,
-            group,
-            operation: request.operation,
-            name: request.name,
-            sequence: 0,
-            send: request.send.as_ref().map(Extent::of),
-            recv: request.recv.as_ref().map(Extent::of),
-            site: request.site,
-        }
-    }
-
-    /// Whether both call the same collective.
-    fn agrees(&self, other: &Self) -> bool {
-        self.operation == other.operation
-            && self.name == other.name
-            && self.send == other.send
-            && self.recv == other.recv
-    }
-}
 
 /// What a posted operation still waits for.
 #[derive(Debug, Clone, Copy)]
@@ -70,87 +35,17 @@ pub(super) struct Ticket {
     abandoned: bool,
 }
 
-/// A member's contribution to a collective. The last arriver needs no ticket.
 #[derive(Debug)]
-struct Arrival {
-    record: Record,
-    ticket: Option<usize>,
-    payload: Payload,
-}
-
-/// One collective of a group while its members arrive.
-#[derive(Debug, Default)]
-struct Slot {
-    arrivals: Vec<Option<Arrival>>,
-    arrived: usize,
-}
-
-/// A collective that everybody has posted, on its way to be executed.
-#[derive(Debug)]
-pub(super) struct Complete {
-    pub(super) operation: Operation,
-    pub(super) payloads: Vec<Payload>,
-    tickets: Vec<Option<usize>>,
-    group: usize,
-}
-
-/// How a member's arrival ended.
-#[derive(Debug)]
-pub(super) enum Posted {
-    /// Others are missing; here is the ticket.
-    Ticket(usize),
-    /// It was the last one.
-    Complete(Complete),
-}
-
-#[derive(Debug)]
-struct Outgoing {
-    record: Record,
-    /// `None`: a staged copy whose sender went on.
-    ticket: Option<usize>,
-    buf: trine_buffer::Buf,
-}
-
-#[derive(Debug)]
-struct Incoming {
-    record: Record,
-    ticket: usize,
-    buf: trine_buffer::Buf,
-}
-
-/// The messages from one member to another, matched in the order of posting.
-#[derive(Debug, Default)]
-struct Channel {
-    sends_posted: u64,
-    recvs_posted: u64,
-    sends: VecDeque<Outgoing>,
-    recvs: VecDeque<Incoming>,
-}
-
-/// A matched message, on its way to be copied.
-#[derive(Debug)]
-pub(super) struct Transfer {
-    send: Outgoing,
-    recv: Incoming,
-}
-
-impl Transfer {
-    pub(super) fn execute(&mut self) -> Result<(), CommError> {
-        Ok(self.recv.buf.slice_mut().copy_from(self.send.buf.slice())?)
-    }
-}
-
-#[derive(Debug)]
-struct GroupState {
-    group: Group,
-    slots: VecDeque<Slot>,
+pub(super) struct GroupState {
+    pub(super) group: Group,
+    pub(super) slots: VecDeque<Slot>,
     /// Sequence number of the first slot.
-    first: u64,
+    pub(super) first: u64,
     /// Sequence number of each member's next collective.
-    next: Vec<u64>,
+    pub(super) next: Vec<u64>,
     channels: Vec<Channel>,
     /// Slots to use again.
-    spare: Vec<Slot>,
+    pub(super) spare: Vec<Slot>,
 }
 
 impl GroupState {
@@ -166,18 +61,18 @@ impl GroupState {
         }
     }
 
-    fn channel(&mut self, from: usize, to: usize) -> &mut Channel {
+    pub(super) fn channel(&mut self, from: usize, to: usize) -> &mut Channel {
         let size = self.group.size();
         &mut self.channels[from * size + to]
     }
 }
 
 #[derive(Debug, Default)]
-struct Rank {
+pub(super) struct Rank {
     finished: bool,
     /// Tickets that its threads wait for: one, as a rule.
     waits: Vec<usize>,
-    latest: Option<Record>,
+    pub(super) latest: Option<Record>,
 }
 
 /// Why the world stopped, and whom that concerns directly.
@@ -198,9 +93,9 @@ struct Forming {
 
 #[derive(Debug)]
 pub(super) struct Board {
-    groups: Vec<GroupState>,
+    pub(super) groups: Vec<GroupState>,
     forming: HashMap<(usize, u64, u64), Forming>,
-    ranks: Vec<Rank>,
+    pub(super) ranks: Vec<Rank>,
     tickets: Vec<Option<Ticket>>,
     free: Vec<usize>,
     failure: Option<Failure>,
@@ -242,7 +137,7 @@ impl Board {
         self.failure.as_ref().map(|failure| &failure.cause)
     }
 
-    fn fail_mismatch(&mut self, records: &[Record], concerned: Vec<usize>) {
+    pub(super) fn fail_mismatch(&mut self, records: &[Record], concerned: Vec<usize>) {
         let last = records[records.len() - 1];
         let error = CommError::Mismatch {
             group: self.groups[last.group].group.to_string(),
@@ -270,7 +165,7 @@ impl Board {
 
     // ---- tickets ----
 
-    fn issue(&mut self, record: Record, needs: Needs, open: u8) -> usize {
+    pub(super) fn issue(&mut self, record: Record, needs: Needs, open: u8) -> usize {
         let ticket = Ticket { record, needs, open, done: Done::default(), abandoned: false };
         match self.free.pop() {
             Some(id) => {
@@ -284,11 +179,11 @@ impl Board {
         }
     }
 
-    fn ticket(&self, id: usize) -> &Ticket {
+    pub(super) fn ticket(&self, id: usize) -> &Ticket {
         self.tickets[id].as_ref().expect("invariant: a ticket lives until it is fetched")
     }
 
-    fn ticket_mut(&mut self, id: usize) -> &mut Ticket {
+    pub(super) fn ticket_mut(&mut self, id: usize) -> &mut Ticket {
         self.tickets[id].as_mut().expect("invariant: a ticket lives until it is fetched")
     }
 
@@ -316,7 +211,7 @@ impl Board {
     }
 
     /// Notes that (one direction of) an operation is over; the rank to wake, if it waits for it.
-    fn close(&mut self, id: usize, payload: Payload) -> Option<usize> {
+    pub(super) fn close(&mut self, id: usize, payload: Payload) -> Option<usize> {
         let ticket = self.ticket_mut(id);
         ticket.open -= 1;
         ticket.done.send = payload.send.or(ticket.done.send.take());
@@ -330,209 +225,6 @@ impl Board {
             self.fetch(id);
         }
         self.ranks[rank].waits.contains(&id).then_some(rank)
-    }
-
-    // ---- collectives ----
-
-    /// Posts a member's side of its group's next collective.
-    pub(super) fn arrive(
-        &mut self,
-        mut record: Record,
-        member: usize,
-        payload: Payload,
-    ) -> Result<Posted, CommError> {
-        self.check(record.rank)?;
-        let state = &mut self.groups[record.group];
-        let size = state.group.size();
-        record.sequence = state.next[member];
-        state.next[member] += 1;
-        let at = (record.sequence - state.first) as usize;
-        if at == state.slots.len() {
-            let mut slot = state.spare.pop().unwrap_or_default();
-            slot.arrivals.resize_with(size, || None);
-            state.slots.push_back(slot);
-        }
-        let slot = &mut state.slots[at];
-        slot.arrived += 1;
-        let last = slot.arrived == size;
-        let agrees = slot.arrivals.iter().flatten().next().is_none_or(|a| a.record.agrees(&record));
-        slot.arrivals[member] = Some(Arrival { record, ticket: None, payload });
-        self.ranks[record.rank].latest = Some(record);
-        if !agrees {
-            self.disagree(record, at);
-            self.check(record.rank)?;
-        }
-        if last {
-            return Ok(Posted::Complete(self.take_front(record.group)));
-        }
-        let id = self.issue(record, Needs::Group, 1);
-        if let Some(arrival) = &mut self.groups[record.group].slots[at].arrivals[member] {
-            arrival.ticket = Some(id);
-        }
-        Ok(Posted::Ticket(id))
-    }
-
-    fn disagree(&mut self, last: Record, at: usize) {
-        let state = &self.groups[last.group];
-        let others = state.slots[at].arrivals.iter().flatten().map(|arrival| arrival.record);
-        let mut records: Vec<Record> = others.filter(|other| other.rank != last.rank).collect();
-        records.push(last);
-        let members = state.group.ranks().to_vec();
-        self.fail_mismatch(&records, members);
-    }
-
-    /// Members arrive in sequence, so the slot that fills up is always the first.
-    fn take_front(&mut self, group: usize) -> Complete {
-        let state = &mut self.groups[group];
-        let mut slot = state.slots.pop_front().expect("invariant: a full slot is there");
-        state.first += 1;
-        let mut payloads = Vec::with_capacity(slot.arrivals.len());
-        let mut tickets = Vec::with_capacity(slot.arrivals.len());
-        let mut operation = Operation::Barrier;
-        for arrival in slot.arrivals.drain(..).flatten() {
-            operation = arrival.record.operation;
-            payloads.push(arrival.payload);
-            tickets.push(arrival.ticket);
-        }
-        slot.arrived = 0;
-        state.spare.push(slot);
-        for id in tickets.iter().flatten() {
-            self.ticket_mut(*id).needs = Needs::Nobody;
-        }
-        Complete { operation, payloads, tickets, group }
-    }
-
-    /// Hands the results out: the last arriver's own, and the ranks to wake.
-    pub(super) fn close_collective(&mut self, complete: Complete) -> (Done, Vec<usize>) {
-        let mut own = Done::default();
-        let mut wake = Vec::new();
-        debug_assert_eq!(complete.tickets.len(), self.groups[complete.group].group.size());
-        for (ticket, payload) in complete.tickets.into_iter().zip(complete.payloads) {
-            match ticket {
-                Some(id) => wake.extend(self.close(id, payload)),
-                None => own = Done { send: payload.send, recv: payload.recv },
-            }
-        }
-        (own, wake)
-    }
-
-    // ---- messages ----
-
-    /// Whether `to` already waits for the next message from `from` (indices within the group).
-    pub(super) fn receiver_waits(&mut self, group: usize, from: usize, to: usize) -> bool {
-        !self.groups[group].channel(from, to).recvs.is_empty()
-    }
-
-    /// A ticket for a message, or for both directions of an exchange.
-    pub(super) fn open_message(&mut self, record: Record) -> Result<usize, CommError> {
-        self.check(record.rank)?;
-        let world = |rank: usize| Some(self.groups[record.group].group.ranks()[rank]);
-        let (to, from, open) = match record.operation {
-            Operation::Send { to } => (world(to), None, 1),
-            Operation::Recv { from } => (None, world(from), 1),
-            Operation::Exchange { to, from } => (world(to), world(from), 2),
-            Operation::Broadcast { .. }
-            | Operation::AllReduce(_)
-            | Operation::AllGather
-            | Operation::ReduceScatter(_)
-            | Operation::AllToAll
-            | Operation::Barrier => (None, None, 0),
-        };
-        Ok(self.issue(record, Needs::Peers { to, from }, open))
-    }
-
-    /// Posts the outgoing direction of ticket `id`: matched at once, or queued (as `staged` copy,
-    /// if there is one: then this direction is over).
-    pub(super) fn post_send(
-        &mut self,
-        id: usize,
-        (from, to): (usize, usize),
-        buf: trine_buffer::Buf,
-        staged: Option<trine_buffer::Buf>,
-    ) -> Option<Transfer> {
-        let mut record = self.ticket(id).record;
-        record.recv = None;
-        let channel = self.groups[record.group].channel(from, to);
-        record.sequence = channel.sends_posted;
-        channel.sends_posted += 1;
-        let receiver = channel.recvs.pop_front();
-        self.note(id, record);
-        if let Some(recv) = receiver {
-            return self.matched(Outgoing { record, ticket: Some(id), buf }, recv);
-        }
-        let (ticket, queued) = match staged {
-            Some(copy) => {
-                let payload = Payload { send: Some(buf), recv: None };
-                self.no_longer_needs(id, true);
-                // Its rank is here, not waiting: nobody to wake.
-                self.close(id, payload);
-                (None, copy)
-            }
-            None => (Some(id), buf),
-        };
-        let channel = self.groups[record.group].channel(from, to);
-        channel.sends.push_back(Outgoing { record, ticket, buf: queued });
-        None
-    }
-
-    /// Posts the incoming direction of ticket `id`: matched at once, or queued.
-    pub(super) fn post_recv(
-        &mut self,
-        id: usize,
-        (from, to): (usize, usize),
-        buf: trine_buffer::Buf,
-    ) -> Option<Transfer> {
-        let mut record = self.ticket(id).record;
-        record.send = None;
-        let channel = self.groups[record.group].channel(from, to);
-        record.sequence = channel.recvs_posted;
-        channel.recvs_posted += 1;
-        let sender = channel.sends.pop_front();
-        self.note(id, record);
-        let recv = Incoming { record, ticket: id, buf };
-        if let Some(send) = sender {
-            return self.matched(send, recv);
-        }
-        self.groups[record.group].channel(from, to).recvs.push_back(recv);
-        None
-    }
-
-    /// What reports show of a message is its latest direction's number.
-    fn note(&mut self, id: usize, record: Record) {
-        let ticket = self.ticket_mut(id);
-        ticket.record.sequence = record.sequence;
-        let whole = ticket.record;
-        self.ranks[record.rank].latest = Some(whole);
-    }
-
-    fn matched(&mut self, send: Outgoing, recv: Incoming) -> Option<Transfer> {
-        if send.record.send != recv.record.recv || send.record.name != recv.record.name {
-            let records = [send.record, recv.record];
-            self.fail_mismatch(&records, vec![send.record.rank, recv.record.rank]);
-            return None;
-        }
-        if let Some(id) = send.ticket {
-            self.no_longer_needs(id, true);
-        }
-        self.no_longer_needs(recv.ticket, false);
-        Some(Transfer { send, recv })
-    }
-
-    fn no_longer_needs(&mut self, id: usize, outgoing: bool) {
-        match &mut self.ticket_mut(id).needs {
-            Needs::Peers { to, .. } if outgoing => *to = None,
-            Needs::Peers { from, .. } => *from = None,
-            Needs::Group | Needs::Nobody => {}
-        }
-    }
-
-    /// Hands a copied message's buffers back; the ranks to wake.
-    pub(super) fn close_transfer(&mut self, transfer: Transfer) -> [Option<usize>; 2] {
-        let Transfer { send, recv } = transfer;
-        let payload = Payload { send: Some(send.buf), recv: None };
-        let sender = send.ticket.and_then(|id| self.close(id, payload));
-        let receiver = self.close(recv.ticket, Payload { send: None, recv: Some(recv.buf) });
-        [sender, receiver]
     }
 
     // ---- groups ----

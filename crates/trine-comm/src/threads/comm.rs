@@ -1,8 +1,11 @@
 //! The communicator of a rank that is a thread.
 
 use super::Delivery;
-use super::board::{Board, Complete, Posted, Record, Transfer};
+use super::board::Board;
+use super::channels::Transfer;
+use super::record::Record;
 use super::shared::{Seat, Shared};
+use super::slots::{Complete, Posted};
 use crate::collective::{self, Payload};
 use crate::{
     CommError, Communicator, Done, Group, Name, Operation, Pending, Progress, Request, SelfComm,
@@ -84,7 +87,7 @@ impl ThreadComm {
         let staged = self.stage(&request, peers)?;
         let own = self.group.rank();
         let (id, transfers) = self.act(|board| {
-            let id = board.open_message(record)?;
+            let id = board.open_message(record, peers.to, peers.from)?;
             let mut transfers = [None, None];
             if let (Some(to), Some(buf)) = (peers.to, request.send) {
                 transfers[0] = board.post_send(id, (own, to), buf, staged);

@@ -11,9 +11,14 @@
 //! deadline is left for ranks that really hang.
 
 mod board;
+mod channels;
 mod comm;
 mod deadlock;
+mod record;
 mod shared;
+mod slots;
+#[cfg(test)]
+mod tests;
 
 use crate::{Call, Communicator, Group, SelfComm};
 use comm::ThreadComm;

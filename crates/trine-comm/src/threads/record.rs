@@ -1,0 +1,39 @@
+//! What is known of a posted operation apart from its buffers.
+
+use crate::{Extent, Name, Operation, Request, Site};
+
+/// A posted operation without its buffers: what is compared and reported.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Record {
+    pub(super) rank: usize,
+    pub(super) group: usize,
+    pub(super) operation: Operation,
+    pub(super) name: Name,
+    pub(super) sequence: u64,
+    pub(super) send: Option<Extent>,
+    pub(super) recv: Option<Extent>,
+    pub(super) site: Site,
+}
+
+impl Record {
+    pub(super) fn new(rank: usize, group: usize, request: &Request) -> Self {
+        Self {
+            rank,
+            group,
+            operation: request.operation,
+            name: request.name,
+            sequence: 0,
+            send: request.send.as_ref().map(Extent::of),
+            recv: request.recv.as_ref().map(Extent::of),
+            site: request.site,
+        }
+    }
+
+    /// Whether both call the same collective.
+    pub(super) fn agrees(&self, other: &Self) -> bool {
+        self.operation == other.operation
+            && self.name == other.name
+            && self.send == other.send
+            && self.recv == other.recv
+    }
+}
