@@ -6,14 +6,14 @@ use trine_comm::{CommError, Delivery, ReduceOp, threads};
 
 fn micros(
     ranks: usize,
-    bytes: usize,
+    (dtype, bytes): (DType, usize),
     delivery: Delivery,
     step: impl Fn(&dyn trine_comm::Communicator, Buf) -> Result<Buf, CommError> + Sync,
 ) -> Result<f64, threads::WorldError<CommError>> {
     const ROUNDS: u32 = 2000;
     let options = threads::WorldOptions { delivery, ..Default::default() };
     let times = threads::run(ranks, &options, |comm| {
-        let mut buf = Buf::zeros(DType::F32, bytes / 4);
+        let mut buf = Buf::zeros(dtype, bytes / dtype.bytes());
         for _ in 0..50 {
             buf = step(&*comm, buf)?;
         }
@@ -29,15 +29,17 @@ fn micros(
 #[expect(clippy::print_stdout, reason = "a measurement to look at")]
 fn main() -> Result<(), threads::WorldError<CommError>> {
     for ranks in [2, 4, 8] {
-        for kib in [0, 4, 64, 512] {
-            let reduce = micros(ranks, kib << 10, Delivery::Buffered, |comm, buf| {
-                comm.all_reduce(buf, ReduceOp::Sum, "x")
-            })?;
-            println!("{ranks} ranks, {kib:4} KiB: all_reduce {reduce:8.1} µs");
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            for kib in [0, 64, 512] {
+                let reduce = micros(ranks, (dtype, kib << 10), Delivery::Buffered, |comm, buf| {
+                    comm.all_reduce(buf, ReduceOp::Sum, "x")
+                })?;
+                println!("{ranks} ranks, {dtype:4} {kib:4} KiB: all_reduce {reduce:8.1} µs");
+            }
         }
     }
     for delivery in [Delivery::Buffered, Delivery::Rendezvous] {
-        let ping = micros(2, 64 << 10, delivery, |comm, buf| {
+        let ping = micros(2, (DType::F32, 64 << 10), delivery, |comm, buf| {
             if comm.rank() == 0 {
                 let buf = comm.send(buf, 1, "ping")?;
                 comm.recv(buf, 1, "pong")

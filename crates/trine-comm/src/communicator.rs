@@ -193,7 +193,7 @@ impl dyn Communicator + '_ {
         self.post(Operation::Barrier, name, None, None)
     }
 
-    /// [`post_send`](Self::post_send), waited for; gives the buffer back.
+    /// `post_send`, waited for; gives the buffer back.
     ///
     /// # Errors
     /// See [`CommError`].
@@ -202,7 +202,7 @@ impl dyn Communicator + '_ {
         self.post_send(buf, to, name)?.wait(&Queue::Host)?.into_send(Location::caller())
     }
 
-    /// [`post_recv`](Self::post_recv), waited for; gives the filled buffer back.
+    /// `post_recv`, waited for; gives the filled buffer back.
     ///
     /// # Errors
     /// See [`CommError`].
@@ -211,7 +211,7 @@ impl dyn Communicator + '_ {
         self.post_recv(buf, from, name)?.wait(&Queue::Host)?.into_recv(Location::caller())
     }
 
-    /// [`post_exchange`](Self::post_exchange), waited for; gives `(send, recv)` back.
+    /// `post_exchange`, waited for; gives `(send, recv)` back.
     ///
     /// # Errors
     /// See [`CommError`].
@@ -228,7 +228,7 @@ impl dyn Communicator + '_ {
         pending.wait(&Queue::Host)?.into_both(Location::caller())
     }
 
-    /// [`post_broadcast`](Self::post_broadcast), waited for.
+    /// `post_broadcast`, waited for.
     ///
     /// # Errors
     /// See [`CommError`].
@@ -242,7 +242,7 @@ impl dyn Communicator + '_ {
         self.post_broadcast(buf, root, name)?.wait(&Queue::Host)?.into_send(Location::caller())
     }
 
-    /// [`post_all_reduce`](Self::post_all_reduce), waited for; the buffer holds the reduction.
+    /// `post_all_reduce`, waited for; the buffer holds the reduction.
     ///
     /// # Errors
     /// See [`CommError`].
@@ -256,7 +256,7 @@ impl dyn Communicator + '_ {
         self.post_all_reduce(buf, op, name)?.wait(&Queue::Host)?.into_send(Location::caller())
     }
 
-    /// [`post_all_gather`](Self::post_all_gather), waited for; gives `(send, recv)` back.
+    /// `post_all_gather`, waited for; gives `(send, recv)` back.
     ///
     /// # Errors
     /// See [`CommError`].
@@ -270,7 +270,7 @@ impl dyn Communicator + '_ {
         self.post_all_gather(send, recv, name)?.wait(&Queue::Host)?.into_both(Location::caller())
     }
 
-    /// [`post_reduce_scatter`](Self::post_reduce_scatter), waited for; gives `(send, recv)` back,
+    /// `post_reduce_scatter`, waited for; gives `(send, recv)` back,
     /// `send` unchanged.
     ///
     /// # Errors
@@ -287,7 +287,7 @@ impl dyn Communicator + '_ {
         pending.wait(&Queue::Host)?.into_both(Location::caller())
     }
 
-    /// [`post_all_to_all`](Self::post_all_to_all), waited for; gives `(send, recv)` back.
+    /// `post_all_to_all`, waited for; gives `(send, recv)` back.
     ///
     /// # Errors
     /// See [`CommError`].
@@ -324,7 +324,7 @@ impl dyn Communicator + '_ {
     ///
     /// # Errors
     /// [`CommError::Mesh`] if the group is not as large as the mesh, else as
-    /// [`split`](Self::split).
+    /// `split`.
     #[track_caller]
     pub fn along(
         &self,
