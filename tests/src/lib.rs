@@ -1,3 +1,146 @@
-//! End-to-end tests that need more than one crate: every layout against the serial run, resume, bad input.
+//! What the end-to-end tests share: one training step in any layout, its results put together from
+//! all ranks, and the layouts to compare.
 //!
 //! A virtual manifest has no `tests/` targets of its own, so they live in this member package.
+
+pub mod layouts;
+
+use std::sync::Arc;
+use trine_buffer::{Buf, DType};
+use trine_comm::{Communicator, threads};
+use trine_dp::ZeroStage;
+use trine_mesh::{Axis, Degrees, Mesh};
+use trine_nn::Numerics;
+use trine_optim::OptimizerConfig;
+use trine_schedule::ScheduleKind;
+use trine_spec::ModelSpec;
+use trine_testkit::assemble::{Shards, Tensors, assemble};
+use trine_testkit::toy;
+use trine_trainer::TrainError;
+use trine_trainer::engine::{Batch, Engine, EngineConfig, RankPlan, WEIGHTS};
+
+/// A serial run of a toy model in f32: what layouts start from.
+pub fn serial(model: ModelSpec) -> EngineConfig {
+    EngineConfig {
+        model,
+        degrees: Degrees::SERIAL,
+        layers: None,
+        sequence_parallel: false,
+        schedule: ScheduleKind::OneFOneB,
+        numerics: Numerics::Fast,
+        compute: DType::F32,
+        recompute: false,
+        zero: ZeroStage::Zero0,
+        global_batch: 12,
+        micro_batch: 1,
+        seq: 8,
+        seed: 11,
+        optimizer: OptimizerConfig::Sgd { momentum: 0.0, weight_decay: 0.1 },
+        clip_norm: 0.5,
+        threads: 1,
+        bucket_elements: 10_000,
+    }
+}
+
+/// AdamW with usual constants.
+pub const ADAMW: OptimizerConfig =
+    OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+
+/// What one step in one layout gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Nats per token of the first step.
+    pub loss: f64,
+    /// Nats per token of the second step: after one update.
+    pub loss_after: f64,
+    /// The first step's gradient norm before clipping.
+    pub norm: f64,
+    /// The weights before the first step.
+    pub initial: Tensors,
+    /// Every gradient of the first step.
+    pub grads: Tensors,
+    /// The weights after one update.
+    pub weights: Tensors,
+}
+
+/// How a run is tampered with: mutants that a test must notice.
+pub struct Mutation<'a> {
+    /// Put in front of the world's communicator.
+    pub wrap: &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync),
+    /// Changes a rank's plan before the rank is built.
+    pub edit: &'a (dyn Fn(&mut RankPlan) + Sync),
+}
+
+impl std::fmt::Debug for Mutation<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mutation")
+    }
+}
+
+impl Mutation<'_> {
+    /// Nothing is changed.
+    pub const NONE: Mutation<'static> = Mutation { wrap: &|comm| comm, edit: &|_| {} };
+}
+
+/// One step, an update, and the loss after it, on threads.
+///
+/// # Errors
+/// The first failure of any rank, or ranks that disagree about an element that they share.
+pub fn step(config: &EngineConfig, mutation: &Mutation<'_>) -> Result<Outcome, String> {
+    let mesh = Mesh::new(config.degrees, config.degrees.world()).map_err(|e| e.to_string())?;
+    let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
+        let mut plan = RankPlan::new(config, comm.rank())?;
+        (mutation.edit)(&mut plan);
+        let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
+        let mut engine = Engine::from_plan(config, plan, (mutation.wrap)(comm))?;
+        let initial = weights(&engine)?;
+        let loss = engine.backward(0, &batch, &mut |_, _, _| {})?;
+        let grads = gradients(&engine)?;
+        let norm = engine.update(1, 0.05)?.norm.norm();
+        engine.check_replicas()?;
+        let after = engine.backward(1, &batch, &mut |_, _, _| {})?;
+        Ok::<_, TrainError>((loss.mean(), after.mean(), norm, initial, grads, weights(&engine)?))
+    })
+    .map_err(|error| error.to_string())?;
+    let (loss, loss_after, norm) = (ranks[0].0, ranks[0].1, ranks[0].2);
+    if ranks.iter().any(|rank| (rank.0, rank.1, rank.2) != (loss, loss_after, norm)) {
+        return Err("ranks disagree about loss or norm".into());
+    }
+    let mut parts = [vec![], vec![], vec![]];
+    for (_, _, _, initial, grads, weights) in ranks {
+        for (part, shards) in parts.iter_mut().zip([initial, grads, weights]) {
+            part.push(shards);
+        }
+    }
+    let [initial, grads, weights] = parts;
+    let (initial, grads, weights) = (assemble(&initial)?, assemble(&grads)?, assemble(&weights)?);
+    Ok(Outcome { loss, loss_after, norm, initial, grads, weights })
+}
+
+/// The samples of one data-parallel rank.
+pub fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
+    let (inputs, targets) = toy::tokens(&config.model, config.global_batch, config.seq);
+    let each = config.global_batch / config.degrees.dp * config.seq;
+    let own = dp_index * each..(dp_index + 1) * each;
+    Batch {
+        inputs: inputs[own.clone()].to_vec(),
+        targets: targets[own].to_vec(),
+        document_start: None,
+    }
+}
+
+fn gradients(engine: &Engine) -> Result<Shards, TrainError> {
+    let layout = engine.plan().layout.clone();
+    let buckets = 0..layout.buckets.len();
+    let values = buckets.clone().map(|bucket| Ok(engine.grads().bucket(bucket)?.to_f64_vec()));
+    let values = values.collect::<Result<_, TrainError>>()?;
+    Ok(Shards { layout, buckets: values, valid: buckets.map(|b| engine.reduced(b)).collect() })
+}
+
+fn weights(engine: &Engine) -> Result<Shards, TrainError> {
+    let layout = engine.plan().layout.clone();
+    let whole = |bucket: usize| engine.full_bucket(WEIGHTS, bucket);
+    let buckets: Vec<Buf> = (0..layout.buckets.len()).map(whole).collect::<Result<_, _>>()?;
+    let valid = buckets.iter().map(|bucket| 0..bucket.len()).collect();
+    Ok(Shards { layout, buckets: buckets.iter().map(Buf::to_f64_vec).collect(), valid })
+}

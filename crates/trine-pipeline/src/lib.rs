@@ -39,7 +39,7 @@
 //! }
 //!
 //! let schedule = lower(&ScheduleKind::OneFOneB.generate(2, 3)?, None)?;
-//! let outputs = trine_comm::threads::run(2, Default::default(), |comm| {
+//! let outputs = trine_comm::threads::run(2, &Default::default(), |comm| {
 //!     let (pool, mut stage) = (Pool::new(), Double(vec![]));
 //!     execute(&Execution { schedule: &schedule, comm: &*comm, pool: &pool }, &mut stage, &mut |_, _, _| {})?;
 //!     Ok::<_, trine_pipeline::PipelineError>(stage.0)

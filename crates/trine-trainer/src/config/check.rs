@@ -1,0 +1,350 @@
+//! The rules that values must keep, by themselves and with each other.
+
+use super::error::{Origin, Violation};
+use super::load::{Origins, lookup};
+use super::schema::{Key, Kind};
+use super::{Config, Numerics, Precision, Source, keys};
+use trine_spec::SpecError;
+
+/// Entries that a byte-level tokenizer cannot do without: the bytes and the end of a text.
+const VOCAB_MIN: usize = 257;
+
+/// Everything that is wrong with a configuration.
+pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<Violation> {
+    let mut check = Check { config, origins, found: Vec::new() };
+    check.sizes();
+    if !check.found.is_empty() {
+        // What follows multiplies sizes.
+        return check.found;
+    }
+    check.texts();
+    check.numbers();
+    check.model();
+    check.data();
+    check.batch();
+    check.reference();
+    check.found
+}
+
+struct Check<'a> {
+    config: &'a Config,
+    origins: &'a Origins,
+    found: Vec<Violation>,
+}
+
+impl Check<'_> {
+    /// Reports `key = value`.
+    fn report(
+        &mut self,
+        key: &str,
+        value: impl ToString,
+        rule: impl Into<String>,
+        nearest: impl ToString,
+    ) {
+        self.found.push(Violation::Rule {
+            at: self.origins.of(key),
+            what: format!("{key} = {}", value.to_string()),
+            rule: rule.into(),
+            nearest: nearest.to_string(),
+        });
+    }
+
+    /// Where another value that a rule speaks of was given, such as ` (--dp 3)`.
+    fn given(&self, key: &str) -> String {
+        match self.origins.of(key) {
+            Origin::Program => String::new(),
+            at => format!(" ({at})"),
+        }
+    }
+
+    /// Whole numbers are neither so large that a product of them could overflow, nor zero where
+    /// that means nothing.
+    fn sizes(&mut self) {
+        let Ok(table) = self.config.to_table() else {
+            let rule = "must be at most 2⁶³ − 1, the largest number of TOML";
+            return self.report("seed", self.config.seed, rule, i64::MAX);
+        };
+        for key in keys::keys() {
+            let Some(value) = lookup(&table, key.path) else { continue };
+            self.found.extend(too_large(key, value, &self.origins.of(key.path)));
+        }
+        let positive = [
+            ("layout.dp", self.config.layout.dp),
+            ("layout.pp", self.config.layout.pp),
+            ("layout.tp", self.config.layout.tp),
+            ("batch.global", self.config.batch.global),
+            ("batch.micro", self.config.batch.micro),
+            ("data.seq", self.config.data.seq),
+            ("data.vocab", self.config.data.vocab),
+            ("train.steps", self.config.train.steps),
+            ("checkpoint.keep_last", self.config.checkpoint.keep_last),
+            ("sample.tokens", self.config.sample.tokens),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                self.report(key, value, "must be at least 1", 1);
+            }
+        }
+    }
+
+    fn texts(&mut self) {
+        let name = &self.config.name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        // "." and ".." are folders that exist.
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            let mut nearest: String =
+                name.chars().map(|c| if plain(c) { c } else { '-' }).collect();
+            nearest = nearest.trim_start_matches('.').to_owned();
+            let nearest = if nearest.is_empty() { "run".into() } else { nearest };
+            let rule =
+                "the name of a directory: letters, digits, `.`, `_`, `-`, not beginning with `.`";
+            self.report("name", format!("{name:?}"), rule, format!("{nearest:?}"));
+        }
+        if self.config.data.source == Source::Path("".into()) {
+            self.report("data.source", "\"\"", "must be \"crates\" or a path", "\"crates\"");
+        }
+        if self.config.data.cache.as_os_str().is_empty() {
+            self.report("data.cache", "\"\"", "must be a folder", "\"target/trine\"");
+        }
+    }
+
+    fn numbers(&mut self) {
+        let Config { train, optimizer, lr, log, sample, .. } = self.config;
+        let rows = [
+            ("train.minutes_max", train.minutes_max, Range::NotNegative),
+            ("train.clip_norm", train.clip_norm, Range::NotNegative),
+            ("optimizer.lr", optimizer.lr, Range::Positive { nearest: 1e-3 }),
+            ("optimizer.beta1", optimizer.beta1, Range::BelowOne),
+            ("optimizer.beta2", optimizer.beta2, Range::BelowOne),
+            ("optimizer.eps", optimizer.eps, Range::Positive { nearest: 1e-8 }),
+            ("optimizer.weight_decay", optimizer.weight_decay, Range::NotNegative),
+            ("optimizer.momentum", optimizer.momentum, Range::BelowOne),
+            ("lr.min_ratio", lr.min_ratio, Range::UpToOne),
+            ("lr.decay_fraction", lr.decay_fraction, Range::UpToOne),
+            ("log.every_seconds", log.every_seconds, Range::Positive { nearest: 5.0 }),
+            ("sample.temperature", sample.temperature, Range::NotNegative),
+            ("sample.top_p", sample.top_p, Range::PositiveUpToOne),
+        ];
+        for (key, value, range) in rows {
+            if let Some((rule, nearest)) = range.broken_by(value) {
+                self.report(key, value, rule, nearest);
+            }
+        }
+        if train.zero > 1 {
+            self.report("train.zero", train.zero, "ZeRO stages 0 and 1 exist", 1);
+        }
+    }
+
+    /// The model by itself, and split over tensor and pipeline ranks.
+    fn model(&mut self) {
+        if let Err(error) = self.config.model.check() {
+            return self.spec(error);
+        }
+        let layout = &self.config.layout;
+        for (tp, pp) in [(layout.tp, 1), (1, layout.pp)] {
+            if let Err(error) = self.config.model.check_layout(tp, pp) {
+                self.spec(error);
+            }
+        }
+        let given = &layout.layers;
+        if !given.is_empty() && layout.pp <= self.config.model.layers {
+            self.layers(given);
+        }
+    }
+
+    fn layers(&mut self, given: &[usize]) {
+        let (pp, layers) = (self.config.layout.pp, self.config.model.layers);
+        if given.len() == pp && given.iter().sum::<usize>() == layers && !given.contains(&0) {
+            return;
+        }
+        let even: Vec<usize> =
+            (0..pp).map(|stage| layers / pp + usize::from(stage < layers % pp)).collect();
+        let rule = format!(
+            "must be layout.pp = {pp}{} positive numbers that add up to model.layers = {layers}{}",
+            self.given("layout.pp"),
+            self.given("model.layers")
+        );
+        self.report(
+            "layout.layers",
+            format!("{given:?}"),
+            rule,
+            format!("{even:?}, or [] for that"),
+        );
+    }
+
+    fn spec(&mut self, error: SpecError) {
+        match error {
+            SpecError::Field { field, value, rule, nearest } => {
+                self.report(&format!("model.{field}"), value, rule, nearest);
+            }
+            SpecError::Layout { axis, degree, rule, nearest } => {
+                self.report(&format!("layout.{axis}"), degree, rule, nearest);
+            }
+            other => self.report("model", "", other.to_string(), "a preset of `trine presets`"),
+        }
+    }
+
+    fn data(&mut self) {
+        let Config { data, model, .. } = self.config;
+        if data.seq > model.seq_max {
+            let rule = format!(
+                "a sequence must fit model.seq_max = {}{}",
+                model.seq_max,
+                self.given("model.seq_max")
+            );
+            self.report("data.seq", data.seq, rule, model.seq_max);
+        }
+        if data.vocab > model.vocab {
+            let rule = format!(
+                "the tokenizer is larger than the model's vocabulary, model.vocab = {}{}",
+                model.vocab,
+                self.given("model.vocab")
+            );
+            let nearest = format!("data.vocab = {} or model.vocab = {}", model.vocab, data.vocab);
+            self.report("data.vocab", data.vocab, rule, nearest);
+        } else if data.source == Source::Crates && data.vocab < VOCAB_MIN {
+            let rule = "a tokenizer needs the 256 bytes and an end of text";
+            self.report("data.vocab", data.vocab, rule, VOCAB_MIN);
+        }
+    }
+
+    fn batch(&mut self) {
+        let (global, micro) = (self.config.batch.global, self.config.batch.micro);
+        let (dp, tp) = (self.config.layout.dp, self.config.layout.tp);
+        let unit = dp * micro;
+        if !global.is_multiple_of(unit) {
+            let rule = format!(
+                "must be a multiple of layout.dp × batch.micro = {dp}{} × {micro}{}",
+                self.given("layout.dp"),
+                self.given("batch.micro")
+            );
+            self.report("batch.global", global, rule, self.batch_nearest());
+        }
+        let tokens = self.config.tokens_per_micro_batch();
+        if self.config.layout.sequence_parallel && !tokens.is_multiple_of(tp) {
+            let rule = format!(
+                "tp = {tp}{} must divide the tokens of a micro-batch, batch.micro × data.seq = {micro} × {}",
+                self.given("layout.tp"),
+                self.config.data.seq
+            );
+            let seq = self.config.data.seq.next_multiple_of(tp);
+            let nearest = format!(
+                "false, or batch.micro = {}, or data.seq = {seq}",
+                micro.next_multiple_of(tp)
+            );
+            self.report("layout.sequence_parallel", true, rule, nearest);
+        }
+    }
+
+    /// A batch that does not divide can be mended at each of its three ends.
+    fn batch_nearest(&self) -> String {
+        let (global, micro) = (self.config.batch.global, self.config.batch.micro);
+        let dp = self.config.layout.dp;
+        let unit = dp * micro;
+        let mut nearest = Vec::new();
+        if global > unit {
+            nearest.push(format!("batch.global = {}", global / unit * unit));
+        }
+        nearest.push(format!("batch.global = {}", global.next_multiple_of(unit)));
+        if global.is_multiple_of(dp) {
+            nearest.extend(or("batch.micro", &nearest_divisors(global / dp, micro)));
+        }
+        if global.is_multiple_of(micro) {
+            nearest.extend(or("layout.dp", &nearest_divisors(global / micro, dp)));
+        }
+        nearest.join(" or ")
+    }
+
+    /// What bit-equality in every layout needs.
+    fn reference(&mut self) {
+        if self.config.train.numerics != Numerics::Reference {
+            return;
+        }
+        if self.config.train.precision == Precision::Bf16 {
+            let rule = format!(
+                "reference numerics{} are defined for f32 and f64",
+                self.given("train.numerics")
+            );
+            self.report("train.precision", "\"bf16\"", rule, "\"f32\"");
+        }
+        let tp = self.config.layout.tp;
+        if self.config.model.check_layout(tp, 1).is_ok()
+            && let Err(error) = self.config.model.check_reference(tp)
+        {
+            self.spec(error);
+        }
+    }
+}
+
+/// What a number must be.
+enum Range {
+    NotNegative,
+    Positive { nearest: f64 },
+    BelowOne,
+    UpToOne,
+    PositiveUpToOne,
+}
+
+impl Range {
+    /// The rule and the nearest number that keeps it, if `value` does not.
+    fn broken_by(&self, value: f64) -> Option<(&'static str, f64)> {
+        let (holds, rule, nearest) = match *self {
+            Self::NotNegative => (value >= 0.0, "must be 0 or more", 0.0),
+            Self::Positive { nearest } => (value > 0.0, "must be above 0", nearest),
+            Self::BelowOne => {
+                let nearest = if value >= 1.0 { 0.999 } else { 0.0 };
+                ((0.0..1.0).contains(&value), "must be 0 or more and below 1", nearest)
+            }
+            Self::UpToOne => {
+                let nearest = if value > 1.0 { 1.0 } else { 0.0 };
+                ((0.0..=1.0).contains(&value), "must lie in 0..=1", nearest)
+            }
+            Self::PositiveUpToOne => {
+                (value > 0.0 && value <= 1.0, "must be above 0 and at most 1", 1.0)
+            }
+        };
+        (!holds || !value.is_finite()).then_some((rule, nearest))
+    }
+}
+
+/// The largest whole number of a key: no product that a run or a plan forms overflows below.
+fn limit(path: &str) -> i64 {
+    match path {
+        "seed" => i64::MAX,
+        "model.layers" => 1 << 14,
+        "layout.dp" | "layout.pp" | "layout.tp" => 1 << 16,
+        "batch.global" | "batch.micro" => 1 << 24,
+        path if path.starts_with("model.") || path == "data.seq" || path == "data.vocab" => 1 << 22,
+        _ => 1 << 32,
+    }
+}
+
+/// Reports a whole number, or one of a list, above the limit of its key.
+pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<Violation> {
+    let max = limit(key.path);
+    let single = std::slice::from_ref(value);
+    let items = match key.kind {
+        Kind::Count => single,
+        Kind::Counts => value.as_array().map_or(single, Vec::as_slice),
+        Kind::Number | Kind::Flag | Kind::Text | Kind::Choice(_) | Kind::Texts => return None,
+    };
+    let largest = items.iter().filter_map(toml::Value::as_integer).max()?;
+    (largest > max).then(|| Violation::Rule {
+        at: at.clone(),
+        what: format!("{} = {value}", key.path),
+        rule: format!("must be at most {max}"),
+        nearest: max.to_string(),
+    })
+}
+
+/// The divisors of `of` next below and next above `to`.
+pub(super) fn nearest_divisors(of: usize, to: usize) -> Vec<usize> {
+    let below = (1..to.min(of + 1)).rev().find(|d| of.is_multiple_of(*d));
+    let above = (to + 1..=of).find(|d| of.is_multiple_of(*d));
+    below.into_iter().chain(above).collect()
+}
+
+/// `key = 2`, `key = 4`.
+pub(super) fn or(key: &str, values: &[usize]) -> Vec<String> {
+    values.iter().map(|value| format!("{key} = {value}")).collect()
+}

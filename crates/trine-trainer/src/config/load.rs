@@ -1,0 +1,248 @@
+//! From what was typed to a checked configuration.
+
+use super::error::{ConfigError, Origin, Violation};
+use super::keys::{self, MICRO_BATCHES, MODEL_PRESET, PRESET};
+use super::typed::{Assignment, Typed, read_file, read_setting};
+use super::{Config, DEFAULT_PRESET, check, presets};
+use std::collections::BTreeMap;
+use toml::Value;
+use trine_spec::ModelSpec;
+
+/// Where each key's value was given.
+#[derive(Debug, Default)]
+pub(super) struct Origins(BTreeMap<&'static str, Origin>);
+
+impl Origins {
+    pub(super) fn of(&self, path: &str) -> Origin {
+        self.0.get(path).cloned().unwrap_or(Origin::Program)
+    }
+}
+
+/// Keys with their values: a preset, then what was typed on top of it.
+struct Draft {
+    /// The preset's model.
+    base: ModelSpec,
+    values: BTreeMap<&'static str, Value>,
+    origins: Origins,
+}
+
+/// Resolves and checks.
+pub(super) fn load(typed: &Typed) -> Result<Config, ConfigError> {
+    let mut violations = Vec::new();
+    let assignments = assignments(typed, &mut violations)?;
+    let draft = Draft::from_preset(typed, &assignments, &mut violations)?;
+    let Some(mut draft) = draft.filter(|_| violations.is_empty()) else {
+        return Err(ConfigError::Invalid(violations));
+    };
+    for assignment in assignments {
+        draft.put(assignment.key.path, assignment.value, assignment.at);
+    }
+    draft.follow(&mut violations);
+    draft.divide_batch(&mut violations);
+    if !violations.is_empty() {
+        return Err(ConfigError::Invalid(violations));
+    }
+    let config = draft.typed()?;
+    violations.extend(check::violations(&config, &draft.origins));
+    if violations.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(violations)) }
+}
+
+/// Everything that was typed, in the order in which it is applied.
+fn assignments(
+    typed: &Typed,
+    violations: &mut Vec<Violation>,
+) -> Result<Vec<Assignment>, ConfigError> {
+    let mut all = match &typed.file {
+        Some(file) => read_file(file, violations)?,
+        None => Vec::new(),
+    };
+    let in_file = |path: &str| all.iter().find(|assignment| assignment.key.path == path);
+    if let (Some(both), Some(_)) = (in_file(MICRO_BATCHES), in_file("batch.micro")) {
+        violations.push(Violation::Rule {
+            at: both.at.clone(),
+            what: format!("{MICRO_BATCHES} = {}", both.value),
+            rule: "the file sets batch.micro too, and one follows from the other".into(),
+            nearest: "either of them alone".into(),
+        });
+    }
+    for setting in &typed.settings {
+        match read_setting(setting) {
+            Ok(assignment) => all.push(assignment),
+            Err(violation) => violations.push(violation),
+        }
+    }
+    Ok(all)
+}
+
+impl Draft {
+    /// The values of the preset, with the model of `model.preset` if one is asked for.
+    fn from_preset(
+        typed: &Typed,
+        assignments: &[Assignment],
+        violations: &mut Vec<Violation>,
+    ) -> Result<Option<Self>, ConfigError> {
+        let asked = |path: &str| {
+            let last = assignments.iter().rfind(|assignment| assignment.key.path == path)?;
+            Some((last.value.as_str()?.to_owned(), last.at.clone()))
+        };
+        let by_option = typed
+            .preset
+            .as_ref()
+            .map(|name| (name.clone(), Origin::Option(format!("--preset {name}"))));
+        let default = || (DEFAULT_PRESET.to_owned(), Origin::Program);
+        let (name, at) = by_option.or_else(|| asked(PRESET)).unwrap_or_else(default);
+        let mut config = named(PRESET, &name, at, violations);
+        let mut model_preset = name.clone();
+        if let (Some((name, at)), Some(config)) = (asked(MODEL_PRESET), &mut config)
+            && let Some(found) = named(MODEL_PRESET, &name, at, violations)
+        {
+            config.model = found.model;
+            model_preset = name;
+        }
+        let Some(config) = config else { return Ok(None) };
+        let table = config.to_table()?;
+        let (values, origins) = (BTreeMap::new(), Origins::default());
+        let mut draft = Self { base: config.model, values, origins };
+        for key in keys::keys().filter(|key| !key.shorthand) {
+            let preset = if key.path.starts_with("model.") { &model_preset } else { &name };
+            let value = lookup(&table, key.path).expect("invariant: every key has a value").clone();
+            draft.put(key.path, value, Origin::Preset(preset.clone()));
+        }
+        Ok(Some(draft))
+    }
+
+    fn put(&mut self, path: &'static str, value: Value, at: Origin) {
+        // The later of a key and its shorthand counts.
+        if path == "batch.micro" {
+            self.values.remove(MICRO_BATCHES);
+        }
+        self.values.insert(path, value);
+        self.origins.0.insert(path, at);
+    }
+
+    fn count(&self, path: &str) -> usize {
+        let number = self.values.get(path).and_then(Value::as_integer);
+        number.and_then(|number| usize::try_from(number).ok()).unwrap_or(0)
+    }
+
+    /// Whether a value still is the preset's.
+    fn untouched(&self, path: &str) -> bool {
+        matches!(self.origins.of(path), Origin::Preset(_))
+    }
+
+    /// A smaller or larger model keeps the proportions of its preset: head size, KV heads and MLP
+    /// width follow hidden and heads where they did so in the preset and are not given themselves.
+    fn follow(&mut self, violations: &mut Vec<Violation>) {
+        let base = &self.base;
+        let (hidden, heads) = (self.count("model.hidden"), self.count("model.heads"));
+        let at = if self.untouched("model.hidden") { "model.heads" } else { "model.hidden" };
+        if self.untouched(at) {
+            return;
+        }
+        let at = self.origins.of(at);
+        let mut follows = Vec::new();
+        if base.kv_heads == base.heads {
+            follows.push(("model.kv_heads", heads));
+        }
+        if base.ffn == 4 * base.hidden {
+            follows.push(("model.ffn", 4 * hidden));
+        }
+        if base.head_dim * base.heads == base.hidden && heads > 0 {
+            follows.push(("model.head_dim", hidden / heads));
+            if !hidden.is_multiple_of(heads) && self.untouched("model.head_dim") {
+                let below = (hidden / heads * heads).max(heads);
+                violations.push(Violation::Rule {
+                    at: at.clone(),
+                    what: format!("model.hidden = {hidden}"),
+                    rule: format!(
+                        "must be a multiple of model.heads = {heads} unless model.head_dim is given"
+                    ),
+                    nearest: format!("model.hidden = {below} or {}", below + heads),
+                });
+            }
+        }
+        for (path, value) in follows {
+            if self.untouched(path) {
+                self.put(path, integer(value), at.clone());
+            }
+        }
+    }
+
+    /// Replaces `batch.micro_batches` by the `batch.micro` that gives so many.
+    fn divide_batch(&mut self, violations: &mut Vec<Violation>) {
+        if !self.values.contains_key(MICRO_BATCHES) {
+            return;
+        }
+        let asked = self.count(MICRO_BATCHES);
+        let (global, dp) = (self.count("batch.global"), self.count("layout.dp").max(1));
+        let at = self.origins.of(MICRO_BATCHES);
+        let each = global / dp;
+        if asked > 0 && global.is_multiple_of(dp) && each.is_multiple_of(asked) {
+            return self.put("batch.micro", integer(each / asked), at);
+        }
+        let unit = dp * asked.max(1);
+        let divisors =
+            if global.is_multiple_of(dp) { check::nearest_divisors(each, asked) } else { vec![] };
+        let mut nearest = check::or(MICRO_BATCHES, &divisors);
+        nearest.push(format!("batch.global = {}", global.next_multiple_of(unit).max(unit)));
+        violations.push(Violation::Rule {
+            at,
+            what: format!("{MICRO_BATCHES} = {asked}"),
+            rule: format!(
+                "must divide the sequences of a replica, batch.global / layout.dp = {global} / {dp}"
+            ),
+            nearest: nearest.join(" or "),
+        });
+    }
+
+    /// The typed configuration.
+    fn typed(&self) -> Result<Config, ConfigError> {
+        let mut root = toml::Table::new();
+        for key in keys::keys().filter(|key| !key.shorthand) {
+            let value = self.values[key.path].clone();
+            match key.path.split_once('.') {
+                None => {
+                    root.insert(key.path.into(), value);
+                }
+                Some((section, name)) => {
+                    let section =
+                        root.entry(section).or_insert_with(|| Value::Table(toml::Table::new()));
+                    let section = section.as_table_mut().expect("invariant: sections are tables");
+                    section.insert(name.into(), value);
+                }
+            }
+        }
+        root.try_into().map_err(|error: toml::de::Error| ConfigError::Syntax {
+            at: Origin::Program,
+            cause: error.message().to_owned(),
+        })
+    }
+}
+
+fn integer(number: usize) -> Value {
+    Value::Integer(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
+/// The run preset of this name; an unknown one goes to `violations`.
+fn named(key: &str, name: &str, at: Origin, violations: &mut Vec<Violation>) -> Option<Config> {
+    let found = presets::find(name);
+    if found.is_none() {
+        let names = presets::names();
+        violations.push(Violation::Choice {
+            at,
+            key: key.to_owned(),
+            found: name.to_owned(),
+            choices: super::schema::quoted(&names),
+            nearest: keys::nearest_word(name, names.iter().copied()).to_owned(),
+        });
+    }
+    found
+}
+
+/// The value at a dotted path.
+pub(super) fn lookup<'a>(table: &'a toml::Table, path: &str) -> Option<&'a Value> {
+    match path.split_once('.') {
+        None => table.get(path),
+        Some((section, name)) => table.get(section)?.as_table()?.get(name),
+    }
+}

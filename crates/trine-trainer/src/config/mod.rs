@@ -1,0 +1,132 @@
+//! The configuration of a run: typed, complete, checked.
+//!
+//! A configuration is made in two stages. [`Typed`] is what a user typed: a preset's name, a file,
+//! options. [`Config::load`] lays the file over the preset and the options over the file, and
+//! checks every key, every type and every rule between values; what it returns is complete:
+//! [`Config::to_toml`] writes a file that gives the identical configuration again. Nothing here
+//! reads the environment (contract C9), and nothing unknown is skipped (contract C8).
+//!
+//! ```
+//! use trine_trainer::config::{Config, File, Setting, Typed};
+//!
+//! let text = "[train]\nstepz = 10\n";
+//! let file = File { name: "run.toml".into(), text: text.into() };
+//! let mut typed = Typed { file: Some(file), ..Typed::default() };
+//! let error = Config::load(&typed).unwrap_err().to_string();
+//! assert_eq!(error, "run.toml:2:1: unknown key train.stepz; nearest: train.steps");
+//!
+//! typed.file = None;
+//! typed.settings = vec![Setting::set("train.steps=10"), Setting::option("--tp", "layout.tp", "3")];
+//! let error = Config::load(&typed).unwrap_err().to_string();
+//! assert!(error.starts_with("--tp 3: layout.tp = 3: tp must divide the 4 query heads"), "{error}");
+//! ```
+
+mod check;
+mod error;
+mod keys;
+mod load;
+mod presets;
+mod resolved;
+mod schema;
+mod sections;
+#[cfg(test)]
+mod tests;
+mod typed;
+
+pub use error::{ConfigError, Origin, Violation};
+pub use keys::keys;
+pub use resolved::BUCKET_ELEMENTS;
+pub use schema::{Key, Kind};
+pub use sections::{
+    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, LrKind, Numerics, Optimizer, OptimizerKind,
+    Output, Precision, Sample, Schedule, Source, Train,
+};
+pub use typed::{File, Setting, Typed};
+
+use serde::{Deserialize, Serialize};
+use trine_spec::ModelSpec;
+
+/// The preset of a run that asks for none.
+pub const DEFAULT_PRESET: &str = "rust-default";
+
+/// The complete configuration of a run.
+///
+/// Its fields are public for reading; [`Config::load`] is the way to make one, and
+/// [`Config::check`] says whether one that was changed by hand still holds together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the run and of its directory.
+    pub name: String,
+    /// Seed of initial weights, dropout and data order.
+    pub seed: u64,
+    /// `[model]`: the model.
+    pub model: ModelSpec,
+    /// `[data]`: the text and its tokens.
+    pub data: Data,
+    /// `[layout]`: which rank holds what.
+    pub layout: Layout,
+    /// `[batch]`: how many sequences make a step.
+    pub batch: Batch,
+    /// `[train]`: how a step is computed, and how many there are.
+    pub train: Train,
+    /// `[optimizer]`: the update.
+    pub optimizer: Optimizer,
+    /// `[lr]`: the learning rate over the run.
+    pub lr: Lr,
+    /// `[eval]`: validation.
+    pub eval: Eval,
+    /// `[checkpoint]`: saving.
+    pub checkpoint: Checkpoint,
+    /// `[log]`: progress.
+    pub log: Log,
+    /// `[output]`: the run directory.
+    pub output: Output,
+    /// `[sample]`: completions.
+    pub sample: Sample,
+}
+
+impl Config {
+    /// Resolves what was typed, and checks it.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its place and the nearest valid value.
+    pub fn load(typed: &Typed) -> Result<Self, ConfigError> {
+        load::load(typed)
+    }
+
+    /// The configuration of a preset, with the largest of its layouts.
+    ///
+    /// # Errors
+    /// No such preset; the nearest name.
+    pub fn preset(name: &str) -> Result<Self, ConfigError> {
+        load::load(&Typed { preset: Some(name.into()), ..Typed::default() })
+    }
+
+    /// Checks every rule again, for a configuration that was changed by a program.
+    ///
+    /// # Errors
+    /// All rules that are broken.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let violations = check::violations(self, &load::Origins::default());
+        if violations.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(violations)) }
+    }
+
+    /// The whole configuration as TOML; loading it gives the identical configuration.
+    ///
+    /// # Errors
+    /// A number that TOML cannot hold (a seed above 2⁶³ − 1).
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|error| ConfigError::Write { cause: error.to_string() })
+    }
+
+    fn to_table(&self) -> Result<toml::Table, ConfigError> {
+        toml::Table::try_from(self).map_err(|error| ConfigError::Write { cause: error.to_string() })
+    }
+}
+
+/// What the default preset gives a key, as TOML; `None` for shorthands.
+pub fn default_value(path: &str) -> Option<toml::Value> {
+    let table = presets::find(DEFAULT_PRESET)?.to_table().ok()?;
+    load::lookup(&table, path).cloned()
+}

@@ -1,0 +1,128 @@
+//! Run presets: for every model preset a complete configuration with the largest of its layouts.
+//!
+//! Each is the general configuration changed where it must be, so that a reader sees what differs.
+
+use super::sections::{
+    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, LrKind, Numerics, Optimizer, OptimizerKind,
+    Output, Precision, Sample, Schedule, Source, Train,
+};
+use super::{Config, DEFAULT_PRESET};
+use trine_spec::presets::Preset;
+
+/// All names, in the order of `trine presets`.
+pub(super) fn names() -> Vec<&'static str> {
+    trine_spec::presets::all().iter().map(|preset| preset.name).collect()
+}
+
+/// The run preset of this name.
+pub(super) fn find(name: &str) -> Option<Config> {
+    let preset = trine_spec::presets::all().into_iter().find(|preset| preset.name == name)?;
+    Some(if name == DEFAULT_PRESET { rust_default(&preset) } else { general(&preset) })
+}
+
+/// Peak learning rates that GPT-3 used, by parameters (Brown et al., 2005.14165, table 2.1).
+const GPT3_RATES: &[(f64, f64)] = &[
+    (125e6, 6e-4),
+    (350e6, 3e-4),
+    (760e6, 2.5e-4),
+    (1.3e9, 2e-4),
+    (2.7e9, 1.6e-4),
+    (6.7e9, 1.2e-4),
+    (13e9, 1e-4),
+    (175e9, 6e-5),
+];
+
+/// The rate of the published size nearest to `params` in proportion.
+fn rate(params: u64) -> f64 {
+    let far = |size: f64| (size.ln() - (params.max(1) as f64).ln()).abs();
+    let nearest = GPT3_RATES.iter().min_by(|a, b| far(a.0).total_cmp(&far(b.0)));
+    nearest.expect("invariant: the table has rows").1
+}
+
+/// Small enough for two cores and five minutes; tuned for bits per byte in that time.
+fn rust_default(preset: &Preset) -> Config {
+    let mut config = general(preset);
+    config.batch.global = 32;
+    config.train.steps = 400;
+    config.train.minutes_max = 4.0;
+    config.optimizer.lr = 3e-3;
+    config.lr.warmup_steps = 30;
+    config.eval.every = 50;
+    config
+}
+
+/// What suits any model: AdamW with the constants of GPT-3, warm-up and cosine.
+fn general(preset: &Preset) -> Config {
+    let (degrees, micro) = *preset.layouts.last().expect("invariant: a preset has a layout");
+    // Bubbles of (pp − 1) / (m + pp − 1): with m = 4·pp at most a fifth.
+    let micro_batches = if degrees.pp == 1 { 8 } else { 4 * degrees.pp };
+    let params = preset.model.param_count();
+    Config {
+        name: preset.name.into(),
+        seed: 1,
+        data: data(preset.model.seq_max),
+        layout: Layout {
+            dp: degrees.dp,
+            pp: degrees.pp,
+            tp: degrees.tp,
+            sequence_parallel: false,
+            schedule: Schedule::OneFOneB,
+            layers: Vec::new(),
+            threads_per_rank: 0,
+        },
+        batch: Batch { global: degrees.dp * micro * micro_batches, micro },
+        train: Train {
+            steps: 1000,
+            minutes_max: 0.0,
+            precision: Precision::Bf16,
+            numerics: Numerics::Fast,
+            // Activations outgrow weights and state long before this size.
+            recompute: params > 1_000_000_000,
+            zero: 1,
+            clip_norm: 1.0,
+            replica_check_every: 50,
+        },
+        optimizer: optimizer(rate(params)),
+        lr: Lr { kind: LrKind::Cosine, warmup_steps: 100, min_ratio: 0.1, decay_fraction: 0.2 },
+        eval: Eval { every: 100, windows_max: 64 },
+        checkpoint: Checkpoint { every: 0, keep_last: 2 },
+        log: Log { every_seconds: 5.0 },
+        output: Output { dir: "".into() },
+        sample: sample(),
+        model: preset.model.clone(),
+    }
+}
+
+fn data(seq: usize) -> Data {
+    Data {
+        source: Source::Crates,
+        manifest: "".into(),
+        vocab: 4096,
+        seq,
+        document_mask: false,
+        cache: "target/trine".into(),
+    }
+}
+
+fn optimizer(lr: f64) -> Optimizer {
+    Optimizer {
+        kind: OptimizerKind::AdamW,
+        lr,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        momentum: 0.9,
+    }
+}
+
+fn sample() -> Sample {
+    let prompts = ["/// Returns the number of ", "impl<T> Iterator for ", "#[test]\nfn "];
+    Sample {
+        prompts: prompts.map(String::from).into(),
+        tokens: 64,
+        temperature: 0.8,
+        top_k: 40,
+        top_p: 0.95,
+    }
+}

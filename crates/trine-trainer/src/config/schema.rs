@@ -1,0 +1,170 @@
+//! The keys of a configuration as data: one definition gives the struct, its documentation, the
+//! check of a file's keys and types, and the list that `--help-config` prints.
+
+use std::path::PathBuf;
+
+/// What a key's value may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole number, 0 or more.
+    Count,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Flag,
+    /// A text.
+    Text,
+    /// One of these texts.
+    Choice(&'static [&'static str]),
+    /// A list of whole numbers.
+    Counts,
+    /// A list of texts.
+    Texts,
+}
+
+impl Kind {
+    /// In words, for messages and lists.
+    pub fn describe(self) -> String {
+        match self {
+            Self::Count => "a whole number, 0 or more".into(),
+            Self::Number => "a number".into(),
+            Self::Flag => "true or false".into(),
+            Self::Text => "a text in quotes".into(),
+            Self::Choice(choices) => format!("one of {}", quoted(choices)),
+            Self::Counts => "a list of whole numbers".into(),
+            Self::Texts => "a list of texts in quotes".into(),
+        }
+    }
+
+    /// Whether a value has this type. Of a choice only the type counts here.
+    pub(super) fn has_type(self, value: &toml::Value) -> bool {
+        match self {
+            Self::Count => value.as_integer().is_some_and(|number| number >= 0),
+            Self::Number => value.is_float() || value.is_integer(),
+            Self::Flag => value.is_bool(),
+            Self::Text | Self::Choice(_) => value.is_str(),
+            Self::Counts => all(value, |item| Self::Count.has_type(item)),
+            Self::Texts => all(value, toml::Value::is_str),
+        }
+    }
+}
+
+fn all(list: &toml::Value, has_type: impl Fn(&toml::Value) -> bool) -> bool {
+    list.as_array().is_some_and(|items| items.iter().all(has_type))
+}
+
+/// `"a", "b", "c"`.
+pub(super) fn quoted(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    words.join(", ")
+}
+
+/// One key of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Its dotted path, such as `train.steps`.
+    pub path: &'static str,
+    /// What its value may be.
+    pub kind: Kind,
+    /// What must hold of the value beyond its type.
+    pub rule: &'static str,
+    /// What it means.
+    pub about: &'static str,
+    /// A shorthand that files and options may use, and that the resolved configuration has
+    /// replaced by the keys it stands for.
+    pub shorthand: bool,
+}
+
+/// A type that a key's value can have.
+pub(super) trait Field {
+    const KIND: Kind;
+}
+
+/// Gives types their kind.
+macro_rules! fields {
+    ($($type:ty => $kind:ident),+ $(,)?) => {
+        $(impl Field for $type {
+            const KIND: Kind = Kind::$kind;
+        })+
+    };
+}
+
+fields! {
+    usize => Count,
+    u64 => Count,
+    f64 => Number,
+    bool => Flag,
+    String => Text,
+    PathBuf => Text,
+    Vec<usize> => Counts,
+    Vec<String> => Texts,
+}
+
+/// A section of the configuration: each field has its documentation, its type and its rule, and
+/// appears in `KEYS` with all three.
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident in $section:literal {
+            $($(#[doc = $doc:literal])+ $field:ident: $type:ty, $rule:literal;)+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $(
+                $(#[doc = $doc])+
+                #[doc = ""]
+                #[doc = concat!("Rule: ", $rule, ".")]
+                pub $field: $type,
+            )+
+        }
+
+        impl $name {
+            /// The keys of this section.
+            pub(super) const KEYS: &'static [Key] = &[$(Key {
+                path: concat!($section, ".", stringify!($field)),
+                kind: <$type as Field>::KIND,
+                rule: $rule,
+                about: concat!($($doc),+),
+                shorthand: false,
+            }),+];
+        }
+    };
+}
+
+/// A choice: an enum whose variants are spelled as given here, in files and in messages alike.
+macro_rules! choice {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+ }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        pub enum $name {
+            $($(#[doc = $doc])+ #[serde(rename = $word)] $variant,)+
+        }
+
+        impl $name {
+            /// The word that stands for it in configurations.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl Field for $name {
+            const KIND: Kind = Kind::Choice(&[$($word),+]);
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.word())
+            }
+        }
+    };
+}
+
+pub(super) use {choice, section};

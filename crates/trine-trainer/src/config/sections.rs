@@ -1,0 +1,265 @@
+//! The sections of a configuration, key by key.
+
+use super::schema::{Field, Key, Kind, choice, section};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Where the text comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Source {
+    /// The Rust sources of the packages that `data.manifest` lists: `"crates"`.
+    Crates,
+    /// A text file, a folder or a prepared dataset. (A folder called `crates` is `./crates`.)
+    Path(PathBuf),
+}
+
+impl From<String> for Source {
+    fn from(text: String) -> Self {
+        if text == "crates" { Self::Crates } else { Self::Path(text.into()) }
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Crates => "crates".into(),
+            Source::Path(path) => path.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+impl Field for Source {
+    const KIND: Kind = Kind::Text;
+}
+
+choice! {
+    /// In which order the stages of a pipeline work.
+    Schedule {
+        /// One forward, one backward (Narayanan et al., 2006.09503): few activations in flight.
+        OneFOneB = "1f1b",
+        /// All forwards, then all backwards (Huang et al., 1811.06965).
+        GPipe = "gpipe",
+    }
+}
+
+choice! {
+    /// In which type activations and weights are computed with.
+    Precision {
+        /// 32-bit floats throughout.
+        F32 = "f32",
+        /// bfloat16 weights and activations; master weights, gradients and sums in f32.
+        Bf16 = "bf16",
+        /// 64-bit floats throughout: for comparisons, slow.
+        F64 = "f64",
+    }
+}
+
+impl Precision {
+    /// Bytes of an element that is computed with: weights and activations.
+    pub fn compute_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::F64 => 8,
+        }
+    }
+
+    /// Bytes of an element that is summed up or kept: gradients, moments, master weights.
+    pub fn accumulator_bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => 4,
+            Self::F64 => 8,
+        }
+    }
+}
+
+choice! {
+    /// In which order sums are taken (contract C4).
+    Numerics {
+        /// The fastest; equal from run to run in the same layout.
+        Fast = "fast",
+        /// One fixed tree over global indices: equal to the last bit in every layout; slower.
+        Reference = "reference",
+    }
+}
+
+choice! {
+    /// The optimization algorithm.
+    OptimizerKind {
+        /// Adam with decoupled weight decay (Loshchilov & Hutter, 1711.05101).
+        AdamW = "adamw",
+        /// Gradient descent, with momentum if `optimizer.momentum` is not 0.
+        Sgd = "sgd",
+    }
+}
+
+choice! {
+    /// What the learning rate does after the warm-up.
+    LrKind {
+        /// Stays.
+        Constant = "constant",
+        /// Falls along half a cosine.
+        Cosine = "cosine",
+        /// Falls along a line.
+        Linear = "linear",
+        /// Stays, then falls along a line over the last part of the run (Hu et al., 2404.06395).
+        Wsd = "wsd",
+    }
+}
+
+section! {
+    /// `[data]`: the text and its tokens.
+    Data in "data" {
+        /// "crates" (the Rust sources of the workspace's dependencies), or the path of a text file, a folder or a prepared dataset
+        source: Source, "not empty";
+        /// list of the packages behind "crates", as `cargo xtask train` writes it; empty: none
+        manifest: PathBuf, "any path";
+        /// entries of the tokenizer that is trained on the text; a prepared dataset has its own
+        vocab: usize, "at most model.vocab; with \"crates\" at least 257";
+        /// tokens of a sequence
+        seq: usize, "1..=model.seq_max";
+        /// attend within a document only, not across the documents of a window
+        document_mask: bool, "any";
+        /// folder that keeps tokenizers and tokens between runs
+        cache: PathBuf, "not empty";
+    }
+}
+
+section! {
+    /// `[layout]`: which rank holds what.
+    Layout in "layout" {
+        /// data-parallel replicas
+        dp: usize, "at least 1, divides batch.global";
+        /// pipeline stages
+        pp: usize, "1..=model.layers";
+        /// tensor-parallel shards of each layer
+        tp: usize, "divides model.heads and model.ffn; it and model.kv_heads divide one another";
+        /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198)
+        sequence_parallel: bool, "tp divides the tokens of a micro-batch";
+        /// order of work in the pipeline
+        schedule: Schedule, "a known schedule";
+        /// blocks of each stage; empty: as even as possible
+        layers: Vec<usize>, "empty, or pp positive numbers that add up to model.layers";
+        /// threads that compute for one rank; 0: the cores are shared out
+        threads_per_rank: usize, "any";
+    }
+}
+
+section! {
+    /// `[batch]`: how many sequences make a step.
+    Batch in "batch" {
+        /// sequences of an optimizer step, over all ranks
+        global: usize, "a multiple of layout.dp × batch.micro";
+        /// sequences of a micro-batch: what one rank computes with at once
+        micro: usize, "at least 1";
+    }
+}
+
+section! {
+    /// `[train]`: how a step is computed, and how many there are.
+    Train in "train" {
+        /// optimizer steps
+        steps: usize, "at least 1";
+        /// minutes of wall time after which no further step begins; 0: no limit
+        minutes_max: f64, "0 or more";
+        /// type that is computed with
+        precision: Precision, "f32 or f64 with reference numerics";
+        /// order of sums
+        numerics: Numerics, "reference: tp divides 8, and 8 divides the widths of heads, KV heads and ffn";
+        /// keep only the input of each block and run its forward again in the backward
+        recompute: bool, "any";
+        /// ZeRO stage (1910.02054): 1 splits the optimizer's state over layout.dp
+        zero: usize, "0 or 1";
+        /// largest global gradient norm, larger ones are scaled down to it; 0: no clipping
+        clip_norm: f64, "0 or more";
+        /// steps between comparisons of the replicas' weights; 0: never
+        replica_check_every: usize, "any";
+    }
+}
+
+section! {
+    /// `[optimizer]`: the update.
+    Optimizer in "optimizer" {
+        /// algorithm
+        kind: OptimizerKind, "a known algorithm";
+        /// peak learning rate
+        lr: f64, "above 0";
+        /// decay of the first moment (adamw)
+        beta1: f64, "0 or more, below 1";
+        /// decay of the second moment (adamw)
+        beta2: f64, "0 or more, below 1";
+        /// added to the root of the second moment (adamw)
+        eps: f64, "above 0";
+        /// decay of matrices; biases and norms have none
+        weight_decay: f64, "0 or more";
+        /// decay of the velocity (sgd); 0: none is kept
+        momentum: f64, "0 or more, below 1";
+    }
+}
+
+section! {
+    /// `[lr]`: the learning rate over the run.
+    Lr in "lr" {
+        /// shape after the warm-up
+        kind: LrKind, "a known shape";
+        /// steps until the peak is reached
+        warmup_steps: usize, "any";
+        /// last rate as a part of the peak
+        min_ratio: f64, "0..=1";
+        /// part of all steps that the decay takes (wsd)
+        decay_fraction: f64, "0..=1";
+    }
+}
+
+section! {
+    /// `[eval]`: validation.
+    Eval in "eval" {
+        /// steps between evaluations; 0: only at the end
+        every: usize, "any";
+        /// validation windows of one evaluation during the run; 0: all
+        windows_max: usize, "any";
+    }
+}
+
+section! {
+    /// `[checkpoint]`: saving.
+    Checkpoint in "checkpoint" {
+        /// steps between checkpoints; 0: only the last step's
+        every: usize, "any";
+        /// checkpoints kept; older ones are removed
+        keep_last: usize, "at least 1";
+    }
+}
+
+section! {
+    /// `[log]`: progress.
+    Log in "log" {
+        /// seconds between lines when the output is no terminal
+        every_seconds: f64, "above 0";
+    }
+}
+
+section! {
+    /// `[output]`: the run directory.
+    Output in "output" {
+        /// the run directory; empty: runs/NAME
+        dir: PathBuf, "any path";
+    }
+}
+
+section! {
+    /// `[sample]`: the completions at the end of a run, and the defaults of `trine generate`.
+    Sample in "sample" {
+        /// what is completed
+        prompts: Vec<String>, "any";
+        /// tokens of a completion
+        tokens: usize, "at least 1";
+        /// 1 draws from the model's distribution, less sharpens it; 0: always the likeliest token
+        temperature: f64, "0 or more";
+        /// draw from this many likeliest tokens; 0: from all
+        top_k: usize, "any";
+        /// draw from the fewest tokens that have this probability together
+        top_p: f64, "above 0, at most 1";
+    }
+}

@@ -1,0 +1,387 @@
+//! Tests of the configuration: precedence, the round trip, and every message.
+
+use super::*;
+use std::collections::BTreeSet;
+
+fn typed(file: &str, settings: &[&str]) -> Typed {
+    let file = (!file.is_empty()).then(|| File { name: "run.toml".into(), text: file.into() });
+    let settings = settings.iter().map(|text| Setting::set(text)).collect();
+    Typed { preset: None, file, settings }
+}
+
+fn load(file: &str, settings: &[&str]) -> Config {
+    Config::load(&typed(file, settings)).unwrap()
+}
+
+#[track_caller]
+fn error(file: &str, settings: &[&str]) -> String {
+    Config::load(&typed(file, settings)).unwrap_err().to_string()
+}
+
+#[test]
+fn options_win_over_the_file_and_the_file_over_the_preset() {
+    let file = "preset = \"gpt2-124m\"\nseed = 7\n[train]\nsteps = 5\nclip_norm = 2\n";
+    let config = load(file, &["train.steps=9", "train.steps=10"]);
+    assert_eq!((config.seed, config.train.steps, config.train.clip_norm), (7, 10, 2.0));
+    assert_eq!((config.name.as_str(), config.model.layers), ("gpt2-124m", 12));
+
+    let mut by_option = typed(file, &["preset=gpt2-355m"]);
+    assert_eq!(Config::load(&by_option).unwrap().model.layers, 24);
+    by_option.preset = Some("rust-default".into());
+    assert_eq!(Config::load(&by_option).unwrap().model.layers, 4);
+}
+
+#[test]
+fn a_model_preset_replaces_the_model_alone() {
+    let config = load("[model]\npreset = \"llama2-7b\"\nlayers = 2\n", &["model.tied=true"]);
+    assert_eq!((config.name.as_str(), config.data.seq), ("rust-default", 256));
+    assert_eq!((config.model.layers, config.model.ffn, config.model.tied), (2, 11008, true));
+}
+
+#[test]
+fn widths_follow_as_in_the_preset_unless_given() {
+    let sizes = |config: Config| {
+        let model = config.model;
+        (model.hidden, model.heads, model.kv_heads, model.head_dim, model.ffn)
+    };
+    let frontier = "preset = \"frontier-22b\"";
+    let config = load(frontier, &["model.hidden=1536", "model.layers=4"]);
+    assert_eq!(sizes(config), (1536, 48, 48, 32, 6144));
+    let config = load(frontier, &["model.heads=24"]);
+    assert_eq!(sizes(config), (6144, 24, 24, 256, 24576));
+    let config = load(frontier, &["model.hidden=1536", "model.head_dim=64", "model.ffn=100"]);
+    assert_eq!(sizes(config), (1536, 48, 48, 64, 100));
+    // Llama 3 shares KV heads and has its own MLP width: both stay.
+    let config = load("preset = \"llama3-8b\"", &["model.hidden=2048"]);
+    assert_eq!(sizes(config), (2048, 32, 8, 64, 14336));
+    let text = error("", &["model.hidden=250"]);
+    assert!(text.contains("nearest valid: model.hidden = 248 or 252"), "{text}");
+}
+
+#[test]
+fn a_resolved_configuration_gives_itself() {
+    let mut cases = 0;
+    for preset in trine_spec::presets::all() {
+        let config = Config::preset(preset.name).unwrap();
+        let text = config.to_toml().unwrap();
+        assert_eq!(load(&text, &[]), config, "{text}");
+        assert_eq!(config.model, preset.model);
+        assert_eq!(config.name, preset.name);
+        config.check().unwrap();
+        cases += 1;
+    }
+    assert!(cases >= 16, "{cases} presets");
+
+    // Everything away from its default, numbers that need all their digits, texts with quotes.
+    let file = "name = \"a.b\"\nseed = 9223372036854775807\n\
+        [model]\nhidden = 96\nheads = 6\nvocab = 5000\ndropout = 0.1\n\
+        [data]\nsource = \"some/text \\\"x\\\".txt\"\ndocument_mask = true\n\
+        [layout]\nschedule = \"gpipe\"\nlayers = [1, 3]\nsequence_parallel = true\n\
+        [batch]\nmicro_batches = 2\n\
+        [train]\nprecision = \"f64\"\nminutes_max = 0.1\n\
+        [optimizer]\nkind = \"sgd\"\nlr = 0.30000000000000004\n\
+        [lr]\nkind = \"wsd\"\n\
+        [sample]\nprompts = [\"a\\nb\", \"\"]\n";
+    let config = load(file, &["output.dir=out"]);
+    assert_eq!((config.batch.micro, config.layout.layers.as_slice()), (8, &[1, 3][..]));
+    assert_eq!(config.optimizer.lr, 0.300_000_000_000_000_04);
+    assert_eq!(load(&config.to_toml().unwrap(), &[]), config);
+}
+
+#[test]
+fn micro_batches_set_the_micro_batch() {
+    assert_eq!(load("", &["batch.micro_batches=2"]).batch.micro, 8);
+    assert_eq!(load("", &["batch.micro_batches=16"]).micro_batches(), 16);
+    // The later of the two counts.
+    assert_eq!(load("", &["batch.micro_batches=16", "batch.micro=2"]).batch.micro, 2);
+    assert_eq!(load("[batch]\nmicro = 2\n", &["batch.micro_batches=4"]).batch.micro, 4);
+    let text = error("[batch]\nmicro = 2\nmicro_batches = 4\n", &[]);
+    assert!(text.starts_with("run.toml:3:1: batch.micro_batches = 4:"), "{text}");
+    let text = error("", &["batch.micro_batches=5"]);
+    let nearest =
+        "nearest valid: batch.micro_batches = 4 or batch.micro_batches = 8 or batch.global = 40";
+    assert!(text.ends_with(nearest), "{text}");
+}
+
+#[test]
+fn sizes_follow_from_the_configuration() {
+    let config = load("", &["batch.global=48", "batch.micro=6", "data.seq=128"]);
+    assert_eq!((config.world(), config.degrees().to_string().as_str()), (8, "dp 2 × pp 2 × tp 2"));
+    assert_eq!((config.sequences_per_replica(), config.micro_batches()), (24, 4));
+    assert_eq!((config.tokens_per_micro_batch(), config.tokens_per_step()), (768, 6144));
+    assert_eq!(config.mesh().unwrap().world(), 8);
+    assert_eq!(config.stages().unwrap().iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
+    assert_eq!(config.run_dir(), std::path::Path::new("runs/rust-default"));
+    assert!(config.tied_apart());
+    assert!(!load("", &["layout.pp=1"]).tied_apart());
+}
+
+#[test]
+fn unknown_keys_name_place_and_nearest_key() {
+    let cases = [
+        (
+            "[train]\nsteps = 1\n  stepz = 2\n",
+            "run.toml:3:3: unknown key train.stepz; nearest: train.steps",
+        ),
+        ("sed = 1\n", "run.toml:1:1: unknown key sed; nearest: seed"),
+        ("tp = 2\n", "run.toml:1:1: unknown key tp; nearest: layout.tp"),
+        ("[trian]\nsteps = 1\n", "run.toml:1:2: unknown key trian; nearest: [train]"),
+        ("[train]\nlr = 1\n", "run.toml:2:1: unknown key train.lr; nearest: optimizer.lr"),
+        ("[layout]\nmicro_batches = 4\n", "nearest: batch.micro_batches"),
+        ("[model]\nlayer = 4\n", "run.toml:2:1: unknown key model.layer; nearest: model.layers"),
+        (
+            "data.source.x = 4\n",
+            "run.toml:1:6: data.source must be a text in quotes, found a table",
+        ),
+        (
+            "[log]\n\"every seconds\" = 4\n",
+            "run.toml:2:1: unknown key log.every seconds; nearest: log.every_seconds",
+        ),
+    ];
+    for (file, expected) in cases {
+        let text = error(file, &[]);
+        assert!(text.contains(expected), "{text}");
+    }
+    assert_eq!(cases.len(), 9);
+    let text = error("", &["optimiser.lr=1"]);
+    assert_eq!(text, "--set optimiser.lr=1: unknown key optimiser.lr; nearest: optimizer.lr");
+}
+
+#[test]
+fn wrong_types_and_words_say_what_was_expected() {
+    let cases = [
+        (
+            "[train]\nsteps = \"many\"\n",
+            "run.toml:2:1: train.steps must be a whole number, 0 or more, found the text \"many\"; for example: train.steps = ",
+        ),
+        ("[train]\nsteps = -3\n", "must be a whole number, 0 or more, found the whole number -3"),
+        ("[train]\nsteps = 1.5\n", "found the number 1.5"),
+        ("[train]\nrecompute = 1\n", "train.recompute must be true or false"),
+        (
+            "[layout]\nlayers = [1, \"2\"]\n",
+            "layout.layers must be a list of whole numbers, found the list [1, \"2\"]",
+        ),
+        ("[optimizer]\nlr = \"high\"\n", "optimizer.lr must be a number"),
+        ("name = 3\n", "name must be a text in quotes"),
+        (
+            "train = 3\n",
+            "run.toml:1:1: train must be a section, its keys set one by one (train.steps, …), found the whole number 3",
+        ),
+        (
+            "[layout]\nschedule = \"1f2b\"\n",
+            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"1f1b\", \"gpipe\"; nearest: \"1f1b\"",
+        ),
+        ("[model]\nfamily = \"lama\"\n", "nearest: \"llama\""),
+        (
+            "preset = \"gpt2-124\"\n",
+            "run.toml:1:1: preset = \"gpt2-124\": must be one of \"rust-default\", \"gpt2-124m\",",
+        ),
+        ("[model]\npreset = \"gpt4\"\n", "run.toml:2:1: model.preset = \"gpt4\": must be one of"),
+        ("seed = 1\nseed = 2\n", "run.toml:2:1: not valid TOML: duplicate key"),
+        ("[train\n", "run.toml:1:7: not valid TOML:"),
+        ("seed = 9223372036854775808\n", "run.toml:1:8: not valid TOML:"),
+    ];
+    for (file, expected) in cases {
+        let text = error(file, &[]);
+        assert!(text.contains(expected), "{text}\n  expected: {expected}");
+    }
+    assert_eq!(cases.len(), 15);
+}
+
+#[test]
+fn set_takes_toml_and_bare_words() {
+    let settings = [
+        "name=2024-01-01",
+        "train.precision=f32",
+        "data.source = some/path",
+        "sample.prompts=[\"a\", 'b']",
+        "layout.layers=[1,3]",
+        "optimizer.lr=1e-4",
+        "train.recompute=true",
+        "seed=0x10",
+        "output.dir=\"with space\"",
+    ];
+    let config = load("", &settings);
+    assert_eq!((config.name.as_str(), config.train.precision), ("2024-01-01", Precision::F32));
+    assert_eq!(config.data.source, Source::Path("some/path".into()));
+    assert_eq!((config.sample.prompts.len(), config.layout.layers.len()), (2, 2));
+    assert_eq!((config.optimizer.lr, config.train.recompute, config.seed), (1e-4, true, 16));
+
+    for (setting, expected) in [
+        (
+            "train.steps",
+            "--set train.steps: must be a key's path, `=` and a value; for example: --set train.steps=500",
+        ),
+        ("=3", "the key's path is missing"),
+        ("layout.layers=[1,", "the value is not valid TOML"),
+        (
+            "train.steps=ten",
+            "train.steps must be a whole number, 0 or more, found the text \"ten\"",
+        ),
+        ("train.steps=", "found the text \"\""),
+        ("train={steps=3}", "train must be a section"),
+        ("train.precision=f23", "nearest: \"f32\""),
+        ("train.steps.x=1", "unknown key train.steps.x; nearest: train.steps"),
+    ] {
+        let text = error("", &[setting]);
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn every_rule_names_what_where_and_the_nearest_valid_value() {
+    // (settings, part of the message, its end)
+    let cases: &[(&[&str], &str, &str)] = &[
+        (
+            &["layout.tp=3"],
+            "--set layout.tp=3: layout.tp = 3: tp must divide the 4 query heads",
+            "tp 2 or tp 4",
+        ),
+        (&["layout.pp=5"], "layout.pp = 5: every stage needs a layer and the model has 4", "pp 4"),
+        (&["layout.dp=0"], "layout.dp = 0: must be at least 1", "1"),
+        (
+            &["layout.dp=3"],
+            "preset rust-default: batch.global = 32: must be a multiple of layout.dp × batch.micro = 3 (--set layout.dp=3) × 4 (preset rust-default)",
+            "batch.global = 24 or batch.global = 36 or layout.dp = 2 or layout.dp = 4",
+        ),
+        (
+            &["batch.global=30"],
+            "batch.global = 30: must be a multiple of",
+            "batch.global = 24 or batch.global = 32 or batch.micro = 3 or batch.micro = 5",
+        ),
+        (&["batch.micro=0"], "batch.micro = 0: must be at least 1", "1"),
+        (
+            &["layout.layers=[1,2]"],
+            "layout.layers = [1, 2]: must be layout.pp = 2 (preset rust-default) positive numbers",
+            "[2, 2], or [] for that",
+        ),
+        (&["layout.layers=[4,0]"], "layout.layers = [4, 0]", "[2, 2], or [] for that"),
+        (&["data.seq=512"], "data.seq = 512: a sequence must fit model.seq_max = 256", "256"),
+        (
+            &["data.vocab=8192"],
+            "data.vocab = 8192: the tokenizer is larger than the model's vocabulary",
+            "data.vocab = 4096 or model.vocab = 8192",
+        ),
+        (&["data.vocab=100"], "data.vocab = 100: a tokenizer needs the 256 bytes", "257"),
+        (
+            &["layout.sequence_parallel=true", "layout.tp=4", "batch.micro=1", "data.seq=30"],
+            "layout.sequence_parallel = true: tp = 4",
+            "false, or batch.micro = 4, or data.seq = 32",
+        ),
+        (
+            &["train.numerics=reference"],
+            "train.precision = \"bf16\": reference numerics (--set train.numerics=reference) are defined for f32 and f64",
+            "\"f32\"",
+        ),
+        (
+            &["train.numerics=reference", "train.precision=f32", "model.ffn=1020"],
+            "model.ffn = 1020: reference numerics sum over 8 equal blocks",
+            "1024",
+        ),
+        (
+            &[
+                "train.numerics=reference",
+                "train.precision=f32",
+                "model.hidden=240",
+                "model.heads=12",
+                "layout.tp=3",
+            ],
+            "layout.tp = 3: reference numerics",
+            "tp 2",
+        ),
+        (&["model.kv_heads=3"], "model.kv_heads = 3: must divide heads = 4", "2"),
+        (&["train.steps=0"], "train.steps = 0: must be at least 1", "1"),
+        (&["train.zero=2"], "train.zero = 2: ZeRO stages 0 and 1 exist", "1"),
+        (&["train.clip_norm=-1"], "train.clip_norm = -1: must be 0 or more", "0"),
+        (&["train.minutes_max=inf"], "train.minutes_max = inf", "0"),
+        (&["optimizer.lr=0"], "optimizer.lr = 0: must be above 0", "0.001"),
+        (&["optimizer.lr=nan"], "optimizer.lr = NaN: must be above 0", "0.001"),
+        (&["optimizer.beta2=1"], "optimizer.beta2 = 1: must be 0 or more and below 1", "0.999"),
+        (&["lr.min_ratio=1.5"], "lr.min_ratio = 1.5: must lie in 0..=1", "1"),
+        (&["checkpoint.keep_last=0"], "checkpoint.keep_last = 0", "1"),
+        (&["log.every_seconds=0"], "log.every_seconds = 0", "5"),
+        (&["sample.top_p=0"], "sample.top_p = 0: must be above 0 and at most 1", "1"),
+        (&["name=a/b"], "name = \"a/b\": the name of a directory", "\"a-b\""),
+        (&["name=.."], "name = \"..\"", "\"run\""),
+        (&["data.source="], "data.source = \"\"", "\"crates\""),
+        (&["model.hidden=9223372036854775807"], "must be at most 4194304", "4194304"),
+        (&["layout.layers=[1,99999999999]"], "must be at most 4294967296", "4294967296"),
+        (&["batch.micro_batches=0"], "batch.micro_batches = 0: must divide", "batch.global = 32"),
+        (&["batch.micro_batches=4000000000"], "must divide", "batch.global = 8000000000"),
+    ];
+    for (settings, part, end) in cases {
+        let text = error("", settings);
+        assert!(text.contains(part), "{text}\n  expected: {part}");
+        assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
+    }
+    assert_eq!(cases.len(), 34);
+}
+
+#[test]
+fn several_problems_are_listed_together() {
+    let text = error("stepz = 1\n[train]\nsteps = true\n", &["a.b=1"]);
+    assert!(text.starts_with("3 problems in the configuration:\n  run.toml:1:1"), "{text}");
+    assert_eq!(text.lines().count(), 4);
+    let text = error("", &["layout.tp=3", "layout.pp=9", "optimizer.lr=-1"]);
+    assert!(text.starts_with("3 problems"), "{text}");
+}
+
+#[test]
+fn a_changed_configuration_can_be_checked_again() {
+    let mut config = Config::preset("rust-default").unwrap();
+    config.layout.tp = 3;
+    let text = config.check().unwrap_err().to_string();
+    assert!(text.starts_with("config: layout.tp = 3: tp must divide"), "{text}");
+    config.layout.tp = 2;
+    config.seed = u64::MAX;
+    let text = config.check().unwrap_err().to_string();
+    assert!(text.contains("seed = 18446744073709551615"), "{text}");
+    assert!(config.to_toml().is_err());
+}
+
+#[test]
+fn the_keys_are_those_of_the_configuration() {
+    let table = Config::preset("rust-default").unwrap().to_table().unwrap();
+    let mut in_config = BTreeSet::new();
+    for (name, value) in &table {
+        match value.as_table() {
+            Some(section) => in_config.extend(section.keys().map(|key| format!("{name}.{key}"))),
+            None => {
+                in_config.insert(name.clone());
+            }
+        }
+    }
+    let declared: Vec<&Key> = keys().filter(|key| !key.shorthand).collect();
+    let paths: BTreeSet<String> = declared.iter().map(|key| key.path.to_owned()).collect();
+    assert_eq!(paths, in_config);
+    assert_eq!(paths.len(), declared.len(), "a key twice");
+    for key in &declared {
+        let value = default_value(key.path).unwrap();
+        assert!(key.kind.has_type(&value), "{} = {value}", key.path);
+        assert!(!key.about.trim().is_empty() && !key.rule.is_empty(), "{}", key.path);
+    }
+    assert_eq!(keys().filter(|key| key.shorthand).count(), 3);
+}
+
+/// A choice is spelled in files as in messages.
+#[test]
+fn every_choice_can_be_set() {
+    let mut words = 0;
+    for key in keys() {
+        if let Kind::Choice(choices) = key.kind {
+            for word in choices {
+                let config = load("", &[&format!("{}={word}", key.path)]);
+                let table = config.to_table().unwrap();
+                assert_eq!(load::lookup(&table, key.path).unwrap().as_str(), Some(*word));
+                words += 1;
+            }
+        }
+    }
+    assert_eq!(words, 14 - 1, "schedules, precisions, numerics, optimizers, rates, families");
+}
+
+#[test]
+fn missing_files_are_told() {
+    let text = File::read("no/such.toml".as_ref()).unwrap_err().to_string();
+    assert!(text.starts_with("no/such.toml: cannot read the configuration:"), "{text}");
+}

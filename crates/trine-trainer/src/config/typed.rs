@@ -1,0 +1,242 @@
+//! A configuration as typed: a preset's name, a file's text, options; nothing is resolved yet.
+
+use super::error::{ConfigError, Origin, Violation};
+use super::schema::{Key, Kind, quoted};
+use super::{check, keys};
+use std::path::Path;
+use toml::Value;
+use toml::de::{DeTable, DeValue};
+
+/// What a user typed. Options win over the file, the file over the preset; of two options the
+/// later wins.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Typed {
+    /// The preset that everything not given comes from. Without one, here or in the file, it is
+    /// [`super::DEFAULT_PRESET`].
+    pub preset: Option<String>,
+    /// A configuration file.
+    pub file: Option<File>,
+    /// Options, in order.
+    pub settings: Vec<Setting>,
+}
+
+/// A configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// How messages call it: its path as typed.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+impl File {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It is missing, unreadable or not UTF-8.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Self { name, text }),
+            Err(error) => Err(ConfigError::Read { path: name, cause: error.to_string() }),
+        }
+    }
+}
+
+/// One option that sets one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The option as typed, for messages: `--tp 3`.
+    pub typed: String,
+    /// The key's path and the value's text, apart; `None` if no `=` was found between them.
+    assignment: Option<(String, String)>,
+}
+
+impl Setting {
+    /// A shorthand option: `flag` with `value` sets the key `path`.
+    pub fn option(flag: &str, path: &str, value: &str) -> Self {
+        let assignment = Some((path.to_owned(), value.to_owned()));
+        Self { typed: format!("{flag} {value}"), assignment }
+    }
+
+    /// The option `--set path=value`. The value is TOML; a bare word is a text.
+    pub fn set(text: &str) -> Self {
+        let trimmed =
+            |(path, value): (&str, &str)| (path.trim().to_owned(), value.trim().to_owned());
+        Self { typed: format!("--set {text}"), assignment: text.split_once('=').map(trimmed) }
+    }
+}
+
+/// A key with a value of its type, and where it was given.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Assignment {
+    pub(super) key: &'static Key,
+    pub(super) value: Value,
+    pub(super) at: Origin,
+}
+
+/// Reads a file's keys in order of appearance; what is wrong goes to `violations`.
+pub(super) fn read_file(
+    file: &File,
+    violations: &mut Vec<Violation>,
+) -> Result<Vec<Assignment>, ConfigError> {
+    let syntax = |error: toml::de::Error| ConfigError::Syntax {
+        at: file.origin(error.span().map_or(0, |span| span.start)),
+        cause: error.message().replace('\n', ", "),
+    };
+    // Two views of one text: one knows the places, the other converts numbers and escapes.
+    let places = DeTable::parse(&file.text).map_err(syntax)?;
+    let values: toml::Table = toml::from_str(&file.text).map_err(syntax)?;
+    let mut reader = FileReader { file, found: Vec::new(), violations };
+    reader.table("", places.get_ref(), &values);
+    let mut found = reader.found;
+    found.sort_by_key(|(offset, _)| *offset);
+    Ok(found.into_iter().map(|(_, assignment)| assignment).collect())
+}
+
+impl File {
+    /// Line and column of a byte.
+    fn origin(&self, offset: usize) -> Origin {
+        let before = self.text.get(..offset).unwrap_or(&self.text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Origin::File {
+            name: self.name.clone(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+}
+
+struct FileReader<'a> {
+    file: &'a File,
+    found: Vec<(usize, Assignment)>,
+    violations: &'a mut Vec<Violation>,
+}
+
+impl FileReader<'_> {
+    fn table(&mut self, prefix: &str, places: &DeTable<'_>, values: &toml::Table) {
+        for (name, place) in places {
+            let word: &str = name.get_ref();
+            let path = if prefix.is_empty() { word.to_owned() } else { format!("{prefix}.{word}") };
+            let at = self.file.origin(name.span().start);
+            let inner = values.get(word).and_then(Value::as_table);
+            if let (DeValue::Table(places), Some(values)) = (place.get_ref(), inner)
+                && keys::is_section(&path)
+            {
+                self.table(&path, places, values);
+            } else if let Some(value) = values.get(word) {
+                match checked(&path, value.clone(), at) {
+                    Ok(assignment) => self.found.push((name.span().start, assignment)),
+                    Err(violation) => self.violations.push(violation),
+                }
+            }
+        }
+    }
+}
+
+/// Reads one option.
+pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Violation> {
+    let at = Origin::Option(setting.typed.clone());
+    let example = "--set train.steps=500".to_owned();
+    let Some((path, text)) = &setting.assignment else {
+        let rule = "must be a key's path, `=` and a value".to_owned();
+        return Err(Violation::Option { at, rule, example });
+    };
+    if path.is_empty() {
+        let rule = "the key's path is missing before `=`".to_owned();
+        return Err(Violation::Option { at, rule, example });
+    }
+    let wants_text =
+        keys::find(path).is_some_and(|key| matches!(key.kind, Kind::Text | Kind::Choice(_)));
+    let value = match text.parse::<Value>() {
+        // A text may look like a number or a date.
+        Ok(value) if wants_text && !value.is_str() => Value::String(text.clone()),
+        Ok(value) => value,
+        // A bare word; what looks like broken TOML is not taken for one.
+        Err(_) if wants_text || !text.starts_with(['"', '\'', '[', '{']) => {
+            Value::String(text.clone())
+        }
+        Err(error) => {
+            let cause = error.message().replace('\n', ", ");
+            let rule = format!("the value is not valid TOML ({cause})");
+            return Err(Violation::Option { at, rule, example });
+        }
+    };
+    checked(path, value, at)
+}
+
+/// Looks the key up and checks the value's type, and its word if it is a choice.
+fn checked(path: &str, value: Value, at: Origin) -> Result<Assignment, Violation> {
+    let Some(key) = keys::find(path) else {
+        return Err(if keys::is_section(path) {
+            section_as_value(path, &value, at)
+        } else {
+            let nearest = nearest_key(path, &value);
+            Violation::UnknownKey { at, key: path.to_owned(), nearest }
+        });
+    };
+    if !key.kind.has_type(&value) {
+        let (expected, found) = (key.kind.describe(), describe(&value));
+        return Err(Violation::Type {
+            at,
+            key: path.to_owned(),
+            expected,
+            found,
+            example: example(key),
+        });
+    }
+    if let (Kind::Choice(choices), Some(word)) = (key.kind, value.as_str())
+        && !choices.contains(&word)
+    {
+        let nearest = keys::nearest_word(word, choices.iter().copied()).to_owned();
+        let (found, choices) = (word.to_owned(), quoted(choices));
+        return Err(Violation::Choice { at, key: path.to_owned(), found, choices, nearest });
+    }
+    match check::too_large(key, &value, &at) {
+        Some(violation) => Err(violation),
+        None => Ok(Assignment { key, value, at }),
+    }
+}
+
+/// An unknown table is a misspelled section, anything else a misspelled key.
+fn nearest_key(path: &str, value: &Value) -> String {
+    if value.is_table() {
+        let section = keys::nearest_word(path, keys::sections());
+        return format!("[{section}]");
+    }
+    keys::nearest(path).to_owned()
+}
+
+fn section_as_value(path: &str, value: &Value, at: Origin) -> Violation {
+    let key = keys::keys()
+        .find(|key| !key.shorthand && key.path.starts_with(&format!("{path}.")))
+        .expect("invariant: a section has keys");
+    let expected = format!("a section, its keys set one by one ({}, …)", key.path);
+    Violation::Type {
+        at,
+        key: path.to_owned(),
+        expected,
+        found: describe(value),
+        example: example(key),
+    }
+}
+
+/// `train.steps = 400`, with the value of the default preset.
+fn example(key: &Key) -> String {
+    let value =
+        super::default_value(key.path).map_or_else(|| "\"rust-default\"".into(), |v| v.to_string());
+    format!("{} = {value}", key.path)
+}
+
+/// The value and its type in words.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::String(_) => format!("the text {value}"),
+        Value::Integer(_) => format!("the whole number {value}"),
+        Value::Float(_) => format!("the number {value}"),
+        Value::Boolean(_) => format!("the flag {value}"),
+        Value::Datetime(_) => format!("the date {value}"),
+        Value::Array(_) => format!("the list {value}"),
+        Value::Table(_) => "a table".to_owned(),
+    }
+}

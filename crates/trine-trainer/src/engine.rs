@@ -1,0 +1,558 @@
+//! One rank's training engine: stores, layers, schedule and synchronisation, and one step of it.
+//!
+//! The engine knows nothing of files, clocks or progress. It takes the samples of a step and gives
+//! back losses, gradients and updated weights, in any layout; the parity tests drive it directly.
+
+use crate::TrainError;
+use crate::stage::{MicroBatches, StageRun};
+use std::ops::Range;
+use std::sync::Arc;
+use trine_buffer::{Buf, DType, Pool};
+use trine_comm::{Communicator, Name, ReduceOp};
+use trine_dp::{
+    GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups,
+    WeightSync, ZeroStage, check_replicas, clip_scale,
+};
+use trine_kernels::{CpuOps, Team};
+use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
+use trine_models::{StageModel, StageParts};
+use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
+use trine_optim::{Optimizer, OptimizerConfig, Update};
+use trine_pipeline::{Execution, Moment, execute};
+use trine_schedule::{Action, Schedule, ScheduleKind, SyncPlan, TiedSegment, lower, verify};
+use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest, split_layers};
+
+/// A gradient bucket is closed once it holds this many elements: large enough that a reduction is
+/// bandwidth and not latency, small enough that several overlap the backward pass.
+pub const BUCKET_ELEMENTS: usize = 1 << 18;
+
+/// Everything that determines the numbers of a run, and how they are computed.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// The model.
+    pub model: ModelSpec,
+    /// The layout.
+    pub degrees: Degrees,
+    /// Blocks of each stage; `None`: as even as possible.
+    pub layers: Option<Vec<usize>>,
+    /// Split the residual stream by rows over tensor parallelism.
+    pub sequence_parallel: bool,
+    /// The pipeline's order of work.
+    pub schedule: ScheduleKind,
+    /// How sums are ordered.
+    pub numerics: Numerics,
+    /// Type of weights and activations.
+    pub compute: DType,
+    /// Run each block's forward pass again in backward instead of keeping what it saves.
+    pub recompute: bool,
+    /// What data-parallel ranks share out.
+    pub zero: ZeroStage,
+    /// Sequences of a step over all ranks.
+    pub global_batch: usize,
+    /// Sequences of a micro-batch.
+    pub micro_batch: usize,
+    /// Tokens of a sequence.
+    pub seq: usize,
+    /// Seed of weights and dropout masks.
+    pub seed: u64,
+    /// The update.
+    pub optimizer: OptimizerConfig,
+    /// Largest global gradient norm; 0: no clipping.
+    pub clip_norm: f64,
+    /// Threads that compute for this rank.
+    pub threads: usize,
+    /// Elements at which a gradient bucket is closed.
+    pub bucket_elements: usize,
+}
+
+impl EngineConfig {
+    /// Micro-batches of a step on each data-parallel rank.
+    pub fn micro_batches(&self) -> usize {
+        self.global_batch / self.degrees.dp / self.micro_batch
+    }
+
+    fn pieces(&self) -> Result<Vec<Vec<Piece>>, TrainError> {
+        Ok(split_layers(&self.model, self.degrees.pp, self.layers.as_deref())?)
+    }
+
+    /// What one rank of the stage `pp` holds.
+    fn stage_layout(&self, pieces: &[Piece], tp_index: usize) -> Result<StageLayout, TrainError> {
+        let pp = self.degrees.pp;
+        Ok(StageLayout::new(&StageRequest {
+            model: &self.model,
+            pieces,
+            tp: self.degrees.tp,
+            tp_index,
+            dp: self.degrees.dp,
+            tied_apart: pp > 1 || self.numerics == Numerics::Reference,
+            bucket_elements: self.bucket_elements,
+        })?)
+    }
+
+    /// What the rank at (pipeline, tensor) coordinates holds. Pure: any rank can ask for any other.
+    ///
+    /// # Errors
+    /// A model that does not fit the layout.
+    pub fn layout_of(&self, pp: usize, tp: usize) -> Result<StageLayout, TrainError> {
+        self.stage_layout(&self.pieces()?[pp], tp)
+    }
+
+    /// The lowered and verified schedule of a training step.
+    ///
+    /// # Errors
+    /// A model that does not fit the layout, or a schedule that fails its proof.
+    pub fn training_schedule(&self) -> Result<Schedule, TrainError> {
+        let mut plan = SyncPlan { segments: vec![], tied: vec![] };
+        for (stage, pieces) in self.pieces()?.iter().enumerate() {
+            let buckets = self.stage_layout(pieces, 0)?.buckets;
+            plan.segments.push(buckets.len());
+            let tied = buckets.iter().enumerate().filter(|(_, bucket)| bucket.tied);
+            plan.tied.extend(tied.map(|(segment, _)| TiedSegment { stage, segment }));
+        }
+        let order = self.schedule.generate(self.degrees.pp, self.micro_batches())?;
+        let schedule = lower(&order, Some(&plan))?;
+        verify(&schedule)?;
+        Ok(schedule)
+    }
+
+    fn evaluation_schedule(&self) -> Result<Schedule, TrainError> {
+        let order = ScheduleKind::ForwardOnly.generate(self.degrees.pp, self.micro_batches())?;
+        let schedule = lower(&order, None)?;
+        verify(&schedule)?;
+        Ok(schedule)
+    }
+}
+
+/// The decisions about one rank, as data: made purely, so that they can be looked at, and, in tests,
+/// tampered with.
+#[derive(Debug, Clone)]
+pub struct RankPlan {
+    /// Where the rank stands.
+    pub coordinate: Coordinate,
+    /// What it holds.
+    pub layout: StageLayout,
+    /// What all ranks do in a training step.
+    pub training: Arc<Schedule>,
+    /// What all ranks do in an evaluation.
+    pub evaluation: Arc<Schedule>,
+}
+
+impl RankPlan {
+    /// Plans the rank `rank` of a run.
+    ///
+    /// # Errors
+    /// A model or batch that does not fit the layout.
+    pub fn new(config: &EngineConfig, rank: usize) -> Result<Self, TrainError> {
+        config.model.check()?;
+        config.model.check_layout(config.degrees.tp, config.degrees.pp)?;
+        if config.numerics == Numerics::Reference {
+            config.model.check_reference(config.degrees.tp)?;
+        }
+        let each = config.degrees.dp * config.micro_batch;
+        if each == 0 || config.global_batch == 0 || !config.global_batch.is_multiple_of(each) {
+            return Err(TrainError::Batch { global: config.global_batch, each });
+        }
+        let tokens = config.micro_batch * config.seq;
+        if config.sequence_parallel && !tokens.is_multiple_of(config.degrees.tp) {
+            return Err(TrainError::SequenceParallel { tokens, tp: config.degrees.tp });
+        }
+        let mesh = Mesh::new(config.degrees, config.degrees.world())?;
+        let coordinate = mesh.coordinate(rank);
+        Ok(Self {
+            coordinate,
+            layout: config.layout_of(coordinate.pp, coordinate.tp)?,
+            training: Arc::new(config.training_schedule()?),
+            evaluation: Arc::new(config.evaluation_schedule()?),
+        })
+    }
+}
+
+/// The samples of one data-parallel rank for one step: `global_batch / dp` sequences, row after row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids.
+    pub inputs: Vec<u32>,
+    /// For each token the next one; `u32::MAX` where there is nothing to predict.
+    pub targets: Vec<u32>,
+    /// For each token, the first position of its sequence that it may attend to.
+    pub document_start: Option<Vec<u32>>,
+}
+
+impl Batch {
+    /// Tokens with something to predict.
+    pub fn valid_tokens(&self) -> u64 {
+        self.targets.iter().filter(|target| **target != u32::MAX).count() as u64
+    }
+}
+
+/// The loss of a step or an evaluation over all ranks (contract C2).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Loss {
+    /// Σ token losses in nats, over all valid tokens of all ranks.
+    pub sum: f64,
+    /// Valid tokens.
+    pub tokens: u64,
+}
+
+impl Loss {
+    /// Nats per token.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.tokens.max(1) as f64
+    }
+}
+
+/// What an update did.
+#[derive(Debug, Clone)]
+pub struct Updated {
+    /// The gradients' norm before clipping.
+    pub norm: GlobalNorm,
+}
+
+/// Called before and after each action of a schedule: traces and measurements.
+pub type Observe<'a> = &'a mut dyn FnMut(usize, &Action, Moment);
+
+/// One rank of a run.
+#[derive(Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    plan: RankPlan,
+    layout: Arc<StageLayout>,
+    world: Arc<dyn Communicator>,
+    pp: Arc<dyn Communicator>,
+    dp: Arc<dyn Communicator>,
+    groups: ReplicaGroups,
+    ops: CpuOps,
+    pool: Pool,
+    stage: StageModel,
+    weights: ParamStore,
+    grads: GradStore,
+    optimizer: Optimizer,
+    sync: GradSync,
+    weight_sync: WeightSync,
+    norm: GradNorm,
+}
+
+impl Engine {
+    /// Builds the rank that `world` says it is, with initial weights. A collective call.
+    ///
+    /// # Errors
+    /// What does not fit, or a failed collective.
+    pub fn new(config: &EngineConfig, world: Arc<dyn Communicator>) -> Result<Self, TrainError> {
+        let plan = RankPlan::new(config, world.rank())?;
+        Self::from_plan(config, plan, world)
+    }
+
+    /// [`Engine::new`] with a plan made elsewhere.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn from_plan(
+        config: &EngineConfig,
+        plan: RankPlan,
+        world: Arc<dyn Communicator>,
+    ) -> Result<Self, TrainError> {
+        let mesh = Mesh::new(config.degrees, world.size())?;
+        let along = |axis: Axis, name| world.along(&mesh, &[axis], name);
+        let (pp, dp, tp) = (along(Axis::Pp, "pp")?, along(Axis::Dp, "dp")?, along(Axis::Tp, "tp")?);
+        let tied = tied_link(config, &plan, &pp)?;
+        let layout = Arc::new(plan.layout.clone());
+        let numerics = config.numerics;
+        let stage = StageModel::new(&StageParts {
+            model: &config.model,
+            layout: &layout,
+            comm: tp.clone(),
+            sequence_parallel: config.sequence_parallel,
+            recompute: config.recompute,
+            numerics,
+            compute: config.compute,
+            seed: config.seed,
+        })?;
+        let ops = CpuOps::new(Team::new(config.threads));
+        let partition = Partition::new(config.zero, config.degrees.dp, plan.coordinate.dp)?;
+        let mut weights = ParamStore::zeros(layout.clone(), config.compute);
+        let own = layout.buckets.iter().map(|bucket| partition.own(bucket.len)).collect();
+        let optimizer = Optimizer::new(&layout, own, config.compute, config.optimizer, |bucket| {
+            let dtype = config.compute.accumulator();
+            let initial = initial_weights(&layout, bucket, config.seed, dtype)?;
+            weights.load(bucket, initial.slice(), &ops)?;
+            Ok(initial)
+        })?;
+        let options = GradSyncOptions {
+            partition,
+            numerics,
+            global_batch: config.global_batch,
+            tied_peer: tied.clone(),
+        };
+        let tp_degree = config.degrees.tp;
+        Ok(Self {
+            sync: GradSync::new(&layout, options, dp.clone())?,
+            weight_sync: WeightSync::new(partition, dp.clone())?,
+            norm: GradNorm::new(
+                &config.model,
+                &layout,
+                tp_degree,
+                partition,
+                numerics,
+                world.clone(),
+            )?,
+            groups: ReplicaGroups { dp: dp.clone(), tp, tied },
+            grads: GradStore::new(layout.clone(), config.compute, numerics),
+            config: config.clone(),
+            pool: Pool::new(),
+            plan,
+            layout,
+            world,
+            pp,
+            dp,
+            ops,
+            stage,
+            weights,
+            optimizer,
+        })
+    }
+
+    /// What the run is made of.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// The decisions about this rank.
+    pub fn plan(&self) -> &RankPlan {
+        &self.plan
+    }
+
+    /// All ranks of the run.
+    pub fn world(&self) -> &Arc<dyn Communicator> {
+        &self.world
+    }
+
+    /// The data-parallel ranks.
+    pub fn dp(&self) -> &Arc<dyn Communicator> {
+        &self.dp
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &ParamStore {
+        &self.weights
+    }
+
+    /// The gradients of the last [`Engine::backward`].
+    pub fn grads(&self) -> &GradStore {
+        &self.grads
+    }
+
+    /// The elements of a bucket whose reduced gradient is valid on this rank: under ZeRO-1 in fast
+    /// numerics its own part, else all.
+    pub fn reduced(&self, bucket: usize) -> Range<usize> {
+        match self.config.numerics {
+            Numerics::Fast => self.optimizer.own(bucket),
+            Numerics::Reference => 0..self.layout.buckets[bucket].len,
+        }
+    }
+
+    /// Where activations come from: its statistics are the activation memory.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Bytes that this rank holds between steps.
+    pub fn bytes(&self) -> RankBytes {
+        let (master, moments) = (self.optimizer.master_bytes(), self.optimizer.moment_bytes());
+        RankBytes::measured(&self.weights, &self.grads, master, moments)
+    }
+
+    /// Forward and backward over a step's samples, and the reduction of all gradients. Weights stay
+    /// as they are. `step` is a coordinate of dropout masks. A collective call.
+    ///
+    /// # Errors
+    /// The first failure of any rank.
+    pub fn backward(
+        &mut self,
+        step: u64,
+        batch: &Batch,
+        observe: Observe<'_>,
+    ) -> Result<Loss, TrainError> {
+        self.grads.clear()?;
+        let schedule = self.plan.training.clone();
+        let loss = self.run(&schedule, Mode::Train, step, batch, observe)?;
+        if !loss.sum.is_finite() {
+            return Err(TrainError::Loss { step, loss: loss.mean() });
+        }
+        Ok(loss)
+    }
+
+    /// The loss of `global_batch` sequences, of which `batch` is this data-parallel rank's part. A
+    /// collective call.
+    ///
+    /// # Errors
+    /// The first failure of any rank.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss, TrainError> {
+        let schedule = self.plan.evaluation.clone();
+        self.run(&schedule, Mode::Eval, 0, batch, &mut |_, _, _| {})
+    }
+
+    fn run(
+        &mut self,
+        schedule: &Schedule,
+        mode: Mode,
+        step: u64,
+        batch: &Batch,
+        observe: Observe<'_>,
+    ) -> Result<Loss, TrainError> {
+        let tokens = self.valid_tokens(batch)?;
+        let micro_batches = MicroBatches::new(&self.config, self.plan.coordinate.dp, batch)?;
+        let mut run = StageRun {
+            config: &self.config,
+            stage: &self.stage,
+            weights: &self.weights,
+            grads: &mut self.grads,
+            sync: &mut self.sync,
+            ops: &self.ops,
+            pool: &self.pool,
+            micro_batches,
+            mode,
+            step,
+            loss_scale: 1.0 / tokens.max(1) as f64,
+            in_flight: Default::default(),
+            losses: vec![0.0; self.config.global_batch],
+            last: self.plan.coordinate.pp + 1 == self.config.degrees.pp,
+        };
+        let execution = Execution { schedule, comm: &*self.pp, pool: &self.pool };
+        execute(&execution, &mut run, observe)?;
+        let losses = run.losses;
+        Ok(Loss { sum: self.total(losses)?, tokens })
+    }
+
+    /// Valid tokens of the step over all data-parallel ranks: counted before the first forward pass,
+    /// because the loss's gradient is scaled by it (contract C2).
+    fn valid_tokens(&self, batch: &Batch) -> Result<u64, TrainError> {
+        let own = Buf::from_vec(vec![batch.valid_tokens()]);
+        let all = self.dp.all_reduce(own, ReduceOp::Sum, Name::new("valid tokens"))?;
+        Ok(all.typed::<u64>()?[0])
+    }
+
+    /// The sum of all samples' losses, added in the order of the samples whatever rank has them: each
+    /// sample's is at its place on one rank and zero elsewhere.
+    fn total(&self, mut losses: Vec<f64>) -> Result<f64, TrainError> {
+        let last = self.plan.coordinate.pp + 1 == self.config.degrees.pp;
+        if !(last && self.plan.coordinate.tp == 0) {
+            losses.fill(0.0);
+        }
+        let all = Buf::from_vec(losses);
+        let all = self.world.all_reduce(all, ReduceOp::Sum, Name::new("loss"))?;
+        Ok(all.typed::<f64>()?.iter().sum())
+    }
+
+    /// Measures the gradients' norm, clips, updates the owned weights and gathers the others'. `step`
+    /// counts from 1. A collective call.
+    ///
+    /// # Errors
+    /// A gradient that is not finite (rank and parameter named), or a failed collective.
+    pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
+        let norm = self.norm.measure(&self.grads, &self.ops)?;
+        let clip = self.config.clip_norm;
+        let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
+        let update = Update { lr, grad_scale, step };
+        for bucket in 0..self.layout.buckets.len() {
+            let (weights, grads) = (&mut self.weights, &self.grads);
+            self.optimizer.step_bucket(bucket, weights, grads, update, &self.ops)?;
+            self.weight_sync.post(&mut self.weights, bucket)?;
+        }
+        self.weight_sync.wait(&mut self.weights)?;
+        Ok(Updated { norm })
+    }
+
+    /// The gradients' norm without an update. A collective call.
+    ///
+    /// # Errors
+    /// As [`Engine::update`].
+    pub fn measure_norm(&self) -> Result<GlobalNorm, TrainError> {
+        Ok(self.norm.measure(&self.grads, &self.ops)?)
+    }
+
+    /// Compares the weights of all replicas. A collective call.
+    ///
+    /// # Errors
+    /// The parameter and the ranks that differ.
+    pub fn check_replicas(&self) -> Result<(), TrainError> {
+        Ok(check_replicas(&self.weights, &self.groups)?)
+    }
+
+    /// The names of the quantities that a checkpoint holds beside the weights.
+    pub fn moments(&self) -> &'static [&'static str] {
+        self.config.optimizer.moments()
+    }
+
+    /// One whole bucket of a quantity in the accumulator type: `weights` (the masters) or one of
+    /// [`Engine::moments`], gathered over data parallelism where ranks hold parts. A collective call
+    /// among data-parallel ranks.
+    ///
+    /// # Errors
+    /// No such quantity, or a failed collective.
+    pub fn full_bucket(&self, quantity: &str, bucket: usize) -> Result<Buf, TrainError> {
+        let dtype = self.config.compute.accumulator();
+        let len = self.layout.buckets[bucket].len;
+        let state = self.optimizer.state(bucket);
+        let wanted = if quantity == WEIGHTS { trine_optim::MASTER } else { quantity };
+        let part = match state.iter().find(|(name, _)| *name == wanted) {
+            Some((_, part)) => part,
+            // Weights that are their own masters are whole on every rank.
+            None if quantity == WEIGHTS => self.weights.bucket(bucket)?,
+            None => return Err(TrainError::Quantity(quantity.into())),
+        };
+        let mut copy = Buf::zeros(dtype, part.len());
+        copy.slice_mut().copy_from(part.slice())?;
+        if part.len() == len {
+            return Ok(copy);
+        }
+        let name = Name::new("state").with("bucket", bucket as u64);
+        let (_, all) = self.dp.all_gather(copy, Buf::zeros(dtype, len), name)?;
+        Ok(all)
+    }
+
+    /// Sets one whole bucket of a quantity: the inverse of [`Engine::full_bucket`], without
+    /// collectives.
+    ///
+    /// # Errors
+    /// No such quantity, or another length.
+    pub fn load_bucket(
+        &mut self,
+        quantity: &str,
+        bucket: usize,
+        all: &Buf,
+    ) -> Result<(), TrainError> {
+        let own = self.optimizer.own(bucket);
+        if quantity != WEIGHTS {
+            let part = self.optimizer.state_mut(bucket, quantity)?;
+            return Ok(part.slice_mut().copy_from(all.slice().range(own)?)?);
+        }
+        if self.config.compute != self.config.compute.accumulator() {
+            let master = self.optimizer.state_mut(bucket, trine_optim::MASTER)?;
+            master.slice_mut().copy_from(all.slice().range(own)?)?;
+        }
+        Ok(self.weights.load(bucket, all.slice(), &self.ops)?)
+    }
+
+    /// Lends the parts that sampling needs.
+    pub(crate) fn for_sampling(&self) -> (&StageModel, &ParamStore, &CpuOps, &Pool) {
+        (&self.stage, &self.weights, &self.ops, &self.pool)
+    }
+}
+
+/// The quantity of a checkpoint that is the model itself.
+pub const WEIGHTS: &str = "weights";
+
+/// The two ranks that hold the copies of a tied embedding, on the stages that have one. All pipeline
+/// ranks call it.
+fn tied_link(
+    config: &EngineConfig,
+    plan: &RankPlan,
+    pp: &Arc<dyn Communicator>,
+) -> Result<Option<Arc<dyn Communicator>>, TrainError> {
+    if !config.model.tied || pp.size() == 1 {
+        return Ok(None);
+    }
+    let holds = plan.layout.buckets.iter().any(|bucket| bucket.tied);
+    let link = pp.split(u64::from(!holds), if holds { "tied" } else { "not tied" })?;
+    Ok(holds.then_some(link))
+}

@@ -1,0 +1,25 @@
+//! The trainer: what turns a configuration into a trained model.
+//!
+//! [`config`] holds the typed configuration of a run: presets, files and options become one
+//! [`config::Config`], and everything contradictory is refused before anything is allocated.
+//!
+//! ```
+//! use trine_trainer::config::{Config, Setting, Typed};
+//!
+//! let typed = Typed {
+//!     preset: Some("gpt2-124m".into()),
+//!     settings: vec![Setting::option("--dp", "layout.dp", "4")],
+//!     ..Typed::default()
+//! };
+//! let config = Config::load(&typed)?;
+//! assert_eq!(config.world(), 16);
+//! assert_eq!(config.tokens_per_step(), config.batch.global * 1024);
+//! # Ok::<(), trine_trainer::config::ConfigError>(())
+//! ```
+
+pub mod config;
+pub mod engine;
+mod error;
+mod stage;
+
+pub use error::TrainError;

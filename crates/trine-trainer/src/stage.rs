@@ -1,0 +1,226 @@
+//! What the actions of a schedule mean on one rank: layers, stores and gradient synchronisation.
+
+use crate::TrainError;
+use crate::engine::{Batch, EngineConfig};
+use std::collections::HashMap;
+use std::ops::Range;
+use trine_buffer::{Act, Buf, DType, Pool, Slice};
+use trine_dp::GradSync;
+use trine_kernels::Ops;
+use trine_models::StageModel;
+use trine_nn::{Context, GradStore, Mode, ParamStore, Rows, Saved, WeightWork};
+use trine_pipeline::{StageError, StageOps};
+use trine_schedule::{Action, Payload};
+
+/// A step's samples on one data-parallel rank, cut into micro-batches.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MicroBatches<'a> {
+    batch: &'a Batch,
+    /// Place of this rank's first sample in the global batch.
+    first_sample: usize,
+    samples_each: usize,
+    seq: usize,
+}
+
+impl<'a> MicroBatches<'a> {
+    pub(crate) fn new(
+        config: &EngineConfig,
+        dp_index: usize,
+        batch: &'a Batch,
+    ) -> Result<Self, TrainError> {
+        let samples = config.global_batch / config.degrees.dp;
+        let expected = samples * config.seq;
+        let starts = batch.document_start.as_ref().map_or(expected, Vec::len);
+        for (what, held) in [
+            ("inputs", batch.inputs.len()),
+            ("targets", batch.targets.len()),
+            ("document starts", starts),
+        ] {
+            if held != expected {
+                return Err(TrainError::BatchLen { what, held, expected });
+            }
+        }
+        let first_sample = dp_index * samples;
+        Ok(Self { batch, first_sample, samples_each: config.micro_batch, seq: config.seq })
+    }
+
+    fn tokens(&self, micro_batch: usize) -> Range<usize> {
+        let each = self.samples_each * self.seq;
+        micro_batch * each..(micro_batch + 1) * each
+    }
+
+    fn rows(&self, micro_batch: usize) -> Rows {
+        let first = self.first_sample + micro_batch * self.samples_each;
+        Rows { samples: first..first + self.samples_each, seq: self.seq }
+    }
+
+    fn inputs(&self, micro_batch: usize) -> &'a [u32] {
+        &self.batch.inputs[self.tokens(micro_batch)]
+    }
+
+    fn targets(&self, micro_batch: usize) -> Slice<'a> {
+        Slice::new(&self.batch.targets[self.tokens(micro_batch)])
+    }
+
+    fn document_start(&self, micro_batch: usize) -> Option<Slice<'a>> {
+        let starts = self.batch.document_start.as_ref()?;
+        Some(Slice::new(&starts[self.tokens(micro_batch)]))
+    }
+}
+
+/// A micro-batch between its forward and the end of its backward pass.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    states: Vec<Saved>,
+    /// The gradient between two segments.
+    gradient: Option<Act>,
+    /// Weight gradients still to do, by segment.
+    work: Vec<(usize, WeightWork)>,
+}
+
+/// One rank's stage during one run of a schedule.
+pub(crate) struct StageRun<'a> {
+    pub(crate) config: &'a EngineConfig,
+    pub(crate) stage: &'a StageModel,
+    pub(crate) weights: &'a ParamStore,
+    pub(crate) grads: &'a mut GradStore,
+    pub(crate) sync: &'a mut GradSync,
+    pub(crate) ops: &'a dyn Ops,
+    pub(crate) pool: &'a Pool,
+    pub(crate) micro_batches: MicroBatches<'a>,
+    pub(crate) mode: Mode,
+    pub(crate) step: u64,
+    pub(crate) loss_scale: f64,
+    pub(crate) in_flight: HashMap<usize, InFlight>,
+    /// The loss of each sample of the global batch that this rank has computed.
+    pub(crate) losses: Vec<f64>,
+    /// Whether this is the last stage.
+    pub(crate) last: bool,
+}
+
+impl<'a> StageRun<'a> {
+    fn context(&self, micro_batch: usize) -> Context<'a> {
+        Context {
+            ops: self.ops,
+            pool: self.pool,
+            compute: self.config.compute,
+            numerics: self.config.numerics,
+            mode: self.mode,
+            step: self.step,
+            rows: self.micro_batches.rows(micro_batch),
+            document_start: self.micro_batches.document_start(micro_batch),
+            targets: Some(self.micro_batches.targets(micro_batch)),
+            loss_scale: self.loss_scale,
+        }
+    }
+
+    /// The first stage's input.
+    fn token_ids(&self, micro_batch: usize) -> Result<Act, StageError> {
+        let ids = self.micro_batches.inputs(micro_batch);
+        let mut buf = self.pool.alloc(DType::U32, ids.len())?;
+        buf.typed_mut::<u32>()?.copy_from_slice(ids);
+        Ok(Act::new(buf))
+    }
+
+    /// Adds up the token losses of each sample, in the order of its tokens.
+    fn record_losses(&mut self, rows: &Rows, losses: &Buf) {
+        let losses = losses.to_f64_vec();
+        for sample in rows.samples.clone() {
+            self.losses[sample] = losses[rows.of(sample)].iter().sum();
+        }
+    }
+
+    fn segments(&self, segment: Option<usize>) -> Range<usize> {
+        segment.map_or(0..self.stage.segments(), |segment| segment..segment + 1)
+    }
+
+    fn state(&mut self, micro_batch: usize) -> Result<InFlight, StageError> {
+        let missing = || TrainError::NotInFlight { micro_batch };
+        Ok(self.in_flight.remove(&micro_batch).ok_or_else(missing)?)
+    }
+}
+
+impl StageOps for StageRun<'_> {
+    fn forward(&mut self, _: usize, micro_batch: usize, x: Option<Act>) -> Result<Act, StageError> {
+        let ctx = self.context(micro_batch);
+        let x = x.map_or_else(|| self.token_ids(micro_batch), Ok)?;
+        let (y, states) = self.stage.forward(self.weights, x, &ctx)?;
+        if self.mode == Mode::Train {
+            self.in_flight.insert(micro_batch, InFlight { states, ..InFlight::default() });
+        }
+        if self.last {
+            self.record_losses(&ctx.rows, &y);
+        }
+        Ok(y)
+    }
+
+    fn backward_input(
+        &mut self,
+        _: usize,
+        micro_batch: usize,
+        segment: Option<usize>,
+        dy: Option<Act>,
+    ) -> Result<Option<Act>, StageError> {
+        let ctx = self.context(micro_batch);
+        let mut state = self.state(micro_batch)?;
+        // The last stage ends in the loss, which takes no gradient.
+        let end = || Act::new(Buf::zeros(self.config.compute, 0));
+        let mut gradient = dy.or(state.gradient.take()).unwrap_or_else(end);
+        for segment in self.segments(segment).rev() {
+            let (weights, states) = (self.weights, &mut state.states);
+            let (dx, work) =
+                self.stage.backward_input(segment, weights, states, gradient, &ctx, self.grads)?;
+            state.work.push((segment, work));
+            gradient = dx;
+        }
+        let done = state.states.is_empty();
+        let dx = if done { Some(gradient) } else { state.gradient.replace(gradient).and(None) };
+        self.in_flight.insert(micro_batch, state);
+        Ok(dx)
+    }
+
+    fn backward_weight(
+        &mut self,
+        _: usize,
+        micro_batch: usize,
+        segment: Option<usize>,
+    ) -> Result<(), StageError> {
+        let ctx = self.context(micro_batch);
+        let mut state = self.state(micro_batch)?;
+        for segment in self.segments(segment).rev() {
+            let found = state.work.iter().position(|(of, _)| *of == segment);
+            let at = found.ok_or(TrainError::NotInFlight { micro_batch })?;
+            let (_, work) = state.work.remove(at);
+            work.run(&ctx, self.grads)?;
+            // A tied bucket collects from pieces of other segments; it is closed when it is taken.
+            if !self.grads.layout().buckets[segment].tied {
+                self.grads.close(segment, ctx.rows.samples.clone(), self.ops)?;
+            }
+        }
+        if !(state.states.is_empty() && state.work.is_empty()) {
+            self.in_flight.insert(micro_batch, state);
+        }
+        Ok(())
+    }
+
+    fn transfer_len(&self, _: Payload) -> (DType, usize) {
+        let tp = if self.config.sequence_parallel { self.config.degrees.tp } else { 1 };
+        let rows = self.config.micro_batch * self.config.seq / tp;
+        (self.config.compute, rows * self.config.model.hidden)
+    }
+
+    fn sync(&mut self, action: &Action) -> Result<(), StageError> {
+        match *action {
+            Action::ReduceTied { .. } => self.sync.tied(self.grads, self.ops)?,
+            Action::ReduceGrad { segment, .. } => self.sync.post(self.grads, segment, self.ops)?,
+            Action::AwaitGrad { segment, .. } => self.sync.wait(self.grads, segment, self.ops)?,
+            Action::Forward { .. }
+            | Action::BackwardInput { .. }
+            | Action::BackwardWeight { .. }
+            | Action::Send(_)
+            | Action::Recv(_)
+            | Action::Exchange { .. } => {}
+        }
+        Ok(())
+    }
+}

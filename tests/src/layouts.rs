@@ -1,0 +1,118 @@
+//! The layouts that are compared with the serial run.
+
+use trine_dp::ZeroStage;
+use trine_mesh::Degrees;
+use trine_schedule::ScheduleKind;
+use trine_trainer::engine::EngineConfig;
+
+/// One way to run a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Degrees: tensor, pipeline and data parallel ranks.
+    pub degrees: Degrees,
+    /// Order of work in the pipeline.
+    pub schedule: ScheduleKind,
+    /// What data-parallel ranks share out.
+    pub zero: ZeroStage,
+    /// Whether blocks are run again in backward.
+    pub recompute: bool,
+    /// Whether the residual stream is split by rows.
+    pub sequence_parallel: bool,
+}
+
+impl Layout {
+    /// The configuration of a serial run, run this way.
+    pub fn apply(&self, serial: &EngineConfig) -> EngineConfig {
+        EngineConfig {
+            degrees: self.degrees,
+            schedule: self.schedule,
+            zero: self.zero,
+            recompute: self.recompute,
+            sequence_parallel: self.sequence_parallel,
+            ..serial.clone()
+        }
+    }
+}
+
+/// All degrees in {1, 2, 4}³ with at most eight ranks.
+pub fn degrees() -> Vec<Degrees> {
+    let sizes = [1, 2, 4];
+    let mut all = Vec::new();
+    for tp in sizes {
+        for pp in sizes {
+            for dp in sizes {
+                let degrees = Degrees { tp, pp, dp, ..Degrees::SERIAL };
+                if degrees.world() <= 8 {
+                    all.push(degrees);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Every combination of degrees, schedule, ZeRO stage, recompute and sequence parallelism.
+pub fn all() -> Vec<Layout> {
+    let mut layouts = Vec::new();
+    for degrees in degrees() {
+        for schedule in [ScheduleKind::GPipe, ScheduleKind::OneFOneB] {
+            for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
+                for recompute in [false, true] {
+                    for sequence_parallel in [false, true] {
+                        let options = (schedule, zero, recompute, sequence_parallel);
+                        let (schedule, zero, recompute, sequence_parallel) = options;
+                        layouts.push(Layout {
+                            degrees,
+                            schedule,
+                            zero,
+                            recompute,
+                            sequence_parallel,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    layouts
+}
+
+/// A fixed part of [`all`] in which every pair of choices (of degrees and an option, or of two
+/// options) occurs: the combination that covers most pairs not yet seen is taken again and again.
+pub fn pairwise() -> Vec<Layout> {
+    let (all, mut chosen) = (all(), Vec::new());
+    let mut missing: Vec<Pair> = Vec::new();
+    for pair in all.iter().flat_map(pairs) {
+        if !missing.contains(&pair) {
+            missing.push(pair);
+        }
+    }
+    while !missing.is_empty() {
+        let gain = |layout: &&Layout| pairs(layout).iter().filter(|p| missing.contains(p)).count();
+        // max_by_key would take the last of several best ones; any fixed choice will do.
+        let best = *all.iter().max_by_key(gain).expect("invariant: there are layouts");
+        missing.retain(|pair| !pairs(&best).contains(pair));
+        chosen.push(best);
+    }
+    chosen
+}
+
+/// Two factors with their choices.
+type Pair = ((usize, usize), (usize, usize));
+
+fn pairs(layout: &Layout) -> Vec<Pair> {
+    let at = degrees().iter().position(|degrees| *degrees == layout.degrees);
+    let choices = [
+        at.expect("invariant: listed degrees"),
+        usize::from(layout.schedule == ScheduleKind::OneFOneB),
+        usize::from(layout.zero == ZeroStage::Zero1),
+        usize::from(layout.recompute),
+        usize::from(layout.sequence_parallel),
+    ];
+    let mut pairs = Vec::new();
+    for first in 0..choices.len() {
+        for second in first + 1..choices.len() {
+            pairs.push(((first, choices[first]), (second, choices[second])));
+        }
+    }
+    pairs
+}

@@ -1,0 +1,133 @@
+//! Every layout against the serial run: loss, gradient norm and every gradient.
+
+use trine_buffer::DType;
+use trine_nn::Numerics;
+use trine_spec::ModelSpec;
+use trine_testkit::assemble::Tensors;
+use trine_testkit::{relative_error, tolerance, toy};
+use trine_tests::layouts::{self, Layout};
+use trine_tests::{ADAMW, Mutation, Outcome, serial, step};
+use trine_trainer::engine::EngineConfig;
+
+/// The models that are compared: a vocabulary of 1009, tied embeddings and five layers; KV heads
+/// fewer than ranks; one KV head.
+fn models() -> [ModelSpec; 3] {
+    [toy::gpt(), toy::llama(2), toy::llama(1)]
+}
+
+fn run(config: &EngineConfig) -> Outcome {
+    step(config, &Mutation::NONE).unwrap_or_else(|error| panic!("{:?}: {error}", config.degrees))
+}
+
+/// The largest relative error of any gradient, with its name.
+fn worst(grads: &Tensors, exact: &Tensors) -> (String, f64) {
+    assert!(grads.keys().eq(exact.keys()), "other parameters");
+    let errors =
+        grads.iter().map(|(name, grad)| (name.clone(), relative_error(grad, &exact[name])));
+    errors.max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are gradients")
+}
+
+/// Compares a layout with the serial f64 run within the derived bound, in fast numerics.
+fn compare_fast(layout: &Layout, base: &EngineConfig, exact: &Outcome) {
+    let got = run(&layout.apply(base));
+    let bound = tolerance::bound(DType::F32, &base.model);
+    let (name, error) = worst(&got.grads, &exact.grads);
+    assert!(error <= bound, "{layout:?}: gradient of {name} is off by {error:e} > {bound:e}");
+    for (what, value, exact) in [
+        ("loss", got.loss, exact.loss),
+        ("loss after an update", got.loss_after, exact.loss_after),
+        ("norm", got.norm, exact.norm),
+    ] {
+        let error = (value - exact).abs() / exact;
+        assert!(error <= bound, "{layout:?}: {what} {value} instead of {exact}");
+    }
+    assert!(got.initial == exact.initial, "{layout:?}: other initial weights");
+}
+
+fn fast(layouts: &[Layout]) -> usize {
+    let mut compared = 0;
+    for model in models() {
+        for optimizer in [serial(model.clone()).optimizer, ADAMW] {
+            let base = EngineConfig { optimizer, ..serial(model.clone()) };
+            let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() });
+            for layout in layouts {
+                compare_fast(layout, &base, &exact);
+                compared += 1;
+            }
+        }
+    }
+    compared
+}
+
+fn reference(layouts: &[Layout]) -> usize {
+    let mut compared = 0;
+    for model in models() {
+        for optimizer in [serial(model.clone()).optimizer, ADAMW] {
+            let numerics = Numerics::Reference;
+            let base = EngineConfig { optimizer, numerics, ..serial(model.clone()) };
+            let exact = run(&base);
+            for layout in layouts {
+                let got = run(&layout.apply(&base));
+                for (name, grad) in &got.grads {
+                    assert!(*grad == exact.grads[name], "{layout:?}: gradient of {name} differs");
+                }
+                assert!(got == exact, "{layout:?}: {} {} {}", got.loss, got.loss_after, got.norm);
+                compared += 1;
+            }
+        }
+    }
+    compared
+}
+
+#[test]
+fn a_covering_set_of_layouts_meets_the_bound_in_fast_numerics() {
+    let layouts = layouts::pairwise();
+    assert_eq!(fast(&layouts), 3 * 2 * layouts.len());
+    assert!(layouts.len() >= 34, "{} layouts", layouts.len());
+}
+
+#[test]
+fn a_covering_set_of_layouts_is_bit_equal_in_reference_numerics() {
+    let layouts = layouts::pairwise();
+    assert_eq!(reference(&layouts), 3 * 2 * layouts.len());
+}
+
+#[test]
+#[ignore = "all layouts: minutes; `cargo xtask ci --full` runs it"]
+fn all_layouts_meet_the_bound_in_fast_numerics() {
+    let layouts = layouts::all();
+    assert_eq!(layouts.len(), 17 * 16);
+    assert_eq!(fast(&layouts), 3 * 2 * layouts.len());
+}
+
+#[test]
+#[ignore = "all layouts: minutes; `cargo xtask ci --full` runs it"]
+fn all_layouts_are_bit_equal_in_reference_numerics() {
+    let layouts = layouts::all();
+    assert_eq!(reference(&layouts), 3 * 2 * layouts.len());
+}
+
+#[test]
+fn the_bound_is_far_below_a_shuffled_gradient() {
+    let base = serial(toy::gpt());
+    let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() });
+    let bound = tolerance::bound(DType::F32, &base.model);
+    let mut compared = 0;
+    for (name, grad) in &exact.grads {
+        let mut shuffled = grad.clone();
+        shuffled.rotate_left(1);
+        assert!(relative_error(&shuffled, grad) > 100.0 * bound, "{name}");
+        compared += 1;
+    }
+    assert!(compared > 50, "{compared} parameters");
+}
+
+#[test]
+fn every_parameter_gets_a_gradient() {
+    for model in models() {
+        let got = run(&serial(model));
+        for (name, grad) in &got.grads {
+            assert!(grad.iter().any(|value| *value != 0.0), "{name} has no gradient");
+        }
+    }
+}
