@@ -35,12 +35,13 @@ pub(crate) fn span(rows: usize, cols: usize, stride: usize) -> usize {
     if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
-fn column_start(columns: &Range<usize>, cols: usize) -> Result<usize, KernelError> {
-    if columns.start <= columns.end && columns.end <= cols {
-        return Ok(columns.start);
+/// The first of a range of rows or columns, if there are such.
+fn start_of(op: &'static str, range: &Range<usize>, len: usize) -> Result<usize, KernelError> {
+    if range.start <= range.end && range.end <= len {
+        return Ok(range.start);
     }
-    let message = format!("columns {}..{} lie outside 0..{cols}", columns.start, columns.end);
-    Err(KernelError::Dims { op: "columns", message })
+    let message = format!("{}..{} lies outside 0..{len}", range.start, range.end);
+    Err(KernelError::Dims { op, message })
 }
 
 impl<'a> MatRef<'a> {
@@ -49,12 +50,23 @@ impl<'a> MatRef<'a> {
         Self { data, rows, cols, stride: cols }
     }
 
+    /// The matrix of some of the rows, in place.
+    ///
+    /// # Errors
+    /// If there are no such rows.
+    pub fn rows(self, rows: Range<usize>) -> Result<Self, KernelError> {
+        let start = start_of("rows", &rows, self.rows)? * self.stride;
+        let len = self.data.len();
+        let data = self.data.range(start.min(len)..len)?;
+        Ok(Self { data, rows: rows.len(), ..self })
+    }
+
     /// The matrix of some of the columns, in place.
     ///
     /// # Errors
     /// If there are no such columns.
     pub fn columns(self, columns: Range<usize>) -> Result<Self, KernelError> {
-        let start = column_start(&columns, self.cols)?;
+        let start = start_of("columns", &columns, self.cols)?;
         let len = self.data.len();
         let data = self.data.range(start.min(len)..len)?;
         Ok(Self { data, cols: columns.len(), ..self })
@@ -67,12 +79,23 @@ impl<'a> MatMut<'a> {
         Self { data, rows, cols, stride: cols }
     }
 
+    /// The matrix of some of the rows, in place.
+    ///
+    /// # Errors
+    /// If there are no such rows.
+    pub fn rows(self, rows: Range<usize>) -> Result<Self, KernelError> {
+        let start = start_of("rows", &rows, self.rows)? * self.stride;
+        let len = self.data.len();
+        let data = self.data.range(start.min(len)..len)?;
+        Ok(Self { data, rows: rows.len(), ..self })
+    }
+
     /// The matrix of some of the columns, in place.
     ///
     /// # Errors
     /// If there are no such columns.
     pub fn columns(self, columns: Range<usize>) -> Result<Self, KernelError> {
-        let start = column_start(&columns, self.cols)?;
+        let start = start_of("columns", &columns, self.cols)?;
         let len = self.data.len();
         let data = self.data.range(start.min(len)..len)?;
         Ok(Self { data, cols: columns.len(), ..self })

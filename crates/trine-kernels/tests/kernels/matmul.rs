@@ -1,0 +1,241 @@
+//! Matrix products.
+
+use crate::support::*;
+use trine_buffer::{Buf, DType, Float};
+use trine_kernels::{CpuOps, Isa, KernelError, MatMut, MatRef, Ops, Product, Team};
+
+const FORMS: [Product; 3] = [Product::Nt, Product::Nn, Product::Tn];
+
+/// A matrix inside wider rows.
+struct Strided {
+    data: Buf,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl Strided {
+    fn new<T: Float>(seed: u64, rows: usize, cols: usize, gap: usize) -> Self {
+        let stride = cols + gap;
+        Self { data: buf::<T>(seed, rows * stride), rows, cols, stride }
+    }
+
+    fn view(&self) -> MatRef<'_> {
+        let Self { data, rows, cols, stride } = self;
+        MatRef { data: data.slice(), rows: *rows, cols: *cols, stride: *stride }
+    }
+
+    fn at(&self, wide: &[f64], row: usize, col: usize) -> f64 {
+        wide[row * self.stride + col]
+    }
+}
+
+/// The factors of a product in the layout of its form.
+fn factors<T: Float>(
+    form: Product,
+    m: usize,
+    n: usize,
+    k: usize,
+    gap: usize,
+) -> (Strided, Strided) {
+    let (a, b) = match form {
+        Product::Nt => ((m, k), (n, k)),
+        Product::Nn => ((m, k), (k, n)),
+        Product::Tn => ((k, m), (k, n)),
+    };
+    (Strided::new::<T>(1, a.0, a.1, gap), Strided::new::<T>(2, b.0, b.1, gap))
+}
+
+fn reference(form: Product, a: &Strided, b: &Strided, m: usize, n: usize, k: usize) -> Vec<f64> {
+    let (wide_a, wide_b) = (a.data.to_f64_vec(), b.data.to_f64_vec());
+    let at = |i: usize, j: usize, p: usize| match form {
+        Product::Nt => a.at(&wide_a, i, p) * b.at(&wide_b, j, p),
+        Product::Nn => a.at(&wide_a, i, p) * b.at(&wide_b, p, j),
+        Product::Tn => a.at(&wide_a, p, i) * b.at(&wide_b, p, j),
+    };
+    (0..m * n).map(|ij| (0..k).map(|p| at(ij / n, ij % n, p)).sum()).collect()
+}
+
+fn run<T: Float>(form: Product, m: usize, n: usize, k: usize, gap: usize, c_dtype: DType) {
+    let (a, b) = factors::<T>(form, m, n, k, gap);
+    let expected = reference(form, &a, &b, m, n, k);
+    for accumulate in [false, true] {
+        let stride = n + gap;
+        let old = values::<f64>(3, m * stride);
+        let results = everywhere(T::DTYPE == DType::Bf16, |ops| {
+            let mut c = Buf::zeros(c_dtype, m * stride);
+            ops.cast(c.slice_mut(), Buf::from_vec(old.clone()).slice()).unwrap();
+            let c_view = MatMut { data: c.slice_mut(), rows: m, cols: n, stride };
+            ops.matmul(form, accumulate, a.view(), b.view(), c_view).unwrap();
+            vec![c]
+        });
+        let rounding =
+            c_dtype.epsilon() + T::DTYPE.accumulator().epsilon() * (k as f64).sqrt() * 4.0;
+        for result in results {
+            for i in 0..m {
+                let row = &result[0][i * stride..][..stride];
+                let mut want = expected[i * n..(i + 1) * n].to_vec();
+                for (want, old) in want.iter_mut().zip(&old[i * stride..]) {
+                    *want += if accumulate { *old } else { 0.0 };
+                }
+                let tolerance = 2.0 * rounding;
+                close(&row[..n], &want, tolerance, &format!("{form:?} {m} {n} {k} row {i}"));
+                // What lies between the rows is left alone.
+                let mut gaps = Buf::zeros(c_dtype, gap);
+                let old = Buf::from_vec(old[i * stride + n..][..gap].to_vec());
+                one().cast(gaps.slice_mut(), old.slice()).unwrap();
+                same_bits(&row[n..], &gaps.to_f64_vec(), "gap");
+            }
+        }
+    }
+}
+
+fn awkward_shapes<T: Float>() {
+    let shapes = [
+        (1, 1, 1, 0),
+        (1, 33, 7, 3),
+        (13, 1, 5, 0),
+        (5, 31, 0, 2),
+        (12, 32, 64, 0),
+        (13, 37, 41, 5),
+        (97, 101, 3, 1),
+        (7, 130, 257, 0),
+        (100, 67, 33, 7),
+    ];
+    let mut cases = 0;
+    for form in FORMS {
+        for (m, n, k, gap) in shapes {
+            run::<T>(form, m, n, k, gap, T::DTYPE);
+            run::<T>(form, m, n, k, gap, T::DTYPE.accumulator());
+            cases += 2;
+        }
+    }
+    assert_eq!(cases, 54);
+}
+
+/// Long sums go through several blocks, wide products through several strips and threads.
+fn blocks_and_threads<T: Float>() {
+    let mut cases = 0;
+    for (form, m, n, k) in [
+        (Product::Nt, 110, 203, 1100),
+        (Product::Nn, 97, 33, 2061),
+        (Product::Tn, 205, 98, 1031),
+        (Product::Nt, 25, 1601, 67),
+        (Product::Tn, 2101, 17, 19),
+    ] {
+        run::<T>(form, m, n, k, 1, T::DTYPE);
+        run::<T>(form, m, n, k, 1, T::DTYPE.accumulator());
+        cases += 2;
+    }
+    assert_eq!(cases, 10);
+}
+
+/// Any rectangle of the result has the bits it has in the whole.
+fn parts_have_the_bits_of_the_whole<T: Float>() {
+    let (m, n, k) = (61, 77, 1301);
+    let ops = one();
+    let mut cases = 0;
+    for form in FORMS {
+        let (a, b) = factors::<T>(form, m, n, k, 0);
+        let mut whole = Buf::zeros(T::DTYPE, m * n);
+        let c = MatMut::new(whole.slice_mut(), m, n);
+        ops.matmul(form, false, a.view(), b.view(), c).unwrap();
+        let whole = whole.to_f64_vec();
+        for (rows, cols) in [(0..1, 0..n), (13..14, 5..6), (3..40, 32..77), (60..61, 76..77)] {
+            let a = match form {
+                Product::Nt | Product::Nn => a.view().rows(rows.clone()).unwrap(),
+                Product::Tn => a.view().columns(rows.clone()).unwrap(),
+            };
+            let b = match form {
+                Product::Nt => b.view().rows(cols.clone()).unwrap(),
+                Product::Nn | Product::Tn => b.view().columns(cols.clone()).unwrap(),
+            };
+            let mut part = Buf::zeros(T::DTYPE, rows.len() * cols.len());
+            let c = MatMut::new(part.slice_mut(), rows.len(), cols.len());
+            ops.matmul(form, false, a, b, c).unwrap();
+            let expected: Vec<f64> =
+                rows.clone().flat_map(|i| whole[i * n..][cols.clone()].to_vec()).collect();
+            same_bits(&part.to_f64_vec(), &expected, &format!("{form:?} {rows:?} {cols:?}"));
+            cases += 1;
+        }
+    }
+    assert_eq!(cases, 12);
+}
+
+/// Accumulating over consecutive token ranges gives the bits of one product over all tokens.
+fn accumulation_continues_the_chain<T: Float>() {
+    let (m, n, k) = (29, 45, 1300);
+    let (a, b) = factors::<T>(Product::Tn, m, n, k, 0);
+    let ops = one();
+    let product = |ranges: &[std::ops::Range<usize>]| {
+        let mut c = Buf::zeros(T::DTYPE.accumulator(), m * n);
+        for range in ranges {
+            let c = MatMut::new(c.slice_mut(), m, n);
+            let (a, b) = (a.view().rows(range.clone()), b.view().rows(range.clone()));
+            ops.matmul(Product::Tn, true, a.unwrap(), b.unwrap(), c).unwrap();
+        }
+        c.to_f64_vec()
+    };
+    let whole = product(std::slice::from_ref(&(0..k)));
+    same_bits(&product(&[0..100, 100..102, 102..k]), &whole, "three ranges");
+}
+
+mod all {
+    use crate::support::for_types;
+    for_types! {
+        awkward_shapes;
+        blocks_and_threads;
+        parts_have_the_bits_of_the_whole;
+        accumulation_continues_the_chain;
+    }
+}
+
+#[test]
+fn contradictions_are_errors_with_the_dimensions() {
+    let ops = one();
+    let (a, b) = (Buf::zeros(DType::F32, 6), Buf::zeros(DType::F32, 8));
+    let mut c = Buf::zeros(DType::F32, 6);
+    let call = |a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'_>| {
+        ops.matmul(Product::Nt, false, a, b, c).unwrap_err().to_string()
+    };
+    let text = call(
+        MatRef::new(a.slice(), 2, 3),
+        MatRef::new(b.slice(), 2, 4),
+        MatMut::new(c.slice_mut(), 2, 2),
+    );
+    assert_eq!(text, "matmul: Nt of a [2, 3] and b [2, 4] does not give c [2, 2]");
+    let text = call(
+        MatRef::new(a.slice(), 2, 4),
+        MatRef::new(b.slice(), 2, 4),
+        MatMut::new(c.slice_mut(), 2, 2),
+    );
+    assert!(text.contains("`a` has 6 elements") && text.contains("needs 8"), "{text}");
+    let mut half = Buf::zeros(DType::Bf16, 4);
+    let text = call(
+        MatRef::new(a.slice(), 2, 3),
+        MatRef::new(a.slice(), 2, 3),
+        MatMut::new(half.slice_mut(), 2, 2),
+    );
+    assert!(text.contains("`c` holds bf16"), "{text}");
+    let ids = Buf::zeros(DType::U32, 6);
+    let error = ops.matmul(
+        Product::Nt,
+        false,
+        MatRef::new(ids.slice(), 2, 3),
+        MatRef::new(ids.slice(), 2, 3),
+        MatMut::new(c.slice_mut(), 2, 2),
+    );
+    assert!(matches!(error, Err(KernelError::NotComputable { held: DType::U32, .. })));
+}
+
+#[test]
+fn a_missing_instruction_set_is_an_error() {
+    let best = Isa::detect();
+    let mut refused = 0;
+    for isa in Isa::ALL {
+        let ops = CpuOps::with_isa(Team::new(1), isa);
+        assert_eq!(ops.is_ok(), isa <= best);
+        refused += usize::from(ops.is_err());
+    }
+    assert_eq!(refused, Isa::ALL.iter().filter(|&&isa| isa > best).count());
+}
