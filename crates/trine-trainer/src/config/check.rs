@@ -3,11 +3,15 @@
 use super::error::{Origin, Violation};
 use super::load::{Origins, lookup};
 use super::schema::{Key, Kind};
-use super::{Config, Numerics, Precision, Source, keys};
+use super::{Config, Precision, Source, keys};
+use trine_nn::Numerics;
 use trine_spec::SpecError;
 
 /// Entries that a byte-level tokenizer cannot do without: the bytes and the end of a text.
 const VOCAB_MIN: usize = 257;
+
+/// Sequences of the largest batch.
+pub(super) const BATCH_MAX: usize = 1 << 24;
 
 /// Everything that is wrong with a configuration.
 pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<Violation> {
@@ -313,7 +317,7 @@ fn limit(path: &str) -> i64 {
         "seed" => i64::MAX,
         "model.layers" => 1 << 14,
         "layout.dp" | "layout.pp" | "layout.tp" => 1 << 16,
-        "batch.global" | "batch.micro" => 1 << 24,
+        "batch.global" | "batch.micro" => BATCH_MAX as i64,
         path if path.starts_with("model.") || path == "data.seq" || path == "data.vocab" => 1 << 22,
         _ => 1 << 32,
     }

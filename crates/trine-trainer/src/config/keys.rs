@@ -125,14 +125,14 @@ pub(super) fn sections() -> Vec<&'static str> {
     names
 }
 
-/// The known path most similar to an unknown one: a key of the same name in another section, or
-/// else the one with the most similar path.
+/// The known path most similar to an unknown one, as a whole and by its name alone: a key is more
+/// often put into the wrong section than misspelled beyond recognition.
 pub(super) fn nearest(unknown: &str) -> &'static str {
     let name = leaf(unknown);
     let likeness = |key: &&Key| {
         let whole = strsim::normalized_damerau_levenshtein(key.path, unknown);
         let names = strsim::jaro_winkler(leaf(key.path), name);
-        whole.max(names)
+        whole + names
     };
     keys()
         .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))

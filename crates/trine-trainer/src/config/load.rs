@@ -68,7 +68,7 @@ fn assignments(
     for setting in &typed.settings {
         match read_setting(setting) {
             Ok(assignment) => all.push(assignment),
-            Err(violation) => violations.push(violation),
+            Err(violation) => violations.push(*violation),
         }
     }
     Ok(all)
@@ -184,7 +184,10 @@ impl Draft {
         let divisors =
             if global.is_multiple_of(dp) { check::nearest_divisors(each, asked) } else { vec![] };
         let mut nearest = check::or(MICRO_BATCHES, &divisors);
-        nearest.push(format!("batch.global = {}", global.next_multiple_of(unit).max(unit)));
+        let more = global.next_multiple_of(unit).max(unit);
+        if more <= check::BATCH_MAX {
+            nearest.push(format!("batch.global = {more}"));
+        }
         violations.push(Violation::Rule {
             at,
             what: format!("{MICRO_BATCHES} = {asked}"),

@@ -35,11 +35,10 @@ mod typed;
 
 pub use error::{ConfigError, Origin, Violation};
 pub use keys::keys;
-pub use resolved::BUCKET_ELEMENTS;
 pub use schema::{Key, Kind};
 pub use sections::{
-    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, LrKind, Numerics, Optimizer, OptimizerKind,
-    Output, Precision, Sample, Schedule, Source, Train,
+    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Precision,
+    Sample, Source, Train,
 };
 pub use typed::{File, Setting, Typed};
 
@@ -117,6 +116,8 @@ impl Config {
     /// # Errors
     /// A number that TOML cannot hold (a seed above 2⁶³ − 1).
     pub fn to_toml(&self) -> Result<String, ConfigError> {
+        // The writer accepts numbers that no reader does; a table does not.
+        self.to_table()?;
         toml::to_string(self).map_err(|error| ConfigError::Write { cause: error.to_string() })
     }
 

@@ -3,10 +3,13 @@
 //! Each is the general configuration changed where it must be, so that a reader sees what differs.
 
 use super::sections::{
-    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, LrKind, Numerics, Optimizer, OptimizerKind,
-    Output, Precision, Sample, Schedule, Source, Train,
+    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Precision,
+    Sample, Source, Train,
 };
 use super::{Config, DEFAULT_PRESET};
+use trine_nn::Numerics;
+use trine_optim::LrKind;
+use trine_schedule::ScheduleKind;
 use trine_spec::presets::Preset;
 
 /// All names, in the order of `trine presets`.
@@ -66,7 +69,7 @@ fn general(preset: &Preset) -> Config {
             pp: degrees.pp,
             tp: degrees.tp,
             sequence_parallel: false,
-            schedule: Schedule::OneFOneB,
+            schedule: ScheduleKind::OneFOneB,
             layers: Vec::new(),
             threads_per_rank: 0,
         },

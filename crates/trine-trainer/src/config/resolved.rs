@@ -1,13 +1,12 @@
 //! What follows from a configuration: sizes and shapes that several parts need, computed once.
 
-use super::{Config, Numerics};
+use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind};
+use crate::engine::{BUCKET_ELEMENTS, EngineConfig};
 use std::path::PathBuf;
+use trine_dp::ZeroStage;
 use trine_mesh::{Degrees, Mesh, MeshError};
-use trine_spec::{Piece, SpecError, StageRequest, split_layers};
-
-/// A gradient bucket is closed once it holds this many elements (1 MiB in f32): about a block of a
-/// small model, so that reductions begin early in the backward; larger blocks have one bucket each.
-pub const BUCKET_ELEMENTS: usize = 1 << 18;
+use trine_optim::{LrSchedule, OptimizerConfig};
+use trine_spec::{Piece, SpecError, split_layers};
 
 impl Config {
     /// The degrees of the mesh.
@@ -39,25 +38,47 @@ impl Config {
         split_layers(&self.model, self.layout.pp, given)
     }
 
-    /// How one rank lays out the pieces of its stage: the one description that the run and every
-    /// plan of it share, so that their bytes agree.
-    pub fn stage_request<'a>(&'a self, pieces: &'a [Piece], tp_index: usize) -> StageRequest<'a> {
-        StageRequest {
-            model: &self.model,
-            pieces,
-            tp: self.layout.tp,
-            tp_index,
-            dp: self.layout.dp,
-            tied_apart: self.tied_apart(),
+    /// What the engine needs, for ranks that compute with `threads` threads each.
+    ///
+    /// # Errors
+    /// A rule that is broken: this configuration was changed after it was loaded.
+    pub fn engine(&self, threads: usize) -> Result<EngineConfig, ConfigError> {
+        self.check()?;
+        let layers = &self.layout.layers;
+        Ok(EngineConfig {
+            model: self.model.clone(),
+            degrees: self.degrees(),
+            layers: (!layers.is_empty()).then(|| layers.clone()),
+            sequence_parallel: self.layout.sequence_parallel,
+            schedule: self.layout.schedule,
+            numerics: self.train.numerics,
+            compute: self.train.precision.dtype(),
+            recompute: self.train.recompute,
+            zero: if self.train.zero == 0 { ZeroStage::Zero0 } else { ZeroStage::Zero1 },
+            global_batch: self.batch.global,
+            micro_batch: self.batch.micro,
+            seq: self.data.seq,
+            seed: self.seed,
+            optimizer: self.optimizer_config(),
+            clip_norm: self.train.clip_norm,
+            threads,
             bucket_elements: BUCKET_ELEMENTS,
+        })
+    }
+
+    /// The update.
+    pub fn optimizer_config(&self) -> OptimizerConfig {
+        let Optimizer { kind, lr: _, beta1, beta2, eps, weight_decay, momentum } = self.optimizer;
+        match kind {
+            OptimizerKind::AdamW => OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay },
+            OptimizerKind::Sgd => OptimizerConfig::Sgd { momentum, weight_decay },
         }
     }
 
-    /// Whether a tied output layer is a parameter of its own, summed with the embedding after the
-    /// backward: always over several stages, and in reference numerics, where one stage must add
-    /// up as several would.
-    pub fn tied_apart(&self) -> bool {
-        self.model.tied && (self.layout.pp > 1 || self.train.numerics == Numerics::Reference)
+    /// The learning rate as a function of the step; its peak is `optimizer.lr`.
+    pub fn lr_schedule(&self) -> LrSchedule {
+        let Lr { kind, warmup_steps, min_ratio, decay_fraction } = self.lr;
+        LrSchedule { kind, warmup_steps: warmup_steps as u64, min_ratio, decay_fraction }
     }
 
     /// Sequences of one data-parallel replica in a step.

@@ -3,6 +3,10 @@
 use super::schema::{Field, Key, Kind, choice, section};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use trine_buffer::DType;
+use trine_nn::Numerics;
+use trine_optim::LrKind;
+use trine_schedule::ScheduleKind;
 
 /// Where the text comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,16 +38,6 @@ impl Field for Source {
 }
 
 choice! {
-    /// In which order the stages of a pipeline work.
-    Schedule {
-        /// One forward, one backward (Narayanan et al., 2006.09503): few activations in flight.
-        OneFOneB = "1f1b",
-        /// All forwards, then all backwards (Huang et al., 1811.06965).
-        GPipe = "gpipe",
-    }
-}
-
-choice! {
     /// In which type activations and weights are computed with.
     Precision {
         /// 32-bit floats throughout.
@@ -56,31 +50,14 @@ choice! {
 }
 
 impl Precision {
-    /// Bytes of an element that is computed with: weights and activations.
-    pub fn compute_bytes(self) -> usize {
+    /// The type that weights and activations have; gradients, moments and master weights have its
+    /// accumulator's.
+    pub fn dtype(self) -> DType {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-            Self::F64 => 8,
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+            Self::F64 => DType::F64,
         }
-    }
-
-    /// Bytes of an element that is summed up or kept: gradients, moments, master weights.
-    pub fn accumulator_bytes(self) -> usize {
-        match self {
-            Self::F32 | Self::Bf16 => 4,
-            Self::F64 => 8,
-        }
-    }
-}
-
-choice! {
-    /// In which order sums are taken (contract C4).
-    Numerics {
-        /// The fastest; equal from run to run in the same layout.
-        Fast = "fast",
-        /// One fixed tree over global indices: equal to the last bit in every layout; slower.
-        Reference = "reference",
     }
 }
 
@@ -94,18 +71,17 @@ choice! {
     }
 }
 
-choice! {
-    /// What the learning rate does after the warm-up.
-    LrKind {
-        /// Stays.
-        Constant = "constant",
-        /// Falls along half a cosine.
-        Cosine = "cosine",
-        /// Falls along a line.
-        Linear = "linear",
-        /// Stays, then falls along a line over the last part of the run (Hu et al., 2404.06395).
-        Wsd = "wsd",
-    }
+// Enums of the crates that act on them. A test sets every word.
+impl Field for ScheduleKind {
+    const KIND: Kind = Kind::Choice(&["gpipe", "1f1b"]);
+}
+
+impl Field for Numerics {
+    const KIND: Kind = Kind::Choice(&["fast", "reference"]);
+}
+
+impl Field for LrKind {
+    const KIND: Kind = Kind::Choice(&["constant", "cosine", "linear", "wsd"]);
 }
 
 section! {
@@ -138,7 +114,7 @@ section! {
         /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198)
         sequence_parallel: bool, "tp divides the tokens of a micro-batch";
         /// order of work in the pipeline
-        schedule: Schedule, "a known schedule";
+        schedule: ScheduleKind, "a known schedule";
         /// blocks of each stage; empty: as even as possible
         layers: Vec<usize>, "empty, or pp positive numbers that add up to model.layers";
         /// threads that compute for one rank; 0: the cores are shared out

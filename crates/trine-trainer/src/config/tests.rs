@@ -2,6 +2,9 @@
 
 use super::*;
 use std::collections::BTreeSet;
+use trine_buffer::DType;
+use trine_dp::ZeroStage;
+use trine_schedule::{Purpose, ScheduleKind};
 
 fn typed(file: &str, settings: &[&str]) -> Typed {
     let file = (!file.is_empty()).then(|| File { name: "run.toml".into(), text: file.into() });
@@ -112,8 +115,19 @@ fn sizes_follow_from_the_configuration() {
     assert_eq!(config.mesh().unwrap().world(), 8);
     assert_eq!(config.stages().unwrap().iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
     assert_eq!(config.run_dir(), std::path::Path::new("runs/rust-default"));
-    assert!(config.tied_apart());
-    assert!(!load("", &["layout.pp=1"]).tied_apart());
+
+    let config = load("", &["layout.layers=[1,3]", "train.zero=0", "lr.kind=wsd"]);
+    let engine = config.engine(3).unwrap();
+    assert_eq!((engine.micro_batches(), engine.threads, engine.compute), (4, 3, DType::Bf16));
+    assert_eq!((engine.layers.as_deref(), engine.zero), (Some(&[1, 3][..]), ZeroStage::Zero0));
+    assert_eq!(engine.optimizer.moments().len(), 2);
+    assert_eq!(load("", &["optimizer.kind=sgd"]).optimizer_config().moments().len(), 1);
+    let rate = config.lr_schedule();
+    let peak = config.optimizer.lr;
+    assert_eq!(rate.rate(peak, config.lr.warmup_steps as u64, 400), peak);
+    let mut changed = config.clone();
+    changed.batch.micro = 0;
+    assert!(changed.engine(1).is_err());
 }
 
 #[test]
@@ -169,7 +183,7 @@ fn wrong_types_and_words_say_what_was_expected() {
         ),
         (
             "[layout]\nschedule = \"1f2b\"\n",
-            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"1f1b\", \"gpipe\"; nearest: \"1f1b\"",
+            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\"; nearest: \"1f1b\"",
         ),
         ("[model]\nfamily = \"lama\"\n", "nearest: \"llama\""),
         (
@@ -228,93 +242,98 @@ fn set_takes_toml_and_bare_words() {
     }
 }
 
+/// Settings, a part of the message, its end.
+const RULES: &[(&[&str], &str, &str)] = &[
+    (
+        &["layout.tp=3"],
+        "--set layout.tp=3: layout.tp = 3: tp must divide the 4 query heads",
+        "tp 2 or tp 4",
+    ),
+    (&["layout.pp=5"], "layout.pp = 5: every stage needs a layer and the model has 4", "pp 4"),
+    (&["layout.dp=0"], "layout.dp = 0: must be at least 1", "1"),
+    (
+        &["layout.dp=3"],
+        "preset rust-default: batch.global = 32: must be a multiple of layout.dp × batch.micro = 3 (--set layout.dp=3) × 4 (preset rust-default)",
+        "batch.global = 24 or batch.global = 36 or layout.dp = 2 or layout.dp = 4",
+    ),
+    (
+        &["batch.global=30"],
+        "batch.global = 30: must be a multiple of",
+        "batch.global = 24 or batch.global = 32 or batch.micro = 3 or batch.micro = 5",
+    ),
+    (&["batch.micro=0"], "batch.micro = 0: must be at least 1", "1"),
+    (
+        &["layout.layers=[1,2]"],
+        "layout.layers = [1, 2]: must be layout.pp = 2 (preset rust-default) positive numbers",
+        "[2, 2], or [] for that",
+    ),
+    (&["layout.layers=[4,0]"], "layout.layers = [4, 0]", "[2, 2], or [] for that"),
+    (&["data.seq=512"], "data.seq = 512: a sequence must fit model.seq_max = 256", "256"),
+    (
+        &["data.vocab=8192"],
+        "data.vocab = 8192: the tokenizer is larger than the model's vocabulary",
+        "data.vocab = 4096 or model.vocab = 8192",
+    ),
+    (&["data.vocab=100"], "data.vocab = 100: a tokenizer needs the 256 bytes", "257"),
+    (
+        &["layout.sequence_parallel=true", "layout.tp=4", "batch.micro=1", "data.seq=30"],
+        "layout.sequence_parallel = true: tp = 4",
+        "false, or batch.micro = 4, or data.seq = 32",
+    ),
+    (
+        &["train.numerics=reference"],
+        "train.precision = \"bf16\": reference numerics (--set train.numerics=reference) are defined for f32 and f64",
+        "\"f32\"",
+    ),
+    (
+        &["train.numerics=reference", "train.precision=f32", "model.ffn=1020"],
+        "model.ffn = 1020: reference numerics sum over 8 equal blocks",
+        "1024",
+    ),
+    (
+        &[
+            "train.numerics=reference",
+            "train.precision=f32",
+            "model.hidden=240",
+            "model.heads=12",
+            "layout.tp=3",
+        ],
+        "layout.tp = 3: reference numerics",
+        "tp 2",
+    ),
+    (&["model.kv_heads=3"], "model.kv_heads = 3: must divide heads = 4", "2"),
+    (&["train.steps=0"], "train.steps = 0: must be at least 1", "1"),
+    (&["train.zero=2"], "train.zero = 2: ZeRO stages 0 and 1 exist", "1"),
+    (&["train.clip_norm=-1"], "train.clip_norm = -1: must be 0 or more", "0"),
+    (&["train.minutes_max=inf"], "train.minutes_max = inf", "0"),
+    (&["optimizer.lr=0"], "optimizer.lr = 0: must be above 0", "0.001"),
+    (&["optimizer.lr=nan"], "optimizer.lr = NaN: must be above 0", "0.001"),
+    (&["optimizer.beta2=1"], "optimizer.beta2 = 1: must be 0 or more and below 1", "0.999"),
+    (&["lr.min_ratio=1.5"], "lr.min_ratio = 1.5: must lie in 0..=1", "1"),
+    (&["checkpoint.keep_last=0"], "checkpoint.keep_last = 0", "1"),
+    (&["log.every_seconds=0"], "log.every_seconds = 0", "5"),
+    (&["sample.top_p=0"], "sample.top_p = 0: must be above 0 and at most 1", "1"),
+    (&["name=a/b"], "name = \"a/b\": the name of a directory", "\"a-b\""),
+    (&["name=.."], "name = \"..\"", "\"run\""),
+    (&["data.source="], "data.source = \"\"", "\"crates\""),
+    (&["model.hidden=9223372036854775807"], "must be at most 4194304", "4194304"),
+    (&["layout.layers=[1,99999999999]"], "must be at most 4294967296", "4294967296"),
+    (
+        &["batch.micro_batches=0"],
+        "batch.micro_batches = 0: must divide",
+        "batch.micro_batches = 1 or batch.global = 32",
+    ),
+    (&["batch.micro_batches=4000000000"], "must divide", "batch.micro_batches = 16"),
+];
+
 #[test]
 fn every_rule_names_what_where_and_the_nearest_valid_value() {
-    // (settings, part of the message, its end)
-    let cases: &[(&[&str], &str, &str)] = &[
-        (
-            &["layout.tp=3"],
-            "--set layout.tp=3: layout.tp = 3: tp must divide the 4 query heads",
-            "tp 2 or tp 4",
-        ),
-        (&["layout.pp=5"], "layout.pp = 5: every stage needs a layer and the model has 4", "pp 4"),
-        (&["layout.dp=0"], "layout.dp = 0: must be at least 1", "1"),
-        (
-            &["layout.dp=3"],
-            "preset rust-default: batch.global = 32: must be a multiple of layout.dp × batch.micro = 3 (--set layout.dp=3) × 4 (preset rust-default)",
-            "batch.global = 24 or batch.global = 36 or layout.dp = 2 or layout.dp = 4",
-        ),
-        (
-            &["batch.global=30"],
-            "batch.global = 30: must be a multiple of",
-            "batch.global = 24 or batch.global = 32 or batch.micro = 3 or batch.micro = 5",
-        ),
-        (&["batch.micro=0"], "batch.micro = 0: must be at least 1", "1"),
-        (
-            &["layout.layers=[1,2]"],
-            "layout.layers = [1, 2]: must be layout.pp = 2 (preset rust-default) positive numbers",
-            "[2, 2], or [] for that",
-        ),
-        (&["layout.layers=[4,0]"], "layout.layers = [4, 0]", "[2, 2], or [] for that"),
-        (&["data.seq=512"], "data.seq = 512: a sequence must fit model.seq_max = 256", "256"),
-        (
-            &["data.vocab=8192"],
-            "data.vocab = 8192: the tokenizer is larger than the model's vocabulary",
-            "data.vocab = 4096 or model.vocab = 8192",
-        ),
-        (&["data.vocab=100"], "data.vocab = 100: a tokenizer needs the 256 bytes", "257"),
-        (
-            &["layout.sequence_parallel=true", "layout.tp=4", "batch.micro=1", "data.seq=30"],
-            "layout.sequence_parallel = true: tp = 4",
-            "false, or batch.micro = 4, or data.seq = 32",
-        ),
-        (
-            &["train.numerics=reference"],
-            "train.precision = \"bf16\": reference numerics (--set train.numerics=reference) are defined for f32 and f64",
-            "\"f32\"",
-        ),
-        (
-            &["train.numerics=reference", "train.precision=f32", "model.ffn=1020"],
-            "model.ffn = 1020: reference numerics sum over 8 equal blocks",
-            "1024",
-        ),
-        (
-            &[
-                "train.numerics=reference",
-                "train.precision=f32",
-                "model.hidden=240",
-                "model.heads=12",
-                "layout.tp=3",
-            ],
-            "layout.tp = 3: reference numerics",
-            "tp 2",
-        ),
-        (&["model.kv_heads=3"], "model.kv_heads = 3: must divide heads = 4", "2"),
-        (&["train.steps=0"], "train.steps = 0: must be at least 1", "1"),
-        (&["train.zero=2"], "train.zero = 2: ZeRO stages 0 and 1 exist", "1"),
-        (&["train.clip_norm=-1"], "train.clip_norm = -1: must be 0 or more", "0"),
-        (&["train.minutes_max=inf"], "train.minutes_max = inf", "0"),
-        (&["optimizer.lr=0"], "optimizer.lr = 0: must be above 0", "0.001"),
-        (&["optimizer.lr=nan"], "optimizer.lr = NaN: must be above 0", "0.001"),
-        (&["optimizer.beta2=1"], "optimizer.beta2 = 1: must be 0 or more and below 1", "0.999"),
-        (&["lr.min_ratio=1.5"], "lr.min_ratio = 1.5: must lie in 0..=1", "1"),
-        (&["checkpoint.keep_last=0"], "checkpoint.keep_last = 0", "1"),
-        (&["log.every_seconds=0"], "log.every_seconds = 0", "5"),
-        (&["sample.top_p=0"], "sample.top_p = 0: must be above 0 and at most 1", "1"),
-        (&["name=a/b"], "name = \"a/b\": the name of a directory", "\"a-b\""),
-        (&["name=.."], "name = \"..\"", "\"run\""),
-        (&["data.source="], "data.source = \"\"", "\"crates\""),
-        (&["model.hidden=9223372036854775807"], "must be at most 4194304", "4194304"),
-        (&["layout.layers=[1,99999999999]"], "must be at most 4294967296", "4294967296"),
-        (&["batch.micro_batches=0"], "batch.micro_batches = 0: must divide", "batch.global = 32"),
-        (&["batch.micro_batches=4000000000"], "must divide", "batch.global = 8000000000"),
-    ];
-    for (settings, part, end) in cases {
+    for (settings, part, end) in RULES {
         let text = error("", settings);
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(cases.len(), 34);
+    assert_eq!(RULES.len(), 34);
 }
 
 #[test]
@@ -370,14 +389,17 @@ fn every_choice_can_be_set() {
     for key in keys() {
         if let Kind::Choice(choices) = key.kind {
             for word in choices {
-                let config = load("", &[&format!("{}={word}", key.path)]);
+                let word_set = format!("{}={word}", key.path);
+                let config = load("", &["train.precision=f32", &word_set]);
                 let table = config.to_table().unwrap();
                 assert_eq!(load::lookup(&table, key.path).unwrap().as_str(), Some(*word));
                 words += 1;
             }
         }
     }
-    assert_eq!(words, 14 - 1, "schedules, precisions, numerics, optimizers, rates, families");
+    let schedules = ScheduleKind::all().iter().filter(|info| info.purpose == Purpose::Train);
+    let others = "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd gpt llama";
+    assert_eq!(words, schedules.count() + others.split(' ').count());
 }
 
 #[test]

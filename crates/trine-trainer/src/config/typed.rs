@@ -127,7 +127,7 @@ impl FileReader<'_> {
             } else if let Some(value) = values.get(word) {
                 match checked(&path, value.clone(), at) {
                     Ok(assignment) => self.found.push((name.span().start, assignment)),
-                    Err(violation) => self.violations.push(violation),
+                    Err(violation) => self.violations.push(*violation),
                 }
             }
         }
@@ -135,16 +135,16 @@ impl FileReader<'_> {
 }
 
 /// Reads one option.
-pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Violation> {
+pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violation>> {
     let at = Origin::Option(setting.typed.clone());
     let example = "--set train.steps=500".to_owned();
     let Some((path, text)) = &setting.assignment else {
         let rule = "must be a key's path, `=` and a value".to_owned();
-        return Err(Violation::Option { at, rule, example });
+        return Err(Box::new(Violation::Option { at, rule, example }));
     };
     if path.is_empty() {
         let rule = "the key's path is missing before `=`".to_owned();
-        return Err(Violation::Option { at, rule, example });
+        return Err(Box::new(Violation::Option { at, rule, example }));
     }
     let wants_text =
         keys::find(path).is_some_and(|key| matches!(key.kind, Kind::Text | Kind::Choice(_)));
@@ -159,42 +159,50 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Violation> {
         Err(error) => {
             let cause = error.message().replace('\n', ", ");
             let rule = format!("the value is not valid TOML ({cause})");
-            return Err(Violation::Option { at, rule, example });
+            return Err(Box::new(Violation::Option { at, rule, example }));
         }
     };
     checked(path, value, at)
 }
 
-/// Looks the key up and checks the value's type, and its word if it is a choice.
-fn checked(path: &str, value: Value, at: Origin) -> Result<Assignment, Violation> {
+/// Looks the key up and checks the value.
+fn checked(path: &str, value: Value, at: Origin) -> Result<Assignment, Box<Violation>> {
     let Some(key) = keys::find(path) else {
-        return Err(if keys::is_section(path) {
+        return Err(Box::new(if keys::is_section(path) {
             section_as_value(path, &value, at)
         } else {
             let nearest = nearest_key(path, &value);
             Violation::UnknownKey { at, key: path.to_owned(), nearest }
-        });
+        }));
     };
-    if !key.kind.has_type(&value) {
-        let (expected, found) = (key.kind.describe(), describe(&value));
-        return Err(Violation::Type {
-            at,
-            key: path.to_owned(),
-            expected,
-            found,
+    match wrong_value(key, &value, &at) {
+        Some(violation) => Err(Box::new(violation)),
+        None => Ok(Assignment { key, value, at }),
+    }
+}
+
+/// What is wrong with a value by itself: its type, its word if it is a choice, its size.
+fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
+    if !key.kind.has_type(value) {
+        return Some(Violation::Type {
+            at: at.clone(),
+            key: key.path.to_owned(),
+            expected: key.kind.describe(),
+            found: describe(value),
             example: example(key),
         });
     }
-    if let (Kind::Choice(choices), Some(word)) = (key.kind, value.as_str())
-        && !choices.contains(&word)
-    {
-        let nearest = keys::nearest_word(word, choices.iter().copied()).to_owned();
-        let (found, choices) = (word.to_owned(), quoted(choices));
-        return Err(Violation::Choice { at, key: path.to_owned(), found, choices, nearest });
-    }
-    match check::too_large(key, &value, &at) {
-        Some(violation) => Err(violation),
-        None => Ok(Assignment { key, value, at }),
+    match (key.kind, value.as_str()) {
+        (Kind::Choice(choices), Some(word)) if !choices.contains(&word) => {
+            Some(Violation::Choice {
+                at: at.clone(),
+                key: key.path.to_owned(),
+                found: word.to_owned(),
+                choices: quoted(choices),
+                nearest: keys::nearest_word(word, choices.iter().copied()).to_owned(),
+            })
+        }
+        _ => check::too_large(key, value, at),
     }
 }
 
