@@ -39,7 +39,10 @@ pub(crate) fn one() -> CpuOps {
 
 /// Runs `f` in all configurations and asserts that the bits agree. With `products_of_bf16` those
 /// with bf16 dot products agree among themselves. Gives the distinct results.
-pub(crate) fn everywhere(products_of_bf16: bool, f: impl Fn(&dyn Ops) -> Vec<Buf>) -> Vec<Vec<Vec<f64>>> {
+pub(crate) fn everywhere(
+    products_of_bf16: bool,
+    f: impl Fn(&dyn Ops) -> Vec<Buf>,
+) -> Vec<Vec<Vec<f64>>> {
     let mut results: Vec<(bool, Vec<Vec<f64>>)> = Vec::new();
     for ops in configurations() {
         let pairs = products_of_bf16 && ops.isa() == Isa::Avx512Bf16;
