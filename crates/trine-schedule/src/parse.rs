@@ -1,13 +1,13 @@
 //! The text form, reading side. The grammar is in `docs/schedule.md`.
 
+use std::fmt;
 use std::str::FromStr;
 
 use crate::nearest::nearest;
 use crate::{Action, Payload, Purpose, Schedule, ScheduleError, SyncPlan, TiedSegment, Transfer};
 
 /// A text that is not a schedule, or not an action: where, what, and what would be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}, column {column}: `{token}` is not {expected}; the nearest is `{nearest}`")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ParseError {
     /// The line, from 1.
@@ -21,6 +21,20 @@ pub struct ParseError {
     /// The nearest valid word.
     pub nearest: String,
 }
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, column, token, expected, nearest } = self;
+        write!(f, "line {line}, column {column}: ")?;
+        if token.is_empty() {
+            write!(f, "the text ends here, but `{nearest}` is missing")
+        } else {
+            write!(f, "`{token}` is not {expected}; the nearest is `{nearest}`")
+        }
+    }
+}
+
+impl std::error::Error for ParseError {}
 
 /// A word of the text and its place.
 #[derive(Debug, Clone, Copy)]
@@ -146,14 +160,23 @@ fn parse_action(token: Token<'_>) -> Result<Action, ParseError> {
     }
 }
 
-/// The word nearest to a wrong one: its numbers in the form that makes the fewest edits.
+/// The word nearest to a wrong one: its numbers in the form that makes the fewest edits, among the
+/// forms with its letters if there are such.
 fn nearest_word<'f>(word: &str, forms: &[&'f Form]) -> (String, &'f Form) {
+    let letters: String = word.chars().take_while(char::is_ascii_alphabetic).collect();
+    let alike = |form: &Form| form.letters.eq_ignore_ascii_case(&letters);
+    let any_alike = forms.iter().any(|form| alike(form));
     let numbers: Vec<usize> =
         word.split(|c: char| !c.is_ascii_digit()).filter_map(parse_number).collect();
-    let words: Vec<String> = forms.iter().map(|form| form.word(&numbers)).collect();
-    let best = nearest(word, words.iter().map(String::as_str)).unwrap_or_default().to_owned();
-    let index = words.iter().position(|word| *word == best).unwrap_or(0);
-    (best, forms[index])
+    let candidates: Vec<(String, &Form)> = forms
+        .iter()
+        .filter(|form| !any_alike || alike(form))
+        .map(|form| (form.word(&numbers), *form))
+        .collect();
+    let best = nearest(word, candidates.iter().map(|candidate| candidate.0.as_str()));
+    let best = best.expect("invariant: at least one form is given").to_owned();
+    let form = candidates.iter().find(|candidate| candidate.0 == best);
+    (best, form.expect("invariant: it is one of the candidates").1)
 }
 
 impl FromStr for Action {
@@ -192,7 +215,7 @@ struct Draft {
 impl Draft {
     fn line(&mut self, tokens: &[Token<'_>]) -> Result<(), ParseError> {
         let Some((first, rest)) = tokens.split_first() else { return Ok(()) };
-        if !first.text.starts_with(|c: char| c.is_ascii_lowercase()) {
+        if !first.text.chars().all(|c| c.is_ascii_lowercase() || c == '-') {
             return self.actions(tokens);
         }
         match first.text {
@@ -244,7 +267,7 @@ impl Draft {
     }
 
     fn finish(self, end: &Token<'_>) -> Result<Schedule, ScheduleError> {
-        let missing = |key: &str| end.error(format!("the end: `{key}` is missing"), key);
+        let missing = |key: &str| end.error(format!("the key `{key}`"), key);
         let sync = match (self.segments, self.tied) {
             (Some(segments), tied) => Some(SyncPlan { segments, tied: tied.unwrap_or_default() }),
             (None, None) => None,

@@ -5,7 +5,7 @@ use crate::Timeline;
 
 const COLUMNS_MIN: usize = 20;
 
-/// Draws a row a rank, time to the right, at most `columns_max` wide (but at least 40).
+/// Draws a row a rank, time to the right, rows at most `columns_max` wide (but 20 for the work).
 ///
 /// A piece of work is a letter (F, B, W), the micro-batch, and as many of `-`, `=`, `~` as its time
 /// takes; idle time is dots. Posted reductions have a row of their own below their rank. Where a
@@ -13,7 +13,7 @@ const COLUMNS_MIN: usize = 20;
 pub fn ascii(timeline: &Timeline<'_>, columns_max: usize) -> String {
     let ranks = timeline.schedule.ranks();
     let label_width = format!("rank {}", ranks.saturating_sub(1)).len().max("reduce".len());
-    let columns_max = columns_max.saturating_sub(label_width + 2).max(COLUMNS_MIN);
+    let columns_max = columns_max.saturating_sub(label_width + 3).max(COLUMNS_MIN);
     let rows: Vec<Vec<Piece>> = (0..ranks).map(|rank| pieces(timeline, rank)).collect();
     let scale = scale(timeline, &rows, columns_max);
     let columns = ((timeline.makespan * scale).round() as usize).clamp(1, columns_max);
@@ -97,6 +97,6 @@ fn legend(rows: &[Vec<Piece>], is_cut: bool) -> String {
     let mut words: Vec<&str> =
         parts.iter().filter(|part| drawn(part.0)).map(|part| part.1).collect();
     words.push(". idle");
-    let note = if is_cut { "; too narrow for some numbers" } else { "" };
-    format!("{}; numbers are micro-batches{note}\n", words.join(", "))
+    let note = if is_cut { "too narrow for some numbers\n" } else { "" };
+    format!("{}; numbers are micro-batches\n{note}", words.join(", "))
 }

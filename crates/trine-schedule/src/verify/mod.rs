@@ -117,7 +117,7 @@ fn misplaced(schedule: &Schedule, rank: usize, action: &Action) -> Option<Findin
             let send = send.and_then(|t| misplaced_transfer(schedule, rank, t, t.sent()?.to_stage));
             let from = |t: crate::Transfer| t.received().source_stage();
             send.or_else(|| recv.and_then(|t| misplaced_transfer(schedule, rank, t, from(t)?)))
-                .or_else(|| endless(schedule, action))
+                .or_else(|| beyond_the_ends(schedule, action))
         }
         Action::ReduceTied { stage } => misplaced_tied(schedule, stage),
         Action::ReduceGrad { stage, segment } | Action::AwaitGrad { stage, segment } => {
@@ -166,7 +166,7 @@ fn misplaced_transfer(
 }
 
 /// A transfer beyond the first stage: there is no stage at its other end.
-fn endless(schedule: &Schedule, action: &Action) -> Option<Finding> {
+fn beyond_the_ends(schedule: &Schedule, action: &Action) -> Option<Finding> {
     let (send, recv) = action.transfers();
     let no_receiver = send.is_some_and(|t| t.sent().is_none());
     let no_sender = recv.is_some_and(|t| t.received().source_stage().is_none());
