@@ -15,7 +15,16 @@ const CUBIC: f64 = 0.044_715;
 
 #[inline(always)]
 fn sigmoid<A: Real>(x: A) -> A {
-    A::ONE / (A::ONE + (-x).exp())
+    sigmoid_and_rest(x).0
+}
+
+/// `σ(x)` and `1 − σ(x)`, both with all their digits.
+#[inline(always)]
+fn sigmoid_and_rest<A: Real>(x: A) -> (A, A) {
+    let bound = A::from_f64(80.0);
+    let e = (if -x > bound { bound } else { -x }).exp();
+    let s = A::ONE / (A::ONE + e);
+    (s, e * s)
 }
 
 /// `2u` of `½ · (1 + tanh u) = sigmoid(2u)`: the sigmoid keeps its digits for negative x.
@@ -35,9 +44,9 @@ fn phi<A: Real>(x: A) -> A {
 
 #[inline(always)]
 fn gelu_tanh_slope<A: Real>(x: A) -> A {
-    let s = sigmoid(tanh_argument(x));
+    let (s, rest) = sigmoid_and_rest(tanh_argument(x));
     let inner = A::ONE + A::from_f64(3.0 * CUBIC) * x * x;
-    s + x * s * (A::ONE - s) * A::from_f64(2.0 * SQRT_2_OVER_PI) * inner
+    s + x * s * rest * A::from_f64(2.0 * SQRT_2_OVER_PI) * inner
 }
 
 #[inline(always)]
@@ -90,10 +99,10 @@ vectorised! {
         let outputs = dgate.iter_mut().zip(dup);
         for ((((dgate, dup), &gate), &up), &dy) in outputs.zip(gate).zip(up).zip(dy) {
             let (gate, dy) = (gate.widen(), dy.widen());
-            let s = sigmoid(gate);
+            let (s, rest) = sigmoid_and_rest(gate);
             let silu = gate * s;
             *dup = T::narrow(dy * silu);
-            *dgate = T::narrow(dy * up.widen() * (s + silu * (T::Acc::ONE - s)));
+            *dgate = T::narrow(dy * up.widen() * (s + silu * rest));
         }
     }
 }

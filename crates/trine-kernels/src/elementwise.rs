@@ -41,6 +41,16 @@ vectorised! {
     }
 }
 
+/// Rounds towards zero, and then to an odd last bit unless exact: a second rounding, to a type with
+/// fewer bits, then gives what a single one would.
+#[inline(always)]
+fn to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    let back = f64::from(nearest);
+    let bits = nearest.to_bits() - u32::from(back.abs() > x.abs());
+    f32::from_bits(bits | u32::from(back != x && !x.is_nan()))
+}
+
 /// Rounding from one compute type to another, once.
 pub(crate) trait Convert<U>: Num {
     fn convert(self) -> U;
@@ -61,8 +71,7 @@ macro_rules! convert {
 convert! {
     f64 => f64: x => x;
     f64 => f32: x => x as f32;
-    // By way of f32 it would round twice.
-    f64 => half::bf16: x => Float::from_f64(x);
+    f64 => half::bf16: x => Num::narrow(to_odd(x));
     f32 => f64: x => f64::from(x);
     f32 => f32: x => x;
     f32 => half::bf16: x => Num::narrow(x);

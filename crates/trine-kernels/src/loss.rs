@@ -174,7 +174,7 @@ pub(crate) fn ce_loss(
             *loss = if targets[row] == IGNORE {
                 A::ZERO
             } else {
-                sum_exp[row].ln() + max[row] - target_logit[row]
+                sum_exp[row].ln() + (max[row] - target_logit[row])
             };
         }
         Ok(())

@@ -3,7 +3,8 @@
 use crate::check::{Mat, MatSplit, dims, same_shape, with_num};
 use crate::isa::vectorised;
 use crate::num::{Num, Real};
-use crate::{CpuOps, Dropout, DropoutPlace, KernelError, MatMut, MatRef};
+use crate::{CpuOps, Dropout, DropoutPlace, Isa, KernelError, MatMut, MatRef};
+use trine_rng::Stream;
 
 /// Bits of a position in the element index of attention probabilities; heads take the rest.
 const POSITION_BITS: u32 = 24;
@@ -27,26 +28,16 @@ impl Mask {
 
     /// The factors, 0 or `1 / (1 − p)`, of elements `first`, `first + 1`, … of a sample, counted
     /// from the call's first one.
-    fn factors<A: Real>(&self, sample: usize, first: u64, out: &mut [A]) {
+    fn factors<A: Real>(&self, isa: Isa, sample: usize, first: u64, out: &mut [A]) {
         let sample = self.dropout.first_sample.wrapping_add(sample as u32);
         let kept = A::from_f64(self.kept_factor);
-        let factor = |word: u32| if u64::from(word) < self.threshold { A::ZERO } else { kept };
-        let mut element = first;
-        let mut out = out.iter_mut();
-        while out.len() > 0 {
-            let words = words(self.dropout.key, self.dropout.step, sample, element / 4);
-            let skip = (element % 4) as usize;
-            // The words come first: `zip` must not take an element that no word is left for.
-            for (word, out) in words[skip..].iter().zip(out.by_ref()) {
-                *out = factor(*word);
-            }
-            element += (4 - skip) as u64;
-        }
+        draw(isa, self.dropout, sample, first, self.threshold, kept, out);
     }
 
     /// The factors of the probabilities of one (sample, global head, query) for keys from `key` on.
     pub(crate) fn attention_row<A: Real>(
         &self,
+        isa: Isa,
         sample: usize,
         head: usize,
         query: usize,
@@ -55,30 +46,33 @@ impl Mask {
     ) {
         let (head, query) = (head as u64, query as u64);
         let row = head << (2 * POSITION_BITS) | query << POSITION_BITS;
-        self.factors(sample, row | key as u64, out);
+        self.factors(isa, sample, row | key as u64, out);
     }
 }
 
-/// Words of the generator at an element's counter.
-fn words(key: u64, step: u32, sample: u32, quarter: u64) -> [u32; 4] {
-    let mut counter = [quarter as u32, (quarter >> 32) as u32, sample, step];
-    let (mut k0, mut k1) = (key as u32, (key >> 32) as u32);
-    for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ k0,
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ k1,
-            a as u32,
-        ];
-        k0 = k0.wrapping_add(0x9E37_79B9);
-        k1 = k1.wrapping_add(0xBB67_AE85);
-    }
-    counter
-}
+/// Words drawn at a time.
+const CHUNK: usize = 256;
 
 vectorised! {
+    fn draw<A: Real>(
+        dropout: Dropout,
+        sample: u32,
+        first: u64,
+        threshold: u64,
+        kept: A,
+        out: &mut [A],
+    ) {
+        let stream = Stream::from_key(dropout.key);
+        let mut words = [0; CHUNK];
+        for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
+            let words = &mut words[..out.len()];
+            stream.fill_bits(dropout.step, sample, first + (chunk * CHUNK) as u64, words);
+            for (out, &word) in out.iter_mut().zip(&*words) {
+                *out = if u64::from(word) < threshold { A::ZERO } else { kept };
+            }
+        }
+    }
+
     fn masked<T: Num>(y: &mut [T], x: &[T], factors: &[T::Acc]) {
         for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
             *y = T::narrow(x.widen() * *factor);
@@ -94,8 +88,6 @@ pub(crate) fn dropout(
     x: MatRef<'_>,
 ) -> Result<(), KernelError> {
     const OP: &str = "dropout";
-    /// Features whose factors are drawn at a time.
-    const CHUNK: usize = 256;
     with_num!(OP, "x", x.data.dtype(), T => {
         let mask = Mask::new(OP, dropout)?;
         let x = Mat::<T>::new(OP, "x", x)?;
@@ -113,7 +105,7 @@ pub(crate) fn dropout(
                     let cols = col..x.cols.min(col + CHUNK);
                     let factors = &mut factors[..cols.len()];
                     let first = token << 32 | (first_feature + col) as u64;
-                    mask.factors(row / tokens, first, factors);
+                    mask.factors(cpu.isa, row / tokens, first, factors);
                     // SAFETY: each row is written by one thread.
                     let y = unsafe { y.part(row, cols.clone()) };
                     masked(cpu.isa, y, &x.row(row)[cols], factors);

@@ -81,7 +81,7 @@ pub struct Dropout {
     /// Probability that an element becomes zero, in `0..1`; the others are scaled by
     /// `1 / (1 − probability)`.
     pub probability: f64,
-    /// Key of the random stream, one per layer and place.
+    /// Key of the random stream ([`trine_rng::Stream::key`]), one for each layer and place.
     pub key: u64,
     /// Optimizer step.
     pub step: u32,
@@ -418,7 +418,7 @@ pub trait Ops: Send + Sync + fmt::Debug {
         targets: Slice<'_>,
     ) -> Done;
 
-    /// `loss[r] = ln(sum_exp[r]) + max[r] − target_logit[r]`, 0 for [`IGNORE`]; all `Acc`.
+    /// `loss[r] = ln(sum_exp[r]) + (max[r] − target_logit[r])`, 0 for [`IGNORE`]; all `Acc`.
     ///
     /// # Errors
     /// Types or dimensions that do not fit.

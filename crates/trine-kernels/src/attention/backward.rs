@@ -263,7 +263,8 @@ impl<T: GemmElement> Backward<'_, T> {
         p[..seen.start].fill(T::Acc::ZERO);
         p[seen.end..].fill(T::Acc::ZERO);
         exponentials(cpu.isa, &mut p[seen], scale, lse);
-        let factors = self.problem.factors(sample, head, query, key, &mut tiles.factors[..keys]);
+        let factors =
+            self.problem.factors(cpu.isa, sample, head, query, key, &mut tiles.factors[..keys]);
         let (dp, ds) = (&tiles.dp[row.clone()], &mut tiles.ds[row.clone()]);
         score_gradient(cpu.isa, ds, p, dp, factors, tiles.delta[query], scale);
         if let Some(factors) = factors {

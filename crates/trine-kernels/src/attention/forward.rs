@@ -126,7 +126,8 @@ impl<T: GemmElement> Forward<'_, T> {
         tiles.sum[i] = tiles.sum[i] * shrink + sum;
         tiles.max[i] = max;
         scale_all(cpu.isa, &mut tiles.o[i * head_dim..][..head_dim], shrink);
-        let factors = self.problem.factors(sample, head, query, key, &mut tiles.factors[..keys]);
+        let factors =
+            self.problem.factors(cpu.isa, sample, head, query, key, &mut tiles.factors[..keys]);
         if let Some(factors) = factors {
             multiply(cpu.isa, scores, &factors[seen.clone()]);
         }

@@ -17,7 +17,7 @@ use crate::gemm::Operand;
 use crate::isa::vectorised;
 use crate::mask::Mask;
 use crate::num::{Num, Real, max_row, sum_row};
-use crate::{AttentionDropout, AttentionShape, KernelError, Qkv};
+use crate::{AttentionDropout, AttentionShape, Isa, KernelError, Qkv};
 use std::fmt;
 use std::ops::Range;
 use trine_buffer::{Element, Slice};
@@ -125,6 +125,7 @@ impl<'a, T: Num> Problem<'a, T> {
     /// Dropout factors (0 or 1 / keep probability) of one row for keys from `key` on, if any.
     fn factors<'f>(
         &self,
+        isa: Isa,
         sample: usize,
         head: usize,
         query: usize,
@@ -133,7 +134,7 @@ impl<'a, T: Num> Problem<'a, T> {
     ) -> Option<&'f [T::Acc]> {
         let mask = self.mask.as_ref()?;
         let position = self.shape.keys - self.shape.queries + query;
-        mask.attention_row(sample, self.first_head + head, position, key, out);
+        mask.attention_row(isa, sample, self.first_head + head, position, key, out);
         Some(out)
     }
 }

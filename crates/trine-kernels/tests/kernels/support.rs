@@ -20,10 +20,6 @@ pub(crate) fn buf<T: Float>(seed: u64, len: usize) -> Buf {
     Buf::from_vec(values::<T>(seed, len))
 }
 
-pub(crate) fn wide<T: Float>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|v| v.to_f64()).collect()
-}
-
 /// Kernels on each instruction set of this machine with one thread, and on the best with two and
 /// three.
 pub(crate) fn configurations() -> Vec<CpuOps> {
