@@ -6,7 +6,9 @@
 
 use std::time::{Duration, Instant};
 use trine_buffer::{Buf, DType, Float};
-use trine_kernels::{CpuOps, KernelError, MatMut, MatRef, Ops, Product, Team};
+use trine_kernels::{
+    AttentionShape, CpuOps, KernelError, MatMut, MatRef, Ops, Product, Qkv, QkvMut, Team,
+};
 
 /// How long one number is measured.
 const MEASURE: Duration = Duration::from_millis(120);
@@ -84,11 +86,68 @@ fn products(ops: &CpuOps) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Milliseconds of attention forward and backward, and the rate that the visible half of the scores
+/// stands for (4 products of `head_dim` forward and 10 backward for each pair of query and key).
+fn attention<T: Float>(
+    ops: &CpuOps,
+    samples: usize,
+    seq: usize,
+    heads: usize,
+    head_dim: usize,
+) -> Result<(), KernelError> {
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let shape = AttentionShape {
+        samples,
+        queries: seq,
+        keys: seq,
+        heads,
+        kv_heads: heads,
+        head_dim,
+        scale,
+    };
+    let (rows, cols) = (samples * seq, heads * head_dim);
+    let (qkv, d_o) = (values::<T>(rows * 3 * cols), values::<T>(rows * cols));
+    let (mut o, mut d) = (Buf::zeros(T::DTYPE, rows * cols), Buf::zeros(T::DTYPE, qkv.len()));
+    let mut lse = Buf::zeros(T::DTYPE.accumulator(), rows * heads);
+    let views = Qkv::fused(MatRef::new(qkv.slice(), rows, 3 * cols), cols, cols)?;
+    let forward = seconds(|| {
+        let o = MatMut::new(o.slice_mut(), rows, cols);
+        ops.attention(shape, o, lse.slice_mut(), views, None, None)
+    })?;
+    let backward = seconds(|| {
+        let d = QkvMut::Fused(MatMut::new(d.slice_mut(), rows, 3 * cols));
+        let (d_o, o) = (MatRef::new(d_o.slice(), rows, cols), MatRef::new(o.slice(), rows, cols));
+        ops.attention_backward(shape, d, d_o, o, lse.slice(), views, None, None)
+    })?;
+    let flops = (samples * heads * seq * (seq + 1) / 2 * head_dim) as f64 / 1e9;
+    println!(
+        "  {:>4} {samples:3} x {seq:4}, {heads:2} heads of {head_dim:3} | {:7.2} ms {:4.0} | {:7.2} ms {:4.0}",
+        T::DTYPE.to_string(),
+        forward * 1e3,
+        4.0 * flops / forward,
+        backward * 1e3,
+        10.0 * flops / backward,
+    );
+    Ok(())
+}
+
+fn attentions(ops: &CpuOps) -> Result<(), KernelError> {
+    println!("  attention                      | forward         | backward");
+    for (samples, seq, heads, head_dim) in
+        [(16, 128, 4, 64), (4, 256, 12, 64), (4, 1024, 12, 64), (2, 512, 8, 128)]
+    {
+        attention::<f32>(ops, samples, seq, heads, head_dim)?;
+        attention::<half::bf16>(ops, samples, seq, heads, head_dim)?;
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), KernelError> {
     for threads in [1, 2] {
         let ops = CpuOps::new(Team::new(threads));
         println!("{} thread(s), {}", ops.threads(), ops.isa().name());
         products(&ops)?;
+        attentions(&ops)?;
     }
     Ok(())
 }
