@@ -1,0 +1,71 @@
+//! Data parallelism: ranks that hold the same weights, see different samples, and agree on one
+//! gradient.
+//!
+//! Nothing here decides *when* something happens: the schedule does, and the trainer turns its
+//! actions into calls. A step in those calls:
+//!
+//! 1. [`GradSync::tied`] where a stage holds a tied embedding, then [`GradSync::post`] for each
+//!    bucket as soon as its gradient is complete, while the backward pass of earlier layers still
+//!    runs; [`GradSync::wait`] at the end.
+//! 2. [`GradNorm::measure`]: the global norm, each element of the model counted once; a gradient
+//!    that is not finite stops all ranks with one message. [`clip_scale`] turns it into a factor.
+//! 3. The optimizer updates the ranges that [`Partition::own`] gives.
+//! 4. [`WeightSync`] gathers the updated parts (ZeRO-1).
+//! 5. Now and then [`check_replicas`] compares what should be equal.
+//!
+//! [`planned_bytes`] says beforehand what a rank will hold, and [`RankBytes`] is compared with what
+//! it does hold.
+//!
+//! Sums come in two kinds (contract C4). `fast`: one collective a bucket. `reference`: the ranks
+//! exchange their subtrees over samples, and every rank adds them up in the one order that the
+//! serial run has, so the gradients have its bits.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use trine_buffer::DType;
+//! use trine_comm::SelfComm;
+//! use trine_dp::{GradNorm, GradSync, GradSyncOptions, Partition, ZeroStage, clip_scale};
+//! use trine_kernels::{CpuOps, Team};
+//! use trine_nn::{GradStore, Numerics};
+//! use trine_spec::{Piece, StageLayout, StageRequest, presets};
+//!
+//! let model = presets::find("rust-default")?.model;
+//! let pieces = [Piece::Block(0)];
+//! let layout = Arc::new(StageLayout::new(&StageRequest {
+//!     model: &model, pieces: &pieces, tp: 1, tp_index: 0, dp: 1, tied_apart: false, bucket_elements: 1 << 16,
+//! })?);
+//! let (ops, numerics) = (CpuOps::new(Team::new(1)), Numerics::Fast);
+//! let mut grads = GradStore::new(layout.clone(), DType::F32, numerics);
+//!
+//! // One rank: every collective is over when it is posted.
+//! let (world, partition) = (SelfComm::new(), Partition::new(ZeroStage::Zero1, 1, 0)?);
+//! let options = GradSyncOptions { partition, numerics, global_batch: 4, tied_peer: None };
+//! let mut sync = GradSync::new(&layout, options, world.clone())?;
+//! for bucket in 0..layout.buckets.len() {
+//!     sync.post(&mut grads, bucket, &ops)?;
+//! }
+//! for bucket in 0..layout.buckets.len() {
+//!     sync.wait(&mut grads, bucket, &ops)?;
+//! }
+//! let norm = GradNorm::new(&model, &layout, 1, partition, numerics, world)?.measure(&grads, &ops)?;
+//! assert_eq!((norm.norm(), clip_scale(norm.norm(), 1.0)), (0.0, 1.0));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod bytes;
+mod error;
+mod norm;
+mod partition;
+mod replicas;
+mod sync;
+mod tied;
+mod trees;
+mod weights;
+
+pub use bytes::{RankBytes, planned_bytes};
+pub use error::DpError;
+pub use norm::{GlobalNorm, GradNorm, clip_scale};
+pub use partition::{Partition, ZeroStage};
+pub use replicas::{ReplicaGroups, check_replicas};
+pub use sync::{GradSync, GradSyncOptions};
+pub use weights::WeightSync;

@@ -1,0 +1,299 @@
+//! The global gradient norm: every element of the model exactly once.
+
+use crate::{DpError, Partition};
+use std::ops::Range;
+use std::sync::Arc;
+use trine_buffer::Buf;
+use trine_comm::{Communicator, Name, ReduceOp};
+use trine_kernels::Ops;
+use trine_mesh::Axis;
+use trine_nn::{GradStore, Numerics};
+use trine_spec::{CANONICAL_BLOCKS, LocalParam, ModelSpec, StageLayout};
+
+/// The factor on gradients that limits their norm to `max`: `min(1, max / (norm + 1e-6))`, as
+/// PyTorch has it. Handed to the optimizer, so that no pass over the gradients is needed.
+pub fn clip_scale(norm: f64, max: f64) -> f64 {
+    (max / (norm + 1e-6)).min(1.0)
+}
+
+/// The norm of the gradients of the whole model, the same on all ranks.
+#[derive(Debug, Clone)]
+pub struct GlobalNorm {
+    names: Arc<[String]>,
+    squares: Vec<f64>,
+    squared: f64,
+}
+
+impl GlobalNorm {
+    /// The sum of the squares of all gradients.
+    pub fn squared(&self) -> f64 {
+        self.squared
+    }
+
+    /// The Euclidean norm.
+    pub fn norm(&self) -> f64 {
+        self.squared.sqrt()
+    }
+
+    /// The norm of each parameter, in the model's order. A tied copy has none of its own.
+    pub fn by_parameter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.names.iter().map(String::as_str).zip(self.squares.iter().map(|square| square.sqrt()))
+    }
+}
+
+/// Equally long runs of bucket elements whose squares are added up, run after run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Term {
+    /// Where in the vector of partial sums it belongs.
+    cell: usize,
+    bucket: usize,
+    /// First element of the first run.
+    start: usize,
+    /// Elements of a run.
+    len: usize,
+    /// From one run's start to the next one's.
+    stride: usize,
+    runs: usize,
+}
+
+impl Term {
+    fn spans(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.runs).map(|run| self.start + run * self.stride).map(|at| at..at + self.len)
+    }
+}
+
+/// Measures the global norm. What a rank adds up is decided once, as a list:
+///
+/// * Among tensor-parallel replicas and tied copies the owner counts ([`LocalParam::owner`]).
+/// * Fast numerics: each data-parallel rank counts its own part of each bucket, under ZeRO-0 as
+///   under ZeRO-1: less work, nothing stale is read, and both stages get the same bits.
+/// * Reference numerics: a parameter is summed whole, in blocks that no tensor parallelism cuts, by
+///   one data-parallel rank (all of them have the whole sum then): every layout adds the same
+///   numbers in the same order.
+///
+/// The partial sums travel in one vector of f64 over all ranks.
+#[derive(Debug)]
+pub struct GradNorm {
+    names: Arc<[String]>,
+    /// Partial sums for each parameter.
+    blocks: usize,
+    terms: Vec<Term>,
+    world: Arc<dyn Communicator>,
+}
+
+impl GradNorm {
+    /// The norm of `model`, of which this rank holds `layout`, laid out for `tp` ranks. `world` are
+    /// all ranks of the run.
+    ///
+    /// # Errors
+    /// A parameter that the model does not have; in reference numerics, one that cannot be cut into
+    /// canonical blocks.
+    pub fn new(
+        model: &ModelSpec,
+        layout: &StageLayout,
+        tp: usize,
+        partition: Partition,
+        numerics: Numerics,
+        world: Arc<dyn Communicator>,
+    ) -> Result<Self, DpError> {
+        let all = model.pieces().flat_map(|piece| model.params(piece, tp));
+        let names: Vec<String> =
+            all.filter(|spec| spec.tied_to.is_none()).map(|spec| spec.name).collect();
+        let blocks = numerics.blocks(1);
+        let mut terms = Vec::new();
+        for param in layout.params.iter().filter(|param| param.owner) {
+            let number = names.iter().position(|name| *name == param.spec.name);
+            let unknown = || DpError::Unknown { parameter: param.spec.name.clone() };
+            let number = number.ok_or_else(unknown)?;
+            match numerics {
+                Numerics::Fast => {
+                    let part = partition.part(layout.buckets[param.bucket].len);
+                    terms.extend(part_of(param, number, &part));
+                }
+                Numerics::Reference if number % partition.dp() == partition.index() => {
+                    terms.extend(canonical_blocks(param, number * blocks)?);
+                }
+                Numerics::Reference => {}
+            }
+        }
+        // In the model's order, so that the first failure found is the model's first.
+        terms.sort_by_key(|term| term.cell);
+        Ok(Self { names: names.into(), blocks, terms, world })
+    }
+
+    /// Measures the norm of reduced gradients. All ranks call it and get the same.
+    ///
+    /// # Errors
+    /// [`DpError::NonFinite`], the same on all ranks, for the model's first parameter with such a
+    /// gradient on any rank; a bucket that is away; a failed operation.
+    pub fn measure(&self, grads: &GradStore, ops: &dyn Ops) -> Result<GlobalNorm, DpError> {
+        let mut cells = vec![0.0f64; self.names.len() * self.blocks];
+        for term in &self.terms {
+            let gradient = grads.bucket(term.bucket)?.slice();
+            for span in term.spans() {
+                cells[term.cell] += ops.sum_squares(gradient.range(span)?)?;
+            }
+        }
+        // Where one rank alone counts a cell, the others add zeros: exact in any order.
+        let name = Name::new("gradient norm");
+        let cells = self.world.all_reduce(Buf::from_vec(cells), ReduceOp::Sum, name)?;
+        let by_block = cells.typed::<f64>()?.chunks_exact(self.blocks);
+        let squares: Vec<f64> = by_block.map(|blocks| blocks.iter().sum()).collect();
+        let squared: f64 = squares.iter().sum();
+        if !squared.is_finite() {
+            // Every rank has the same sum, so every rank comes here.
+            self.find_non_finite(grads, ops)?;
+            return Err(DpError::NormOverflow { squared });
+        }
+        Ok(GlobalNorm { names: self.names.clone(), squares, squared })
+    }
+
+    /// Finds the first gradient of the model that is not finite, over all ranks.
+    fn find_non_finite(&self, grads: &GradStore, ops: &dyn Ops) -> Result<(), DpError> {
+        const NONE: [u64; 3] = [u64::MAX; 3];
+        let mut mine = NONE;
+        'terms: for term in &self.terms {
+            let gradient = grads.bucket(term.bucket)?.slice();
+            for span in term.spans() {
+                let start = span.start;
+                if let Some(at) = ops.first_non_finite(gradient.range(span)?)? {
+                    mine = [term.cell, term.bucket, start + at].map(|number| number as u64);
+                    break 'terms;
+                }
+            }
+        }
+        let all = Buf::from_vec(vec![0u64; 3 * self.world.size()]);
+        let name = Name::new("gradients that are not finite");
+        let (_, all) = self.world.all_gather(Buf::from_vec(mine.to_vec()), all, name)?;
+        let found = all.typed::<u64>()?.chunks_exact(3).zip(self.world.group().ranks());
+        let first = found.filter(|(place, _)| **place != NONE).min_by_key(|(place, _)| place[0]);
+        let Some((place, rank)) = first else { return Ok(()) };
+        let [cell, bucket, element] = [place[0], place[1], place[2]].map(|number| number as usize);
+        let parameter = self.names[cell / self.blocks].clone();
+        Err(DpError::NonFinite { rank: *rank, parameter, bucket, element })
+    }
+}
+
+/// The elements of a parameter that lie in a part of its bucket.
+fn part_of(param: &LocalParam, cell: usize, part: &Range<usize>) -> Option<Term> {
+    let span = param.span();
+    let (start, end) = (span.start.max(part.start), span.end.min(part.end));
+    let len = end.saturating_sub(start);
+    (len > 0).then_some(Term { cell, bucket: param.bucket, start, len, stride: len, runs: 1 })
+}
+
+/// The canonical blocks of a parameter that this rank holds, along the dimension that tensor
+/// parallelism splits; a parameter that is not split is one block.
+fn canonical_blocks(param: &LocalParam, first_cell: usize) -> Result<Vec<Term>, DpError> {
+    let (bucket, shape) = (param.bucket, param.shape());
+    let split = param.spec.placement.iter().position(|placement| placement.axes.contains(Axis::Tp));
+    let Some(dim) = split else {
+        let (start, len) = (param.offset, param.len());
+        return Ok(vec![Term { cell: first_cell, bucket, start, len, stride: len, runs: 1 }]);
+    };
+    let (len, held) = (param.spec.shape[dim], &param.ranges[dim]);
+    let block = len / CANONICAL_BLOCKS;
+    let fits = |n: usize| n.is_multiple_of(block.max(1));
+    if !len.is_multiple_of(CANONICAL_BLOCKS) || !fits(held.start) || !fits(held.end) {
+        return Err(DpError::Blocks {
+            parameter: param.spec.name.clone(),
+            blocks: CANONICAL_BLOCKS,
+            dim,
+            len,
+            start: held.start,
+            end: held.end,
+        });
+    }
+    let runs: usize = shape[..dim].iter().product();
+    let inner: usize = shape[dim + 1..].iter().product();
+    let blocks = held.start / block..held.end / block;
+    let term = |number: usize| Term {
+        cell: first_cell + number,
+        bucket,
+        start: param.offset + (number * block - held.start) * inner,
+        len: block * inner,
+        stride: held.len() * inner,
+        runs,
+    };
+    Ok(blocks.map(term).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ZeroStage;
+    use trine_comm::SelfComm;
+    use trine_spec::{StageRequest, presets};
+
+    fn model() -> ModelSpec {
+        let mut model = presets::find("llama3-8b").unwrap().model;
+        (model.hidden, model.layers, model.ffn, model.vocab) = (16, 2, 24, 70);
+        (model.heads, model.kv_heads, model.head_dim) = (4, 2, 4);
+        model
+    }
+
+    #[test]
+    fn the_scale_limits_the_norm_and_never_enlarges() {
+        assert_eq!(clip_scale(0.5, 1.0), 1.0);
+        assert_eq!(clip_scale(0.0, 1.0), 1.0);
+        assert!((clip_scale(4.0, 1.0) * 4.0 - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_terms_of_all_ranks_count_every_element_once() {
+        let model = model();
+        let pieces: Vec<_> = model.pieces().collect();
+        let elements: usize = pieces
+            .iter()
+            .flat_map(|piece| model.params(*piece, 1))
+            .map(|spec| spec.shape.iter().product::<usize>())
+            .sum();
+        let mut cases = 0;
+        for numerics in [Numerics::Fast, Numerics::Reference] {
+            for (tp, dp) in [(1, 1), (1, 3), (2, 2), (4, 1), (4, 2)] {
+                let mut counted = 0;
+                for (tp_index, dp_index) in (0..tp).flat_map(|t| (0..dp).map(move |d| (t, d))) {
+                    let layout = StageLayout::new(&StageRequest {
+                        model: &model,
+                        pieces: &pieces,
+                        tp,
+                        tp_index,
+                        dp,
+                        tied_apart: false,
+                        bucket_elements: 1000,
+                    })
+                    .unwrap();
+                    let partition = Partition::new(ZeroStage::Zero1, dp, dp_index).unwrap();
+                    let world = SelfComm::new();
+                    let norm =
+                        GradNorm::new(&model, &layout, tp, partition, numerics, world).unwrap();
+                    counted += norm.terms.iter().map(|term| term.runs * term.len).sum::<usize>();
+                }
+                assert_eq!(counted, elements, "{numerics:?} tp {tp} dp {dp}");
+                cases += 1;
+            }
+        }
+        assert_eq!(cases, 10);
+    }
+
+    #[test]
+    fn blocks_that_a_rank_would_cut_are_refused() {
+        let mut model = model();
+        model.ffn = 12;
+        let layout = StageLayout::new(&StageRequest {
+            model: &model,
+            pieces: &[trine_spec::Piece::Block(1)],
+            tp: 1,
+            tp_index: 0,
+            dp: 1,
+            tied_apart: false,
+            bucket_elements: 1000,
+        })
+        .unwrap();
+        let partition = Partition::new(ZeroStage::Zero0, 1, 0).unwrap();
+        let world = SelfComm::new();
+        let norm = GradNorm::new(&model, &layout, 1, partition, Numerics::Reference, world);
+        let text = norm.unwrap_err().to_string();
+        assert!(text.contains("block.1.mlp.gate.weight") && text.contains("12 elements"), "{text}");
+    }
+}

@@ -1,0 +1,94 @@
+//! Weights that must be equal are compared: silent divergence becomes an error.
+
+use crate::DpError;
+use std::sync::Arc;
+use trine_buffer::Buf;
+use trine_comm::{Communicator, Name};
+use trine_mesh::Axis;
+use trine_nn::ParamStore;
+use trine_spec::{LocalParam, StageLayout};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The groups within which weights repeat.
+#[derive(Debug, Clone)]
+pub struct ReplicaGroups {
+    /// Data parallelism: everything repeats.
+    pub dp: Arc<dyn Communicator>,
+    /// Tensor parallelism: parameters that are not split, and key and value heads that several
+    /// ranks share.
+    pub tp: Arc<dyn Communicator>,
+    /// The two ranks that hold a tied embedding's copies, on the stages that have one.
+    pub tied: Option<Arc<dyn Communicator>>,
+}
+
+/// Compares the weights of all replicas by 64-bit hashes, one a parameter: 8 bytes each are
+/// exchanged and each weight is read once, so it is cheap enough for every few steps. Equal weights
+/// always pass; different ones pass with probability 2⁻⁶⁴.
+///
+/// # Errors
+/// [`DpError::Replicas`] on every rank of a group that disagrees, for its first parameter that
+/// differs; a bucket that is away; a failed operation.
+pub fn check_replicas(params: &ParamStore, groups: &ReplicaGroups) -> Result<(), DpError> {
+    let layout = params.layout();
+    let hashes = hash_params(params)?;
+    let everything: Vec<usize> = (0..layout.params.len()).collect();
+    compare(layout, &everything, &hashes, &*groups.dp, |_, _| 0)?;
+    compare(layout, &everything, &hashes, &*groups.tp, held_slice)?;
+    if let Some(peer) = &groups.tied {
+        let tied = |index: &usize| layout.buckets[layout.params[*index].bucket].tied;
+        let copies: Vec<usize> = everything.into_iter().filter(tied).collect();
+        compare(layout, &copies, &hashes, &**peer, |_, _| 0)?;
+    }
+    Ok(())
+}
+
+fn hash_params(params: &ParamStore) -> Result<Vec<u64>, DpError> {
+    let hash = |param: &LocalParam| {
+        let weights = params.bucket(param.bucket)?.slice().range(param.span())?;
+        Ok(xxh3_64(weights.bytes()))
+    };
+    params.layout().params.iter().map(hash).collect()
+}
+
+/// Which slice of a parameter the tensor-parallel rank `index` holds: ranks with the same one must
+/// agree.
+fn held_slice(param: &LocalParam, index: usize) -> usize {
+    let split = param.spec.placement.iter().any(|placement| placement.axes.contains(Axis::Tp));
+    if split { index / param.replicas } else { 0 }
+}
+
+/// Compares the hashes of some parameters among the ranks of `comm` that hold the same slice.
+fn compare(
+    layout: &StageLayout,
+    compared: &[usize],
+    hashes: &[u64],
+    comm: &dyn Communicator,
+    slice: impl Fn(&LocalParam, usize) -> usize,
+) -> Result<(), DpError> {
+    if comm.size() == 1 {
+        return Ok(());
+    }
+    let count = compared.len();
+    let mine: Vec<u64> = compared.iter().map(|index| hashes[*index]).collect();
+    let all = Buf::from_vec(vec![0u64; comm.size() * count]);
+    let (_, all) = comm.all_gather(Buf::from_vec(mine), all, Name::new("replica hashes"))?;
+    let all = all.typed::<u64>()?;
+    for (place, index) in compared.iter().enumerate() {
+        let param = &layout.params[*index];
+        // Every rank looks at every slice, so that the whole group stops with the same message.
+        let held = |rank: usize| (slice(param, rank), all[rank * count + place]);
+        let differs = |rank: usize| {
+            (0..rank).any(|other| held(other).0 == held(rank).0 && held(other).1 != held(rank).1)
+        };
+        let Some(culprit) = (0..comm.size()).find(|rank| differs(*rank)) else { continue };
+        let same = (0..comm.size()).filter(|rank| held(*rank).0 == held(culprit).0);
+        let world = comm.group().ranks();
+        return Err(DpError::Replicas {
+            group: comm.group().to_string(),
+            bucket: param.bucket,
+            parameter: param.spec.name.clone(),
+            hashes: same.map(|rank| (held(rank).1, world[rank])).collect(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Replicas that differ are found and named.
+
+use crate::support::{
+    Case, EMBEDDING, Rank, degrees, model, model_with_shared_heads, run, try_run,
+};
+use trine_buffer::DType;
+use trine_dp::{DpError, ReplicaGroups, ZeroStage, check_replicas};
+use trine_mesh::Degrees;
+use trine_nn::{Numerics, ParamStore, initial_weights};
+use trine_spec::ModelSpec;
+
+fn case(model: ModelSpec, degrees: Degrees) -> Case {
+    Case { model, degrees, zero: ZeroStage::Zero1, numerics: Numerics::Fast, batch: 4 }
+}
+
+fn weights(rank: &Rank) -> ParamStore {
+    let mut params = ParamStore::zeros(rank.layout.clone(), DType::Bf16);
+    for bucket in 0..rank.layout.buckets.len() {
+        let master = initial_weights(&rank.layout, bucket, 3, DType::F32).unwrap();
+        params.load(bucket, master.slice(), &rank.ops).unwrap();
+    }
+    params
+}
+
+fn check(rank: &Rank, params: &ParamStore) -> Result<(), DpError> {
+    let groups =
+        ReplicaGroups { dp: rank.dp.clone(), tp: rank.tp.clone(), tied: rank.tied.clone() };
+    check_replicas(params, &groups)
+}
+
+#[test]
+fn equal_replicas_pass() {
+    let mut ranks = 0;
+    for layout in [(1, 1, 1), (4, 1, 1), (2, 2, 2), (1, 1, 4), (2, 1, 4)] {
+        for model in [model(), model_with_shared_heads()] {
+            let case = case(model, degrees(layout.0, layout.1, layout.2));
+            ranks += run(&case, |rank| check(&rank, &weights(&rank)).unwrap()).len();
+        }
+    }
+    assert_eq!(ranks, 2 * (1 + 4 + 8 + 4 + 8));
+}
+
+/// One bit of one weight of one rank.
+fn flip(params: &mut ParamStore, parameter: &str) {
+    let layout = params.layout().clone();
+    let param = &layout.params[layout.find(parameter).unwrap()];
+    let at = param.span().end - 1;
+    let values = params.bucket_mut(param.bucket).unwrap().typed_mut::<half::bf16>().unwrap();
+    values[at] = half::bf16::from_bits(values[at].to_bits() ^ 1);
+}
+
+#[test]
+fn one_bit_on_one_rank_is_found_with_its_parameter_bucket_and_ranks() {
+    // (model, layout, parameter, culprit, group, ranks that agree)
+    let cases = [
+        (model(), (4, 1, 1), "block.1.mlp.up.weight", 2, "dp[0,1,2,3]", "ranks 0, 1, 3 hold"),
+        (model(), (1, 1, 4), "block.0.norm2.bias", 3, "tp[0,1,2,3]", "ranks 0, 1, 2 hold"),
+        // Key heads shared by ranks 2 and 3; 0 and 1 hold another one.
+        (
+            model_with_shared_heads(),
+            (1, 1, 4),
+            "block.1.attention.k.weight",
+            3,
+            "tp[0,1,2,3]",
+            "rank 2 holds",
+        ),
+        (model(), (1, 2, 1), EMBEDDING, 0, "tied[0,1]", "rank 0 holds"),
+    ];
+    for (model, layout, parameter, culprit, group, agree) in &cases {
+        let case = case(model.clone(), degrees(layout.0, layout.1, layout.2));
+        let texts = run(&case, |rank| {
+            let mut params = weights(&rank);
+            if rank.world.rank() == *culprit {
+                flip(&mut params, parameter);
+            }
+            check(&rank, &params).unwrap_err().to_string()
+        });
+        // Both sides of a tie call it by their own name.
+        let named = texts.iter().filter(|text| text.contains(parameter)).count();
+        let all = if *parameter == EMBEDDING { 1 } else { texts.len() };
+        assert_eq!(named, all, "{texts:?}");
+        for text in texts {
+            assert!(text.contains(group) && text.contains("bucket"), "{text}");
+            assert!(
+                text.contains(agree) && text.contains(&format!("rank {culprit} holds")),
+                "{text}"
+            );
+        }
+    }
+    assert_eq!(cases.len(), 4);
+}
+
+#[test]
+fn a_split_parameter_may_differ_over_tensor_parallelism_and_errors_stop_the_run() {
+    let case = case(model(), degrees(1, 1, 2));
+    run(&case, |rank| {
+        let mut params = weights(&rank);
+        if rank.at.tp == 1 {
+            flip(&mut params, "block.0.mlp.up.weight");
+        }
+        check(&rank, &params).unwrap();
+    });
+    let error = try_run(&case, |rank| {
+        let mut params = weights(&rank);
+        if rank.at.tp == 1 {
+            flip(&mut params, "head.norm.weight");
+        }
+        check(&rank, &params)
+    });
+    let text = error.unwrap_err();
+    assert!(text.contains("head.norm.weight") && text.contains("rank 1 holds"), "{text}");
+}
