@@ -122,6 +122,22 @@ impl Action {
         }
     }
 
+    /// True for F, B and W of all segments at once.
+    pub(crate) fn is_whole_compute(&self) -> bool {
+        match self {
+            Action::Forward { .. } => true,
+            Action::BackwardInput { segment, .. } | Action::BackwardWeight { segment, .. } => {
+                segment.is_none()
+            }
+            Action::Send(_)
+            | Action::Recv(_)
+            | Action::Exchange { .. }
+            | Action::ReduceTied { .. }
+            | Action::ReduceGrad { .. }
+            | Action::AwaitGrad { .. } => false,
+        }
+    }
+
     /// What the action sends and what it receives.
     pub fn transfers(&self) -> (Option<Transfer>, Option<Transfer>) {
         match *self {

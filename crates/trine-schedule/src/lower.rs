@@ -35,7 +35,7 @@ pub fn lower(schedule: &Schedule, sync: Option<&SyncPlan>) -> Result<Schedule, S
 /// [`ScheduleError::Stuck`] if the compute actions wait for each other in a circle.
 pub fn add_transfers(schedule: &Schedule) -> Result<Schedule, ScheduleError> {
     schedule.check()?;
-    expect_only(schedule, "whole F, B and W only", is_whole_compute)?;
+    expect_only(schedule, "whole F, B and W only", Action::is_whole_compute)?;
     let actions = Trace::new(schedule).run()?;
     Ok(Schedule { actions, ..schedule.clone() })
 }
@@ -80,25 +80,10 @@ pub fn fuse_exchanges(mut schedule: Schedule) -> Schedule {
 pub fn add_grad_sync(mut schedule: Schedule, plan: &SyncPlan) -> Result<Schedule, ScheduleError> {
     schedule.sync = Some(plan.clone());
     schedule.check()?;
-    let unsynced = |action: &Action| is_whole_compute(action) || is_transfer(action);
+    let unsynced = |action: &Action| action.is_whole_compute() || is_transfer(action);
     expect_only(&schedule, "whole F, B and W and their messages", unsynced)?;
     schedule.actions = (0..schedule.ranks()).map(|rank| sync_rank(&schedule, plan, rank)).collect();
     Ok(schedule)
-}
-
-fn is_whole_compute(action: &Action) -> bool {
-    match action {
-        Action::Forward { .. } => true,
-        Action::BackwardInput { segment, .. } | Action::BackwardWeight { segment, .. } => {
-            segment.is_none()
-        }
-        Action::Send(_)
-        | Action::Recv(_)
-        | Action::Exchange { .. }
-        | Action::ReduceTied { .. }
-        | Action::ReduceGrad { .. }
-        | Action::AwaitGrad { .. } => false,
-    }
 }
 
 fn is_transfer(action: &Action) -> bool {

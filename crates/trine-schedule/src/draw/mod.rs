@@ -101,11 +101,11 @@ fn time(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// The shortest piece of computation, which decides how far a drawing must be stretched.
+/// The shortest computation of a whole stage, which decides how far a drawing must be stretched.
 fn shortest_compute(timeline: &Timeline<'_>) -> f64 {
     let lists = timeline.schedule.actions.iter().flatten().zip(timeline.spans.iter().flatten());
     lists
-        .filter(|(action, span)| action.is_compute() && span.busy > 0.0)
+        .filter(|(action, span)| action.is_whole_compute() && span.busy > 0.0)
         .map(|(_, span)| span.busy)
         .fold(f64::INFINITY, f64::min)
         .min(timeline.makespan.max(f64::MIN_POSITIVE))

@@ -11,9 +11,9 @@ const ROW: f64 = 26.0;
 const LANE: f64 = 14.0;
 const GAP: f64 = 6.0;
 const WIDTH_MIN: f64 = 720.0;
-const WIDTH_MAX: f64 = 4000.0;
+const WIDTH_MAX: f64 = 2400.0;
 /// Width of a character of the labels in the boxes.
-const CHARACTER: f64 = 6.2;
+const CHARACTER: f64 = 6.6;
 const TICKS_MAX: f64 = 12.0;
 
 /// What each paint looks like: fill, text, and its words in the legend.
