@@ -71,6 +71,14 @@ impl Partition {
         self.index
     }
 
+    /// Whether ranks own different parts, so that parts have to be scattered and gathered.
+    pub(crate) fn is_split(&self) -> bool {
+        match self.zero {
+            ZeroStage::Zero0 => false,
+            ZeroStage::Zero1 => self.dp > 1,
+        }
+    }
+
     /// The elements of a bucket of `len` that this rank updates and keeps optimizer state for: its
     /// part under ZeRO-1, all of them under ZeRO-0.
     ///

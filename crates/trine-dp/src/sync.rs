@@ -2,7 +2,7 @@
 
 use crate::tied::Tied;
 use crate::trees::TreeShares;
-use crate::{DpError, Partition, ZeroStage};
+use crate::{DpError, Partition};
 use std::panic::Location;
 use std::sync::Arc;
 use trine_buffer::{Buf, Pool, Queue};
@@ -101,17 +101,12 @@ impl GradSync {
 
     fn reduce(&self, bucket: usize, sum: Buf) -> Result<Posted, DpError> {
         let name = Name::new("gradient").with("bucket", bucket as u64);
-        match self.options.partition.zero() {
-            ZeroStage::Zero0 => {
-                Ok(Posted::Reduced(self.comm.post_all_reduce(sum, ReduceOp::Sum, name)?))
-            }
-            ZeroStage::Zero1 => {
-                let part = self.options.partition.own(sum.len()).len();
-                let recv = self.pool.alloc(sum.dtype(), part)?;
-                let pending = self.comm.post_reduce_scatter(sum, recv, ReduceOp::Sum, name)?;
-                Ok(Posted::Scattered(pending))
-            }
+        if !self.options.partition.is_split() {
+            return Ok(Posted::Reduced(self.comm.post_all_reduce(sum, ReduceOp::Sum, name)?));
         }
+        let part = self.options.partition.own(sum.len()).len();
+        let recv = self.pool.alloc(sum.dtype(), part)?;
+        Ok(Posted::Scattered(self.comm.post_reduce_scatter(sum, recv, ReduceOp::Sum, name)?))
     }
 
     /// Waits for a posted bucket and puts it back. In fast numerics under ZeRO-1 only this rank's

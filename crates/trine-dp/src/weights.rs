@@ -1,7 +1,7 @@
 //! After a ZeRO-1 update: every rank gets the parts that the others have updated.
 
 use crate::sync::check_group;
-use crate::{DpError, Partition, ZeroStage};
+use crate::{DpError, Partition};
 use std::panic::Location;
 use std::sync::Arc;
 use trine_buffer::{Pool, Queue};
@@ -34,9 +34,8 @@ impl WeightSync {
     /// # Errors
     /// The bucket is away, or a failed operation.
     pub fn post(&mut self, params: &mut ParamStore, bucket: usize) -> Result<(), DpError> {
-        match self.partition.zero() {
-            ZeroStage::Zero0 => return Ok(()),
-            ZeroStage::Zero1 => {}
+        if !self.partition.is_split() {
+            return Ok(());
         }
         let weights = params.take(bucket)?;
         let own = self.partition.own(weights.len());

@@ -1,4 +1,8 @@
 //! Steps against the textbook in f64, parts against the whole, padding, state and errors.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers outside #[test] included"
+)]
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -133,13 +133,13 @@ impl Rank {
 
     fn add(&self, grads: &mut GradStore, param: &LocalParam, stream: &str, rows: &Rows) {
         let id = ParamId::find(&self.layout, &[&param.spec.name]).unwrap();
-        let indices = global_indices(param);
+        let (indices, seed) = (global_indices(param), seed(stream));
         let add = |local: std::ops::Range<usize>, sum: trine_buffer::SliceMut<'_>| {
             let sum = sum.typed::<f32>()?;
             for row in local {
                 let sample = rows.samples.start + row;
                 for (sum, index) in sum.iter_mut().zip(&indices) {
-                    *sum += if valid(param, *index) { leaf(stream, *index, sample) } else { 0.0 };
+                    *sum += if valid(param, *index) { leaf(seed, *index, sample) } else { 0.0 };
                 }
             }
             Ok(())
@@ -204,10 +204,14 @@ pub(crate) fn valid(param: &LocalParam, index: usize) -> bool {
     index < param.spec.unpadded_len()
 }
 
+/// What tells one parameter's numbers from another's.
+fn seed(stream: &str) -> u64 {
+    stream.bytes().fold(7u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte))
+}
+
 /// One sample's gradient of one element: any number that mixes magnitudes, so that the order of a
 /// sum shows in f32.
-pub(crate) fn leaf(stream: &str, index: usize, sample: usize) -> f32 {
-    let seed = stream.bytes().fold(7u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte));
+fn leaf(seed: u64, index: usize, sample: usize) -> f32 {
     let mut bits =
         seed ^ ((index as u64) << 20) ^ (sample as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for _ in 0..3 {
@@ -221,7 +225,8 @@ pub(crate) fn leaf(stream: &str, index: usize, sample: usize) -> f32 {
 pub(crate) fn exact(model: &ModelSpec, name: &str, index: usize, batch: usize) -> (f64, f64) {
     let tied = model.tied && (name == EMBEDDING || name == HEAD);
     let streams = if tied { vec![EMBEDDING, HEAD] } else { vec![name] };
-    let leaves = streams.iter().flat_map(|s| (0..batch).map(|n| f64::from(leaf(s, index, n))));
+    let seeds = streams.into_iter().map(seed);
+    let leaves = seeds.flat_map(|s| (0..batch).map(move |n| f64::from(leaf(s, index, n))));
     leaves.fold((0.0, 0.0), |(sum, size), value| (sum + value, size + value.abs()))
 }
 

@@ -32,8 +32,11 @@ fn optimizer(
     .unwrap()
 }
 
+/// Weights by parameter and element, and the bits of the squared norm.
+type Trained = (Vec<(String, usize, f64)>, u64);
+
 /// Three steps; every weight of this rank (all parts), and the last norm.
-fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> (Vec<(String, usize, f64)>, u64) {
+fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> Trained {
     let mut params = ParamStore::zeros(rank.layout.clone(), compute);
     let mut optimizer = optimizer(rank, compute, config, &mut params);
     let mut grads = GradStore::new(rank.layout.clone(), compute, rank.case.numerics);
@@ -86,7 +89,7 @@ fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> (Vec<(String, 
     (all, last)
 }
 
-fn weights(ranks: Vec<(Vec<(String, usize, f64)>, u64)>) -> (Named, u64) {
+fn weights(ranks: Vec<Trained>) -> (Named, u64) {
     let norm = ranks[0].1;
     assert!(ranks.iter().all(|(_, other)| *other == norm));
     // Data-parallel ranks must agree element by element before they are folded into one.
@@ -148,7 +151,7 @@ fn planned_bytes_are_the_allocated_ones() {
             for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
                 for layout in [(1, 1, 1), (2, 2, 2), (3, 1, 1), (2, 1, 4)] {
                     for numerics in [Numerics::Fast, Numerics::Reference] {
-                        let case = case(numerics, zero, layout);
+                        let case = Case { batch: 2, ..case(numerics, zero, layout) };
                         let done = run(&case, |rank| {
                             let mut params = ParamStore::zeros(rank.layout.clone(), compute);
                             let optimizer = optimizer(&rank, compute, config, &mut params);
