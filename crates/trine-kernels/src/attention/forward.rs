@@ -1,8 +1,7 @@
 //! Attention forward: online softmax over blocks of keys.
 
 use super::{
-    KEYS, Pieces, Problem, QUERIES, across, along, exponentials, inside, multiply, round,
-    scale_all, scaled_max,
+    KEYS, Pieces, Problem, QUERIES, across, along, inside, multiply, online, round, scale_all,
 };
 use crate::check::{MatSplit, length, same_shape, typed_mut, with_num};
 use crate::gemm::{Dims, GemmElement, Target};
@@ -120,9 +119,7 @@ impl<T: GemmElement> Forward<'_, T> {
             return;
         }
         let scores = &mut tiles.scores[i * KEYS..][seen.clone()];
-        let max = scaled_max(cpu.isa, scores, scale).larger(tiles.max[i]);
-        let shrink = (tiles.max[i] - max).exp();
-        let sum = exponentials(cpu.isa, scores, scale, max);
+        let (max, shrink, sum) = online(cpu.isa, scores, scale, tiles.max[i]);
         tiles.sum[i] = tiles.sum[i] * shrink + sum;
         tiles.max[i] = max;
         scale_all(cpu.isa, &mut tiles.o[i * head_dim..][..head_dim], shrink);

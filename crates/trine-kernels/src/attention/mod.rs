@@ -25,7 +25,7 @@ use trine_buffer::{Element, Slice};
 /// Query rows of a tile: whole register tiles.
 const QUERIES: usize = 96;
 /// Keys of a tile.
-const KEYS: usize = 96;
+const KEYS: usize = 128;
 
 impl fmt::Display for AttentionShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,17 +162,22 @@ impl<'a> Pieces<'a> {
 }
 
 vectorised! {
-    /// The largest score times `scale`.
-    fn scaled_max<A: Real>(scores: &[A], scale: A) -> A {
-        max_row(scores) * scale
-    }
-
-    /// Turns scores into `e^(score · scale − max)` and gives their sum.
-    fn exponentials<A: Real>(scores: &mut [A], scale: A, max: A) -> A {
+    /// Takes scores into a running softmax: they become `e^(score · scale − max)`, `max` being the
+    /// larger of theirs (times `scale`) and `old_max`. Gives `max`, the factor that earlier sums
+    /// shrink by, and the sum.
+    fn online<A: Real>(scores: &mut [A], scale: A, old_max: A) -> (A, A, A) {
+        let max = (max_row(scores) * scale).larger(old_max);
         for score in scores.iter_mut() {
             *score = (*score * scale - max).exp();
         }
-        sum_row(scores, |p| p)
+        (max, (old_max - max).exp(), sum_row(scores, |p| p))
+    }
+
+    /// Turns scores into `e^(score · scale − max)`.
+    fn exponentials<A: Real>(scores: &mut [A], scale: A, max: A) {
+        for score in scores {
+            *score = (*score * scale - max).exp();
+        }
     }
 
     fn multiply<A: Real>(values: &mut [A], factors: &[A]) {

@@ -35,6 +35,25 @@ pub(crate) trait Micro {
 pub(crate) trait Feed<T>: Micro {
     /// The packed value of the elements at `k` and, in kernels of pairs, `k + 1`.
     fn pack(first: T, second: T) -> Self::Packed;
+
+    /// Packs the first steps of `lanes` rows that run along `k`, as many as suit the processor: row
+    /// `l` goes to `out[step · width + l]`. Gives the number of steps done; the others are left.
+    ///
+    /// # Safety
+    /// `x` points to `lanes` rows of at least `ks` elements with `stride`, `out` to as many panel
+    /// steps of `width ≥ lanes`, and the processor has the features of the kernel.
+    #[inline(always)]
+    unsafe fn transpose(
+        x: *const T,
+        stride: usize,
+        lanes: usize,
+        ks: usize,
+        out: *mut Self::Packed,
+        width: usize,
+    ) -> usize {
+        let _ = (x, stride, lanes, ks, out, width);
+        0
+    }
 }
 
 /// A tile that the compiler vectorises.

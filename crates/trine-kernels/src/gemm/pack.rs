@@ -26,10 +26,11 @@ pub(super) fn panels<M: Feed<T>, T: Num>(
             out.fill(bytemuck::Zeroable::zeroed());
         }
         let x = Operand { data: &x.data[start..], ..x };
-        if x.k_stride == 1 {
-            along_k::<M, T>(x, width, lanes, ks, out);
-        } else {
-            across_k::<M, T>(x, width, lanes, ks, out);
+        // A constant number of lanes makes loops of constant length.
+        match (x.k_stride == 1, lanes == width) {
+            (true, _) => along_k::<M, T>(x, width, lanes, ks, out),
+            (false, true) => across_k::<M, T>(x, width, width, ks, out),
+            (false, false) => across_k::<M, T>(x, width, lanes, ks, out),
         }
     }
 }
@@ -44,11 +45,18 @@ fn along_k<M: Feed<T>, T: Num>(
     out: &mut [M::Packed],
 ) {
     let zero = T::narrow(T::Acc::ZERO);
+    assert!(x.data.len() >= (lanes - 1) * x.outer_stride + ks, "invariant: rows in bounds");
+    assert!(out.len() >= ks.div_ceil(M::GROUP) * width, "invariant: a whole panel");
+    // SAFETY: in bounds by the assertions; `M` suits the processor, or `block` was called wrongly.
+    let done = unsafe {
+        M::transpose(x.data.as_ptr(), x.outer_stride, lanes, ks, out.as_mut_ptr(), width)
+    };
+    let out = &mut out[done * width..];
     for lane in 0..lanes {
-        let row = &x.data[lane * x.outer_stride..][..ks];
+        let row = &x.data[lane * x.outer_stride..][done * M::GROUP..ks];
         let groups = row.chunks_exact(M::GROUP);
         let rest = groups.remainder();
-        let mut column = out[lane..].iter_mut().step_by(width);
+        let mut column = out.iter_mut().skip(lane).step_by(width);
         for (group, out) in groups.zip(&mut column) {
             *out = M::pack(group[0], group[M::GROUP - 1]);
         }

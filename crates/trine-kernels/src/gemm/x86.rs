@@ -4,6 +4,7 @@ use super::micro::{Feed, Micro};
 use crate::num::Num;
 use half::bf16;
 use std::arch::x86_64::*;
+use trine_buffer::DType;
 
 /// f32, 6 × 16: twelve accumulators, two vectors of B, one of A.
 #[derive(Debug)]
@@ -29,6 +30,24 @@ impl<T: Num<Acc = f32>> Feed<T> for Avx512F32 {
     fn pack(first: T, _: T) -> f32 {
         first.widen()
     }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        x: *const T,
+        stride: usize,
+        lanes: usize,
+        ks: usize,
+        out: *mut f32,
+        width: usize,
+    ) -> usize {
+        if T::DTYPE != DType::F32 {
+            return 0;
+        }
+        let steps = ks / BLOCK * BLOCK;
+        // SAFETY: the caller's promise; the elements are words.
+        unsafe { transpose_words(x.cast(), stride * 4, lanes, steps, out.cast(), width) };
+        steps
+    }
 }
 
 impl Feed<bf16> for Avx512Bf16Pairs {
@@ -36,6 +55,98 @@ impl Feed<bf16> for Avx512Bf16Pairs {
     fn pack(first: bf16, second: bf16) -> u32 {
         u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
     }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        x: *const bf16,
+        stride: usize,
+        lanes: usize,
+        ks: usize,
+        out: *mut u32,
+        width: usize,
+    ) -> usize {
+        let steps = ks / 2 / BLOCK * BLOCK;
+        // SAFETY: the caller's promise; a step's two elements are one word, the first in its low
+        // half.
+        unsafe { transpose_words(x.cast(), stride * 2, lanes, steps, out, width) };
+        steps
+    }
+}
+
+/// Rows and steps of a transposition in registers.
+const BLOCK: usize = 16;
+
+/// Word `s` of row `l` goes to `out[s · width + l]`, for `steps` steps, a multiple of `BLOCK`. Rows
+/// are `stride_bytes` apart and aligned to their elements only.
+///
+/// # Safety
+/// `x` points to `lanes` rows of `steps` words, `out` to `steps` times `width ≥ lanes` words.
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose_words(
+    x: *const u8,
+    stride_bytes: usize,
+    lanes: usize,
+    steps: usize,
+    out: *mut u32,
+    width: usize,
+) {
+    for lane in (0..lanes).step_by(BLOCK) {
+        let rows = BLOCK.min(lanes - lane);
+        let mask = ((1u32 << rows) - 1) as __mmask16;
+        for step in (0..steps).step_by(BLOCK) {
+            let mut block = [_mm512_setzero_si512(); BLOCK];
+            for (row, words) in block.iter_mut().enumerate() {
+                if row < rows {
+                    // SAFETY: row `lane + row`, steps `step..step + BLOCK`.
+                    *words = unsafe {
+                        _mm512_loadu_si512(x.add((lane + row) * stride_bytes + step * 4).cast())
+                    };
+                }
+            }
+            for (i, words) in transpose_block(block).into_iter().enumerate() {
+                // SAFETY: `rows` words of step `step + i`.
+                unsafe {
+                    let out = out.add((step + i) * width + lane);
+                    _mm512_mask_storeu_epi32(out.cast(), mask, words);
+                }
+            }
+        }
+    }
+}
+
+/// The transpose of 16 rows of 16 words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose_block(rows: [__m512i; BLOCK]) -> [__m512i; BLOCK] {
+    // Quarter `q` of `quads[g][c]` is column `4q + c` of rows `4g..4g + 4`.
+    let mut quads = [[_mm512_setzero_si512(); 4]; 4];
+    for (rows, quads) in rows.chunks_exact(4).zip(&mut quads) {
+        let low =
+            [_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpacklo_epi32(rows[2], rows[3])];
+        let high =
+            [_mm512_unpackhi_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[2], rows[3])];
+        *quads = [
+            _mm512_unpacklo_epi64(low[0], low[1]),
+            _mm512_unpackhi_epi64(low[0], low[1]),
+            _mm512_unpacklo_epi64(high[0], high[1]),
+            _mm512_unpackhi_epi64(high[0], high[1]),
+        ];
+    }
+    // Even and odd quarters of two groups, then of all four.
+    const EVEN: i32 = 0x88;
+    const ODD: i32 = 0xdd;
+    let mut out = [_mm512_setzero_si512(); BLOCK];
+    for c in 0..4 {
+        let [a, b] =
+            [(0, 1), (2, 3)].map(|(l, r)| _mm512_shuffle_i32x4::<EVEN>(quads[l][c], quads[r][c]));
+        out[c] = _mm512_shuffle_i32x4::<EVEN>(a, b);
+        out[8 + c] = _mm512_shuffle_i32x4::<ODD>(a, b);
+        let [a, b] =
+            [(0, 1), (2, 3)].map(|(l, r)| _mm512_shuffle_i32x4::<ODD>(quads[l][c], quads[r][c]));
+        out[4 + c] = _mm512_shuffle_i32x4::<EVEN>(a, b);
+        out[12 + c] = _mm512_shuffle_i32x4::<ODD>(a, b);
+    }
+    out
 }
 
 impl Micro for Avx2F32 {

@@ -190,6 +190,49 @@ mod all {
     }
 }
 
+/// The promise itself: one chain of fused multiply-adds for each element, whatever the shape.
+fn chain(form: Product, m: usize, n: usize, k: usize, gap: usize, threads: usize) {
+    let (a, b) = factors::<f32>(form, m, n, k, gap);
+    let old = values::<f32>(3, m * n);
+    let mut c = Buf::from_vec(old.clone());
+    let ops = CpuOps::new(Team::new(threads));
+    ops.matmul(form, true, a.view(), b.view(), MatMut::new(c.slice_mut(), m, n)).unwrap();
+    let (wide_a, wide_b) = (a.data.typed::<f32>().unwrap(), b.data.typed::<f32>().unwrap());
+    for (ij, &got) in c.typed::<f32>().unwrap().iter().enumerate() {
+        let (i, j) = (ij / n, ij % n);
+        let expected = (0..k).fold(old[ij], |sum, p| {
+            let (a_at, b_at) = match form {
+                Product::Nt => (i * a.stride + p, j * b.stride + p),
+                Product::Nn => (i * a.stride + p, p * b.stride + j),
+                Product::Tn => (p * a.stride + i, p * b.stride + j),
+            };
+            wide_a[a_at].mul_add(wide_b[b_at], sum)
+        });
+        assert_eq!(got.to_bits(), expected.to_bits(), "{form:?} [{i}, {j}]");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+    #[test]
+    fn every_element_is_one_chain(
+        form in 0usize..3,
+        m in 1usize..140,
+        n in 1usize..140,
+        k in 0usize..700,
+        gap in 0usize..5,
+        threads in 1usize..4,
+    ) {
+        chain(FORMS[form], m, n, k, gap, threads);
+    }
+}
+
+#[test]
+fn chains_go_on_through_blocks_and_strips() {
+    chain(Product::Nn, 2, 1570, 1100, 0, 2);
+    chain(Product::Tn, 2060, 2, 600, 0, 2);
+}
+
 #[test]
 fn contradictions_are_errors_with_the_dimensions() {
     let ops = one();
