@@ -1,0 +1,237 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "trine",
+    version,
+    about = "Trains transformers with tensor, pipeline and data parallelism",
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a model
+    Train(Box<TrainArgs>),
+    /// List what can be trained: parameters, shapes, sane layouts
+    Presets(PresetsArgs),
+    /// Look at pipeline schedules
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
+    /// Continue a text with a trained model
+    Generate(GenerateArgs),
+    /// Say what is in a run directory
+    Inspect(InspectArgs),
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// What makes a configuration. Values are texts here: the configuration checks them all alike.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// Configuration file; what it does not give comes from its preset
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where everything not given comes from (see `trine presets`) [default: rust-default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// Text file, folder or prepared dataset (data.source)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<String>,
+    /// Set any key, such as --set train.clip_norm=0.5; the options below win over it
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Tensor-parallel shards (layout.tp)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) tp: Option<String>,
+    /// Pipeline stages (layout.pp)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) pp: Option<String>,
+    /// Data-parallel replicas (layout.dp)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) dp: Option<String>,
+    /// Pipeline schedule: 1f1b or gpipe (layout.schedule)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) schedule: Option<String>,
+    /// Micro-batches of a rank in a step (sets batch.micro)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) micro_batches: Option<String>,
+    /// Type to compute with: f32, bf16 or f64 (train.precision)
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) precision: Option<String>,
+    /// Order of sums: fast or reference (train.numerics)
+    #[arg(long, value_name = "MODE")]
+    pub(crate) numerics: Option<String>,
+    /// Optimizer steps (train.steps)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) steps: Option<String>,
+    /// Seed of weights, dropout and data order (seed)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) seed: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Run directory (output.dir) [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<String>,
+    /// Continue the run of this directory, from its last checkpoint and with its configuration
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "preset"])]
+    pub(crate) resume: Option<PathBuf>,
+    /// Write a Chrome/Perfetto trace with a track per rank
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Print the resolved configuration, the layout, parameters and bytes per rank, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print every key of a configuration with its default and its rule, and stop
+    #[arg(long)]
+    pub(crate) help_config: bool,
+    /// The packages behind data.source = "crates" (data.manifest)
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) corpus_manifest: Option<String>,
+    /// Folder for tokenizers and tokens (data.cache)
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) cache: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PresetsArgs {
+    /// As JSON, with the whole model
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScheduleCommand {
+    /// Draw the timeline of a schedule
+    Show(ShowArgs),
+    /// Prove that a schedule written as text is complete, in order and free of deadlock
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Its name: 1f1b, gpipe or forward-only
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Pipeline stages
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) stages: usize,
+    /// Micro-batches
+    #[arg(long, value_name = "M", default_value_t = 8)]
+    pub(crate) micro_batches: usize,
+    /// Draw into an SVG file instead
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Print it as text instead, to be changed and verified
+    #[arg(long, conflicts_with = "svg")]
+    pub(crate) text: bool,
+    /// Width of the drawing in characters
+    #[arg(long, value_name = "N", default_value_t = 120)]
+    pub(crate) columns: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The schedule as text
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Run directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: PathBuf,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) prompt: String,
+    /// Tokens to add (sample.tokens)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) tokens: Option<String>,
+    /// 1 draws from the model's distribution, less sharpens it, 0 takes the likeliest (sample.temperature)
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<String>,
+    /// Draw from this many likeliest tokens, 0 from all (sample.top_k)
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub(crate) top_k: Option<String>,
+    /// Draw from the fewest tokens with this probability together (sample.top_p)
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<String>,
+    /// Seed of the draws (seed)
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    pub(crate) seed: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Run directory
+    #[arg(value_name = "RUN_DIR")]
+    pub(crate) run: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Tokens per second of one rank with all threads against a layout, in alternation
+    Layouts(Box<BenchLayoutsArgs>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchLayoutsArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// How often the two take turns
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) rounds: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// A line for every argument of a command and of those below it.
+    fn list(command: &clap::Command, path: &str, lines: &mut Vec<String>) {
+        let name = format!("{path}{}", command.get_name());
+        for argument in command.get_arguments() {
+            let value = argument.get_value_names().map(|names| format!(" {}", names[0]));
+            let takes_value = argument.get_num_args().is_none_or(|n| n.takes_values());
+            let value = value.filter(|_| takes_value).unwrap_or_default();
+            let flag = argument.get_long().map_or_else(String::new, |long| format!(" --{long}"));
+            let hidden = if argument.is_hide_set() { " (hidden)" } else { "" };
+            lines.push(format!("{name}{flag}{value}{hidden}"));
+        }
+        for below in command.get_subcommands() {
+            list(below, &format!("{name} "), lines);
+        }
+    }
+
+    /// Options are promises: each is added or removed on purpose.
+    #[test]
+    fn the_options_are_those_of_the_golden_list() {
+        let mut command = Cli::command();
+        command.build();
+        let mut lines = Vec::new();
+        list(&command, "", &mut lines);
+        lines.retain(|line| !line.ends_with(" --help") && !line.ends_with(" --version"));
+        let found = lines.join("\n") + "\n";
+        let golden = include_str!("../tests/golden/options.txt");
+        assert_eq!(found, golden, "tests/golden/options.txt must read:\n{found}");
+        assert!(lines.len() > 40, "{}", lines.len());
+    }
+}

@@ -1,0 +1,8 @@
+//! One file a command.
+
+pub(crate) mod bench;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod presets;
+pub(crate) mod schedule;
+pub(crate) mod train;

@@ -1,0 +1,57 @@
+//! `trine schedule show` and `trine schedule verify`.
+
+use crate::args::{ShowArgs, VerifyArgs};
+use crate::failure::Failure;
+use crate::output;
+use anyhow::Context;
+use trine_schedule::{Delivery, Schedule, ScheduleKind, UniformCosts, draw, lower, simulate};
+
+/// Draws a schedule: forward 1, input gradient 1 and weight gradient 1 unit of time, messages free.
+pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
+    let kind: ScheduleKind = args.name.parse().map_err(Failure::usage)?;
+    let order = kind.generate(args.stages, args.micro_batches).map_err(Failure::usage)?;
+    let schedule = lower(&order, None).context("cannot complete the schedule")?;
+    if args.text {
+        return output::print(&schedule.to_string());
+    }
+    let costs = UniformCosts::new(&schedule);
+    let timeline = simulate(&schedule, Delivery::Buffered, &costs).context("cannot simulate")?;
+    match &args.svg {
+        Some(path) => {
+            let cannot = || format!("cannot write {}", path.display());
+            std::fs::write(path, draw::svg(&timeline)).with_context(cannot)?;
+            output::print(&format!(
+                "{}: {} stages, {} micro-batches\n",
+                path.display(),
+                args.stages,
+                args.micro_batches
+            ))
+        }
+        None => output::print(&draw::ascii(&timeline, args.columns)),
+    }
+}
+
+/// Proves a schedule that was written as text.
+pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    let name = args.file.display();
+    let text = std::fs::read_to_string(&args.file)
+        .map_err(|error| Failure::usage(format!("{name}: cannot read the schedule: {error}")))?;
+    let schedule: Schedule =
+        text.parse().map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+    let report = trine_schedule::verify(&schedule)
+        .map_err(|error| Failure::Run(anyhow::anyhow!("{name}: {error}")))?;
+    output::print(&format!(
+        "{name}: {} is right: {} stages on {} ranks, {} micro-batches\n\
+         {} pairs of stage and micro-batch, {} messages, {} exchanges, {} buckets reduced\n\
+         activations in flight at most {:?}; no deadlock with buffered or rendezvous delivery\n",
+        schedule.name,
+        schedule.stages(),
+        schedule.ranks(),
+        schedule.micro_batches,
+        report.pairs,
+        report.messages,
+        report.exchanges,
+        report.buckets,
+        report.in_flight_peak,
+    ))
+}

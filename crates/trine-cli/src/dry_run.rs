@@ -1,0 +1,216 @@
+//! What a run would do and what each rank would hold, without allocating any of it.
+
+use crate::failure::Failure;
+use crate::output::{Align, Table, grouped, human_bytes};
+use anyhow::Context;
+use trine_dp::{RankBytes, planned_bytes};
+use trine_spec::{Piece, StageLayout};
+use trine_trainer::config::Config;
+use trine_trainer::engine::EngineConfig;
+
+/// More ranks than this are shown as groups of equal ones.
+const RANKS_SHOWN_MAX: usize = 32;
+
+/// What the data-parallel ranks of one (stage, tensor shard) hold, each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Holding {
+    stage: usize,
+    tp: usize,
+    pieces: Vec<Piece>,
+    /// Elements of its parameters, without the padding of buckets.
+    parameters: usize,
+    bytes: RankBytes,
+}
+
+impl Holding {
+    fn new(
+        config: &Config,
+        engine: &EngineConfig,
+        stage: usize,
+        tp: usize,
+    ) -> Result<Self, Failure> {
+        let layout: StageLayout =
+            engine.layout_of(stage, tp).map_err(|error| Failure::Usage(error.into()))?;
+        let moments = config.optimizer_config().moments().len();
+        let bytes = planned_bytes(&layout, engine.zero, engine.degrees.dp, engine.compute, moments);
+        let parameters = layout.params.iter().map(|param| param.len()).sum();
+        Ok(Self { stage, tp, pieces: layout.pieces, parameters, bytes })
+    }
+
+    /// Whether two hold the same amounts of the same kinds.
+    fn is_like(&self, other: &Self) -> bool {
+        let kinds = |holding: &Self| {
+            let ends = [Piece::Embedding, Piece::Head].map(|end| holding.pieces.contains(&end));
+            (ends, holding.pieces.len(), holding.parameters, holding.bytes)
+        };
+        kinds(self) == kinds(other)
+    }
+}
+
+/// The resolved configuration, and, as comments in the same TOML, the layout and its bytes: the
+/// whole text is a configuration file again.
+pub(crate) fn report(config: &Config) -> Result<String, Failure> {
+    // Threads do not change what a rank holds.
+    let engine = config.engine(1)?;
+    let mut holdings = Vec::new();
+    for stage in 0..config.layout.pp {
+        for tp in 0..config.layout.tp {
+            holdings.push(Holding::new(config, &engine, stage, tp)?);
+        }
+    }
+    let table = if config.world() > RANKS_SHOWN_MAX {
+        group_table(config, &holdings)
+    } else {
+        rank_table(config, &holdings)?
+    };
+    let total: u64 = holdings.iter().map(|h| h.bytes.total() as u64).sum();
+    let total = total * config.layout.dp as u64;
+    let notes = format!(
+        "{}\n{table}\nall ranks together: {} ({} bytes); activations come on top\n",
+        summary(config),
+        human_bytes(total),
+        grouped(total)
+    );
+    let comments: String =
+        notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
+    Ok(format!("{}\n{comments}", config.to_toml()?))
+}
+
+/// The run in a few lines.
+pub(crate) fn summary(config: &Config) -> String {
+    let model = &config.model;
+    let train = &config.train;
+    let zero_or = |number: f64, text: String| if number == 0.0 { String::new() } else { text };
+    format!(
+        "model   {} parameters (unique, without padding): {}, {} layers, hidden {}, {} heads ({} KV), vocabulary {}\n\
+         layout  {} ranks: {}; {}, ZeRO-{}\n\
+         step    {} tokens: {} sequences of {}; each rank {} micro-batches of {}\n\
+         run     {} steps{}, {} tokens; {}, {} numerics; in {}\n",
+        grouped(model.param_count()),
+        lower(model.family),
+        model.layers,
+        model.hidden,
+        model.heads,
+        model.kv_heads,
+        model.vocab,
+        grouped(config.world() as u64),
+        config.degrees(),
+        config.layout.schedule,
+        train.zero,
+        grouped(config.tokens_per_step() as u64),
+        config.batch.global,
+        config.data.seq,
+        config.micro_batches(),
+        config.batch.micro,
+        train.steps,
+        zero_or(train.minutes_max, format!(" or {} minutes", train.minutes_max)),
+        grouped(config.tokens_per_step() as u64 * train.steps as u64),
+        train.precision,
+        lower(train.numerics),
+        config.run_dir().display(),
+    )
+}
+
+/// An enum's name as configurations spell it.
+fn lower(name: impl std::fmt::Debug) -> String {
+    format!("{name:?}").to_lowercase()
+}
+
+/// One row a rank, in the order of ranks.
+fn rank_table(config: &Config, holdings: &[Holding]) -> Result<String, Failure> {
+    let mut table = Table::new(&[
+        ("rank", Align::Right),
+        ("dp", Align::Right),
+        ("stage", Align::Right),
+        ("tp", Align::Right),
+        ("holds", Align::Left),
+        ("parameters", Align::Right),
+        ("weights", Align::Right),
+        ("gradients", Align::Right),
+        ("optimizer", Align::Right),
+        ("bytes", Align::Right),
+    ]);
+    let mesh = config.mesh().context("invariant: a checked configuration has a mesh")?;
+    for rank in 0..mesh.world() {
+        let at = mesh.coordinate(rank);
+        let holding = &holdings[at.pp * config.layout.tp + at.tp];
+        let holds = pieces(&holding.pieces);
+        let [parameters, weights, gradients, optimizer, bytes] = numbers(holding);
+        let place = [rank, at.dp, at.pp, at.tp].map(|index| index.to_string());
+        let [rank, dp, stage, tp] = place;
+        table.row([rank, dp, stage, tp, holds, parameters, weights, gradients, optimizer, bytes]);
+    }
+    Ok(table.render())
+}
+
+/// One row for ranks that hold alike.
+fn group_table(config: &Config, holdings: &[Holding]) -> String {
+    let mut table = Table::new(&[
+        ("ranks", Align::Right),
+        ("stages", Align::Right),
+        ("tp", Align::Right),
+        ("each holds", Align::Left),
+        ("parameters", Align::Right),
+        ("weights", Align::Right),
+        ("gradients", Align::Right),
+        ("optimizer", Align::Right),
+        ("bytes", Align::Right),
+    ]);
+    for group in holdings.chunk_by(Holding::is_like) {
+        let (first, last) = (&group[0], &group[group.len() - 1]);
+        let (stages, tp) = (span(first.stage, last.stage), shards(group));
+        let [parameters, weights, gradients, optimizer, bytes] = numbers(first);
+        let ranks = grouped((group.len() * config.layout.dp) as u64);
+        let holds = kinds(&first.pieces);
+        table.row([ranks, stages, tp, holds, parameters, weights, gradients, optimizer, bytes]);
+    }
+    table.render()
+}
+
+fn numbers(holding: &Holding) -> [String; 5] {
+    let RankBytes { weights, gradients, master, moments } = holding.bytes;
+    let total = holding.bytes.total();
+    [holding.parameters, weights, gradients, master + moments, total].map(|n| grouped(n as u64))
+}
+
+/// The shards of a group: all of them, unless it lies within one stage.
+fn shards(group: &[Holding]) -> String {
+    let (low, high) =
+        group.iter().fold((usize::MAX, 0), |(low, high), h| (low.min(h.tp), high.max(h.tp)));
+    span(low, high)
+}
+
+/// `3`, or `3–5`.
+fn span(first: usize, last: usize) -> String {
+    if first == last { first.to_string() } else { format!("{first}–{last}") }
+}
+
+/// `embedding, blocks 0–3`.
+fn pieces(pieces: &[Piece]) -> String {
+    let blocks: Vec<usize> = pieces
+        .iter()
+        .filter_map(|piece| match piece {
+            Piece::Block(index) => Some(*index),
+            Piece::Embedding | Piece::Head => None,
+        })
+        .collect();
+    let blocks = match blocks.as_slice() {
+        [] => None,
+        [one] => Some(format!("block {one}")),
+        [first, .., last] => Some(format!("blocks {}", span(*first, *last))),
+    };
+    with_ends(pieces, blocks)
+}
+
+/// `embedding, 4 blocks`: for stages that differ only in which blocks they hold.
+fn kinds(pieces: &[Piece]) -> String {
+    let blocks = pieces.iter().filter(|piece| matches!(piece, Piece::Block(_))).count();
+    let plural = if blocks == 1 { "" } else { "s" };
+    with_ends(pieces, Some(format!("{blocks} block{plural}")))
+}
+
+fn with_ends(pieces: &[Piece], blocks: Option<String>) -> String {
+    let end = |piece: Piece| pieces.contains(&piece).then(|| piece.to_string());
+    let parts = [end(Piece::Embedding), blocks, end(Piece::Head)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,44 @@
+//! How a command ends when it does not succeed: one message, one exit code.
+
+use crate::output;
+use std::fmt::Display;
+use std::process::ExitCode;
+use trine_trainer::config::ConfigError;
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The arguments, the configuration or a file that was handed in: exit code 2.
+    Usage(anyhow::Error),
+    /// Something went wrong while working: exit code 1.
+    Run(anyhow::Error),
+}
+
+impl Failure {
+    /// The arguments are wrong.
+    pub(crate) fn usage(message: impl Display) -> Self {
+        Self::Usage(anyhow::anyhow!("{message}"))
+    }
+
+    /// Prints the message once, without a backtrace, and gives the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        let (code, error) = match self {
+            Self::Usage(error) => (2, error),
+            Self::Run(error) => (1, error),
+        };
+        output::complain(&format!("error: {error:#}"));
+        ExitCode::from(code)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Run(error)
+    }
+}

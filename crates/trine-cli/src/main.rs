@@ -1,0 +1,42 @@
+//! `trine`: trains transformers with tensor, pipeline and data parallelism, and looks at what that takes.
+//!
+//! ```sh
+//! trine presets                                        # what can be trained
+//! trine train --preset gpt2-124m --dry-run             # what a run would do, and what each rank would hold
+//! trine schedule show 1f1b --stages 4 --micro-batches 8
+//! ```
+//!
+//! Every command is a file in `commands`: it turns arguments into values, calls one library
+//! function, and prints. Exit codes: 0 done, 1 something failed, 2 the arguments or the
+//! configuration are wrong.
+
+mod args;
+mod commands;
+mod dry_run;
+mod failure;
+mod output;
+mod select;
+
+use args::{Bench, Cli, Command, ScheduleCommand};
+use clap::Parser;
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Train(args) => commands::train::run(args),
+        Command::Presets(args) => commands::presets::run(args),
+        Command::Schedule(ScheduleCommand::Show(args)) => commands::schedule::show(args),
+        Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Bench(Bench::Layouts(args)) => commands::bench::layouts(args),
+    }
+}

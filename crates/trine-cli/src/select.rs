@@ -1,0 +1,87 @@
+//! From options to a configuration: which key each option sets, as data.
+
+use crate::args::{ConfigArgs, GenerateArgs, TrainArgs};
+use crate::failure::Failure;
+use std::path::Path;
+use trine_trainer::config::{Config, ConfigError, File, Setting, Typed};
+
+/// The configuration of `trine train`.
+pub(crate) fn of_train(args: &TrainArgs) -> Result<Config, Failure> {
+    let mut typed = typed(&args.config)?;
+    let resumed = match &args.resume {
+        Some(dir) => {
+            typed.file = Some(run_config(dir)?);
+            Some(dir.display().to_string())
+        }
+        None => None,
+    };
+    typed.settings.extend(settings(&[
+        ("--resume", "output.dir", &resumed),
+        ("--out", "output.dir", &args.out),
+        ("--corpus-manifest", "data.manifest", &args.corpus_manifest),
+        ("--cache", "data.cache", &args.cache),
+    ]));
+    Ok(Config::load(&typed)?)
+}
+
+/// The configuration of a run, its sampling changed by the options of `trine generate`.
+pub(crate) fn of_generate(args: &GenerateArgs) -> Result<Config, Failure> {
+    let settings = settings(&[
+        ("--tokens", "sample.tokens", &args.tokens),
+        ("--temperature", "sample.temperature", &args.temperature),
+        ("--top-k", "sample.top_k", &args.top_k),
+        ("--top-p", "sample.top_p", &args.top_p),
+        ("--seed", "seed", &args.seed),
+    ]);
+    let file = Some(run_config(&args.run)?);
+    Ok(Config::load(&Typed { preset: None, file, settings })?)
+}
+
+/// What the options that every configured command shares say.
+pub(crate) fn typed(args: &ConfigArgs) -> Result<Typed, Failure> {
+    let file = args.config.as_deref().map(config_file).transpose()?;
+    let mut all: Vec<Setting> = args.set.iter().map(|text| Setting::set(text)).collect();
+    all.extend(settings(&[
+        ("--data", "data.source", &args.data),
+        ("--tp", "layout.tp", &args.tp),
+        ("--pp", "layout.pp", &args.pp),
+        ("--dp", "layout.dp", &args.dp),
+        ("--schedule", "layout.schedule", &args.schedule),
+        ("--micro-batches", "batch.micro_batches", &args.micro_batches),
+        ("--precision", "train.precision", &args.precision),
+        ("--numerics", "train.numerics", &args.numerics),
+        ("--steps", "train.steps", &args.steps),
+        ("--seed", "seed", &args.seed),
+    ]));
+    Ok(Typed { preset: args.preset.clone(), file, settings: all })
+}
+
+/// One setting for each option that was given: (option, key, value).
+fn settings(table: &[(&str, &str, &Option<String>)]) -> Vec<Setting> {
+    let given = |(flag, key, value): &(&str, &str, &Option<String>)| {
+        value.as_ref().map(|value| Setting::option(flag, key, value))
+    };
+    table.iter().filter_map(given).collect()
+}
+
+/// Reads a configuration file; a preset's name in its place is a likely mistake.
+fn config_file(path: &Path) -> Result<File, Failure> {
+    File::read(path).map_err(|error| {
+        let name = path.to_string_lossy();
+        if trine_spec::presets::find(&name).is_ok() {
+            return Failure::usage(format!("{name} is a preset, not a file: --preset {name}"));
+        }
+        error.into()
+    })
+}
+
+/// Reads the configuration of a run directory.
+pub(crate) fn run_config(run: &Path) -> Result<File, Failure> {
+    File::read(&run.join("config.toml")).map_err(|error| match error {
+        ConfigError::Read { cause, .. } => Failure::usage(format!(
+            "{}: not a run directory: cannot read its config.toml: {cause}; `trine train` makes runs/NAME",
+            run.display()
+        )),
+        other => other.into(),
+    })
+}

@@ -1,0 +1,165 @@
+//! Bad input: each ends at once, with one message that says what, where and the nearest valid value.
+
+use crate::common::{fails, ok};
+use std::fs;
+
+/// The configuration file that the cases below read: (name, text).
+const FILES: &[(&str, &str)] = &[
+    ("unknown.toml", "seed = 1\n[train]\nstepz = 10\n"),
+    ("section.toml", "[trian]\nsteps = 10\n"),
+    ("type.toml", "[train]\nsteps = \"many\"\n"),
+    ("word.toml", "[layout]\nschedule = \"1f2b\"\n"),
+    ("syntax.toml", "[train\nsteps = 10\n"),
+    ("preset.toml", "preset = \"gpt2-124\"\n"),
+    ("several.toml", "sed = 1\n[layout]\ntp = true\n[data]\nvokab = 3\n"),
+    ("good.toml", "[train]\nsteps = 10\n"),
+];
+
+/// What is typed after `trine`, and what the message must hold: what, where, nearest.
+const CASES: &[(&[&str], &[&str])] = &[
+    (&["train", "unknown.toml"], &["unknown.toml:3:1", "train.stepz", "nearest: train.steps"]),
+    (&["train", "section.toml"], &["section.toml:1:2", "trian", "nearest: [train]"]),
+    (
+        &["train", "type.toml"],
+        &[
+            "type.toml:2:1",
+            "train.steps must be a whole number",
+            "found the text \"many\"",
+            "for example: train.steps = ",
+        ],
+    ),
+    (
+        &["train", "word.toml"],
+        &["word.toml:2:1", "\"1f2b\"", "\"gpipe\", \"1f1b\"", "nearest: \"1f1b\""],
+    ),
+    (&["train", "syntax.toml"], &["syntax.toml:1:7", "not valid TOML"]),
+    (&["train", "preset.toml"], &["preset.toml:1:1", "gpt2-124", "nearest: \"gpt2-124m\""]),
+    (
+        &["train", "several.toml"],
+        &[
+            "3 problems",
+            "several.toml:1:1",
+            "nearest: seed",
+            "layout.tp must be",
+            "nearest: data.vocab",
+        ],
+    ),
+    (&["train", "missing.toml"], &["missing.toml", "cannot read", "trine presets"]),
+    (&["train", "."], &[".: cannot read"]),
+    (&["train", "gpt2-124m"], &["gpt2-124m is a preset", "--preset gpt2-124m"]),
+    (&["train", "--preset", "lama2-7b"], &["--preset lama2-7b", "nearest: \"llama2-7b\""]),
+    (
+        &["train", "--tp", "3"],
+        &["--tp 3: layout.tp = 3", "must divide the 4 query heads", "nearest valid: tp 2 or tp 4"],
+    ),
+    (
+        &["train", "--tp", "-2"],
+        &["--tp -2: layout.tp must be a whole number", "for example: layout.tp = 2"],
+    ),
+    (
+        &["train", "--pp", "5"],
+        &[
+            "--pp 5: layout.pp = 5",
+            "every stage needs a layer and the model has 4",
+            "nearest valid: pp 4",
+        ],
+    ),
+    (&["train", "--dp", "0"], &["--dp 0", "at least 1"]),
+    (
+        &["train", "--dp", "3"],
+        &[
+            "batch.global = 32",
+            "layout.dp × batch.micro = 3 (--dp 3) × 4",
+            "nearest valid: batch.global = 24 or",
+        ],
+    ),
+    (
+        &["train", "good.toml", "--micro-batches", "5"],
+        &["--micro-batches 5", "must divide", "nearest valid: batch.micro_batches = 4 or"],
+    ),
+    (
+        &["train", "--schedule", "zigzag"],
+        &["--schedule zigzag", "must be one of \"gpipe\", \"1f1b\""],
+    ),
+    (&["train", "--precision", "f16"], &["--precision f16", "\"f32\", \"bf16\", \"f64\""]),
+    (
+        &["train", "--numerics", "reference"],
+        &["train.precision = \"bf16\"", "--numerics reference", "nearest valid: \"f32\""],
+    ),
+    (
+        &["train", "--steps", "ten"],
+        &["--steps ten: train.steps must be a whole number", "for example"],
+    ),
+    (&["train", "--steps", "0"], &["--steps 0", "at least 1", "nearest valid: 1"]),
+    (&["train", "--set", "train.stepz=3"], &["--set train.stepz=3", "nearest: train.steps"]),
+    (
+        &["train", "--set", "train.steps"],
+        &["--set train.steps", "a key's path, `=` and a value", "for example"],
+    ),
+    (
+        &["train", "--set", "optimizer.lr=-1"],
+        &["optimizer.lr = -1", "above 0", "nearest valid: 0.001"],
+    ),
+    (
+        &["train", "--set", "data.vocab=9000"],
+        &[
+            "data.vocab = 9000",
+            "larger than the model's vocabulary",
+            "data.vocab = 4096 or model.vocab = 9000",
+        ],
+    ),
+    (
+        &["train", "--set", "data.seq=512"],
+        &["data.seq = 512", "model.seq_max = 256", "nearest valid: 256"],
+    ),
+    (
+        &["train", "--set", "layout.layers=[3,3]"],
+        &["[3, 3]", "add up to model.layers = 4", "[2, 2]"],
+    ),
+    (&["train", "--set", "model.hidden=99999999999999"], &["at most 4194304"]),
+    (&["train", "--resume", "nowhere"], &["nowhere: not a run directory"]),
+    (&["train", "good.toml", "--resume", "nowhere"], &["cannot be used with"]),
+    (&["train", "--stepz", "3"], &["--stepz", "--steps"]),
+    (&["trian"], &["trian", "train"]),
+    (&["generate", "--run", "nowhere", "--prompt", "a"], &["nowhere: not a run directory"]),
+    (&["inspect", "nowhere"], &["nowhere: not a run directory"]),
+    (&["bench", "layouts", "--rounds", "0"], &["--rounds 0", "nearest valid: 1"]),
+    (&["bench", "layouts", "--tp", "3"], &["--tp 3"]),
+    (&["schedule", "show", "gpip"], &["gpip", "gpipe"]),
+    (&["schedule", "show", "1f1b", "--stages", "0"], &["0 stages", "at least 1"]),
+    (&["schedule", "verify", "missing.txt"], &["missing.txt: cannot read the schedule"]),
+    (&["schedule", "verify", "good.toml"], &["good.toml: "]),
+];
+
+#[test]
+fn every_bad_input_ends_at_once_with_one_helpful_message() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in FILES {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let mut cases = 0;
+    for (args, parts) in CASES {
+        fails(folder.path(), args, 2, parts);
+        // A dry run checks the same things.
+        if args[0] == "train" {
+            let mut dry = args.to_vec();
+            dry.push("--dry-run");
+            fails(folder.path(), &dry, 2, parts);
+        }
+        cases += 1;
+    }
+    assert_eq!(cases, 41);
+    // Nothing was written.
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
+}
+
+/// A schedule that is well written but wrong is no usage error.
+#[test]
+fn a_wrong_schedule_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let right = ok(folder.path(), &["schedule", "show", "1f1b", "--stages", "2", "--text"]);
+    let wrong = right.replacen("W0.0 ", "", 1);
+    assert_ne!(right, wrong);
+    fs::write(folder.path().join("wrong.txt"), wrong).unwrap();
+    fails(folder.path(), &["schedule", "verify", "wrong.txt"], 1, &["wrong.txt: ", "rank 0"]);
+}

@@ -1,0 +1,257 @@
+//! What the commands print.
+
+use crate::common::{ok, trine};
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use trine_trainer::config::{Config, File, Typed};
+
+fn here() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn load(text: &str) -> Config {
+    let file = Some(File { name: "printed".into(), text: text.into() });
+    Config::load(&Typed { file, ..Typed::default() }).expect("what is printed can be loaded")
+}
+
+#[test]
+fn presets_are_listed_with_their_sizes() {
+    let text = ok(here(), &["presets"]);
+    let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(row("gpt2-124m ").contains("124,439,808      12     768     12    3072   50257  1024"));
+    assert!(row("llama3-8b ").contains("8,030,261,248"));
+    assert!(row("frontier-1t ").ends_with("6 × 64 × 8, 1"));
+    assert!(row("rust-default ").contains("2 × 2 × 2, 4"));
+
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(here(), &["presets", "--json"])).unwrap();
+    let presets = json.as_array().unwrap();
+    assert!(presets.len() >= 16, "{}", presets.len());
+    assert_eq!(presets[1]["parameters"], 124_439_808);
+    assert_eq!(presets[1]["model"]["hidden"], 768);
+    assert_eq!(presets[1]["layouts"][1]["tp"], 2);
+}
+
+/// The bytes of a small model, worked out by hand from its shapes.
+#[test]
+fn a_dry_run_prints_what_each_rank_holds() {
+    let sizes = [
+        "--set",
+        "model.vocab=4096",
+        "--set",
+        "model.layers=2",
+        "--tp",
+        "2",
+        "--pp",
+        "1",
+        "--dp",
+        "2",
+    ];
+    let mut args = vec!["train", "--dry-run"];
+    args.extend(sizes);
+    let text = ok(here(), &args);
+    let (h, f, v, s) = (256, 1024, 4096, 256);
+    // Two norms; q, k, v and the MLP's first matrix by columns; the others by rows, biases whole.
+    let block =
+        4 * h + (3 * h * h + 3 * h) / 2 + (h * h / 2 + h) + (h * f + f) / 2 + (f * h / 2 + h);
+    let parameters = v / 2 * h + s * h + 2 * block + 2 * h;
+    let elements = |text: &str| -> Vec<usize> {
+        text.split_whitespace().filter_map(|word| word.replace(',', "").parse().ok()).collect()
+    };
+    let ranks: Vec<&str> =
+        text.lines().filter(|line| line.contains("embedding, blocks 0–1, head")).collect();
+    assert_eq!(ranks.len(), 4);
+    for (rank, line) in ranks.iter().enumerate() {
+        let words = elements(line.split("head").next().unwrap());
+        assert_eq!(words[..4], [rank, rank / 2, 0, rank % 2], "{line}");
+        let numbers = elements(line.split("head").nth(1).unwrap());
+        let [held, weights, gradients, optimizer, total] = numbers[..] else { panic!("{line}") };
+        assert_eq!(held, parameters);
+        // Buckets are padded to multiples of dp · 16 elements, so a little is added.
+        let padded = weights / 2;
+        assert!(padded >= held && padded < held + 4 * 32, "{padded} {held}");
+        assert_eq!(gradients, 4 * padded, "gradients in f32");
+        assert_eq!(optimizer, 3 * 4 * padded / 2, "master and two moments, each rank half");
+        assert_eq!(total, weights + gradients + optimizer);
+    }
+    // f32 without ZeRO: no master, whole moments.
+    args.extend(["--precision", "f32", "--set", "train.zero=0"]);
+    let text = ok(here(), &args);
+    let line = text.lines().find(|line| line.contains("embedding, blocks 0–1, head")).unwrap();
+    let numbers = elements(line.split("head").nth(1).unwrap());
+    assert_eq!(numbers[1], numbers[2]);
+    assert_eq!(numbers[3], 2 * numbers[1]);
+}
+
+#[test]
+fn a_dry_run_is_a_configuration_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: &[&[&str]] = &[
+        &[],
+        &[
+            "--preset",
+            "gpt2-124m",
+            "--tp",
+            "1",
+            "--micro-batches",
+            "16",
+            "--numerics",
+            "reference",
+            "--precision",
+            "f32",
+        ],
+        &[
+            "--preset",
+            "llama3-8b",
+            "--seed",
+            "7",
+            "--out",
+            "here",
+            "--data",
+            "some text.txt",
+            "--schedule",
+            "gpipe",
+        ],
+        &["--corpus-manifest", "corpus.json", "--cache", "kept", "--steps", "3"],
+    ];
+    for case in cases {
+        let mut args = vec!["train", "--dry-run"];
+        args.extend(*case);
+        let text = ok(folder.path(), &args);
+        let config = load(&text);
+        assert_eq!(load(&config.to_toml().unwrap()), config);
+        fs::write(folder.path().join("again.toml"), &text).unwrap();
+        assert_eq!(ok(folder.path(), &["train", "again.toml", "--dry-run"]), text);
+    }
+    let config = load(&ok(
+        folder.path(),
+        &["train", "--dry-run", "--corpus-manifest", "c.json", "--cache", "kept"],
+    ));
+    assert_eq!(
+        (config.data.manifest.as_path(), config.data.cache.as_path()),
+        (Path::new("c.json"), Path::new("kept"))
+    );
+}
+
+#[test]
+fn a_trillion_parameters_are_planned_in_no_time() {
+    let started = std::time::Instant::now();
+    let text = ok(here(), &["train", "--preset", "frontier-1t", "--dry-run"]);
+    assert!(started.elapsed().as_secs() < 2, "{:?}", started.elapsed());
+    assert!(text.contains("1,008,014,617,600 parameters"));
+    assert!(text.contains("3,072 ranks: dp 6 × pp 64 × tp 8"));
+    let ranks: Vec<&str> = text.lines().filter(|line| line.contains("  0–7  ")).collect();
+    assert_eq!(ranks.len(), 3, "first, middle and last stages");
+    assert!(ranks[1].starts_with("# 2,976    1–62  0–7  2 blocks "), "{}", ranks[1]);
+}
+
+#[test]
+fn resume_takes_the_configuration_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    fs::create_dir(&run).unwrap();
+    let text = ok(folder.path(), &["train", "--dry-run", "--steps", "77", "--set", "name=abc"]);
+    fs::write(run.join("config.toml"), text).unwrap();
+    let config = load(&ok(folder.path(), &["train", "--resume", "run", "--dry-run"]));
+    assert_eq!((config.name.as_str(), config.train.steps), ("abc", 77));
+    assert_eq!(config.run_dir(), Path::new("run"));
+}
+
+#[test]
+fn the_configuration_is_documented_key_by_key() {
+    let text = ok(here(), &["train", "--help-config"]);
+    let config = load(&text);
+    assert_eq!(config, Config::preset("rust-default").unwrap());
+    for key in trine_trainer::config::keys() {
+        let name = key.path.rsplit('.').next().unwrap();
+        assert!(text.contains(&format!("{name} = ")), "{} is missing", key.path);
+        assert!(text.contains(key.rule), "the rule of {} is missing", key.path);
+    }
+}
+
+#[test]
+fn schedules_are_drawn_written_and_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        ok(folder.path(), &["schedule", "show", "1f1b", "--stages", "4", "--micro-batches", "8"]);
+    assert!(text.contains("1f1b: 4 stages on 4 ranks, 8 micro-batches"), "{text}");
+    assert!(text.contains("bubble 27.3 %"), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("rank ")).count(), 4);
+
+    ok(folder.path(), &["schedule", "show", "gpipe", "--svg", "gpipe.svg"]);
+    let svg = fs::read_to_string(folder.path().join("gpipe.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+
+    for name in ["gpipe", "1f1b", "forward-only"] {
+        let text = ok(folder.path(), &["schedule", "show", name, "--stages", "3", "--text"]);
+        fs::write(folder.path().join("schedule.txt"), text).unwrap();
+        let report = ok(folder.path(), &["schedule", "verify", "schedule.txt"]);
+        assert!(
+            report.contains(&format!("{name} is right: 3 stages on 3 ranks, 8 micro-batches")),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn inspect_says_what_a_run_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    fs::create_dir_all(run.join("checkpoints/step-9")).unwrap();
+    fs::create_dir_all(run.join("checkpoints/step-10")).unwrap();
+    fs::create_dir_all(run.join("checkpoints/step-11.part")).unwrap();
+    fs::write(run.join("config.toml"), "preset = \"gpt2-124m\"\n").unwrap();
+    fs::write(run.join("checkpoints/step-10/a"), [0; 2048]).unwrap();
+    let text = ok(folder.path(), &["inspect", "run"]);
+    assert!(
+        text.contains("124,439,808 parameters") && text.contains("metrics: none yet"),
+        "{text}"
+    );
+
+    // A killed run leaves half a line behind it.
+    fs::write(
+        run.join("metrics.jsonl"),
+        "{\"step\":1,\"loss\":9.5}\n{\"step\":2,\"loss\":8.25}\n{\"st",
+    )
+    .unwrap();
+    fs::write(run.join("summary.json"), "{\"final_loss\":8.25,\"ranks\":[1,2]}").unwrap();
+    let text = ok(folder.path(), &["inspect", "run"]);
+    assert!(
+        text.contains("last metrics: ") && text.contains("step 2") && text.contains("loss 8.25"),
+        "{text}"
+    );
+    assert!(text.contains("  final_loss 8.25\n") && !text.contains("ranks ["), "{text}");
+    let checkpoints =
+        "checkpoints:\n  run/checkpoints/step-9: 0 B\n  run/checkpoints/step-10: 2.0 KiB\n";
+    assert!(text.ends_with(checkpoints), "{text}");
+}
+
+/// `trine presets | head -1` is no failure.
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_trine"))
+        .args(["train", "--help-config"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut errors = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert!(child.wait().unwrap().success(), "{errors}");
+    assert_eq!(errors, "");
+}
+
+#[test]
+fn help_and_version_end_well() {
+    for args in
+        [&["--help"][..], &["--version"], &["train", "--help"], &["bench", "layouts", "--help"]]
+    {
+        assert!(ok(here(), args).contains("trine"), "{args:?}");
+    }
+    // Flags of xtask are not the user's business.
+    assert!(!ok(here(), &["train", "--help"]).contains("corpus-manifest"));
+    assert_eq!(trine(here(), &[]).status.code(), Some(2));
+}

@@ -1,0 +1,5 @@
+//! The binary, from outside: one test program, so that it is linked once.
+
+mod bad_input;
+mod commands;
+mod common;
