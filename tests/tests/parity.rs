@@ -19,12 +19,22 @@ fn run(config: &EngineConfig) -> Outcome {
     step(config, &Mutation::NONE).unwrap_or_else(|error| panic!("{:?}: {error}", config.degrees))
 }
 
-/// The largest relative error of any gradient, with its name.
+/// The largest relative error of any gradient, with its name. In exact arithmetic some gradients are
+/// zero (a key bias shifts all scores of a query alike), so what is left of them is the rounding of
+/// terms that cancel: an error is measured against at least this parameter's share of the whole
+/// gradient, as if all elements were of equal size.
 fn worst(grads: &Tensors, exact: &Tensors) -> (String, f64) {
     assert!(grads.keys().eq(exact.keys()), "other parameters");
-    let errors =
-        grads.iter().map(|(name, grad)| (name.clone(), relative_error(grad, &exact[name])));
-    errors.max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are gradients")
+    let square = |values: &Vec<f64>| values.iter().map(|v| v * v).sum::<f64>();
+    let elements: usize = exact.values().map(Vec::len).sum();
+    let mean_square = exact.values().map(square).sum::<f64>() / elements as f64;
+    let error = |(name, grad): (&String, &Vec<f64>)| {
+        let exact = &exact[name];
+        let difference: Vec<f64> = grad.iter().zip(exact).map(|(g, e)| g - e).collect();
+        let size = square(exact).max(mean_square * exact.len() as f64);
+        (name.clone(), (square(&difference) / size).sqrt())
+    };
+    grads.iter().map(error).max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are gradients")
 }
 
 /// Compares a layout with the serial f64 run within the derived bound, in fast numerics.
@@ -113,7 +123,8 @@ fn the_bound_is_far_below_a_shuffled_gradient() {
     let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() });
     let bound = tolerance::bound(DType::F32, &base.model);
     let mut compared = 0;
-    for (name, grad) in &exact.grads {
+    // A key bias has no gradient in exact arithmetic: nothing to shuffle.
+    for (name, grad) in exact.grads.iter().filter(|(name, _)| !name.ends_with("k.bias")) {
         let mut shuffled = grad.clone();
         shuffled.rotate_left(1);
         assert!(relative_error(&shuffled, grad) > 100.0 * bound, "{name}");

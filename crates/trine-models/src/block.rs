@@ -77,7 +77,7 @@ impl Layer for Block {
         let (d, left) = self.output.backward_input(w, output, &branch, ctx, grads)?;
         work.append(left);
         drop(branch);
-        let d = self.attention.backward_input(w, attention, d, ctx, grads)?;
+        let d = self.attention.backward_input(attention, d, ctx)?;
         let (d, left) = self.qkv.backward_input(w, qkv, d, ctx, grads)?;
         work.append(left);
         let dx = add(self.norm1.backward_input(w, norm1, d, ctx, grads)?, &dx, ctx)?;

@@ -65,9 +65,10 @@ impl StageModel {
         for &piece in &parts.layout.pieces {
             pieces.push((piece, build(&builder, piece, parts.recompute)?));
         }
-        // A segment is the run of pieces whose gradients share a bucket.
+        // A segment is the run of pieces whose gradients share a bucket. The bucket of a tied
+        // embedding, at the end, has none of its own: its segment is empty.
         let mut segments: Vec<Range<usize>> = Vec::new();
-        for bucket in parts.layout.buckets.iter().filter(|bucket| !bucket.pieces.is_empty()) {
+        for bucket in &parts.layout.buckets {
             let start = segments.last().map_or(0, |segment| segment.end);
             segments.push(start..start + bucket.pieces.len());
         }

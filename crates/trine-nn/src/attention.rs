@@ -83,6 +83,43 @@ impl AttentionCore {
         let turned = all.columns(0..self.shape.q_cols() + self.shape.kv_cols())?;
         Ok(ctx.ops.rope(shape, inverse, turned, table.slice())?)
     }
+
+    /// The gradient of the queries, keys and values as attention sees them: after the rotation. Ranks
+    /// that share a KV head add up its gradient before [`AttentionCore::rotate_back`], as one rank
+    /// with all its query heads does.
+    ///
+    /// # Errors
+    /// A wrong shape.
+    pub fn head_gradients(
+        &self,
+        saved: Saved,
+        dy: &Buf,
+        ctx: &Context<'_>,
+    ) -> Result<Buf, NnError> {
+        let ([qkv, o, log_sum], []) = saved.take()?;
+        let (shape, rows) = (self.shape, ctx.rows.tokens());
+        check_len("attention", "output gradient", dy.len(), rows * shape.q_cols())?;
+        let mut d = ctx.alloc(rows, shape.qkv_cols())?;
+        ctx.ops.attention_backward(
+            self.kernel_shape(ctx),
+            QkvMut::Fused(MatMut::new(d.slice_mut(), rows, shape.qkv_cols())),
+            MatRef::new(dy.slice(), rows, shape.q_cols()),
+            MatRef::new(o.slice(), rows, shape.q_cols()),
+            log_sum.slice(),
+            self.qkv(&qkv, ctx)?,
+            ctx.document_start,
+            self.attention_dropout(ctx),
+        )?;
+        Ok(d)
+    }
+
+    /// Turns a gradient by [`AttentionCore::head_gradients`] back: the gradient of the input.
+    ///
+    /// # Errors
+    /// A wrong shape.
+    pub fn rotate_back(&self, d: &mut Buf, ctx: &Context<'_>) -> Result<(), NnError> {
+        self.rotate(d, true, ctx)
+    }
 }
 
 impl Layer for AttentionCore {
@@ -121,21 +158,8 @@ impl Layer for AttentionCore {
         ctx: &Context<'_>,
         _: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
-        let ([qkv, o, log_sum], []) = saved.take()?;
-        let (shape, rows) = (self.shape, ctx.rows.tokens());
-        check_len("attention", "output gradient", dy.len(), rows * shape.q_cols())?;
-        let mut d = ctx.alloc(rows, shape.qkv_cols())?;
-        ctx.ops.attention_backward(
-            self.kernel_shape(ctx),
-            QkvMut::Fused(MatMut::new(d.slice_mut(), rows, shape.qkv_cols())),
-            MatRef::new(dy.slice(), rows, shape.q_cols()),
-            MatRef::new(o.slice(), rows, shape.q_cols()),
-            log_sum.slice(),
-            self.qkv(&qkv, ctx)?,
-            ctx.document_start,
-            self.attention_dropout(ctx),
-        )?;
-        self.rotate(&mut d, true, ctx)?;
+        let mut d = self.head_gradients(saved, &dy, ctx)?;
+        self.rotate_back(&mut d, ctx)?;
         Ok((Act::new(d), WeightWork::nothing()))
     }
 }

@@ -54,10 +54,10 @@ impl SampleTree {
 
     /// Declares the gradients of these samples complete and adds them into the tree.
     fn close(&mut self, samples: Range<usize>, ops: &dyn Ops) -> Result<(), NnError> {
-        for sample in samples {
-            if let Some(leaf) = self.leaves.remove(&sample) {
-                self.insert(Node { level: 0, index: sample }, leaf, ops)?;
-            }
+        let complete: Vec<usize> = self.leaves.range(samples).map(|(sample, _)| *sample).collect();
+        for sample in complete {
+            let leaf = self.leaves.remove(&sample).expect("invariant: listed above");
+            self.insert(Node { level: 0, index: sample }, leaf, ops)?;
         }
         Ok(())
     }

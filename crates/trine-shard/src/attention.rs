@@ -2,10 +2,10 @@
 
 use crate::{Split, TensorGroup, group::failed};
 use std::sync::Arc;
-use trine_buffer::Act;
+use trine_buffer::{Act, Buf};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_kernels::{MatMut, MatRef};
-use trine_nn::{AttentionCore, Context, GradStore, Layer, NnError, ParamStore, Saved};
+use trine_nn::{AttentionCore, Context, Layer, NnError, ParamStore, Saved};
 
 /// Attention by heads. Heads are independent, so nothing crosses ranks, with one exception: with
 /// fewer KV heads than ranks, several ranks hold the same KV head and each has some of its query
@@ -55,25 +55,33 @@ impl ShardedAttention {
     /// A wrong shape, or a failed collective.
     pub fn backward_input(
         &self,
-        weights: &ParamStore,
         saved: Saved,
         dy: Split,
         ctx: &Context<'_>,
-        grads: &mut GradStore,
     ) -> Result<Split, NnError> {
-        let (d, work) = self.core.backward_input(weights, saved, dy.into_inner(), ctx, grads)?;
-        debug_assert_eq!(work.bytes(), 0, "attention has no weights");
-        let Some(sharers) = &self.sharers else { return Ok(Split::assume(d)) };
+        let mut d = self.core.head_gradients(saved, &dy, ctx)?;
+        if let Some(sharers) = &self.sharers {
+            self.sum_shared(&mut d, &**sharers, ctx)?;
+        }
+        self.core.rotate_back(&mut d, ctx)?;
+        Ok(Split::assume(Act::new(d)))
+    }
+
+    /// Sums the gradients of the shared key and value over the ranks that have them.
+    fn sum_shared(
+        &self,
+        d: &mut Buf,
+        sharers: &dyn Communicator,
+        ctx: &Context<'_>,
+    ) -> Result<(), NnError> {
         let (rows, shape) = (ctx.rows.tokens(), self.core.shape);
         let (all, kv) = (shape.qkv_cols(), 2 * shape.kv_cols());
-        let mut d = d.into_buf(ctx.pool)?;
         let mut shared = ctx.alloc(rows, kv)?;
         let columns = shape.q_cols()..all;
         let from = MatRef::new(d.slice(), rows, all).columns(columns.clone())?;
         ctx.ops.copy(MatMut::new(shared.slice_mut(), rows, kv), from)?;
         let shared = sharers.all_reduce(shared, ReduceOp::Sum, self.name).map_err(failed)?;
         let to = MatMut::new(d.slice_mut(), rows, all).columns(columns)?;
-        ctx.ops.copy(to, MatRef::new(shared.slice(), rows, kv))?;
-        Ok(Split::assume(Act::new(d)))
+        Ok(ctx.ops.copy(to, MatRef::new(shared.slice(), rows, kv))?)
     }
 }
