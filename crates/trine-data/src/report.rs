@@ -1,0 +1,133 @@
+//! What a source gave and what was left out of it, in a form that is printed and cached.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Names kept as examples of one reason.
+const EXAMPLES_MAX: usize = 5;
+
+/// A piece of text with a name that does not depend on the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// Path within the source with `/` between its parts; for crates it begins with name and version.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+/// Why something was left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// A crate of which a higher version is there.
+    OlderVersion,
+    /// A crate that binds a system library (`*-sys`).
+    SysCrate,
+    /// A crate that is mostly tables of one platform's constants and declarations.
+    PlatformTables,
+    /// Written by a program: bindings, Unicode tables.
+    Generated,
+    /// Larger than the limit for one file.
+    TooLarge,
+    /// Not UTF-8, or with NUL characters.
+    NotText,
+    /// Nothing but white space.
+    Empty,
+    /// Nearly the same lines as a file that is kept.
+    NearDuplicate,
+    /// Beyond its crate's share of the corpus.
+    OverShare,
+}
+
+impl SkipReason {
+    /// The reason in words, to follow a count.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::OlderVersion => "crates with a higher version present",
+            Self::SysCrate => "crates that bind system libraries",
+            Self::PlatformTables => "crates of platform constants",
+            Self::Generated => "generated files",
+            Self::TooLarge => "files over the size limit",
+            Self::NotText => "files that are not UTF-8 text",
+            Self::Empty => "empty files",
+            Self::NearDuplicate => "near-identical files",
+            Self::OverShare => "files over their crate's share",
+        }
+    }
+}
+
+/// How much was left out for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkipCount {
+    /// Files, or crates where the reason concerns crates.
+    pub count: u64,
+    /// Their bytes; 0 for crates, whose files are not looked at.
+    pub bytes: u64,
+    /// The first few names.
+    pub examples: Vec<String>,
+}
+
+/// What was left out, by reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Skips(BTreeMap<SkipReason, SkipCount>);
+
+impl Skips {
+    /// Counts one file or crate.
+    pub(crate) fn add(&mut self, reason: SkipReason, name: &str, bytes: u64) {
+        let entry = self.0.entry(reason).or_default();
+        entry.count += 1;
+        entry.bytes += bytes;
+        if entry.examples.len() < EXAMPLES_MAX {
+            entry.examples.push(name.to_owned());
+        }
+    }
+
+    /// Reasons with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (SkipReason, &SkipCount)> {
+        self.0.iter().map(|(reason, count)| (*reason, count))
+    }
+
+    /// What was left out for `reason`.
+    pub fn of(&self, reason: SkipReason) -> SkipCount {
+        self.0.get(&reason).cloned().unwrap_or_default()
+    }
+
+    /// One line, as for an error: "3 empty files, 1 generated files".
+    pub(crate) fn summary(&self) -> String {
+        let parts: Vec<_> =
+            self.iter().map(|(why, skip)| format!("{} {}", skip.count, why.describe())).collect();
+        if parts.is_empty() { "it holds no files".to_owned() } else { parts.join(", ") }
+    }
+}
+
+/// What a corpus is made of. Stored with a prepared dataset, so that a cached one can be described.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorpusReport {
+    /// 128-bit XXH3 over names and contents of all documents, as 32 hexadecimal digits.
+    pub corpus_hash: String,
+    /// Documents of the training split.
+    pub train_documents: u64,
+    /// Documents of the validation split.
+    pub validation_documents: u64,
+    /// UTF-8 bytes of the training split.
+    pub train_bytes: u64,
+    /// UTF-8 bytes of the validation split.
+    pub validation_bytes: u64,
+    /// What was held out for validation: crates, documents, or the end of the one document.
+    pub held_out: Vec<String>,
+    /// What was left out.
+    pub skipped: Skips,
+}
+
+/// A source's text, selected, split and sorted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Corpus {
+    /// What is trained on, sorted by name.
+    pub train: Vec<Document>,
+    /// What is held out, sorted by name.
+    pub validation: Vec<Document>,
+    /// Counts, hash, and what was left out.
+    pub report: CorpusReport,
+}
