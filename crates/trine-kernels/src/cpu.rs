@@ -13,6 +13,10 @@ use trine_buffer::{Slice, SliceMut};
 /// Elements below which waking another thread costs more than it brings.
 const ELEMENTS_PER_PART_MIN: usize = 8 * 1024;
 
+/// Parts for each thread where there is enough to do: a thread that loses its core for a while then
+/// delays a part of the call, not its whole share.
+pub(crate) const PARTS_PER_THREAD: usize = 4;
+
 /// The host's implementation of [`Ops`]: a team of threads, the instruction set found at run time,
 /// and working memory that is kept between calls.
 #[derive(Debug)]
@@ -46,12 +50,13 @@ impl CpuOps {
         self.team.threads()
     }
 
-    /// Cuts `0..items` into one range a thread, fewer if there is little to do, and runs `f` on
+    /// Cuts `0..items` into a few ranges a thread, fewer if there is little to do, and runs `f` on
     /// each. `cost` is the number of elements an item stands for.
     pub(crate) fn parallel(&self, items: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
         let enough = (items * cost.max(1)).div_ceil(ELEMENTS_PER_PART_MIN);
-        let parts = self.team.threads().min(enough).min(items);
-        if parts <= 1 {
+        let threads = self.team.threads();
+        let parts = (threads * PARTS_PER_THREAD).min(enough).min(items);
+        if threads == 1 || parts <= 1 {
             return f(0..items);
         }
         self.team.run(parts, |part| f(part * items / parts..(part + 1) * items / parts));

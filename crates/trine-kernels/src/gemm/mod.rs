@@ -11,6 +11,7 @@ mod pack;
 mod x86;
 
 use crate::check::{Mat, MatSplit, dims, with_num};
+use crate::cpu::PARTS_PER_THREAD;
 use crate::num::Num;
 use crate::scratch::Scratch;
 use crate::{CpuOps, Isa, KernelError, MatMut, MatRef, Product};
@@ -204,11 +205,18 @@ fn threaded<T: GemmElement, C: Num<Acc = T::Acc>>(
 ) {
     // Whole register tiles of every kernel.
     const UNIT: usize = 96;
+    // Wide enough for the repeated packing of the other side to stay small.
+    const WIDTH_MIN: usize = 384;
     let Dims { m, n, k } = dims;
     let split_n = n >= m;
     let side = if split_n { n } else { m };
-    let parts = cpu.team.threads().min(side.div_ceil(UNIT)).min(m * n * k / FMAS_PER_PART_MIN);
-    let parts = parts.max(1);
+    let threads = cpu.team.threads();
+    let wanted = if threads == 1 {
+        1
+    } else {
+        (side / WIDTH_MIN).clamp(threads, threads * PARTS_PER_THREAD)
+    };
+    let parts = wanted.min(side.div_ceil(UNIT)).min(m * n * k / FMAS_PER_PART_MIN).max(1);
     let bound = |part: usize| {
         if part == parts { side } else { (part * side / parts).next_multiple_of(UNIT).min(side) }
     };
