@@ -1,0 +1,84 @@
+//! Checkpoints without a layout: whole tensors under Hugging Face names, verified, replaced whole.
+//!
+//! A checkpoint is a directory `step-N/`:
+//!
+//! * `model.safetensors`: the master weights, padding left out, as `transformers` opens them;
+//! * `optimizer.safetensors`: the optimizer's moments, as `NAME.exp_avg` and so on;
+//! * `config.json`: the model, as `transformers` describes it; `tokenizer.json`, if there is one;
+//! * `manifest.json`: the model, how far the run was, and size and checksum of every file.
+//!
+//! [`save`] writes it under a temporary name, syncs everything, and renames it: whatever happens
+//! meanwhile, the checkpoints that were there before are intact, and what is called `step-N` is
+//! whole. [`latest`] finds the newest one, and [`Checkpoint::load_bucket`] reads any rank's part of
+//! it in any layout. [`open_hf`] reads weights that others have published.
+//!
+//! ```
+//! use trine_buffer::{Buf, DType};
+//! use trine_checkpoint::{Check, Disk, RunState, SaveRequest, WEIGHTS, latest, save};
+//! use trine_comm::SelfComm;
+//! use trine_mesh::{Degrees, Mesh};
+//! use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest, presets};
+//!
+//! # let scratch = tempfile::tempdir()?;
+//! # let dir = scratch.path();
+//! let gpt2 = presets::find("gpt2-124m")?.model;
+//! let model = ModelSpec { hidden: 24, layers: 2, ffn: 96, head_dim: 2, vocab: 100, seq_max: 16, ..gpt2 };
+//! let pieces: Vec<Piece> = model.pieces().collect();
+//! let layout = StageLayout::new(&StageRequest {
+//!     model: &model, pieces: &pieces, tp: 1, tp_index: 0, dp: 1,
+//!     tied_apart: false, bucket_elements: 1 << 20,
+//! })?;
+//! let run = RunState {
+//!     step: 10, consumed_samples: 80, seed: 1, data_hash: "5eed".into(), tokenizer_hash: None,
+//!     trainer: Default::default(),
+//! };
+//! let request = SaveRequest {
+//!     dir, model: &model, mesh: &Mesh::new(Degrees::SERIAL, 1)?, stages: &[vec![layout.clone()]],
+//!     dtype: DType::F32, moments: &[], run: &run, tokenizer: None, keep_last: 2, storage: &Disk,
+//! };
+//! let weights = vec![0.5f32; layout.buckets[0].len];
+//! save(&request, &*SelfComm::new(), &mut |_, _| Ok(Buf::from_vec(weights.clone())))?;
+//!
+//! let checkpoint = latest(dir, Check::Checksums)?.checkpoint.expect("just saved");
+//! assert_eq!(checkpoint.manifest().run, run);
+//! let mut loaded = Buf::zeros(DType::F32, layout.buckets[0].len);
+//! checkpoint.load_bucket(WEIGHTS, &layout, 0, loaded.slice_mut())?;
+//! assert_eq!(loaded.typed::<f32>()?[0], 0.5);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod checksum;
+mod error;
+mod folder;
+mod hf;
+mod load;
+mod manifest;
+mod plan;
+mod save;
+mod storage;
+mod table;
+mod tensors;
+mod writer;
+
+pub use error::{BoxError, CheckpointError};
+pub use folder::{Check, Latest, latest, list};
+pub use hf::{HfWeights, model_from_config, open_hf};
+pub use load::Checkpoint;
+pub use manifest::{FileRecord, Manifest, RunState};
+pub use save::{BucketSource, SaveRequest, estimate_bytes, save};
+pub use storage::{Disk, Storage, StorageFile};
+
+/// The quantity that every checkpoint holds: the master weights.
+pub const WEIGHTS: &str = "weights";
+
+/// The weights.
+const MODEL_FILE: &str = "model.safetensors";
+
+/// The optimizer's moments.
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// The model as `transformers` describes it.
+const CONFIG_FILE: &str = "config.json";
+
+/// The tokenizer.
+const TOKENIZER_FILE: &str = "tokenizer.json";

@@ -1,0 +1,203 @@
+//! The manifest: what a checkpoint is, written last and read first.
+
+use crate::error::During;
+use crate::{CheckpointError, checksum};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+use trine_buffer::DType;
+use trine_mesh::Degrees;
+use trine_spec::ModelSpec;
+
+/// The manifest's file name.
+pub(crate) const MANIFEST: &str = "manifest.json";
+
+/// What a manifest says it is.
+const FORMAT: &str = "trine-checkpoint";
+
+/// The version that is written, and the only one that is read.
+const VERSION: u64 = 1;
+
+/// Before the checksum, the last value of a manifest. It covers every byte before itself.
+const BEFORE_CHECKSUM: &str = ",\n  \"checksum\": \"";
+
+/// Behind the checksum.
+const AFTER_CHECKSUM: &str = "\"\n}\n";
+
+/// How far the run was, in the trainer's terms. Nothing here is interpreted by this crate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// Samples consumed by them.
+    pub consumed_samples: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// What identifies the data.
+    pub data_hash: String,
+    /// What identifies the tokenizer, where there is one.
+    pub tokenizer_hash: Option<String>,
+    /// Whatever else the trainer needs to go on, such as the state of the learning-rate schedule.
+    /// Floats come back to the last bit.
+    pub trainer: serde_json::Value,
+}
+
+/// A file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Its name within the checkpoint.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its checksum, as `xxh128sum` prints it.
+    pub xxh3_128: String,
+}
+
+/// What a checkpoint holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    format: String,
+    version: u64,
+    /// The model.
+    pub model: ModelSpec,
+    /// The type of all elements.
+    pub dtype: DType,
+    /// What is stored of each parameter: the weights, then the optimizer's moments.
+    pub quantities: Vec<String>,
+    /// How far the run was.
+    pub run: RunState,
+    /// The layout that wrote it. For information: any layout loads it.
+    pub written_by: Degrees,
+    /// All files but the manifest.
+    pub files: Vec<FileRecord>,
+}
+
+/// What every version of the format has.
+#[derive(Deserialize)]
+struct Head {
+    format: String,
+    version: u64,
+}
+
+impl Manifest {
+    /// A manifest without files.
+    pub(crate) fn new(
+        model: ModelSpec,
+        dtype: DType,
+        quantities: &[&str],
+        run: RunState,
+        written_by: Degrees,
+    ) -> Self {
+        let quantities = quantities.iter().map(ToString::to_string).collect();
+        let (format, version) = (FORMAT.into(), VERSION);
+        Self { format, version, model, dtype, quantities, run, written_by, files: Vec::new() }
+    }
+
+    /// The bytes of `manifest.json`.
+    pub(crate) fn to_text(&self) -> String {
+        let text = serde_json::to_string_pretty(self).expect("invariant: a manifest becomes JSON");
+        let body = text.strip_suffix("\n}").expect("invariant: an object ends with a brace");
+        let checksum = checksum::of_bytes(body.as_bytes());
+        format!("{body}{BEFORE_CHECKSUM}{checksum}{AFTER_CHECKSUM}")
+    }
+
+    /// Reads the manifest of the checkpoint at `dir`.
+    pub(crate) fn read(dir: &Path) -> Result<Self, CheckpointError> {
+        let path = dir.join(MANIFEST);
+        if !path.is_file() {
+            let why = format!("it has no {MANIFEST}");
+            return Err(CheckpointError::NotACheckpoint { path: dir.into(), why });
+        }
+        let bytes = fs::read(&path).during("reading", &path)?;
+        let malformed = |why: String| CheckpointError::Malformed { path: path.clone(), why };
+        // A version of its own may protect itself in a way of its own, so it is looked at first.
+        let head = serde_json::from_slice::<Head>(&bytes).map_err(|e| malformed(e.to_string()))?;
+        if head.format != FORMAT {
+            let why = format!("{MANIFEST} says \"{}\"", head.format);
+            return Err(CheckpointError::NotACheckpoint { path: dir.into(), why });
+        }
+        if head.version != VERSION {
+            let (found, known) = (head.version, VERSION);
+            return Err(CheckpointError::Version { path, found, known });
+        }
+        check_itself(&path, &bytes)?;
+        serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
+    }
+}
+
+/// Compares the checksum of a manifest with its contents.
+fn check_itself(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let malformed = |why: &str| CheckpointError::Malformed { path: path.into(), why: why.into() };
+    let text = str::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8"))?;
+    let (body, rest) =
+        text.rsplit_once(BEFORE_CHECKSUM).ok_or_else(|| malformed("it does not end as written"))?;
+    let expected =
+        rest.strip_suffix(AFTER_CHECKSUM).ok_or_else(|| malformed("it does not end as written"))?;
+    let found = checksum::of_bytes(body.as_bytes());
+    if found != expected {
+        let expected = expected.into();
+        return Err(CheckpointError::Altered { path: path.into(), expected, found });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trine_spec::presets;
+
+    fn manifest() -> Manifest {
+        let model = presets::find("gpt2-124m").unwrap().model;
+        let run = RunState {
+            step: 7,
+            consumed_samples: 56,
+            seed: u64::MAX,
+            data_hash: "d\"h".into(),
+            tokenizer_hash: None,
+            trainer: serde_json::json!({ "lr": 0.1 + 0.2, "decay": 1.0 / 3.0 }),
+        };
+        Manifest::new(model, DType::F32, &["weights", "exp_avg"], run, Degrees::SERIAL)
+    }
+
+    fn read(text: &[u8]) -> Result<Manifest, CheckpointError> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(MANIFEST), text).unwrap();
+        Manifest::read(dir.path())
+    }
+
+    #[test]
+    fn it_comes_back_to_the_last_bit() {
+        assert_eq!(read(manifest().to_text().as_bytes()).unwrap(), manifest());
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let text = manifest().to_text().into_bytes();
+        let mut cases = 0;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(MANIFEST);
+        for byte in 0..text.len() {
+            let mut altered = text.clone();
+            altered[byte] ^= 1 << (byte % 8);
+            for damaged in [&altered[..], &text[..byte]] {
+                fs::write(&path, damaged).unwrap();
+                assert!(Manifest::read(dir.path()).is_err(), "byte {byte}");
+                cases += 1;
+            }
+        }
+        assert!(cases > 1000, "{cases}");
+    }
+
+    #[test]
+    fn other_versions_and_formats_are_named() {
+        let text = manifest().to_text();
+        let newer = text.replace("\"version\": 1", "\"version\": 12");
+        let error = read(newer.as_bytes()).unwrap_err();
+        assert!(matches!(error, CheckpointError::Version { found: 12, known: 1, .. }), "{error}");
+        let other = text.replace("trine-checkpoint", "something");
+        let error = read(other.as_bytes()).unwrap_err();
+        assert!(matches!(error, CheckpointError::NotACheckpoint { .. }), "{error}");
+        let error = Manifest::read(Path::new("nowhere")).unwrap_err();
+        assert!(matches!(error, CheckpointError::NotACheckpoint { .. }), "{error}");
+    }
+}

@@ -1,0 +1,200 @@
+//! Saving: every rank takes part, one writes.
+
+use crate::error::BoxError;
+use crate::plan::{Plan, Round, owned, quantities, sender};
+use crate::storage::Storage;
+use crate::table::Table;
+use crate::tensors::header;
+use crate::writer::Writer;
+use crate::{CheckpointError, RunState, folder};
+use std::path::{Path, PathBuf};
+use trine_buffer::{Buf, DType};
+use trine_comm::{Communicator, Name};
+use trine_mesh::Mesh;
+use trine_spec::{ModelSpec, StageLayout};
+
+/// The world rank that writes.
+const WRITER: usize = 0;
+
+/// What the manifest, the configuration and the blocks of the file system may take beside tensors.
+const SMALL_FILES_BYTES: u64 = 256 << 10;
+
+/// What to save, and where. The same on every rank.
+#[derive(Debug, Clone)]
+pub struct SaveRequest<'a> {
+    /// The folder of checkpoints; `step-N/` is made in it.
+    pub dir: &'a Path,
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// The layout of ranks.
+    pub mesh: &'a Mesh,
+    /// What each rank holds: `stages[pp][tp]`. A pure function of the configuration, so every rank
+    /// knows it of every other.
+    pub stages: &'a [Vec<StageLayout>],
+    /// The type of the buckets: f32, or f64.
+    pub dtype: DType,
+    /// What is saved beside [`WEIGHTS`](crate::WEIGHTS): the optimizer's moments by name.
+    pub moments: &'a [&'a str],
+    /// How far the run is.
+    pub run: &'a RunState,
+    /// A `tokenizer.json` to put beside the weights.
+    pub tokenizer: Option<&'a Path>,
+    /// How many checkpoints are kept; the new one always is.
+    pub keep_last: usize,
+    /// The file system, [`Disk`](crate::Disk) outside tests. Only rank 0 uses it.
+    pub storage: &'a dyn Storage,
+}
+
+/// Hands out the calling rank's whole local bucket: quantity, bucket. It is called on every rank of
+/// a stage at the same time and in the same order, so it may gather what data-parallel ranks have
+/// shared out among themselves.
+pub type BucketSource<'a> = &'a mut dyn FnMut(&str, usize) -> Result<Buf, BoxError>;
+
+/// Bytes that a checkpoint will have at most, tokenizer not counted.
+///
+/// # Errors
+/// An element type other than f32 and f64, or the same moment twice.
+pub fn estimate_bytes(
+    model: &ModelSpec,
+    dtype: DType,
+    moments: &[&str],
+) -> Result<u64, CheckpointError> {
+    let (table, all) = (Table::new(model), quantities(moments)?);
+    let (weights, moments) = all.split_at(1);
+    let headers = header(&table, weights, dtype)?.len() + header(&table, moments, dtype)?.len();
+    let data = (table.len() * dtype.bytes()) as u64 * all.len() as u64;
+    Ok(data + headers as u64 + SMALL_FILES_BYTES)
+}
+
+/// Saves a checkpoint; a collective of `world`. It is complete and on the medium when this returns,
+/// and older ones beyond `keep_last` are gone; after an error they are all as they were.
+///
+/// Rank 0 writes, one bucket at a time, so it holds no more than one bucket of all tensor ranks at
+/// once. After each bucket all ranks learn whether to go on: nobody runs ahead, and when the disk
+/// fails, everybody gets rank 0's error and may train on.
+///
+/// # Errors
+/// No disk space, a file system that refuses, layouts that do not hold the model, a bucket that is
+/// not what its layout says, a failed operation of `world`.
+pub fn save(
+    request: &SaveRequest<'_>,
+    world: &dyn Communicator,
+    bucket: BucketSource<'_>,
+) -> Result<PathBuf, CheckpointError> {
+    if world.size() != request.mesh.world() {
+        let (ranks, needed) = (world.size(), request.mesh.world());
+        let why = format!("the world has {ranks} ranks and the mesh {needed}");
+        return Err(CheckpointError::Layout(why));
+    }
+    let plan = Plan::new(request)?;
+    let begun = (world.rank() == WRITER).then(|| Writer::begin(request, &plan)).transpose();
+    let saved = agree(world, begun).and_then(|writer| write(request, world, &plan, writer, bucket));
+    if saved.is_err() && world.rank() == WRITER {
+        // A full disk should not stay full. What cannot be removed now, the next save removes.
+        drop(
+            request.storage.remove_dir(&request.dir.join(folder::temporary_name(request.run.step))),
+        );
+    }
+    saved?;
+    Ok(request.dir.join(folder::step_name(request.run.step)))
+}
+
+/// All rounds, and the end.
+fn write(
+    request: &SaveRequest<'_>,
+    world: &dyn Communicator,
+    plan: &Plan<'_>,
+    mut writer: Option<Writer<'_>>,
+    bucket: BucketSource<'_>,
+) -> Result<(), CheckpointError> {
+    for &round in &plan.rounds {
+        let parts = exchange(request, world, plan, round, bucket)?;
+        let written = writer.as_mut().map_or(Ok(()), |writer| writer.write(round, &parts));
+        agree(world, written)?;
+    }
+    agree(world, writer.map_or(Ok(()), Writer::finish))
+}
+
+/// Brings one bucket of a stage to the writer, which gets a buffer for each tensor rank that owns
+/// something in it; other ranks get nothing.
+fn exchange(
+    request: &SaveRequest<'_>,
+    world: &dyn Communicator,
+    plan: &Plan<'_>,
+    round: Round,
+    bucket: BucketSource<'_>,
+) -> Result<Vec<Option<Buf>>, CheckpointError> {
+    let Round { quantity, pp, bucket: index } = round;
+    let (me, layouts) = (world.rank(), &request.stages[pp]);
+    let quantity = plan.quantities[quantity];
+    let mut mine = if request.mesh.coordinate(me).pp == pp {
+        let buf = bucket(quantity, index);
+        Some(checked(request, quantity, index, layouts[0].buckets[index].len, buf)?)
+    } else {
+        None
+    };
+    let mut parts = Vec::new();
+    for (tp, layout) in layouts.iter().enumerate() {
+        let (from, name) = (sender(request.mesh, pp, tp), round_name(round));
+        let owns = owned(layout, index).next().is_some();
+        if me == WRITER {
+            parts.push(match (owns, from == me) {
+                (false, _) => None,
+                (true, true) => mine.take(),
+                (true, false) => {
+                    let room = Buf::zeros(request.dtype, layout.buckets[index].len);
+                    Some(world.recv(room, from, name)?)
+                }
+            });
+        } else if owns && from == me {
+            mine = mine.map(|buf| world.send(buf, WRITER, name)).transpose()?;
+        }
+    }
+    Ok(parts)
+}
+
+fn round_name(round: Round) -> Name {
+    Name::new("checkpoint").with("stage", round.pp as u64).with("bucket", round.bucket as u64)
+}
+
+/// Refuses a bucket that is not what its layout says.
+fn checked(
+    request: &SaveRequest<'_>,
+    quantity: &str,
+    bucket: usize,
+    len: usize,
+    buf: Result<Buf, BoxError>,
+) -> Result<Buf, CheckpointError> {
+    let quantity = quantity.to_owned();
+    let buf = match buf {
+        Ok(buf) => buf,
+        Err(source) => return Err(CheckpointError::Source { quantity, bucket, source }),
+    };
+    let (expected, found, found_len) = (request.dtype, buf.dtype(), buf.len());
+    if (found, found_len) != (expected, len) {
+        return Err(CheckpointError::Bucket { quantity, bucket, expected, len, found, found_len });
+    }
+    Ok(buf)
+}
+
+/// Tells everybody whether the writer has succeeded. An error of the writer becomes everybody's.
+fn agree<T>(
+    world: &dyn Communicator,
+    outcome: Result<T, CheckpointError>,
+) -> Result<T, CheckpointError> {
+    let mut message = match &outcome {
+        Ok(_) => Vec::new(),
+        Err(error) => error.to_string().into_bytes(),
+    };
+    let length = Buf::from_vec(vec![message.len() as u64]);
+    let length = world.broadcast(length, WRITER, "checkpoint status")?.typed::<u64>()?[0];
+    if length == 0 {
+        return outcome;
+    }
+    message.resize(length as usize, 0);
+    let message = world.broadcast(Buf::from_vec(message), WRITER, "checkpoint failure")?;
+    outcome.and_then(|_| {
+        let text = String::from_utf8_lossy(message.typed::<u8>()?).into_owned();
+        Err(CheckpointError::Writer(text))
+    })
+}

@@ -1,0 +1,231 @@
+//! The tensors of a model as they lie in a file, and where in them each rank's part belongs.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use trine_spec::{LocalParam, ModelSpec, ParamSpec, hf};
+
+/// One tensor of a file. Rows are output features: they are stored first, or last if `transposed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) rows: usize,
+    /// Input features; `None` for a vector.
+    columns: Option<usize>,
+    transposed: bool,
+    /// Elements of the tensors before it.
+    pub(crate) start: usize,
+}
+
+/// The part of a tensor that one rank holds, padding left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub(crate) tensor: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+/// A parameter's place: rows `first..first + rows` of a tensor.
+#[derive(Debug, Clone, Copy)]
+struct Home {
+    tensor: usize,
+    first: usize,
+    rows: usize,
+}
+
+/// All tensors of a model in the order in which a file holds them: that of the forward pass.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) tensors: Vec<Tensor>,
+    homes: HashMap<String, Home>,
+}
+
+impl Table {
+    pub(crate) fn new(model: &ModelSpec) -> Self {
+        let mut table = Self { tensors: Vec::new(), homes: HashMap::new() };
+        let mut start = 0;
+        for piece in model.pieces() {
+            // Padding depends on the layout, the rows that are real do not.
+            let specs = model.params(piece, 1);
+            for described in hf::tensors(model, piece) {
+                let parts: Vec<&ParamSpec> = described
+                    .parts
+                    .iter()
+                    .map(|part| specs.iter().find(|spec| spec.name == *part))
+                    .map(|spec| spec.expect("invariant: Hugging Face tensors name parameters"))
+                    .collect();
+                let mut rows = 0;
+                for part in &parts {
+                    let tensor = table.tensors.len();
+                    let home = Home { tensor, first: rows, rows: part.valid_rows };
+                    table.homes.insert(part.name.clone(), home);
+                    rows += part.valid_rows;
+                }
+                let columns = parts[0].shape.get(1).copied();
+                let tensor = Tensor {
+                    name: described.name,
+                    rows,
+                    columns,
+                    transposed: described.transposed,
+                    start,
+                };
+                start += tensor.len();
+                table.tensors.push(tensor);
+            }
+        }
+        table
+    }
+
+    /// Elements of all tensors.
+    pub(crate) fn len(&self) -> usize {
+        self.tensors.last().map_or(0, |last| last.start + last.len())
+    }
+
+    /// Where the elements of `param` belong (for a tied copy: where those of the original do), or
+    /// what is wrong with it.
+    pub(crate) fn region(&self, param: &LocalParam) -> Result<Region, String> {
+        let spec = &param.spec;
+        let name = spec.tied_to.as_ref().unwrap_or(&spec.name);
+        let home = self.homes.get(name).ok_or_else(|| format!("the model has no \"{name}\""))?;
+        let width = self.tensors[home.tensor].columns.unwrap_or(1);
+        let held = (spec.valid_rows, spec.shape.get(1).copied().unwrap_or(1));
+        if held != (home.rows, width) {
+            let wanted = (home.rows, width);
+            return Err(format!("\"{name}\" is {held:?} and the model's is {wanted:?}"));
+        }
+        let rows = &param.ranges[0];
+        let (start, end) = (rows.start.min(home.rows), rows.end.min(home.rows));
+        let columns = param.ranges.get(1).cloned().unwrap_or(0..1);
+        Ok(Region { tensor: home.tensor, rows: home.first + start..home.first + end, columns })
+    }
+}
+
+impl Region {
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+}
+
+impl Tensor {
+    /// The shape as it is stored.
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        match (self.columns, self.transposed) {
+            (None, _) => vec![self.rows],
+            (Some(columns), false) => vec![self.rows, columns],
+            (Some(columns), true) => vec![columns, self.rows],
+        }
+    }
+
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        self.rows * self.columns.unwrap_or(1)
+    }
+
+    /// Copies one rank's part into the whole tensor.
+    pub(crate) fn put<T: Copy>(&self, whole: &mut [T], region: &Region, part: &[T]) {
+        let (width, columns) = (self.columns.unwrap_or(1), &region.columns);
+        for (row, values) in region.rows.clone().zip(part.chunks_exact(columns.len())) {
+            if self.transposed {
+                for (column, value) in columns.clone().zip(values) {
+                    whole[column * self.rows + row] = *value;
+                }
+            } else {
+                whole[row * width..][columns.clone()].copy_from_slice(values);
+            }
+        }
+    }
+
+    /// Fills one rank's part from the stored tensor, at most `block` elements (but at least one
+    /// stored row) at a time. `read` fills a slice from an element of the tensor on.
+    pub(crate) fn get<T: Copy, E>(
+        &self,
+        region: &Region,
+        part: &mut [T],
+        blank: T,
+        block: usize,
+        mut read: impl FnMut(usize, &mut [T]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let width = region.columns.len();
+        let (outer, inner, stride) = if self.transposed {
+            (region.columns.clone(), region.rows.clone(), self.rows)
+        } else {
+            (region.rows.clone(), region.columns.clone(), self.columns.unwrap_or(1))
+        };
+        if outer.is_empty() || inner.is_empty() {
+            return Ok(());
+        }
+        let step = (block / stride).max(1);
+        let mut lines = Vec::new();
+        for first in outer.clone().step_by(step) {
+            let last = (first + step).min(outer.end) - 1;
+            // From the first wanted element of the first line to the last one of the last.
+            lines.resize((last - first) * stride + inner.len(), blank);
+            read(first * stride + inner.start, &mut lines)?;
+            for (line, at) in (first - outer.start..).take(last - first + 1).zip(0..) {
+                let values = &lines[at * stride..][..inner.len()];
+                if self.transposed {
+                    for (row, value) in values.iter().enumerate() {
+                        part[row * width + line] = *value;
+                    }
+                } else {
+                    part[line * width..][..width].copy_from_slice(values);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use trine_spec::presets;
+
+    #[test]
+    fn the_table_holds_each_unique_unpadded_parameter_once() {
+        for name in ["gpt2-124m", "llama3-8b", "frontier-22b"] {
+            let model = presets::find(name).unwrap().model;
+            assert_eq!(Table::new(&model).len() as u64, model.param_count(), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_come_back_from_where_they_were_put(
+            rows in 1usize..9, columns in 1usize..9, transposed: bool, block in 1usize..40,
+            cut_row in 0usize..9, cut_column in 0usize..9,
+        ) {
+            let tensor = Tensor {
+                name: String::new(), rows, columns: Some(columns), transposed, start: 0,
+            };
+            let (cut_row, cut_column) = (cut_row.min(rows), cut_column.min(columns));
+            let mut whole = vec![0u32; rows * columns];
+            let mut parts = Vec::new();
+            for rows in [0..cut_row, cut_row..rows] {
+                for columns in [0..cut_column, cut_column..columns] {
+                    if columns.is_empty() {
+                        continue;
+                    }
+                    let region = Region { tensor: 0, rows: rows.clone(), columns: columns.clone() };
+                    let value = |r: usize, c: usize| (1000 * r + c + 1) as u32;
+                    let part: Vec<u32> = rows.clone()
+                        .flat_map(|r| columns.clone().map(move |c| value(r, c))).collect();
+                    tensor.put(&mut whole, &region, &part);
+                    parts.push((region, part));
+                }
+            }
+            prop_assert!(whole.iter().all(|value| *value > 0), "all elements are put");
+            for (region, part) in parts {
+                let mut back = vec![0; part.len()];
+                tensor.get(&region, &mut back, 0, block, |from, out| {
+                    out.copy_from_slice(&whole[from..][..out.len()]);
+                    Ok::<_, ()>(())
+                }).unwrap();
+                prop_assert_eq!(back, part);
+            }
+            let at = if transposed { (columns - 1) * rows } else { columns - 1 };
+            prop_assert_eq!(whole[at], columns as u32, "the last column of row 0");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Files as others read and write them.
+
+use crate::world::{Expected, Options, World, bucket, model, save_step, tiny_gpt};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use trine_checkpoint::{WEIGHTS, model_from_config, open_hf};
+use trine_spec::{Family, ModelSpec};
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// Every parameter of a model whole, by trine's name, without padding.
+fn whole(model: &ModelSpec, quantity: &str) -> BTreeMap<String, Vec<f32>> {
+    let world = World::new(model, 1, 1, 1);
+    let layout = &world.stages[0][0];
+    let mut found = BTreeMap::new();
+    for index in 0..layout.buckets.len() {
+        let values = bucket::<f32>(layout, quantity, index, 0.0);
+        for param in layout.buckets[index].params.iter().map(|index| &layout.params[*index]) {
+            let real = &values[param.span()][..param.spec.unpadded_len()];
+            found.insert(param.spec.name.clone(), real.to_vec());
+        }
+    }
+    found
+}
+
+fn transposed(matrix: &[f32], rows: usize) -> Vec<f32> {
+    let columns = matrix.len() / rows;
+    (0..matrix.len()).map(|at| matrix[at % rows * columns + at / rows]).collect()
+}
+
+#[test]
+fn gpt_files_have_the_names_shapes_and_values_of_gpt2() {
+    let model = tiny_gpt();
+    let dir = tempfile::tempdir().unwrap();
+    save_step(&World::new(&model, 1, 2, 2), dir.path(), &Options::step(4));
+    for (file, quantity) in
+        [("model", WEIGHTS), ("optimizer", "exp_avg"), ("optimizer", "exp_avg_sq")]
+    {
+        let bytes = fs::read(dir.path().join(format!("step-4/{file}.safetensors"))).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let suffix = if quantity == WEIGHTS { String::new() } else { format!(".{quantity}") };
+        let own = whole(&model, quantity);
+        // [in, out], q, k and v beside one another.
+        let qkv =
+            ["q", "k", "v"].map(|part| own[&format!("block.1.attention.{part}.weight")].clone());
+        let bias =
+            ["q", "k", "v"].map(|part| own[&format!("block.1.attention.{part}.bias")].clone());
+        let up = transposed(&own["block.1.mlp.up.weight"], 12);
+        let down = transposed(&own["block.1.mlp.down.weight"], 8);
+        let cases = [
+            ("transformer.wte.weight", vec![37, 8], own["embedding.token"].clone()),
+            ("transformer.wpe.weight", vec![8, 8], own["embedding.position"].clone()),
+            ("transformer.h.1.attn.c_attn.weight", vec![8, 24], transposed(&qkv.concat(), 24)),
+            ("transformer.h.1.attn.c_attn.bias", vec![24], bias.concat()),
+            ("transformer.h.1.mlp.c_fc.weight", vec![8, 12], up),
+            ("transformer.h.1.mlp.c_proj.weight", vec![12, 8], down),
+            ("transformer.ln_f.bias", vec![8], own["head.norm.bias"].clone()),
+        ];
+        for (name, shape, values) in cases {
+            let tensor = tensors.tensor(&format!("{name}{suffix}")).unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &shape[..]), "{name}");
+            assert_eq!(floats(tensor.data()), values, "{name}");
+        }
+        // Two embeddings, 12 tensors a block, the last norm; the tied output layer is not there.
+        assert_eq!(tensors.len(), (2 + 2 * 12 + 2) * if file == "model" { 1 } else { 2 });
+        assert!(tensors.tensor("lm_head.weight").is_err());
+    }
+}
+
+#[test]
+fn llama_files_have_the_names_shapes_and_values_of_llama() {
+    let model = model(Family::Llama);
+    let dir = tempfile::tempdir().unwrap();
+    save_step(&World::new(&model, 1, 1, 4), dir.path(), &Options::step(4));
+    let bytes = fs::read(dir.path().join("step-4/model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let own = whole(&model, WEIGHTS);
+    let cases: [(&str, &[usize], &str); 6] = [
+        ("model.embed_tokens.weight", &[1009, 8], "embedding.token"),
+        ("model.layers.4.self_attn.k_proj.weight", &[4, 8], "block.4.attention.k.weight"),
+        ("model.layers.4.self_attn.o_proj.weight", &[8, 8], "block.4.attention.output.weight"),
+        ("model.layers.4.mlp.down_proj.weight", &[8, 12], "block.4.mlp.down.weight"),
+        ("model.norm.weight", &[8], "head.norm.weight"),
+        ("lm_head.weight", &[1009, 8], "head.output.weight"),
+    ];
+    for (name, shape, part) in cases {
+        let tensor = tensors.tensor(name).unwrap();
+        assert_eq!(tensor.shape(), shape, "{name}");
+        assert_eq!(floats(tensor.data()), own[part], "{name}");
+    }
+    assert_eq!(tensors.len(), 1 + 5 * 9 + 2);
+}
+
+#[test]
+fn a_checkpoint_of_ours_is_one_of_hugging_face_too() {
+    for model in [tiny_gpt(), model(Family::Llama)] {
+        let dir = tempfile::tempdir().unwrap();
+        save_step(&World::new(&model, 1, 2, 1), dir.path(), &Options::step(1));
+        let opened = open_hf(&dir.path().join("step-1")).unwrap();
+        // Models without rotary positions have no base to write down.
+        let ours = ModelSpec { rope_theta: opened.model().rope_theta, ..model.clone() };
+        assert_eq!(*opened.model(), ours);
+        let expected = Expected::<f32>::new(&World::new(&model, 1, 1, 2), &[]);
+        expected.compare(&|_, layout, bucket, out| {
+            opened.load_bucket(layout, bucket, out).unwrap();
+        });
+    }
+}
+
+/// Rewrites a file of ours as others might: another element type, names without prefix, tensors
+/// that nobody needs.
+fn rewrite(from: &Path, to: &Path, prefix: &str, dtype: Dtype) {
+    let bytes = fs::read(from).unwrap();
+    let encode = |value: f32| match dtype {
+        Dtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+        _ => value.to_le_bytes().to_vec(),
+    };
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+        let name = name.strip_prefix(prefix).unwrap_or(&name).to_owned();
+        let data = floats(tensor.data()).into_iter().flat_map(encode).collect();
+        tensors.push((name, tensor.shape().to_vec(), data));
+    }
+    tensors.push((
+        "h.0.attn.bias".into(),
+        vec![1, 2],
+        [1.0, 2.0].into_iter().flat_map(encode).collect(),
+    ));
+    let views = tensors
+        .iter()
+        .map(|(name, shape, data)| (name, TensorView::new(dtype, shape.clone(), data).unwrap()));
+    fs::write(to, serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn published_weights_load_with_or_without_prefix_in_any_float_type() {
+    let mut cases = 0;
+    for (model, prefix) in [(tiny_gpt(), "transformer."), (model(Family::Llama), "model.")] {
+        let dir = tempfile::tempdir().unwrap();
+        save_step(&World::new(&model, 1, 1, 1), dir.path(), &Options::step(1));
+        let ours = dir.path().join("step-1");
+        let theirs = dir.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        fs::copy(ours.join("config.json"), theirs.join("config.json")).unwrap();
+        let layouts = World::new(&model, 1, 2, 2);
+        for prefix in [prefix, "nothing"] {
+            for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+                let file = theirs.join("model.safetensors");
+                rewrite(&ours.join("model.safetensors"), &file, prefix, dtype);
+                let opened = open_hf(&theirs).unwrap();
+                for layout in layouts.stages.iter().flatten() {
+                    for index in 0..layout.buckets.len() {
+                        let mut out = vec![9.0f32; layout.buckets[index].len];
+                        let slice = trine_buffer::SliceMut::F32(&mut out);
+                        opened.load_bucket(layout, index, slice).unwrap();
+                        let expected = bucket::<f32>(layout, WEIGHTS, index, 0.0);
+                        let rounded = expected.into_iter().map(|value| match dtype {
+                            Dtype::BF16 => bf16::from_f32(value).to_f32(),
+                            Dtype::F16 => f16::from_f32(value).to_f32(),
+                            _ => value,
+                        });
+                        assert!(out.into_iter().eq(rounded), "{dtype:?} {prefix}");
+                    }
+                }
+                cases += 1;
+            }
+        }
+    }
+    assert_eq!(cases, 12);
+}
+
+#[test]
+fn configurations_have_the_defaults_of_transformers_and_other_models_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let read = |config: &Value| {
+        fs::write(&path, config.to_string()).unwrap();
+        model_from_config(&path)
+    };
+    let gpt2 = read(&json!({ "model_type": "gpt2", "n_inner": null, "resid_pdrop": 0.0 })).unwrap();
+    assert_eq!(gpt2, trine_spec::presets::find("gpt2-124m").unwrap().model);
+    let llama = read(&json!({
+        "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "rope_parameters": { "rope_type": "default", "rope_theta": 10000.0 },
+    }));
+    assert_eq!(llama.unwrap(), trine_spec::presets::find("llama2-7b").unwrap().model);
+    let refused = [
+        (json!({ "model_type": "mamba" }), "supported: gpt2, llama"),
+        (json!({}), "supported: gpt2, llama"),
+        (json!({ "model_type": "gpt2", "activation_function": "relu" }), "supported: gelu_new"),
+        (json!({ "model_type": "gpt2", "scale_attn_weights": false }), "scale_attn_weights"),
+        (json!({ "model_type": "gpt2", "n_embd": "wide" }), "n_embd"),
+        (json!({ "model_type": "gpt2", "n_head": 0 }), "0 heads"),
+        (json!({ "model_type": "gpt2", "n_layer": 0 }), "model.layers = 0"),
+        (json!({ "model_type": "llama", "hidden_act": "gelu" }), "supported: silu"),
+        (json!({ "model_type": "llama", "attention_bias": true }), "attention_bias"),
+        (json!({ "model_type": "llama", "rope_scaling": { "factor": 8.0 } }), "rope_scaling"),
+        (json!({ "model_type": "llama", "rope_parameters": { "rope_type": "yarn" } }), "rope_type"),
+    ];
+    for (config, part) in refused {
+        let text = read(&config).unwrap_err().to_string();
+        assert!(text.contains(part) && text.contains("config.json"), "{text}");
+    }
+}
+
+#[test]
+fn missing_and_misshapen_tensors_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    save_step(&World::new(&tiny_gpt(), 1, 1, 1), dir.path(), &Options::step(1));
+    let step = dir.path().join("step-1");
+    let config = fs::read(step.join("config.json")).unwrap();
+    let alter = |key: &str, value: Value| {
+        let mut config: Value = serde_json::from_slice(&config).unwrap();
+        config[key] = value;
+        fs::write(step.join("config.json"), config.to_string()).unwrap();
+        open_hf(&step).unwrap_err().to_string()
+    };
+    let text = alter("vocab_size", json!(38));
+    assert!(text.contains("wte.weight\" is F32 [37, 8]") && text.contains("[38, 8]"), "{text}");
+    let text = alter("n_layer", json!(3));
+    assert!(text.contains("no tensor \"transformer.h.2.ln_1.weight\""), "{text}");
+    fs::remove_file(step.join("model.safetensors")).unwrap();
+    fs::write(step.join("model.safetensors.index.json"), "{}").unwrap();
+    let text = open_hf(&step).unwrap_err().to_string();
+    assert!(text.contains("its weights are in several files"), "{text}");
+}

@@ -1,0 +1,217 @@
+//! Small models, laid out in many ways, with values that tell every element from every other.
+
+use std::path::Path;
+use trine_buffer::{Buf, Float, SliceMut};
+use trine_checkpoint::{CheckpointError, RunState, SaveRequest, Storage, WEIGHTS, save};
+use trine_comm::threads;
+use trine_mesh::{Degrees, Mesh};
+use trine_spec::{Family, ModelSpec, Piece, StageLayout, StageRequest, presets, split_layers};
+
+pub(crate) const MOMENTS: &[&str] = &["exp_avg", "exp_avg_sq"];
+
+/// 5 layers, a vocabulary that nothing divides, fewer KV heads than tensor ranks.
+pub(crate) fn model(family: Family) -> ModelSpec {
+    let name = match family {
+        Family::Gpt => "gpt2-124m",
+        Family::Llama => "llama3-8b",
+    };
+    ModelSpec {
+        hidden: 8,
+        layers: 5,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 2,
+        ffn: 12,
+        vocab: 1009,
+        seq_max: 8,
+        ..presets::find(name).unwrap().model
+    }
+}
+
+/// A GPT that Hugging Face can express, too.
+pub(crate) fn tiny_gpt() -> ModelSpec {
+    ModelSpec { layers: 2, kv_heads: 4, vocab: 37, ..model(Family::Gpt) }
+}
+
+/// A model in one layout.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) model: ModelSpec,
+    pub(crate) mesh: Mesh,
+    pub(crate) stages: Vec<Vec<StageLayout>>,
+}
+
+impl World {
+    pub(crate) fn of_pieces(
+        model: &ModelSpec,
+        (dp, tp): (usize, usize),
+        pieces: &[Vec<Piece>],
+        tied_apart: bool,
+        bucket_elements: usize,
+    ) -> Self {
+        let degrees = Degrees { dp, pp: pieces.len(), tp, ..Degrees::SERIAL };
+        let layout = |pieces: &Vec<Piece>, tp_index| {
+            let request =
+                StageRequest { model, pieces, tp, tp_index, dp, tied_apart, bucket_elements };
+            StageLayout::new(&request).unwrap()
+        };
+        let ranks = |pieces| (0..tp).map(|tp_index| layout(pieces, tp_index)).collect();
+        Self {
+            model: model.clone(),
+            mesh: Mesh::new(degrees, degrees.world()).unwrap(),
+            stages: pieces.iter().map(ranks).collect(),
+        }
+    }
+
+    /// Stages as even as possible; two copies of tied embeddings where there are two stages.
+    pub(crate) fn new(model: &ModelSpec, dp: usize, pp: usize, tp: usize) -> Self {
+        let pieces = split_layers(model, pp, None).unwrap();
+        Self::of_pieces(model, (dp, tp), &pieces, pp > 1, 1 << 11)
+    }
+
+    pub(crate) fn layout(&self, rank: usize) -> &StageLayout {
+        let at = self.mesh.coordinate(rank);
+        &self.stages[at.pp][at.tp]
+    }
+}
+
+/// Numbers in ±½, exact in f32, that hardly any two elements share: a function of the quantity, the
+/// parameter and the element's global index.
+fn numbers(quantity: &str, name: &str) -> impl Fn(usize) -> f64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in quantity.bytes().chain([0]).chain(name.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    move |index| {
+        let mixed = (hash ^ index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let bits = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40;
+        (bits | 1) as f64 / f64::from(1 << 24) - 0.5
+    }
+}
+
+/// A rank's bucket, filled from the elements' global places. Whatever is no element is `padding`.
+pub(crate) fn bucket<T: Float>(
+    layout: &StageLayout,
+    quantity: &str,
+    bucket: usize,
+    padding: f64,
+) -> Vec<T> {
+    let mut values = vec![T::from_f64(padding); layout.buckets[bucket].len];
+    for &index in &layout.buckets[bucket].params {
+        let param = &layout.params[index];
+        let name = param.spec.tied_to.as_ref().unwrap_or(&param.spec.name);
+        let number = numbers(quantity, name);
+        let width = param.spec.shape.get(1).copied().unwrap_or(1);
+        let columns = param.ranges.get(1).cloned().unwrap_or(0..1);
+        let mut elements = values[param.span()].iter_mut();
+        for row in param.ranges[0].clone() {
+            for column in columns.clone() {
+                let element = elements.next().unwrap();
+                if row < param.spec.valid_rows {
+                    *element = T::from_f64(number(row * width + column));
+                }
+            }
+        }
+    }
+    values
+}
+
+pub(crate) fn run_state(step: u64) -> RunState {
+    RunState {
+        step,
+        consumed_samples: 8 * step,
+        seed: 3,
+        data_hash: "data".into(),
+        tokenizer_hash: Some("tokens".into()),
+        trainer: serde_json::Value::from(vec![0.1 + 0.2]),
+    }
+}
+
+/// What a test varies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options<'a> {
+    pub(crate) step: u64,
+    pub(crate) keep_last: usize,
+    pub(crate) moments: &'a [&'a str],
+    pub(crate) tokenizer: Option<&'a Path>,
+    pub(crate) storage: &'a dyn Storage,
+}
+
+impl Options<'_> {
+    pub(crate) fn step(step: u64) -> Self {
+        Self {
+            step,
+            keep_last: 9,
+            moments: MOMENTS,
+            tokenizer: None,
+            storage: &trine_checkpoint::Disk,
+        }
+    }
+}
+
+/// Saves from threads; padding is NaN, so that it would show wherever it got. Gives every rank's
+/// outcome; the world still works afterwards.
+pub(crate) fn save_each<T: Float>(
+    world: &World,
+    dir: &Path,
+    options: &Options<'_>,
+) -> Vec<Result<(), CheckpointError>> {
+    let run = run_state(options.step);
+    threads::run(world.mesh.world(), &Default::default(), |comm| {
+        let request = SaveRequest {
+            dir,
+            model: &world.model,
+            mesh: &world.mesh,
+            stages: &world.stages,
+            dtype: T::DTYPE,
+            moments: options.moments,
+            run: &run,
+            tokenizer: options.tokenizer,
+            keep_last: options.keep_last,
+            storage: options.storage,
+        };
+        let layout = world.layout(comm.rank());
+        let mut source = |quantity: &str, index| {
+            Ok(Buf::from_vec(bucket::<T>(layout, quantity, index, f64::NAN)))
+        };
+        let saved = save(&request, &*comm, &mut source).map(|path| assert!(path.is_dir()));
+        comm.barrier("after the save")?;
+        Ok::<_, CheckpointError>(saved)
+    })
+    .unwrap()
+}
+
+/// Saves in f32; everything must go well.
+pub(crate) fn save_step(world: &World, dir: &Path, options: &Options<'_>) {
+    for outcome in save_each::<f32>(world, dir, options) {
+        outcome.unwrap();
+    }
+}
+
+/// What every bucket of every rank should hold, by rank, bucket and quantity.
+pub(crate) struct Expected<T>(Vec<(StageLayout, usize, String, Vec<T>)>);
+
+impl<T: Float> Expected<T> {
+    pub(crate) fn new(world: &World, moments: &[&str]) -> Self {
+        let mut all = Vec::new();
+        for layout in world.stages.iter().flatten() {
+            for index in 0..layout.buckets.len() {
+                for quantity in [WEIGHTS].iter().chain(moments) {
+                    let values = bucket::<T>(layout, quantity, index, 0.0);
+                    all.push((layout.clone(), index, (*quantity).into(), values));
+                }
+            }
+        }
+        Self(all)
+    }
+
+    /// Loads everything and compares all elements; returns how many buckets there were.
+    pub(crate) fn compare(&self, load: &dyn Fn(&str, &StageLayout, usize, SliceMut<'_>)) -> usize {
+        for (layout, index, quantity, expected) in &self.0 {
+            let mut loaded = Buf::from_vec(vec![T::from_f64(7.0); expected.len()]);
+            load(quantity, layout, *index, loaded.slice_mut());
+            assert!(loaded.typed::<T>().unwrap() == expected, "{quantity} of bucket {index}");
+        }
+        self.0.len()
+    }
+}
