@@ -50,7 +50,7 @@ impl Holding {
 /// The resolved configuration, and, as comments in the same TOML, the layout and its bytes: the
 /// whole text is a configuration file again.
 pub(crate) fn report(config: &Config) -> Result<String, Failure> {
-    // Threads do not change what a rank holds.
+    // Cores do not change what a rank holds.
     let engine = config.engine(1)?;
     let mut holdings = Vec::new();
     for stage in 0..config.layout.pp {

@@ -3,6 +3,7 @@
 use crate::output;
 use std::fmt::Display;
 use std::process::ExitCode;
+use trine_trainer::TrainError;
 use trine_trainer::config::ConfigError;
 
 /// Why a command did not succeed.
@@ -34,6 +35,13 @@ impl Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::Usage(error.into())
+    }
+}
+
+impl From<TrainError> for Failure {
+    /// What the user can mend by other arguments or files is usage; the rest happened while working.
+    fn from(error: TrainError) -> Self {
+        if error.is_usage() { Self::Usage(error.into()) } else { Self::Run(error.into()) }
     }
 }
 

@@ -15,6 +15,7 @@ mod commands;
 mod dry_run;
 mod failure;
 mod output;
+mod progress;
 mod select;
 
 use args::{Bench, Cli, Command, ScheduleCommand};

@@ -532,11 +532,6 @@ impl Engine {
         }
         Ok(self.weights.load(bucket, all.slice(), &self.ops)?)
     }
-
-    /// Lends the parts that sampling needs.
-    pub(crate) fn for_sampling(&self) -> (&StageModel, &ParamStore, &CpuOps, &Pool) {
-        (&self.stage, &self.weights, &self.ops, &self.pool)
-    }
 }
 
 /// The quantity of a checkpoint that is the model itself.

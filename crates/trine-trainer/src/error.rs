@@ -1,8 +1,13 @@
 //! What can go wrong in a run.
 
+use crate::config::ConfigError;
+use std::path::PathBuf;
 use trine_buffer::BufferError;
+use trine_checkpoint::CheckpointError;
 use trine_comm::CommError;
+use trine_data::DataError;
 use trine_dp::DpError;
+use trine_generate::GenerateError;
 use trine_mesh::MeshError;
 use trine_nn::NnError;
 use trine_optim::OptimError;
@@ -59,6 +64,76 @@ pub enum TrainError {
     /// The optimizer keeps no such quantity.
     #[error("this run keeps no \"{0}\"")]
     Quantity(String),
+    /// The default corpus needs the list of packages that `cargo xtask train` makes.
+    #[error(
+        "data.source = \"crates\" needs the list of packages that `cargo xtask train` hands over; \
+         run `cargo xtask train`, or give a text with --data PATH"
+    )]
+    NoManifest,
+    /// The tokenizer has more entries than the model.
+    #[error(
+        "the tokenizer has {tokenizer} entries, the model's vocabulary {model}; \
+         nearest valid value: model.vocab = {tokenizer}"
+    )]
+    Vocabulary {
+        /// Entries of the tokenizer.
+        tokenizer: usize,
+        /// Entries of the model.
+        model: usize,
+    },
+    /// A run cannot go on with other data.
+    #[error(
+        "the run was made with the corpus {theirs}, this is {ours}: resume needs the same text"
+    )]
+    OtherData {
+        /// This data's hash.
+        ours: String,
+        /// The checkpoint's.
+        theirs: String,
+    },
+    /// The directory holds a run already.
+    #[error(
+        "{} already holds a run; go on with it by --resume {}, or choose another --out",
+        .0.display(), .0.display()
+    )]
+    RunExists(PathBuf),
+    /// The directory to resume is none.
+    #[error("{} is not a run directory: it has no config.toml", .0.display())]
+    NotARun(PathBuf),
+    /// Another process holds the run directory.
+    #[error("{} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// There is nothing to sample from.
+    #[error("{} has no checkpoint yet", .0.display())]
+    NoCheckpoint(PathBuf),
+    /// A file could not be used.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Metrics could not be written as JSON.
+    #[error("metrics: {0}")]
+    Json(String),
+    /// A rank failed: the first of them, and why.
+    #[error("{0}")]
+    Ranks(String),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data could not be made ready.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Sampling failed.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// A mesh that does not fit.
     #[error(transparent)]
     Mesh(#[from] MeshError),
@@ -89,4 +164,27 @@ pub enum TrainError {
     /// A buffer has the wrong type or length.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+}
+
+impl TrainError {
+    /// Whether other arguments, another configuration or other files would help: the run has not
+    /// begun.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Batch { .. }
+                | Self::SequenceParallel { .. }
+                | Self::NoManifest
+                | Self::Vocabulary { .. }
+                | Self::OtherData { .. }
+                | Self::RunExists(_)
+                | Self::NotARun(_)
+                | Self::InUse(_)
+                | Self::NoCheckpoint(_)
+                | Self::Config(_)
+                | Self::Data(_)
+                | Self::Mesh(_)
+                | Self::Spec(_)
+        )
+    }
 }

@@ -17,9 +17,12 @@
 //! # Ok::<(), trine_trainer::config::ConfigError>(())
 //! ```
 
+pub mod bench;
 pub mod config;
 pub mod engine;
 mod error;
+pub mod run;
 mod stage;
 
 pub use error::TrainError;
+pub use run::{TrainRequest, train};

@@ -1,8 +1,10 @@
 //! `trine bench layouts`.
 
 use crate::args::BenchLayoutsArgs;
+use crate::commands::train::cores;
 use crate::failure::Failure;
-use crate::select;
+use crate::{output, select};
+use trine_trainer::bench::tokens_per_second;
 use trine_trainer::config::{Config, Setting};
 
 /// Optimizer steps of a turn, unless the options say otherwise.
@@ -31,6 +33,31 @@ fn contestants(args: &BenchLayoutsArgs) -> Result<(Config, Config), Failure> {
 }
 
 /// Lets the two take turns, so that a machine that slows down slows both.
-fn alternate(_serial: &Config, _parallel: &Config, _rounds: usize) -> Result<(), Failure> {
-    Err(Failure::Run(anyhow::anyhow!("this build of trine cannot measure layouts yet")))
+fn alternate(serial: &Config, parallel: &Config, rounds: usize) -> Result<(), Failure> {
+    let cores = cores();
+    output::print(&format!(
+        "one rank with {cores} thread(s) against {}, {} steps of {} tokens a turn, {rounds} turns each\n",
+        parallel.degrees(),
+        serial.train.steps,
+        serial.tokens_per_step(),
+    ))?;
+    let steps = serial.train.steps as u64;
+    let mut ratios = Vec::new();
+    for round in 1..=rounds {
+        let one = tokens_per_second(serial, cores, steps)?;
+        let many = tokens_per_second(parallel, cores, steps)?;
+        ratios.push(many / one);
+        output::print(&format!(
+            "turn {round}: {one:.0} tokens/s on one rank, {many:.0} in the layout, ratio {:.3}\n",
+            many / one
+        ))?;
+    }
+    ratios.sort_by(f64::total_cmp);
+    let at = |part: f64| ratios[(part * (ratios.len() - 1) as f64).round() as usize];
+    output::print(&format!(
+        "median ratio {:.3} (quartiles {:.3} and {:.3})\n",
+        at(0.5),
+        at(0.25),
+        at(0.75)
+    ))
 }

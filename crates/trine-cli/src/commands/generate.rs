@@ -1,10 +1,13 @@
 //! `trine generate`.
 
 use crate::args::GenerateArgs;
+use crate::commands::train::cores;
 use crate::failure::Failure;
-use crate::select;
+use crate::{output, select};
 use std::path::Path;
+use trine_data::Tokenizer;
 use trine_trainer::config::Config;
+use trine_trainer::run::{complete, open_latest};
 
 /// Runs the command.
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
@@ -13,6 +16,14 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
 }
 
 /// Continues `prompt` with the last checkpoint of the run in `run`, as `config.sample` says.
-fn generate(_: &Config, _run: &Path, _prompt: &str) -> Result<(), Failure> {
-    Err(Failure::Run(anyhow::anyhow!("this build of trine cannot generate yet")))
+fn generate(config: &Config, run: &Path, prompt: &str) -> Result<(), Failure> {
+    let checkpoint = open_latest(run)?;
+    let tokenizer = Tokenizer::load(&checkpoint.dir().join("tokenizer.json"))
+        .map_err(|error| Failure::Run(error.into()))?;
+    output::print(prompt)?;
+    complete(&checkpoint, &tokenizer, prompt, config, cores(), &mut |text| {
+        // A closed standard output ends the text, not the program's success.
+        let _ = output::print(text);
+    })?;
+    output::print("\n")
 }

@@ -2,12 +2,19 @@
 
 use crate::args::TrainArgs;
 use crate::failure::Failure;
+use crate::progress::Screen;
 use crate::{dry_run, output, select};
-use std::path::Path;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use trine_trainer::TrainRequest;
 use trine_trainer::config::{self, Config};
 
 /// Runs the command.
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
+    let started = Instant::now();
     if args.help_config {
         return output::print(&key_list());
     }
@@ -15,12 +22,46 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
     if args.dry_run {
         return output::print(&dry_run::report(&config)?);
     }
-    train(&config, args.resume.as_deref(), args.trace.as_deref())
+    train(config, args, started)
 }
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
-fn train(_: &Config, _resume: Option<&Path>, _trace: Option<&Path>) -> Result<(), Failure> {
-    Err(Failure::Run(anyhow::anyhow!("this build of trine cannot train yet; --dry-run works")))
+fn train(config: Config, args: &TrainArgs, started: Instant) -> Result<(), Failure> {
+    let stop = stop_on_signals()?;
+    let screen = Mutex::new(Screen::new(config.log.every_seconds));
+    let request = TrainRequest {
+        config,
+        resume: args.resume.is_some(),
+        trace: args.trace.clone(),
+        stop: &stop,
+        started,
+        cores: cores(),
+    };
+    trine_trainer::train(&request, &screen)?;
+    Ok(())
+}
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The first signal finishes the step and saves; a second interrupt ends the process at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let watch = || -> std::io::Result<()> {
+        for signal in [SIGINT, SIGTERM] {
+            flag::register_conditional_shutdown(signal, 130, stop.clone())?;
+        }
+        for signal in [SIGINT, SIGTERM, SIGUSR1] {
+            flag::register(signal, stop.clone())?;
+        }
+        Ok(())
+    };
+    watch().map_err(|error| {
+        Failure::Run(anyhow::Error::from(error).context("cannot watch signals"))
+    })?;
+    Ok(stop)
 }
 
 /// Every key with its type, its default and its rule.

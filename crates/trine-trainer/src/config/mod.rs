@@ -42,6 +42,11 @@ pub use sections::{
 };
 pub use typed::{File, Setting, Typed};
 
+// The enums of the crates that act on them, so that a configuration can be built with this module alone.
+pub use trine_nn::Numerics;
+pub use trine_optim::LrKind;
+pub use trine_schedule::ScheduleKind;
+
 use serde::{Deserialize, Serialize};
 use trine_spec::ModelSpec;
 

@@ -38,13 +38,18 @@ impl Config {
         split_layers(&self.model, self.layout.pp, given)
     }
 
-    /// What the engine needs, for ranks that compute with `threads` threads each.
+    /// What the engine needs, for ranks that share `cores` cores, unless
+    /// `layout.threads_per_rank` says how many threads each has.
     ///
     /// # Errors
     /// A rule that is broken: this configuration was changed after it was loaded.
-    pub fn engine(&self, threads: usize) -> Result<EngineConfig, ConfigError> {
+    pub fn engine(&self, cores: usize) -> Result<EngineConfig, ConfigError> {
         self.check()?;
         let layers = &self.layout.layers;
+        let threads = match self.layout.threads_per_rank {
+            0 => (cores / self.world()).max(1),
+            given => given,
+        };
         Ok(EngineConfig {
             model: self.model.clone(),
             degrees: self.degrees(),

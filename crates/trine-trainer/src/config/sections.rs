@@ -195,6 +195,8 @@ section! {
         every: usize, "any";
         /// validation windows of one evaluation during the run; 0: all
         windows_max: usize, "any";
+        /// validation windows of the evaluation at the end; 0: all
+        final_windows_max: usize, "any";
     }
 }
 

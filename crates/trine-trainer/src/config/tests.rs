@@ -117,10 +117,12 @@ fn sizes_follow_from_the_configuration() {
     assert_eq!(config.run_dir(), std::path::Path::new("runs/rust-default"));
 
     let config = load("", &["layout.layers=[1,3]", "train.zero=0", "lr.kind=wsd"]);
-    let engine = config.engine(3).unwrap();
+    let engine = config.engine(24).unwrap();
     assert_eq!((engine.micro_batches(), engine.threads, engine.compute), (4, 3, DType::Bf16));
     assert_eq!((engine.layers.as_deref(), engine.zero), (Some(&[1, 3][..]), ZeroStage::Zero0));
     assert_eq!(engine.optimizer.moments().len(), 2);
+    assert_eq!(config.engine(2).unwrap().threads, 1, "more ranks than cores");
+    assert_eq!(load("", &["layout.threads_per_rank=5"]).engine(2).unwrap().threads, 5);
     assert_eq!(load("", &["optimizer.kind=sgd"]).optimizer_config().moments().len(), 1);
     let rate = config.lr_schedule();
     let peak = config.optimizer.lr;

@@ -1,0 +1,144 @@
+//! The data of a run: prepared once, read by every rank.
+
+use crate::TrainError;
+use crate::config::{Config, Source};
+use crate::engine::{Batch, EngineConfig};
+use crate::run::{Event, Reporter, rank::report};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use trine_checkpoint::RunState;
+use trine_data::{
+    BatchOptions, Batches, Bigram, CorpusManifest, CorpusReport, Dataset, PrepareOptions, Share,
+    Tokenizer, ValidationWindows, prepare,
+};
+
+/// Tokens, batches and validation windows.
+#[derive(Debug)]
+pub(crate) struct RunData {
+    dataset: Dataset,
+    batches: Batches,
+    all_windows: ValidationWindows,
+    some_windows: ValidationWindows,
+    seq: usize,
+    tokenizer_path: PathBuf,
+}
+
+impl RunData {
+    pub(crate) fn open(
+        config: &Config,
+        threads: usize,
+        reporter: &Mutex<dyn Reporter + '_>,
+    ) -> Result<Self, TrainError> {
+        let source = match &config.data.source {
+            Source::Path(path) => trine_data::Source::at(path)?,
+            Source::Crates if config.data.manifest.as_os_str().is_empty() => {
+                return Err(TrainError::NoManifest);
+            }
+            Source::Crates => {
+                trine_data::Source::Crates(CorpusManifest::read(&config.data.manifest)?)
+            }
+        };
+        let options = PrepareOptions::new(config.data.vocab, threads);
+        let cache: &Path = &config.data.cache;
+        let prepared = prepare(&source, &options, cache, &mut |progress| {
+            report(reporter, &Event::Data(progress));
+        })?;
+        let tokenizer_path = prepared.path.join("tokenizer.json");
+        let dataset = prepared.dataset;
+        let vocab = dataset.tokenizer.vocab_size();
+        if vocab > config.model.vocab {
+            return Err(TrainError::Vocabulary { tokenizer: vocab, model: config.model.vocab });
+        }
+        let (seq, document_mask) = (config.data.seq, config.data.document_mask);
+        let options = BatchOptions {
+            seq,
+            global_batch: config.batch.global,
+            seed: config.seed,
+            document_mask,
+        };
+        let batches = Batches::new(dataset.train.clone(), options)?;
+        let windows = |max: usize| {
+            let max = (max > 0).then_some(max);
+            ValidationWindows::new(dataset.validation.clone(), seq, document_mask, max)
+        };
+        let (all_windows, some_windows) =
+            (windows(config.eval.final_windows_max)?, windows(config.eval.windows_max)?);
+        Ok(Self { batches, all_windows, some_windows, seq, tokenizer_path, dataset })
+    }
+
+    pub(crate) fn report(&self) -> &CorpusReport {
+        &self.dataset.report
+    }
+
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.dataset.tokenizer
+    }
+
+    /// The tokenizer's file.
+    pub(crate) fn tokenizer_path(&self) -> &Path {
+        &self.tokenizer_path
+    }
+
+    /// The samples of one data-parallel rank at a step.
+    pub(crate) fn batch(
+        &self,
+        step: u64,
+        engine: &EngineConfig,
+        dp_rank: usize,
+    ) -> Result<Batch, TrainError> {
+        let share = Share { dp_rank, dp: engine.degrees.dp, micro_batches: 1 };
+        Ok(converted(self.batches.micro_batch(step, share, 0)?))
+    }
+
+    /// The validation windows: those of the end of a run, or those used on the way.
+    pub(crate) fn windows(&self, last: bool) -> &ValidationWindows {
+        if last { &self.all_windows } else { &self.some_windows }
+    }
+
+    /// One data-parallel rank's part of the `round`-th global batch of validation windows.
+    pub(crate) fn validation(
+        &self,
+        last: bool,
+        round: u64,
+        engine: &EngineConfig,
+        dp_rank: usize,
+    ) -> Batch {
+        let each = (engine.global_batch / engine.degrees.dp) as u64;
+        let first = round * engine.global_batch as u64 + dp_rank as u64 * each;
+        converted(self.windows(last).batch(first..first + each))
+    }
+
+    /// Bytes of text that the windows' targets stand for.
+    pub(crate) fn validation_bytes(&self, last: bool) -> u64 {
+        self.windows(last).raw_bytes(&self.dataset.tokenizer.byte_lengths())
+    }
+
+    /// Bits per byte on the final windows of two bigram models: one fitted on the tokens of the
+    /// first `samples` samples, one on the whole training split.
+    pub(crate) fn bigram_bits_per_byte(&self, samples: u64) -> Result<(f64, f64), TrainError> {
+        let vocab = self.dataset.tokenizer.vocab_size();
+        let bytes = self.validation_bytes(true) as f64;
+        let seen = Bigram::fit(vocab, self.batches.seen_pairs(samples))?;
+        let full = Bigram::fit(vocab, self.dataset.train.pairs())?;
+        let bits = |bigram: &Bigram| bigram.bits(self.all_windows.pairs()) / bytes;
+        Ok((bits(&seen), bits(&full)))
+    }
+
+    /// Refuses to go on with a run on other data.
+    pub(crate) fn check_same(&self, run: &RunState) -> Result<(), TrainError> {
+        let (ours, theirs) = (&self.dataset.report.corpus_hash, &run.data_hash);
+        if ours == theirs {
+            return Ok(());
+        }
+        Err(TrainError::OtherData { ours: ours.clone(), theirs: theirs.clone() })
+    }
+
+    /// Tokens of a step.
+    pub(crate) fn tokens_per_step(&self, engine: &EngineConfig) -> u64 {
+        (engine.global_batch * self.seq) as u64
+    }
+}
+
+fn converted(batch: trine_data::Batch) -> Batch {
+    Batch { inputs: batch.inputs, targets: batch.targets, document_start: batch.document_start }
+}

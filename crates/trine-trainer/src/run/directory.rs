@@ -1,0 +1,192 @@
+//! The run directory: configuration, metrics, summary, checkpoints, and the lock on it.
+
+use crate::TrainError;
+use crate::config::Config;
+use crate::run::Summary;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use trine_checkpoint::{Check, Checkpoint, latest};
+use trine_spec::ModelSpec;
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricsLine {
+    /// The step, from 1.
+    pub step: u64,
+    /// Nats per token over the step's samples.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub lr: f64,
+    /// Training tokens since the run began.
+    pub tokens: u64,
+    /// Tokens of the step over its wall time.
+    pub tokens_per_s: f64,
+    /// Wall time of the step in milliseconds.
+    pub step_ms: f64,
+    /// Nats per token on the validation windows, at the steps that evaluate.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub val_loss: Option<f64>,
+}
+
+/// A run directory, held exclusively until it is dropped.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    /// Locked by the operating system, so that no crash leaves it locked.
+    _lock: File,
+    metrics: Mutex<Option<File>>,
+}
+
+fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
+    move |source| TrainError::Io { what, path: path.to_path_buf(), source }
+}
+
+impl RunDirectory {
+    /// Opens the directory of a run to go on with, or makes that of a new one. Without
+    /// `output.dir` a new run gets `runs/NAME`, or the first free `runs/NAME-2`, …
+    ///
+    /// # Errors
+    /// A directory in use, one that already holds a run, or one that cannot be written.
+    pub fn open(config: &Config, resume: bool) -> Result<Self, TrainError> {
+        let given = &config.output.dir;
+        let path =
+            if given.as_os_str().is_empty() { free_name(&config.name) } else { given.clone() };
+        if resume && !path.join("config.toml").is_file() {
+            return Err(TrainError::NotARun(path));
+        }
+        if !resume && path.join("config.toml").exists() {
+            return Err(TrainError::RunExists(path));
+        }
+        std::fs::create_dir_all(&path).map_err(io("create the run directory", &path))?;
+        let lock_path = path.join(".lock");
+        let options = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = options.map_err(io("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(path)),
+            Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
+        }
+        Ok(Self { path, _lock: lock, metrics: Mutex::new(None) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where checkpoints go.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    pub(crate) fn latest_checkpoint(
+        &self,
+        wanted: bool,
+        model: &ModelSpec,
+    ) -> Result<Option<Checkpoint>, TrainError> {
+        if !wanted {
+            return Ok(None);
+        }
+        let found = newest(&self.path)?;
+        if let Some(checkpoint) = &found {
+            checkpoint.check_model(model)?;
+        }
+        Ok(found)
+    }
+
+    /// Writes the configuration, and cuts the metrics back to the steps before `first_step`.
+    pub(crate) fn begin(&self, config: &Config, first_step: u64) -> Result<(), TrainError> {
+        self.write_config(config)?;
+        let path = self.path.join("metrics.jsonl");
+        let kept: String = read_metrics(&self.path)?
+            .iter()
+            .filter(|line| line.step <= first_step)
+            .map(|line| serde_json::to_string(line).map(|text| text + "\n"))
+            .collect::<Result<_, _>>()
+            .map_err(|error| TrainError::Json(error.to_string()))?;
+        replace(&path, kept.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(io("open", &path))?;
+        *self.metrics.lock().expect("invariant: no panic while the lock is held") = Some(file);
+        Ok(())
+    }
+
+    /// Appends a step's line.
+    pub(crate) fn append(&self, line: &MetricsLine) -> Result<(), TrainError> {
+        let text = serde_json::to_string(line).map_err(|e| TrainError::Json(e.to_string()))? + "\n";
+        let mut metrics = self.metrics.lock().expect("invariant: no panic while the lock is held");
+        match metrics.as_mut() {
+            Some(file) => {
+                let path = self.path.join("metrics.jsonl");
+                file.write_all(text.as_bytes()).map_err(io("write to", &path))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the summary, and the configuration as it was run in the end.
+    pub(crate) fn finish(&self, summary: &Summary, config: &Config) -> Result<(), TrainError> {
+        let mut config = config.clone();
+        if summary.steps_cut {
+            (config.train.steps, config.train.minutes_max) = (summary.steps as usize, 0.0);
+            self.write_config(&config)?;
+        }
+        let text =
+            serde_json::to_string_pretty(summary).map_err(|e| TrainError::Json(e.to_string()))?;
+        replace(&self.path.join("summary.json"), (text + "\n").as_bytes())
+    }
+
+    pub(crate) fn write_config(&self, config: &Config) -> Result<(), TrainError> {
+        let mut config = config.clone();
+        // Fed back, the file starts a new run and must not claim this directory.
+        config.output.dir = PathBuf::new();
+        replace(&self.path.join("config.toml"), config.to_toml()?.as_bytes())
+    }
+}
+
+/// The lines of a run's metrics; a line cut off by a crash is left out.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn read_metrics(run: &Path) -> Result<Vec<MetricsLine>, TrainError> {
+    let path = run.join("metrics.jsonl");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(io("read", &path)(error)),
+    }
+}
+
+/// The newest checkpoint of a run that is complete and whole.
+pub(crate) fn newest(run: &Path) -> Result<Option<Checkpoint>, TrainError> {
+    let folder = run.join("checkpoints");
+    if !folder.exists() {
+        return Ok(None);
+    }
+    let found = latest(&folder, Check::Checksums)?;
+    match (found.checkpoint, found.damaged.into_iter().next()) {
+        (Some(checkpoint), _) => Ok(Some(checkpoint)),
+        (None, Some(damage)) => Err(damage.into()),
+        (None, None) => Ok(None),
+    }
+}
+
+fn free_name(name: &str) -> PathBuf {
+    let runs = Path::new("runs");
+    let first = runs.join(name);
+    let numbered = (2..).map(|number| runs.join(format!("{name}-{number}")));
+    let free = |path: &PathBuf| !path.join("config.toml").exists();
+    std::iter::once(first).chain(numbered).find(free).expect("invariant: numbers do not end")
+}
+
+/// Writes a file so that a crash leaves the old one or the new one.
+fn replace(path: &Path, contents: &[u8]) -> Result<(), TrainError> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary).map_err(io("create", &temporary))?;
+    file.write_all(contents).and_then(|()| file.sync_all()).map_err(io("write to", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(io("rename to", path))
+}

@@ -1,0 +1,59 @@
+//! What a run tells the world while it runs. How it is shown is the business of the command line.
+
+use crate::config::Config;
+use crate::engine::EngineConfig;
+use crate::run::{Completion, MetricsLine, Summary};
+use std::path::Path;
+use trine_data::CorpusReport;
+
+/// Something happened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The data is being made ready.
+    Data(trine_data::Progress<'a>),
+    /// The ranks are about to start.
+    Started {
+        /// The configuration.
+        config: &'a Config,
+        /// What the ranks are made of.
+        engine: &'a EngineConfig,
+        /// What the text is.
+        data: &'a CorpusReport,
+        /// The run directory.
+        directory: &'a Path,
+        /// The step that the run goes on from.
+        first_step: u64,
+    },
+    /// A step is done.
+    Step {
+        /// Its numbers.
+        line: &'a MetricsLine,
+        /// Steps in all.
+        steps: u64,
+        /// Memory of the process in bytes, where the system tells.
+        rss_bytes: Option<u64>,
+    },
+    /// Something that the user should know.
+    Note(String),
+    /// A checkpoint is complete.
+    Saved {
+        /// Its folder.
+        path: &'a Path,
+    },
+    /// The run is over.
+    Finished {
+        /// What it came to.
+        summary: &'a Summary,
+        /// The run directory.
+        directory: &'a Path,
+    },
+    /// A completion by the trained model.
+    Sample(&'a Completion),
+}
+
+/// Shows events.
+pub trait Reporter: Send {
+    /// Shows one.
+    fn event(&mut self, event: &Event<'_>);
+}

@@ -1,0 +1,114 @@
+//! Measured times of actions, and what follows from them.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Instant;
+use trine_pipeline::Moment;
+use trine_schedule::{Action, Delivery, Schedule, simulate};
+
+use crate::TrainError;
+
+/// CPU time of the calling thread in seconds: what a rank worked, however many ranks share a core.
+pub(crate) fn thread_cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// Most memory that the process has held, in bytes, where the system tells (Linux).
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+/// Memory that the process holds now, in bytes, where the system tells (Linux).
+pub(crate) fn rss_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+fn status_bytes(field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// One action of a trace: wall times in microseconds since the run's ranks started.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TraceEvent {
+    pub(crate) action: Action,
+    pub(crate) step: u64,
+    pub(crate) start_us: f64,
+    pub(crate) duration_us: f64,
+}
+
+/// Watches a rank's actions: CPU seconds of each position of its list, summed over steps, and, when
+/// asked for, every action's wall time.
+#[derive(Debug)]
+pub(crate) struct ActionClock {
+    origin: Instant,
+    seconds: Vec<f64>,
+    steps: usize,
+    begun: (f64, Instant),
+    trace: Option<Vec<TraceEvent>>,
+    step: u64,
+}
+
+/// Steps at the start whose times are not used: memory is first touched there.
+const WARM_UP_STEPS: u64 = 2;
+
+impl ActionClock {
+    pub(crate) fn new(actions: usize, trace: bool) -> Self {
+        let origin = Instant::now();
+        Self {
+            origin,
+            seconds: vec![0.0; actions],
+            steps: 0,
+            begun: (0.0, origin),
+            trace: trace.then(Vec::new),
+            step: 0,
+        }
+    }
+
+    /// Starts a step; `since_start` counts the steps of this process.
+    pub(crate) fn begin_step(&mut self, step: u64, since_start: u64) {
+        self.step = step;
+        if since_start == WARM_UP_STEPS {
+            self.seconds.fill(0.0);
+            self.steps = 0;
+        }
+        self.steps += 1;
+    }
+
+    pub(crate) fn observe(&mut self, position: usize, action: &Action, moment: Moment) {
+        match moment {
+            Moment::Begin => self.begun = (thread_cpu_seconds(), Instant::now()),
+            Moment::End => {
+                let (cpu, wall) = self.begun;
+                self.seconds[position] += thread_cpu_seconds() - cpu;
+                if let Some(trace) = &mut self.trace {
+                    trace.push(TraceEvent {
+                        action: *action,
+                        step: self.step,
+                        start_us: (wall - self.origin).as_secs_f64() * 1e6,
+                        duration_us: wall.elapsed().as_secs_f64() * 1e6,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Mean CPU seconds of each action of the list, and the trace.
+    pub(crate) fn finish(self) -> (Vec<f64>, Vec<TraceEvent>) {
+        let steps = self.steps.max(1) as f64;
+        let means = self.seconds.iter().map(|seconds| seconds / steps).collect();
+        (means, self.trace.unwrap_or_default())
+    }
+}
+
+/// The bubble of a schedule whose actions take the measured times: the simulator replays them, so
+/// that it means something when ranks share cores.
+pub(crate) fn replayed_bubble(
+    schedule: &Schedule,
+    seconds: &[Vec<f64>],
+) -> Result<f64, TrainError> {
+    let measured = |rank: usize, position: usize, _: &Action| seconds[rank][position];
+    Ok(simulate(schedule, Delivery::Buffered, &measured)?.bubble_fraction())
+}

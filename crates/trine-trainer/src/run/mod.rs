@@ -1,0 +1,166 @@
+//! A run: data, ranks, the loop, and what it leaves behind.
+
+mod data;
+mod directory;
+mod events;
+mod measure;
+mod rank;
+mod sample;
+mod summary;
+mod trace;
+
+pub use directory::{MetricsLine, RunDirectory};
+pub use events::{Event, Reporter};
+pub use sample::{Completion, complete};
+pub use summary::{RankSummary, Summary};
+
+use crate::TrainError;
+use crate::config::{self, Config};
+use crate::engine::{BUCKET_ELEMENTS, EngineConfig};
+use crate::run::data::RunData;
+use crate::run::rank::{RankResult, RankRun};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use trine_buffer::DType;
+use trine_checkpoint::Checkpoint;
+use trine_comm::threads;
+use trine_dp::ZeroStage;
+use trine_optim::OptimizerConfig;
+
+/// What a run is asked to do.
+#[derive(Debug)]
+pub struct TrainRequest<'a> {
+    /// The complete configuration.
+    pub config: Config,
+    /// Go on with the run in `config.output.dir` instead of starting one.
+    pub resume: bool,
+    /// Where to write a Chrome/Perfetto trace.
+    pub trace: Option<PathBuf>,
+    /// Set from outside: finish the step, save, and end well.
+    pub stop: &'a AtomicBool,
+    /// When the process began: time limits count from here.
+    pub started: Instant,
+    /// Cores to share among the ranks.
+    pub cores: usize,
+}
+
+/// Trains: configuration → data → ranks (mesh, communicators, stage, optimizer) → the loop of
+/// steps → checkpoint, summary and samples.
+///
+/// # Errors
+/// Anything that stops the run, with its first cause. What was written stays valid.
+pub fn train(
+    request: &TrainRequest<'_>,
+    reporter: &Mutex<dyn Reporter + '_>,
+) -> Result<Summary, TrainError> {
+    let config = &request.config;
+    let data = RunData::open(config, request.cores, reporter)?;
+    let directory = RunDirectory::open(config, request.resume)?;
+    let engine = engine_config(config, request.cores);
+    let restored = directory.latest_checkpoint(request.resume, &engine.model)?;
+    if let Some(checkpoint) = &restored {
+        data.check_same(&checkpoint.manifest().run)?;
+    }
+    let first_step = restored.as_ref().map_or(0, |checkpoint| checkpoint.manifest().run.step);
+    directory.begin(config, first_step)?;
+    let started = Event::Started {
+        config,
+        engine: &engine,
+        data: data.report(),
+        directory: directory.path(),
+        first_step,
+    };
+    rank::report(reporter, &started);
+
+    let shared = RankRun {
+        request,
+        engine: &engine,
+        data: &data,
+        directory: &directory,
+        restored: restored.as_ref(),
+        reporter,
+    };
+    let ranks = threads::run(engine.degrees.world(), &Default::default(), |comm| shared.run(comm))
+        .map_err(|error| TrainError::Ranks(error.to_string()))?;
+    conclude(&shared, ranks)
+}
+
+/// After the ranks are gone: the summary, the trace, and completions by the final checkpoint.
+fn conclude(shared: &RankRun<'_>, ranks: Vec<RankResult>) -> Result<Summary, TrainError> {
+    let (request, directory) = (shared.request, shared.directory);
+    if let Some(path) = &request.trace {
+        trace::write(path, ranks.iter().map(|rank| &rank.trace))?;
+    }
+    let summary = Summary::new(shared, &ranks)?;
+    directory.finish(&summary, &request.config)?;
+    rank::report(
+        shared.reporter,
+        &Event::Finished { summary: &summary, directory: directory.path() },
+    );
+    if summary.stopped_early.is_none() {
+        let checkpoint = directory.latest_checkpoint(true, &shared.engine.model)?;
+        if let Some(checkpoint) = checkpoint {
+            let (config, cores) = (&request.config, request.cores);
+            let tokenizer = shared.data.tokenizer();
+            for prompt in &config.sample.prompts {
+                let completion =
+                    complete(&checkpoint, tokenizer, prompt, config, cores, &mut |_| {})?;
+                rank::report(shared.reporter, &Event::Sample(&completion));
+            }
+        }
+    }
+    Ok(summary)
+}
+
+/// The engine's part of a configuration.
+pub fn engine_config(config: &Config, cores: usize) -> EngineConfig {
+    let degrees = config.degrees();
+    let shared = (cores / degrees.world()).max(1);
+    let threads = config.layout.threads_per_rank;
+    let optimizer = &config.optimizer;
+    let layers = &config.layout.layers;
+    EngineConfig {
+        model: config.model.clone(),
+        degrees,
+        layers: (!layers.is_empty()).then(|| layers.clone()),
+        sequence_parallel: config.layout.sequence_parallel,
+        schedule: config.layout.schedule,
+        numerics: config.train.numerics,
+        compute: match config.train.precision {
+            config::Precision::F32 => DType::F32,
+            config::Precision::Bf16 => DType::Bf16,
+            config::Precision::F64 => DType::F64,
+        },
+        recompute: config.train.recompute,
+        zero: if config.train.zero == 0 { ZeroStage::Zero0 } else { ZeroStage::Zero1 },
+        global_batch: config.batch.global,
+        micro_batch: config.batch.micro,
+        seq: config.data.seq,
+        seed: config.seed,
+        optimizer: match optimizer.kind {
+            config::OptimizerKind::AdamW => OptimizerConfig::AdamW {
+                beta1: optimizer.beta1,
+                beta2: optimizer.beta2,
+                eps: optimizer.eps,
+                weight_decay: optimizer.weight_decay,
+            },
+            config::OptimizerKind::Sgd => OptimizerConfig::Sgd {
+                momentum: optimizer.momentum,
+                weight_decay: optimizer.weight_decay,
+            },
+        },
+        clip_norm: config.train.clip_norm,
+        threads: if threads == 0 { shared } else { threads },
+        bucket_elements: BUCKET_ELEMENTS,
+    }
+}
+
+/// Opens a run's newest checkpoint, for sampling and inspection.
+///
+/// # Errors
+/// No checkpoint, or damaged ones only.
+pub fn open_latest(directory: &std::path::Path) -> Result<Checkpoint, TrainError> {
+    directory::newest(directory)?.ok_or_else(|| TrainError::NoCheckpoint(directory.to_path_buf()))
+}

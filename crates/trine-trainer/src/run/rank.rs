@@ -1,0 +1,372 @@
+//! One rank's part of a run: the loop of steps.
+
+use crate::TrainError;
+use crate::engine::{Engine, EngineConfig, Loss, WEIGHTS};
+use crate::run::data::RunData;
+use crate::run::measure::{ActionClock, TraceEvent, rss_bytes, thread_cpu_seconds};
+use crate::run::{Event, MetricsLine, Reporter, RunDirectory, TrainRequest};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use trine_buffer::Buf;
+use trine_checkpoint::{Checkpoint, Disk, RunState, SaveRequest, save};
+use trine_comm::{Communicator, Name};
+use trine_dp::RankBytes;
+use trine_mesh::{Coordinate, Mesh};
+use trine_optim::LrSchedule;
+use trine_spec::StageLayout;
+
+/// Tells the reporter. A reporter that panicked is not told any more.
+pub(crate) fn report(reporter: &Mutex<dyn Reporter + '_>, event: &Event<'_>) {
+    reporter.lock().unwrap_or_else(PoisonError::into_inner).event(event);
+}
+
+/// What all ranks of a run share.
+#[derive(Clone, Copy)]
+pub(crate) struct RankRun<'a> {
+    pub(crate) request: &'a TrainRequest<'a>,
+    pub(crate) engine: &'a EngineConfig,
+    pub(crate) data: &'a RunData,
+    pub(crate) directory: &'a RunDirectory,
+    pub(crate) restored: Option<&'a Checkpoint>,
+    pub(crate) reporter: &'a Mutex<dyn Reporter + 'a>,
+}
+
+/// A rank's actions over time.
+#[derive(Debug)]
+pub(crate) struct RankTrace {
+    pub(crate) coordinate: Coordinate,
+    pub(crate) events: Vec<TraceEvent>,
+}
+
+/// What a rank brings home.
+#[derive(Debug)]
+pub(crate) struct RankResult {
+    pub(crate) trace: RankTrace,
+    pub(crate) action_seconds: Vec<f64>,
+    pub(crate) layout: StageLayout,
+    pub(crate) bytes: RankBytes,
+    pub(crate) activation_bytes_max: usize,
+    pub(crate) train_cpu_s: f64,
+    pub(crate) train_wall_s: f64,
+    pub(crate) trained_tokens: u64,
+    pub(crate) steps_done: u64,
+    pub(crate) steps_cut: bool,
+    pub(crate) stopped_early: Option<String>,
+    pub(crate) final_loss: f64,
+    pub(crate) validation: Option<Loss>,
+}
+
+/// What rank 0 decides before each step, for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Decision {
+    go_on: bool,
+    /// Steps of the whole run: the configured ones, or fewer when time is short.
+    total: u64,
+    reason: StopReason,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StopReason {
+    None,
+    Asked,
+    Time,
+}
+
+/// The loop's own numbers.
+struct Progress {
+    step: u64,
+    total: u64,
+    started_at: u64,
+    train_wall: Duration,
+    train_cpu_s: f64,
+    final_loss: f64,
+    stopped: StopReason,
+    saved_at: Option<u64>,
+}
+
+impl RankRun<'_> {
+    /// A rank's life: build, restore, step by step, evaluate, save.
+    pub(crate) fn run(&self, world: Arc<dyn Communicator>) -> Result<RankResult, TrainError> {
+        let mut engine = Engine::new(self.engine, world)?;
+        let mut progress = self.restore(&mut engine)?;
+        let actions = engine.plan().training.actions[engine.plan().coordinate.pp].len();
+        let mut clock = ActionClock::new(actions, self.request.trace.is_some());
+        while progress.step < progress.total {
+            let decision = self.decide(&engine, &progress)?;
+            if decision.total != progress.total {
+                self.note(
+                    &engine,
+                    format!(
+                        "time limit: {} of {} steps fit into {} minutes",
+                        decision.total, progress.total, self.request.config.train.minutes_max
+                    ),
+                );
+                progress.total = decision.total;
+            }
+            if !decision.go_on {
+                progress.stopped = decision.reason;
+                break;
+            }
+            let mut line = self.step(&mut engine, &mut progress, &mut clock)?;
+            line.val_loss = self.evaluate_on_the_way(&mut engine, &progress)?;
+            if is_first(&engine) {
+                self.directory.append(&line)?;
+                let (steps, rss_bytes) = (progress.total, rss_bytes());
+                report(self.reporter, &Event::Step { line: &line, steps, rss_bytes });
+            }
+            let every = self.request.config.checkpoint.every as u64;
+            if every > 0 && progress.step.is_multiple_of(every) {
+                self.save(&engine, &mut progress)?;
+            }
+        }
+        if progress.saved_at != Some(progress.step) {
+            self.save(&engine, &mut progress)?;
+        }
+        let asked = progress.stopped == StopReason::Asked;
+        let validation = if asked { None } else { Some(self.evaluate(&mut engine, true)?) };
+        Ok(self.result(&engine, progress, clock, validation))
+    }
+
+    /// Weights, moments and place of the checkpoint, if there is one.
+    fn restore(&self, engine: &mut Engine) -> Result<Progress, TrainError> {
+        let mut progress = Progress {
+            step: 0,
+            total: self.request.config.train.steps as u64,
+            started_at: 0,
+            train_wall: Duration::ZERO,
+            train_cpu_s: 0.0,
+            final_loss: f64::NAN,
+            stopped: StopReason::None,
+            saved_at: None,
+        };
+        let Some(checkpoint) = self.restored else { return Ok(progress) };
+        let layout = engine.plan().layout.clone();
+        for quantity in std::iter::once(WEIGHTS).chain(engine.moments().iter().copied()) {
+            for (bucket, shape) in layout.buckets.iter().enumerate() {
+                let mut all = Buf::zeros(self.engine.compute.accumulator(), shape.len);
+                checkpoint.load_bucket(quantity, &layout, bucket, all.slice_mut())?;
+                engine.load_bucket(quantity, bucket, &all)?;
+            }
+        }
+        let run = &checkpoint.manifest().run;
+        (progress.step, progress.started_at, progress.saved_at) =
+            (run.step, run.step, Some(run.step));
+        // A run whose steps were cut to fit its time goes on with as many.
+        let cut = run.trainer.get("total_steps").and_then(serde_json::Value::as_u64);
+        progress.total = cut.unwrap_or(progress.total).min(progress.total).max(run.step);
+        progress.final_loss =
+            run.trainer.get("loss").and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+        Ok(progress)
+    }
+
+    /// Rank 0 decides, everybody follows: whether to go on, and how many steps there will be.
+    fn decide(&self, engine: &Engine, progress: &Progress) -> Result<Decision, TrainError> {
+        let mut words = vec![0u64; 3];
+        if is_first(engine) {
+            let decision = self.decision(progress);
+            words = vec![u64::from(decision.go_on), decision.total, decision.reason as u64];
+        }
+        let words = engine.world().broadcast(Buf::from_vec(words), 0, Name::new("go on"))?;
+        let words = words.typed::<u64>()?;
+        let reasons = [StopReason::None, StopReason::Asked, StopReason::Time];
+        let reason = reasons[(words[2] as usize).min(reasons.len() - 1)];
+        Ok(Decision { go_on: words[0] == 1, total: words[1], reason })
+    }
+
+    fn decision(&self, progress: &Progress) -> Decision {
+        let total = progress.total;
+        if self.request.stop.load(Ordering::Relaxed) {
+            return Decision { go_on: false, total, reason: StopReason::Asked };
+        }
+        let minutes = self.request.config.train.minutes_max;
+        if minutes <= 0.0 {
+            return Decision { go_on: true, total, reason: StopReason::None };
+        }
+        let left = minutes * 60.0 - self.request.started.elapsed().as_secs_f64();
+        if left <= 0.0 {
+            return Decision { go_on: false, total, reason: StopReason::Time };
+        }
+        Decision {
+            go_on: true,
+            total: self.fitting_steps(progress, left),
+            reason: StopReason::None,
+        }
+    }
+
+    /// How many steps there will be. Decided once, while the learning rate still warms up: until
+    /// then it does not depend on the number of steps, so the run can be repeated exactly with the
+    /// number that came out.
+    fn fitting_steps(&self, progress: &Progress, left_s: f64) -> u64 {
+        let warmup = self.request.config.lr.warmup_steps as u64;
+        let done = progress.step - progress.started_at;
+        let due = progress.step == warmup.max(progress.started_at + DECISION_STEPS_MIN);
+        if !due || done == 0 {
+            return progress.total;
+        }
+        let each_s = progress.train_wall.as_secs_f64() / done as f64;
+        // Evaluations on the way and the speed's own fluctuation are in the margin.
+        let fit = progress.step + (left_s * TIME_MARGIN / each_s) as u64;
+        progress.total.min(fit.max(progress.step + 1))
+    }
+
+    fn step(
+        &self,
+        engine: &mut Engine,
+        progress: &mut Progress,
+        clock: &mut ActionClock,
+    ) -> Result<MetricsLine, TrainError> {
+        let (wall, cpu) = (Instant::now(), thread_cpu_seconds());
+        let step = progress.step;
+        let batch = self.data.batch(step, self.engine, engine.plan().coordinate.dp)?;
+        clock.begin_step(step, step - progress.started_at);
+        let loss = engine.backward(step, &batch, &mut |position, action, moment| {
+            clock.observe(position, action, moment);
+        })?;
+        let lr = self.learning_rate(step + 1, progress.total);
+        let updated = engine.update(step + 1, lr)?;
+        let every = self.request.config.train.replica_check_every as u64;
+        if every > 0 && (step + 1).is_multiple_of(every) {
+            engine.check_replicas()?;
+        }
+        progress.step += 1;
+        progress.final_loss = loss.mean();
+        let took = wall.elapsed();
+        progress.train_wall += took;
+        progress.train_cpu_s += thread_cpu_seconds() - cpu;
+        let tokens = self.data.tokens_per_step(self.engine);
+        Ok(MetricsLine {
+            step: progress.step,
+            loss: loss.mean(),
+            grad_norm: updated.norm.norm(),
+            lr,
+            tokens: progress.step * tokens,
+            tokens_per_s: tokens as f64 / took.as_secs_f64(),
+            step_ms: took.as_secs_f64() * 1e3,
+            val_loss: None,
+        })
+    }
+
+    /// The rate of step `step`, counted from 1.
+    fn learning_rate(&self, step: u64, total: u64) -> f64 {
+        let (lr, peak) = (&self.request.config.lr, self.request.config.optimizer.lr);
+        let schedule = LrSchedule {
+            kind: lr.kind,
+            warmup_steps: lr.warmup_steps as u64,
+            min_ratio: lr.min_ratio,
+            decay_fraction: lr.decay_fraction,
+        };
+        schedule.rate(peak, step, total)
+    }
+
+    fn evaluate_on_the_way(
+        &self,
+        engine: &mut Engine,
+        progress: &Progress,
+    ) -> Result<Option<f64>, TrainError> {
+        let every = self.request.config.eval.every as u64;
+        // The last step's evaluation is the final one.
+        if every == 0 || !progress.step.is_multiple_of(every) || progress.step == progress.total {
+            return Ok(None);
+        }
+        Ok(Some(self.evaluate(engine, false)?.mean()))
+    }
+
+    /// The loss over validation windows, a global batch at a time.
+    fn evaluate(&self, engine: &mut Engine, last: bool) -> Result<Loss, TrainError> {
+        let mut total = Loss { sum: 0.0, tokens: 0 };
+        let rounds = self.data.windows(last).len().div_ceil(self.engine.global_batch as u64);
+        for round in 0..rounds {
+            let dp = engine.plan().coordinate.dp;
+            let batch = self.data.validation(last, round, self.engine, dp);
+            let loss = engine.evaluate(&batch)?;
+            total = Loss { sum: total.sum + loss.sum, tokens: total.tokens + loss.tokens };
+        }
+        Ok(total)
+    }
+
+    /// Writes a checkpoint. A collective call.
+    fn save(&self, engine: &Engine, progress: &mut Progress) -> Result<(), TrainError> {
+        let (config, degrees) = (&self.request.config, self.engine.degrees);
+        let mesh = Mesh::new(degrees, degrees.world())?;
+        let stage = |pp| (0..degrees.tp).map(|tp| self.engine.layout_of(pp, tp)).collect();
+        let stages: Vec<Vec<StageLayout>> =
+            (0..degrees.pp).map(stage).collect::<Result<_, TrainError>>()?;
+        let run = RunState {
+            step: progress.step,
+            consumed_samples: progress.step * self.engine.global_batch as u64,
+            seed: config.seed,
+            data_hash: self.data.report().corpus_hash.clone(),
+            tokenizer_hash: Some(self.data.tokenizer().hash()?),
+            trainer: serde_json::json!({"total_steps": progress.total, "loss": progress.final_loss}),
+        };
+        let dir = self.directory.checkpoints();
+        let request = SaveRequest {
+            dir: &dir,
+            model: &self.engine.model,
+            mesh: &mesh,
+            stages: &stages,
+            dtype: self.engine.compute.accumulator(),
+            moments: engine.moments(),
+            run: &run,
+            tokenizer: Some(self.data.tokenizer_path()),
+            keep_last: config.checkpoint.keep_last,
+            storage: &Disk,
+        };
+        let path = save(&request, &**engine.world(), &mut |quantity, bucket| {
+            engine.full_bucket(quantity, bucket).map_err(Into::into)
+        })?;
+        progress.saved_at = Some(progress.step);
+        if is_first(engine) {
+            report(self.reporter, &Event::Saved { path: &path });
+        }
+        Ok(())
+    }
+
+    fn note(&self, engine: &Engine, text: String) {
+        if is_first(engine) {
+            report(self.reporter, &Event::Note(text));
+        }
+    }
+
+    fn result(
+        &self,
+        engine: &Engine,
+        progress: Progress,
+        clock: ActionClock,
+        validation: Option<Loss>,
+    ) -> RankResult {
+        let (action_seconds, events) = clock.finish();
+        let steps = progress.step - progress.started_at;
+        RankResult {
+            trace: RankTrace { coordinate: engine.plan().coordinate, events },
+            action_seconds,
+            layout: engine.plan().layout.clone(),
+            bytes: engine.bytes(),
+            activation_bytes_max: engine.pool().stats().bytes_in_use_max,
+            train_cpu_s: progress.train_cpu_s,
+            train_wall_s: progress.train_wall.as_secs_f64(),
+            trained_tokens: steps * self.data.tokens_per_step(self.engine),
+            steps_done: progress.step,
+            steps_cut: progress.step < self.request.config.train.steps as u64
+                && progress.stopped != StopReason::Asked,
+            stopped_early: match progress.stopped {
+                StopReason::None => None,
+                StopReason::Asked => Some("asked to stop".into()),
+                StopReason::Time => Some("the time limit was reached".into()),
+            },
+            final_loss: progress.final_loss,
+            validation,
+        }
+    }
+}
+
+/// Steps that must be timed before the number of steps is decided.
+const DECISION_STEPS_MIN: u64 = 8;
+
+/// The part of the time left that steps are planned into.
+const TIME_MARGIN: f64 = 0.9;
+
+fn is_first(engine: &Engine) -> bool {
+    engine.world().rank() == 0
+}

@@ -1,0 +1,136 @@
+//! `summary.json`: what a run came to.
+
+use crate::TrainError;
+use crate::run::measure::{peak_rss_bytes, replayed_bubble};
+use crate::run::rank::{RankResult, RankRun};
+use serde::{Deserialize, Serialize};
+use trine_dp::{RankBytes, planned_bytes};
+use trine_schedule::{Delivery, UniformCosts, simulate};
+
+/// Planned and measured bytes of one rank.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RankSummary {
+    /// World rank.
+    pub rank: usize,
+    /// Where it stands.
+    pub place: String,
+    /// Bytes that the plan says it holds between steps.
+    pub bytes_planned: RankBytes,
+    /// Bytes that its stores held.
+    pub bytes_measured: RankBytes,
+    /// Most activation bytes that were in use at once.
+    pub activation_bytes_max: usize,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Summary {
+    /// Unique parameters of the model, padding not counted.
+    pub params: u64,
+    /// The layout, in words.
+    pub layout: String,
+    /// Steps done in all.
+    pub steps: u64,
+    /// Whether the configured steps were cut to fit the time.
+    pub steps_cut: bool,
+    /// Why the run ended before its last step, if it did.
+    pub stopped_early: Option<String>,
+    /// Training tokens in all.
+    pub tokens: u64,
+    /// Loss of the last step, nats per token.
+    pub final_loss: f64,
+    /// Validation loss at the end, nats per token.
+    pub val_loss: Option<f64>,
+    /// The same in bits per byte of raw text.
+    pub val_bits_per_byte: Option<f64>,
+    /// Bits per byte of an interpolated bigram model fitted on the tokens that the model has seen.
+    pub bigram_bits_per_byte: Option<f64>,
+    /// Bits per byte of one fitted on the whole training split.
+    pub bigram_full_bits_per_byte: Option<f64>,
+    /// Training tokens per second of training steps (evaluation and saving not counted).
+    pub tokens_per_s: f64,
+    /// Model FLOP/s: [`trine_spec::ModelSpec::flops_per_token`] × tokens per second.
+    pub model_flops_per_s: f64,
+    /// Wall time of the whole process so far, in seconds.
+    pub wall_s: f64,
+    /// Most memory that the process held, in bytes, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+    /// The pipeline's bubble when the simulator replays the measured CPU times of all actions.
+    pub bubble_measured: f64,
+    /// The bubble of the schedule with equal stages, a backward costing twice a forward.
+    pub bubble_predicted: f64,
+    /// Share of the cores' time, while ranks trained, in which no rank computed.
+    pub wait_share: f64,
+    /// Memory, rank by rank.
+    pub ranks: Vec<RankSummary>,
+    /// xxh3-128 of the corpus.
+    pub corpus_hash: String,
+}
+
+impl Summary {
+    pub(crate) fn new(shared: &RankRun<'_>, ranks: &[RankResult]) -> Result<Self, TrainError> {
+        let (engine, data, first) = (shared.engine, shared.data, &ranks[0]);
+        let schedule = engine.training_schedule()?;
+        // One pipeline stands for all: that of the first replica and shard.
+        let one =
+            |rank: &&RankResult| rank.trace.coordinate.dp == 0 && rank.trace.coordinate.tp == 0;
+        let seconds: Vec<Vec<f64>> =
+            ranks.iter().filter(one).map(|rank| rank.action_seconds.clone()).collect();
+        let uniform = UniformCosts::new(&schedule);
+        let predicted = simulate(&schedule, Delivery::Buffered, &uniform)?.bubble_fraction();
+        let (bigram, full) = match first.validation {
+            Some(_) => {
+                let samples = first.steps_done * engine.global_batch as u64;
+                let (bigram, full) = data.bigram_bits_per_byte(samples)?;
+                (Some(bigram), Some(full))
+            }
+            None => (None, None),
+        };
+        let nats_to_bits = |sum: f64| sum / std::f64::consts::LN_2;
+        let bytes = data.validation_bytes(true) as f64;
+        let tokens_per_s = first.trained_tokens as f64 / first.train_wall_s.max(1e-9);
+        let cores = shared.request.cores.min(engine.degrees.world() * engine.threads) as f64;
+        let cpu: f64 = ranks.iter().map(|rank| rank.train_cpu_s).sum();
+        Ok(Self {
+            params: engine.model.param_count(),
+            layout: engine.degrees.to_string(),
+            steps: first.steps_done,
+            steps_cut: first.steps_cut,
+            stopped_early: first.stopped_early.clone(),
+            tokens: first.steps_done * data.tokens_per_step(engine),
+            final_loss: first.final_loss,
+            val_loss: first.validation.map(|loss| loss.mean()),
+            val_bits_per_byte: first.validation.map(|loss| nats_to_bits(loss.sum) / bytes),
+            bigram_bits_per_byte: bigram,
+            bigram_full_bits_per_byte: full,
+            tokens_per_s,
+            model_flops_per_s: tokens_per_s * engine.model.flops_per_token(engine.seq),
+            wall_s: shared.request.started.elapsed().as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+            bubble_measured: replayed_bubble(&schedule, &seconds)?,
+            bubble_predicted: predicted,
+            // Helper threads of a rank compute too, and are not counted in its thread's time.
+            wait_share: (1.0
+                - cpu * engine.threads as f64 / (first.train_wall_s.max(1e-9) * cores))
+                .clamp(0.0, 1.0),
+            ranks: ranks
+                .iter()
+                .enumerate()
+                .map(|(rank, result)| RankSummary {
+                    rank,
+                    place: result.trace.coordinate.to_string(),
+                    bytes_planned: planned_bytes(
+                        &result.layout,
+                        engine.zero,
+                        engine.degrees.dp,
+                        engine.compute,
+                        engine.optimizer.moments().len(),
+                    ),
+                    bytes_measured: result.bytes,
+                    activation_bytes_max: result.activation_bytes_max,
+                })
+                .collect(),
+            corpus_hash: data.report().corpus_hash.clone(),
+        })
+    }
+}
