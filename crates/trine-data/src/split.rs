@@ -8,11 +8,14 @@ use xxhash_rust::xxh3::xxh3_64;
 const HELD_OUT: f64 = 0.05;
 /// How far above that a whole group may take it.
 const HELD_OUT_MAX: f64 = 0.06;
+/// The largest part of the bytes held out that one group may have: the measure should not be that of
+/// one crate.
+const GROUP_SHARE_MAX: f64 = 1.0 / 3.0;
 /// The smallest piece a text is cut into.
 const PIECE_BYTES_MIN: usize = 8;
 
 /// Groups to hold out: in the order of a hash of their names, those that fit, until 5 % of the bytes
-/// and `groups_min` groups are reached. A name's place in that order never changes, so adding a
+/// and `groups_min` groups are reached; none that would fill more than a third of that. A name's place in that order never changes, so adding a
 /// crate changes little. At least one group is left for training; none is held out of one group.
 pub(crate) fn hold_out(files: &[Candidate], groups_min: usize) -> BTreeSet<String> {
     let mut sizes = BTreeMap::<&str, u64>::new();
@@ -28,7 +31,8 @@ pub(crate) fn hold_out(files: &[Candidate], groups_min: usize) -> BTreeSet<Strin
     let mut bytes = 0;
     for (name, size) in &groups {
         let is_enough = bytes as f64 >= HELD_OUT * total && chosen.len() >= groups_min;
-        if !is_enough && (bytes + size) as f64 <= HELD_OUT_MAX * total {
+        let is_small = *size as f64 <= GROUP_SHARE_MAX * HELD_OUT * total;
+        if !is_enough && is_small && (bytes + size) as f64 <= HELD_OUT_MAX * total {
             bytes += size;
             chosen.insert((*name).to_owned());
         }
@@ -121,6 +125,17 @@ mod tests {
         // One more crate moves at most one in or out.
         let after = hold_out(&files(201, 1000), 3);
         assert!(before.symmetric_difference(&after).count() <= 2);
+    }
+
+    #[test]
+    fn no_group_fills_more_than_a_third() {
+        let mut files = files(200, 1000);
+        // First in the order of hashes.
+        let first = hold_out(&files, 3).into_iter().min_by_key(|name| xxh3_64(name.as_bytes()));
+        let large = files.iter_mut().find(|file| Some(&file.group) == first.as_ref()).unwrap();
+        large.text = "x".repeat(6000);
+        let held_out = hold_out(&files, 3);
+        assert!(!held_out.contains(&first.unwrap()) && held_out.len() >= 9);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Trains on `texts` until the vocabulary has `vocab_size` entries, the end-of-text token and the
     /// 256 bytes among them; fewer when no pair of tokens occurs twice any more. The result depends
-    /// on the texts only. The time is about a second for each 4 MiB on one core.
+    /// on the texts only. The time is about a second for 8 MiB on one core.
     ///
     /// # Errors
     /// A size below 257.

@@ -11,7 +11,8 @@
 //! 5. Of near-identical files (three-line shingles overlapping by 0.85 or more) the first by name
 //!    stays.
 //! 6. No crate has more than 3 % of the bytes; see [`limit_shares`].
-//! 7. About 5 % of the bytes are held out, whole crates by a hash of their name, three at least.
+//! 7. About 5 % of the bytes are held out, whole crates by a hash of their name: three at least, none
+//!    of them more than a third of it.
 
 mod near;
 mod share;
