@@ -13,6 +13,7 @@ use crate::{
 use candle_core::backprop::GradStore as CandleGrads;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 use std::fmt;
+use std::ops::Range;
 use trine_buffer::{Act, Buf, Slice};
 
 /// What the closure computes: the output `[samples, seq, outputs]` from the input
@@ -111,14 +112,21 @@ impl Layer for CandleLayer {
         x: Act,
         ctx: &Context<'_>,
     ) -> Result<(Act, Saved), NnError> {
-        let rows = &ctx.rows;
-        check_len("candle layer", "input", x.len(), rows.tokens() * self.inputs)?;
-        let shape = (rows.samples.len(), rows.seq, self.inputs);
-        let input = tensor(x.slice(), shape, ctx)?;
-        let y = (self.forward)(&input, &self.weights(weights, ctx)?).map_err(candle)?;
-        check_len("candle layer", "output", y.elem_count(), rows.tokens() * self.outputs)?;
+        check_len("candle layer", "input", x.len(), ctx.rows.tokens() * self.inputs)?;
+        let weights = self.weights(weights, ctx)?;
+        let mut y = ctx.alloc(ctx.rows.tokens(), self.outputs)?;
+        for part in parts(ctx) {
+            let [of_x, of_y] = [self.inputs, self.outputs].map(|cols| elements(&part, cols, ctx));
+            let shape = (part.samples.len(), part.seq, self.inputs);
+            let input = tensor(x.slice().range(of_x)?, shape, ctx)?;
+            // A copy, because taking the memory would empty a tensor that the closure keeps.
+            let output = (self.forward)(&input, &weights).and_then(|y| y.copy());
+            let output = output.map_err(candle)?;
+            check_len("candle layer", "output", output.elem_count(), of_y.len())?;
+            y.slice_mut().range(of_y)?.copy_from(Buf::from_tensor(&output)?.slice())?;
+        }
         let saved = if ctx.training() { Saved::new([x], []) } else { Saved::nothing() };
-        Ok((Act::new(Buf::from_tensor(&y)?), saved))
+        Ok((Act::new(y), saved))
     }
 
     fn backward_input(
@@ -132,28 +140,34 @@ impl Layer for CandleLayer {
         let ([x], []) = saved.take()?;
         check_len("candle layer", "output gradient", dy.len(), ctx.rows.tokens() * self.outputs)?;
         let tensors = self.weights(weights, ctx)?;
-        // Reference numerics sum weight gradients sample by sample.
-        let parts: Vec<Rows> = match ctx.numerics {
-            Numerics::Fast => vec![ctx.rows.clone()],
-            Numerics::Reference => ctx
-                .rows
-                .samples
-                .clone()
-                .map(|sample| Rows { samples: sample..sample + 1, seq: ctx.rows.seq })
-                .collect(),
-        };
         let mut dx = ctx.alloc(ctx.rows.tokens(), self.inputs)?;
-        for part in parts {
-            let first = (part.samples.start - ctx.rows.samples.start) * part.seq;
-            let rows = first..first + part.tokens();
-            let elements = |cols| rows.start * cols..rows.end * cols;
-            let x = x.slice().range(elements(self.inputs))?;
-            let dy = dy.slice().range(elements(self.outputs))?;
+        for part in parts(ctx) {
+            let [of_x, of_y] = [self.inputs, self.outputs].map(|cols| elements(&part, cols, ctx));
+            let (x, dy) = (x.slice().range(of_x.clone())?, dy.slice().range(of_y)?);
             let gradient = self.part(&tensors, (x, dy), &part, ctx, grads)?;
-            dx.slice_mut().range(elements(self.inputs))?.copy_from(gradient.slice())?;
+            dx.slice_mut().range(of_x)?.copy_from(gradient.slice())?;
         }
         Ok((Act::new(dx), WeightWork::nothing()))
     }
+}
+
+/// The runs of samples that the closure is called on. In reference numerics one sample at a time:
+/// weight gradients are summed so, and candle's products have another order of sums for other
+/// numbers of rows.
+fn parts(ctx: &Context<'_>) -> Vec<Rows> {
+    let Rows { samples, seq } = ctx.rows.clone();
+    match ctx.numerics {
+        Numerics::Fast => vec![Rows { samples, seq }],
+        Numerics::Reference => {
+            samples.map(|sample| Rows { samples: sample..sample + 1, seq }).collect()
+        }
+    }
+}
+
+/// Where the rows of `part` lie in an activation of `cols` columns.
+fn elements(part: &Rows, cols: usize, ctx: &Context<'_>) -> Range<usize> {
+    let first = (part.samples.start - ctx.rows.samples.start) * part.seq;
+    first * cols..(first + part.tokens()) * cols
 }
 
 /// The end of a layer's graph: a scalar whose gradient by its input is the one that came from above.

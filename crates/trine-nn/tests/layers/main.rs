@@ -1,0 +1,18 @@
+//! Every layer against finite differences, against candle's autograd, and against itself in other
+//! orders; the stores.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers outside #[test] included"
+)]
+
+mod cases;
+mod gradients;
+mod memory;
+#[cfg(feature = "candle")]
+mod oracle;
+mod recompute;
+mod reference;
+mod stores;
+mod support;
+#[cfg(feature = "candle")]
+mod written_in_candle;
