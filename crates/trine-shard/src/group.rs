@@ -21,6 +21,7 @@ pub struct Split(Act);
 
 /// Inside a region: a summand. The value is the sum over the ranks.
 #[derive(Debug)]
+#[must_use = "a summand that is not reduced is lost"]
 pub struct Partial(Buf);
 
 macro_rules! placement {

@@ -1,0 +1,13 @@
+//! Every tensor-parallel layer on two and four ranks against itself on one: outputs, input gradients
+//! and parameter gradients.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers outside #[test] included"
+)]
+
+mod attention;
+mod group;
+mod linear;
+mod stream;
+mod support;
+mod vocabulary;
