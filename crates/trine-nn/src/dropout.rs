@@ -25,7 +25,7 @@ impl Dropout {
     /// The kernel's description of this mask, for a call whose first sample is `first_sample` of the
     /// global batch. `None` when nothing is dropped.
     pub fn kernel(&self, ctx: &Context<'_>) -> Option<trine_kernels::Dropout> {
-        (ctx.training() && self.probability > 0.0).then(|| trine_kernels::Dropout {
+        (ctx.training() && self.probability > 0.0).then_some(trine_kernels::Dropout {
             probability: self.probability,
             key: self.key,
             step: ctx.step as u32,
