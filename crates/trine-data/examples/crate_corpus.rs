@@ -1,6 +1,7 @@
 //! Prepares the crate corpus of a manifest and prints what it is made of, how long each part took,
-//! and the bigram baseline: `cargo run --release -p trine-data --example crate_corpus -- MANIFEST
-//! CACHE [VOCABULARY]`.
+//! and the bigram baseline. Standard input holds the manifest's path, the cache folder, and the size
+//! of the vocabulary, a line each:
+//! `printf '%s\n' corpus.json cache 4096 | cargo run --release -p trine-data --example crate_corpus`.
 
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
@@ -13,12 +14,13 @@ use trine_data::{
 const THREADS: usize = 2;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let [manifest, cache, rest @ ..] = &args[..] else {
-        return Err("usage: crate_corpus MANIFEST CACHE [VOCABULARY]".into());
+    let lines = std::io::stdin().lines().collect::<Result<Vec<String>, _>>()?;
+    let [manifest, cache, vocab_size] = &lines[..] else {
+        return Err(
+            "standard input: manifest, cache folder and vocabulary size, a line each".into()
+        );
     };
-    let vocab_size = rest.first().map_or(Ok(4096), |size| size.parse())?;
-    let prepared = timed_prepare(Path::new(manifest), Path::new(cache), vocab_size)?;
+    let prepared = timed_prepare(Path::new(manifest), Path::new(cache), vocab_size.parse()?)?;
     describe(&prepared);
     baseline(&prepared)?;
     Ok(())

@@ -3,7 +3,7 @@
 //! The pattern is GPT-2's:
 //! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 //! The tokenizers crate runs it as a back-tracking regular expression and tracks the origin of every
-//! character, at one or two megabytes a second. Source code is almost all ASCII, for which the
+//! character, at about a megabyte a second on two cores. Source code is almost all ASCII, for which the
 //! pattern is a small scanner; whatever is not ASCII goes through the crate. A test compares both.
 
 use crate::DataError;
