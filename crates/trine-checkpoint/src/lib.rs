@@ -22,7 +22,7 @@
 //! # let scratch = tempfile::tempdir()?;
 //! # let dir = scratch.path();
 //! let gpt2 = presets::find("gpt2-124m")?.model;
-//! let model = ModelSpec { hidden: 24, layers: 2, ffn: 96, head_dim: 2, vocab: 100, seq_max: 16, ..gpt2 };
+//! let model = ModelSpec { hidden: 24, head_dim: 2, layers: 2, ffn: 96, vocab: 100, ..gpt2 };
 //! let pieces: Vec<Piece> = model.pieces().collect();
 //! let layout = StageLayout::new(&StageRequest {
 //!     model: &model, pieces: &pieces, tp: 1, tp_index: 0, dp: 1,

@@ -71,7 +71,8 @@ pub fn estimate_bytes(
 ///
 /// Rank 0 writes, one bucket at a time, so it holds no more than one bucket of all tensor ranks at
 /// once. After each bucket all ranks learn whether to go on: nobody runs ahead, and when the disk
-/// fails, everybody gets rank 0's error and may train on.
+/// fails, everybody gets rank 0's error and may train on. A rank that cannot hand out a bucket, or
+/// whose communicator fails, returns alone: its caller must stop the world.
 ///
 /// # Errors
 /// No disk space, a file system that refuses, layouts that do not hold the model, a bucket that is

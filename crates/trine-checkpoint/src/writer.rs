@@ -16,6 +16,10 @@ use trine_buffer::{Buf, DType, Element};
 use trine_spec::StageLayout;
 use xxhash_rust::xxh3::Xxh3;
 
+/// Bytes after which a file is synced while it grows: one sync of everything at the end could keep
+/// the other ranks waiting beyond their deadline.
+const SYNC_EVERY_BYTES: u64 = 256 << 20;
+
 /// A file in the making, with its checksum so far.
 struct OutFile {
     name: &'static str,
@@ -26,6 +30,8 @@ struct OutFile {
     hashed: u64,
     /// Whether everything was written front to back.
     in_order: bool,
+    /// Bytes written since the last sync.
+    unsynced: u64,
 }
 
 impl OutFile {
@@ -36,7 +42,15 @@ impl OutFile {
     ) -> Result<Self, CheckpointError> {
         let path = dir.join(name);
         let file = request.storage.create(&path).during("creating", &path)?;
-        Ok(Self { name, path, file, hasher: Box::default(), hashed: 0, in_order: true })
+        Ok(Self {
+            name,
+            path,
+            file,
+            hasher: Box::default(),
+            hashed: 0,
+            in_order: true,
+            unsynced: 0,
+        })
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
@@ -47,7 +61,13 @@ impl OutFile {
             self.in_order = false;
         }
         self.file.seek(SeekFrom::Start(at)).during("writing", &self.path)?;
-        self.file.write_all(bytes).during("writing", &self.path)
+        self.file.write_all(bytes).during("writing", &self.path)?;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_EVERY_BYTES {
+            self.file.sync().during("syncing", &self.path)?;
+            self.unsynced = 0;
+        }
+        Ok(())
     }
 
     /// Syncs the file and describes it.

@@ -4,6 +4,7 @@ use crate::world::{Expected, MOMENTS, Options, World, model, save_each, save_ste
 use std::fs;
 use trine_buffer::{Buf, DType, SliceMut};
 use trine_checkpoint::{Checkpoint, CheckpointError, WEIGHTS};
+use trine_comm::Delivery;
 use trine_spec::{Family, ModelSpec, Piece, StageLayout, split_layers};
 
 /// (dp, pp, tp) in {1, 2}³, more tensor ranks than KV heads, uneven stages, one bucket for
@@ -30,9 +31,10 @@ fn every_layout_loads_what_any_other_has_saved_and_files_are_the_same_bytes() {
         let mut files: Vec<Vec<u8>> = Vec::new();
         let expected: Vec<Expected<f32>> =
             worlds(&model).iter().map(|to| Expected::new(to, MOMENTS)).collect();
-        for from in worlds(&model) {
+        for (case, from) in worlds(&model).into_iter().enumerate() {
             let dir = tempfile::tempdir().unwrap();
-            save_step(&from, dir.path(), &Options::step(5));
+            let delivery = [Delivery::Buffered, Delivery::Rendezvous][case % 2];
+            save_step(&from, dir.path(), &Options { delivery, ..Options::step(5) });
             let path = dir.path().join("step-5");
             let checkpoint = Checkpoint::open(&path).unwrap();
             checkpoint.verify().unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use trine_buffer::{Buf, Float, SliceMut};
 use trine_checkpoint::{CheckpointError, RunState, SaveRequest, Storage, WEIGHTS, save};
-use trine_comm::threads;
+use trine_comm::{Delivery, threads};
 use trine_mesh::{Degrees, Mesh};
 use trine_spec::{Family, ModelSpec, Piece, StageLayout, StageRequest, presets, split_layers};
 
@@ -66,7 +66,7 @@ impl World {
     /// Stages as even as possible; two copies of tied embeddings where there are two stages.
     pub(crate) fn new(model: &ModelSpec, dp: usize, pp: usize, tp: usize) -> Self {
         let pieces = split_layers(model, pp, None).unwrap();
-        Self::of_pieces(model, (dp, tp), &pieces, pp > 1, 1 << 11)
+        Self::of_pieces(model, (dp, tp), &pieces, pp > 1, 1 << 9)
     }
 
     pub(crate) fn layout(&self, rank: usize) -> &StageLayout {
@@ -75,7 +75,7 @@ impl World {
     }
 }
 
-/// Numbers in ±½, exact in f32, that hardly any two elements share: a function of the quantity, the
+/// Numbers in ±½ that hardly any two elements share: a function of the quantity, the
 /// parameter and the element's global index.
 fn numbers(quantity: &str, name: &str) -> impl Fn(usize) -> f64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
@@ -84,8 +84,8 @@ fn numbers(quantity: &str, name: &str) -> impl Fn(usize) -> f64 {
     }
     move |index| {
         let mixed = (hash ^ index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let bits = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40;
-        (bits | 1) as f64 / f64::from(1 << 24) - 0.5
+        let bits = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 11;
+        (bits | 1) as f64 / (1u64 << 53) as f64 - 0.5
     }
 }
 
@@ -135,6 +135,7 @@ pub(crate) struct Options<'a> {
     pub(crate) moments: &'a [&'a str],
     pub(crate) tokenizer: Option<&'a Path>,
     pub(crate) storage: &'a dyn Storage,
+    pub(crate) delivery: Delivery,
 }
 
 impl Options<'_> {
@@ -145,6 +146,7 @@ impl Options<'_> {
             moments: MOMENTS,
             tokenizer: None,
             storage: &trine_checkpoint::Disk,
+            delivery: Delivery::Buffered,
         }
     }
 }
@@ -157,7 +159,8 @@ pub(crate) fn save_each<T: Float>(
     options: &Options<'_>,
 ) -> Vec<Result<(), CheckpointError>> {
     let run = run_state(options.step);
-    threads::run(world.mesh.world(), &Default::default(), |comm| {
+    let threads = threads::WorldOptions { delivery: options.delivery, ..Default::default() };
+    threads::run(world.mesh.world(), &threads, |comm| {
         let request = SaveRequest {
             dir,
             model: &world.model,
