@@ -6,7 +6,7 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType};
 use trine_comm::Communicator;
 use trine_nn::{
-    Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Saved, WeightWork,
+    Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Rows, Saved, WeightWork,
 };
 use trine_spec::{Family, ModelSpec, Piece, StageLayout};
 
@@ -133,16 +133,51 @@ impl StageModel {
         Ok((dy, work))
     }
 
-    /// Runs the last stage up to the logits, `[tokens, local vocabulary]`: for sampling.
+    /// Runs the last stage up to the logits, `[tokens, local vocabulary]`: for scoring.
     ///
     /// # Errors
     /// A stage without an output layer, or what a layer returns.
     pub fn logits(&self, weights: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<Buf, NnError> {
+        let (head, x) = self.until_head(weights, x, ctx)?;
+        head.logits(weights, x, ctx)
+    }
+
+    /// The logits of what follows the last token of the micro-batch, `[local vocabulary]`: for
+    /// sampling, which needs no other row. Not with sequence parallelism, where one rank alone holds
+    /// that row.
+    ///
+    /// # Errors
+    /// As [`StageModel::logits`].
+    pub fn next_logits(
+        &self,
+        weights: &ParamStore,
+        x: Act,
+        ctx: &Context<'_>,
+    ) -> Result<Buf, NnError> {
+        if ctx.rows.tokens() == 0 {
+            return Err(NnError::Missing { layer: "logits", what: "a token" });
+        }
+        let (head, x) = self.until_head(weights, x, ctx)?;
+        let cols = x.len() / ctx.rows.tokens();
+        let mut last = ctx.alloc(1, cols)?;
+        last.slice_mut().copy_from(x.slice().range(x.len() - cols..x.len())?)?;
+        let sample = ctx.rows.samples.end - 1;
+        let rows = Rows { samples: sample..ctx.rows.samples.end, seq: 1 };
+        head.logits(weights, Act::new(last), &Context { rows, ..ctx.clone() })
+    }
+
+    /// Runs the pieces before the output layer.
+    fn until_head(
+        &self,
+        weights: &ParamStore,
+        x: Act,
+        ctx: &Context<'_>,
+    ) -> Result<(&Head, Act), NnError> {
         let mut x = x;
         for (_, piece) in &self.pieces {
             match piece {
                 PieceLayer::Inner(layer) => x = layer.forward(weights, x, ctx)?.0,
-                PieceLayer::Head(head) => return head.logits(weights, x, ctx),
+                PieceLayer::Head(head) => return Ok((head, x)),
             }
         }
         Err(NnError::Missing { layer: "logits", what: "an output layer on this stage" })
