@@ -3,8 +3,8 @@
 use trine_buffer::DType;
 use trine_nn::Numerics;
 use trine_spec::ModelSpec;
-use trine_testkit::assemble::Tensors;
 use trine_testkit::{relative_error, tolerance, toy};
+use trine_tests::compare::findings;
 use trine_tests::layouts::{self, Layout};
 use trine_tests::{ADAMW, Mutation, Outcome, serial, step};
 use trine_trainer::engine::EngineConfig;
@@ -19,39 +19,12 @@ fn run(config: &EngineConfig) -> Outcome {
     step(config, &Mutation::NONE).unwrap_or_else(|error| panic!("{:?}: {error}", config.degrees))
 }
 
-/// The largest relative error of any gradient, with its name. In exact arithmetic some gradients are
-/// zero (a key bias shifts all scores of a query alike), so what is left of them is the rounding of
-/// terms that cancel: an error is measured against at least this parameter's share of the whole
-/// gradient, as if all elements were of equal size.
-fn worst(grads: &Tensors, exact: &Tensors) -> (String, f64) {
-    assert!(grads.keys().eq(exact.keys()), "other parameters");
-    let square = |values: &Vec<f64>| values.iter().map(|v| v * v).sum::<f64>();
-    let elements: usize = exact.values().map(Vec::len).sum();
-    let mean_square = exact.values().map(square).sum::<f64>() / elements as f64;
-    let error = |(name, grad): (&String, &Vec<f64>)| {
-        let exact = &exact[name];
-        let difference: Vec<f64> = grad.iter().zip(exact).map(|(g, e)| g - e).collect();
-        let size = square(exact).max(mean_square * exact.len() as f64);
-        (name.clone(), (square(&difference) / size).sqrt())
-    };
-    grads.iter().map(error).max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are gradients")
-}
-
 /// Compares a layout with the serial f64 run within the derived bound, in fast numerics.
 fn compare_fast(layout: &Layout, base: &EngineConfig, exact: &Outcome) {
-    let got = run(&layout.apply(base));
-    let bound = tolerance::bound(DType::F32, &base.model);
-    let (name, error) = worst(&got.grads, &exact.grads);
-    assert!(error <= bound, "{layout:?}: gradient of {name} is off by {error:e} > {bound:e}");
-    for (what, value, exact) in [
-        ("loss", got.loss, exact.loss),
-        ("loss after an update", got.loss_after, exact.loss_after),
-        ("norm", got.norm, exact.norm),
-    ] {
-        let error = (value - exact).abs() / exact;
-        assert!(error <= bound, "{layout:?}: {what} {value} instead of {exact}");
-    }
-    assert!(got.initial == exact.initial, "{layout:?}: other initial weights");
+    let got = step(&layout.apply(base), &Mutation::NONE);
+    let found = findings(&got, exact, tolerance::bound(DType::F32, &base.model));
+    let messages: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert!(messages.is_empty(), "{layout:?}: {}", messages.join("; "));
 }
 
 fn fast(layouts: &[Layout]) -> usize {

@@ -30,8 +30,9 @@ pub fn llama(kv_heads: usize) -> ModelSpec {
     ModelSpec { family, kv_heads, ffn, vocab, tied, ..gpt() }
 }
 
-/// Token ids and targets of `samples` sequences, the same for everybody who asks. Every third sample
-/// ends early, so samples have unequal numbers of valid tokens.
+/// Token ids and targets of `samples` sequences, the same for everybody who asks. Samples 1, 6, 11, …
+/// end early: in a batch of twelve, two or four data-parallel ranks then have unequal numbers of valid
+/// tokens, so that a mean of the ranks' means is not the mean.
 pub fn tokens(model: &ModelSpec, samples: usize, seq: usize) -> (Vec<u32>, Vec<u32>) {
     let stream = Stream::new(7, "toy tokens");
     let mut noise = vec![0.0f32; samples * (seq + 1)];
@@ -40,7 +41,7 @@ pub fn tokens(model: &ModelSpec, samples: usize, seq: usize) -> (Vec<u32>, Vec<u
     let (mut inputs, mut targets) = (Vec::new(), Vec::new());
     for (sample, values) in noise.chunks_exact(seq + 1).enumerate() {
         inputs.extend(values[..seq].iter().map(|value| id(*value)));
-        let valid = if sample % 3 == 2 { seq / 2 - 1 } else { seq };
+        let valid = if sample % 5 == 1 { seq / 2 - 1 } else { seq };
         let target = |(at, value): (usize, &f32)| if at < valid { id(*value) } else { u32::MAX };
         targets.extend(values[1..].iter().enumerate().map(target));
     }

@@ -1,0 +1,387 @@
+//! Mutants of a working program: each breaks one thing that a layout must do, and the comparison that
+//! layouts pass must notice it. They are injected in front of the communicator or in a rank's plan;
+//! production code has no switch for them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use trine_buffer::{Buf, DType};
+use trine_comm::wrap::{Action as Tapped, Tap};
+use trine_comm::{Communicator, Group, Operation, ReduceOp, Request};
+use trine_dp::ZeroStage;
+use trine_mesh::Degrees;
+use trine_schedule::{Action, ScheduleKind};
+use trine_spec::ModelSpec;
+use trine_testkit::{tolerance, toy};
+use trine_tests::compare::Check::{Gradients, Loss, LossAfter, Norm, Run};
+use trine_tests::compare::{Check, Finding, findings};
+use trine_tests::{Mutation, Outcome, batch, serial, step};
+use trine_trainer::engine::{EngineConfig, RankPlan};
+
+/// What a mutant does to an operation between ranks.
+type Meddle = dyn Fn(&Group, &mut Request) -> Tapped + Send + Sync;
+
+/// Where a mutant sits.
+enum Injection {
+    /// In front of the communicator.
+    Operation(Arc<Meddle>),
+    /// In each rank's plan.
+    Plan(Box<dyn Fn(&mut RankPlan) + Sync>),
+}
+
+struct Mutant {
+    name: &'static str,
+    config: EngineConfig,
+    injection: Injection,
+    /// The checks that fail.
+    noticed: &'static [Check],
+    /// What the first of them says.
+    says: &'static str,
+}
+
+/// Two of everything.
+fn layout(model: ModelSpec) -> EngineConfig {
+    let degrees = Degrees { tp: 2, pp: 2, dp: 2, ..Degrees::SERIAL };
+    EngineConfig { degrees, schedule: ScheduleKind::GPipe, ..serial(model) }
+}
+
+/// An operation that never happens: `group` and the name's label tell which.
+fn skip(group: &'static str, label: &'static str) -> Injection {
+    Injection::Operation(Arc::new(move |of, request| {
+        let meant = of.name() == group && request.name.label() == label;
+        if meant { Tapped::Skip } else { Tapped::Forward }
+    }))
+}
+
+/// An operation whose request is changed.
+fn change(
+    group: &'static str,
+    label: &'static str,
+    change: impl Fn(&Group, &mut Request) + Send + Sync + 'static,
+) -> Injection {
+    Injection::Operation(Arc::new(move |of, request| {
+        if of.name() == group && request.name.label() == label {
+            change(of, request);
+        }
+        Tapped::Forward
+    }))
+}
+
+fn edit(edit: impl Fn(&mut RankPlan) + Sync + 'static) -> Injection {
+    Injection::Plan(Box::new(edit))
+}
+
+fn scale(buf: &mut Option<Buf>, factor: f32) {
+    let values = buf.as_mut().unwrap().typed_mut::<f32>().unwrap();
+    values.iter_mut().for_each(|value| *value *= factor);
+}
+
+/// Sends the activation of micro-batch 0 again instead of that of micro-batch 1.
+fn stale_activation() -> Injection {
+    let first: Mutex<HashMap<usize, Vec<f32>>> = Mutex::default();
+    change("pp", "activation for", move |group, request| {
+        let (Operation::Send { .. }, Some(send)) = (request.operation, &mut request.send) else {
+            return;
+        };
+        let values = send.typed_mut::<f32>().unwrap();
+        let mut first = first.lock().unwrap();
+        match request.name.index("mb") {
+            Some(0) => drop(first.insert(group.world_rank(), values.to_vec())),
+            Some(1) => values.copy_from_slice(&first[&group.world_rank()]),
+            _ => {}
+        }
+    })
+}
+
+/// Each data-parallel rank divides by its own valid tokens times the number of ranks.
+fn mean_of_means() -> Injection {
+    Injection::Operation(Arc::new(|of, request| {
+        if !(of.name() == "dp" && request.name.label() == "valid tokens") {
+            return Tapped::Forward;
+        }
+        let own = request.send.as_mut().unwrap().typed_mut::<u64>().unwrap();
+        own[0] *= of.size() as u64;
+        Tapped::Skip
+    }))
+}
+
+/// A parameter's rows begin one earlier on the second tensor-parallel rank.
+fn shift(name: &'static str) -> Injection {
+    edit(move |plan| {
+        for param in plan.layout.params.iter_mut().filter(|param| param.spec.name == name) {
+            let rows = &mut param.ranges[0];
+            if rows.start > 0 {
+                *rows = rows.start - 1..rows.end - 1;
+            }
+        }
+    })
+}
+
+/// Removes actions from all ranks' lists.
+fn without(removed: impl Fn(&Action) -> bool + Sync + 'static) -> Injection {
+    edit(move |plan| {
+        for actions in &mut Arc::make_mut(&mut plan.training).actions {
+            actions.retain(|action| !removed(action));
+        }
+    })
+}
+
+fn between_ranks() -> Vec<Mutant> {
+    let gpt = || layout(toy::gpt());
+    let zero1 = || EngineConfig { zero: ZeroStage::Zero1, ..gpt() };
+    let list: Vec<(_, _, _, &'static [Check], _)> = vec![
+        (
+            "a tensor-parallel all-reduce is dropped in forward",
+            gpt(),
+            skip("tp", "down"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "a tensor-parallel all-reduce is dropped in backward",
+            gpt(),
+            skip("tp", "up"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "the vocabulary's sums of exponentials are not added up",
+            gpt(),
+            skip("tp", "head.sum"),
+            &[Gradients, Loss, Norm, LossAfter],
+            "that of",
+        ),
+        (
+            "the gradients of a shared KV head are not added up",
+            layout(toy::llama(1)),
+            skip("kv", "attention"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "norm gradients of split rows are not added up",
+            EngineConfig { sequence_parallel: true, ..gpt() },
+            skip("tp", "norm1"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "the data-parallel reduction of gradients is dropped",
+            gpt(),
+            skip("dp", "gradient"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "the data-parallel reduction of gradients is dropped under ZeRO-1",
+            zero1(),
+            skip("dp", "gradient"),
+            &[Gradients, Norm, LossAfter],
+            "that of",
+        ),
+        (
+            "gradients are averaged over data-parallel ranks and not summed",
+            gpt(),
+            change("dp", "gradient", |_, request| {
+                request.operation = Operation::AllReduce(ReduceOp::Mean);
+            }),
+            &[Gradients, Norm],
+            "that of",
+        ),
+        (
+            "gradients are scaled by the size of the world",
+            gpt(),
+            change("dp", "gradient", |_, request| scale(&mut request.send, 8.0)),
+            &[Gradients, Norm],
+            "that of",
+        ),
+        (
+            "the two copies of the tied embedding keep their own gradients",
+            gpt(),
+            skip("tied", "tied gradient"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "the activation of another micro-batch is sent",
+            gpt(),
+            stale_activation(),
+            &[Gradients, Loss, Norm, LossAfter],
+            "that of",
+        ),
+        (
+            "gradients are doubled between stages",
+            gpt(),
+            change("pp", "gradient for", |_, request| {
+                if matches!(request.operation, Operation::Send { .. }) {
+                    scale(&mut request.send, 2.0);
+                }
+            }),
+            &[Gradients, Norm, LossAfter],
+            "that of",
+        ),
+        (
+            "valid tokens are not counted over all ranks",
+            gpt(),
+            mean_of_means(),
+            &[Run],
+            "ranks disagree about loss",
+        ),
+        (
+            "the norm's parts are not added up",
+            gpt(),
+            skip("world", "gradient norm"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "updated weights are not gathered under ZeRO-1",
+            zero1(),
+            skip("dp", "weights"),
+            &[Run],
+            "replicas of",
+        ),
+    ];
+    list.into_iter().map(mutant).collect()
+}
+
+fn in_the_plan() -> Vec<Mutant> {
+    let gpt = || layout(toy::gpt());
+    let posts = |action: &Action| matches!(action, Action::ReduceGrad { segment: 0, .. });
+    let awaits = |action: &Action| matches!(action, Action::AwaitGrad { segment: 0, .. });
+    let list: Vec<(_, _, _, &'static [Check], _)> = vec![
+        (
+            "the embedding's vocabulary range is shifted",
+            gpt(),
+            shift("embedding.token"),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "the output layer's vocabulary range is shifted",
+            layout(toy::llama(2)),
+            shift("head.output.weight"),
+            &[Run],
+            "no rank holds it",
+        ),
+        (
+            "the norm counts replicas twice",
+            gpt(),
+            edit(|plan| {
+                let params = plan.layout.params.iter_mut();
+                params.filter(|p| p.spec.tied_to.is_none()).for_each(|param| param.owner = true);
+            }),
+            &[Norm, LossAfter],
+            "instead of",
+        ),
+        (
+            "the norm counts nothing of the second tensor-parallel rank",
+            gpt(),
+            edit(|plan| {
+                let first = plan.coordinate.tp == 0;
+                plan.layout.params.iter_mut().for_each(|param| param.owner &= first);
+            }),
+            &[Norm, LossAfter],
+            "instead of",
+        ),
+        ("a reduction is not posted", gpt(), without(posts), &[Run], "were not posted"),
+        (
+            "a reduction is neither posted nor awaited",
+            gpt(),
+            without(move |action| posts(action) || awaits(action)),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "the sum of tied gradients is left out of the schedule",
+            gpt(),
+            without(|action| matches!(action, Action::ReduceTied { .. })),
+            &[Run],
+            "replicas of",
+        ),
+        (
+            "the weight gradients of a micro-batch are left out",
+            gpt(),
+            without(|action| matches!(action, Action::BackwardWeight { micro_batch: 2, .. })),
+            &[Gradients, Norm, LossAfter],
+            "that of",
+        ),
+    ];
+    list.into_iter().map(mutant).collect()
+}
+
+fn mutant(
+    (name, config, injection, noticed, says): (
+        &'static str,
+        EngineConfig,
+        Injection,
+        &'static [Check],
+        &'static str,
+    ),
+) -> Mutant {
+    Mutant { name, config, injection, noticed, says }
+}
+
+/// The serial run in f64 and the bound that layouts keep, for the configurations met so far.
+#[derive(Default)]
+struct Exact(HashMap<String, (Outcome, f64)>);
+
+impl Exact {
+    /// The serial run of a configuration, once the layout itself has passed the comparison.
+    fn of(&mut self, config: &EngineConfig) -> &(Outcome, f64) {
+        self.0.entry(format!("{config:?}")).or_insert_with(|| {
+            let serial = EngineConfig {
+                degrees: Degrees::SERIAL,
+                compute: DType::F64,
+                sequence_parallel: false,
+                zero: ZeroStage::Zero0,
+                ..config.clone()
+            };
+            let exact = step(&serial, &Mutation::NONE).unwrap();
+            let bound = tolerance::bound(DType::F32, &config.model);
+            let healthy = findings(&step(config, &Mutation::NONE), &exact, bound);
+            assert!(healthy.is_empty(), "{healthy:?}");
+            (exact, bound)
+        })
+    }
+}
+
+/// The checks that a mutant fails.
+fn run(mutant: &Mutant, (exact, bound): &(Outcome, f64)) -> Vec<Finding> {
+    let got = match &mutant.injection {
+        Injection::Operation(meddle) => {
+            let wrap = |comm: Arc<dyn Communicator>| {
+                let meddle = meddle.clone();
+                Tap::around(comm, move |group, request| meddle(group, request))
+            };
+            step(&mutant.config, &Mutation { wrap: &wrap, ..Mutation::NONE })
+        }
+        Injection::Plan(edit) => {
+            step(&mutant.config, &Mutation { edit: &**edit, ..Mutation::NONE })
+        }
+    };
+    findings(&got, exact, *bound)
+}
+
+#[test]
+fn every_mutant_is_noticed() {
+    let (mut noticed, mut exact) = (0, Exact::default());
+    for mutant in between_ranks().into_iter().chain(in_the_plan()) {
+        let found = run(&mutant, exact.of(&mutant.config));
+        let checks: Vec<Check> = found.iter().map(|finding| finding.check).collect();
+        assert_eq!(checks, mutant.noticed, "{}: {found:?}", mutant.name);
+        let first = found.first().expect("a mutant has survived");
+        assert!(first.message.contains(mutant.says), "{}: {first}", mutant.name);
+        noticed += 1;
+    }
+    assert_eq!(noticed, 23);
+}
+
+#[test]
+fn data_parallel_ranks_have_unequal_numbers_of_valid_tokens() {
+    for dp in [2, 4] {
+        let degrees = Degrees { dp, ..Degrees::SERIAL };
+        let config = EngineConfig { degrees, ..serial(toy::gpt()) };
+        let tokens: Vec<u64> = (0..dp).map(|rank| batch(&config, rank).valid_tokens()).collect();
+        assert!(tokens.iter().any(|count| *count != tokens[0]), "{tokens:?}");
+    }
+}
