@@ -3,7 +3,6 @@
 use crate::TrainError;
 use crate::config::Config;
 use crate::engine::{Batch, Engine};
-use crate::run::engine_config;
 use std::time::Instant;
 use trine_comm::threads;
 use trine_rng::Stream;
@@ -17,7 +16,7 @@ const WARM_UP_STEPS: u64 = 2;
 /// # Errors
 /// What does not fit, or the first failure of a rank.
 pub fn tokens_per_second(config: &Config, cores: usize, steps: u64) -> Result<f64, TrainError> {
-    let engine = engine_config(config, cores);
+    let engine = config.engine(cores)?;
     let seconds = threads::run(engine.degrees.world(), &Default::default(), |comm| {
         let mut rank = Engine::new(&engine, comm)?;
         let samples = engine.global_batch / engine.degrees.dp;

@@ -111,6 +111,7 @@ impl<'a> StageRun<'a> {
             document_start: self.micro_batches.document_start(micro_batch),
             targets: Some(self.micro_batches.targets(micro_batch)),
             loss_scale: self.loss_scale,
+            decode: None,
         }
     }
 

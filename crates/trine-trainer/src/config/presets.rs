@@ -45,12 +45,15 @@ fn rate(params: u64) -> f64 {
 /// Small enough for two cores and five minutes; tuned for bits per byte in that time.
 fn rust_default(preset: &Preset) -> Config {
     let mut config = general(preset);
-    config.batch.global = 32;
-    config.train.steps = 400;
-    config.train.minutes_max = 4.0;
+    // Few tokens fit into the time: small steps make the most of them.
+    config.data.seq = 128;
+    (config.batch.global, config.batch.micro) = (16, 4);
+    config.train.steps = 1200;
+    config.train.minutes_max = 4.25;
     config.optimizer.lr = 3e-3;
-    config.lr.warmup_steps = 30;
-    config.eval.every = 50;
+    config.lr.warmup_steps = 60;
+    config.lr.min_ratio = 0.05;
+    config.eval = Eval { every: 100, windows_max: 64, final_windows_max: 1024 };
     config
 }
 

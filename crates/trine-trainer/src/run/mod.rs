@@ -15,19 +15,15 @@ pub use sample::{Completion, complete};
 pub use summary::{RankSummary, Summary};
 
 use crate::TrainError;
-use crate::config::{self, Config};
-use crate::engine::{BUCKET_ELEMENTS, EngineConfig};
+use crate::config::Config;
 use crate::run::data::RunData;
 use crate::run::rank::{RankResult, RankRun};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use trine_buffer::DType;
 use trine_checkpoint::Checkpoint;
 use trine_comm::threads;
-use trine_dp::ZeroStage;
-use trine_optim::OptimizerConfig;
 
 /// What a run is asked to do.
 #[derive(Debug)]
@@ -58,7 +54,7 @@ pub fn train(
     let config = &request.config;
     let data = RunData::open(config, request.cores, reporter)?;
     let directory = RunDirectory::open(config, request.resume)?;
-    let engine = engine_config(config, request.cores);
+    let engine = config.engine(request.cores)?;
     let restored = directory.latest_checkpoint(request.resume, &engine.model)?;
     if let Some(checkpoint) = &restored {
         data.check_same(&checkpoint.manifest().run)?;
@@ -112,49 +108,6 @@ fn conclude(shared: &RankRun<'_>, ranks: Vec<RankResult>) -> Result<Summary, Tra
         }
     }
     Ok(summary)
-}
-
-/// The engine's part of a configuration.
-pub fn engine_config(config: &Config, cores: usize) -> EngineConfig {
-    let degrees = config.degrees();
-    let shared = (cores / degrees.world()).max(1);
-    let threads = config.layout.threads_per_rank;
-    let optimizer = &config.optimizer;
-    let layers = &config.layout.layers;
-    EngineConfig {
-        model: config.model.clone(),
-        degrees,
-        layers: (!layers.is_empty()).then(|| layers.clone()),
-        sequence_parallel: config.layout.sequence_parallel,
-        schedule: config.layout.schedule,
-        numerics: config.train.numerics,
-        compute: match config.train.precision {
-            config::Precision::F32 => DType::F32,
-            config::Precision::Bf16 => DType::Bf16,
-            config::Precision::F64 => DType::F64,
-        },
-        recompute: config.train.recompute,
-        zero: if config.train.zero == 0 { ZeroStage::Zero0 } else { ZeroStage::Zero1 },
-        global_batch: config.batch.global,
-        micro_batch: config.batch.micro,
-        seq: config.data.seq,
-        seed: config.seed,
-        optimizer: match optimizer.kind {
-            config::OptimizerKind::AdamW => OptimizerConfig::AdamW {
-                beta1: optimizer.beta1,
-                beta2: optimizer.beta2,
-                eps: optimizer.eps,
-                weight_decay: optimizer.weight_decay,
-            },
-            config::OptimizerKind::Sgd => OptimizerConfig::Sgd {
-                momentum: optimizer.momentum,
-                weight_decay: optimizer.weight_decay,
-            },
-        },
-        clip_norm: config.train.clip_norm,
-        threads: if threads == 0 { shared } else { threads },
-        bucket_elements: BUCKET_ELEMENTS,
-    }
 }
 
 /// Opens a run's newest checkpoint, for sampling and inspection.

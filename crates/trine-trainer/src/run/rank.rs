@@ -13,7 +13,6 @@ use trine_checkpoint::{Checkpoint, Disk, RunState, SaveRequest, save};
 use trine_comm::{Communicator, Name};
 use trine_dp::RankBytes;
 use trine_mesh::{Coordinate, Mesh};
-use trine_optim::LrSchedule;
 use trine_spec::StageLayout;
 
 /// Tells the reporter. A reporter that panicked is not told any more.
@@ -249,14 +248,8 @@ impl RankRun<'_> {
 
     /// The rate of step `step`, counted from 1.
     fn learning_rate(&self, step: u64, total: u64) -> f64 {
-        let (lr, peak) = (&self.request.config.lr, self.request.config.optimizer.lr);
-        let schedule = LrSchedule {
-            kind: lr.kind,
-            warmup_steps: lr.warmup_steps as u64,
-            min_ratio: lr.min_ratio,
-            decay_fraction: lr.decay_fraction,
-        };
-        schedule.rate(peak, step, total)
+        let config = &self.request.config;
+        config.lr_schedule().rate(config.optimizer.lr, step, total)
     }
 
     fn evaluate_on_the_way(
