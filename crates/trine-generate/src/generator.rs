@@ -6,18 +6,20 @@ use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::SelfComm;
 use trine_kernels::{CpuOps, Team};
 use trine_models::{StageModel, StageParts};
-use trine_nn::{Context, Mode, Numerics, ParamStore, Rows};
+use trine_nn::{Context, DecodeCache, Mode, Numerics, ParamStore, Rows};
 use trine_rng::Stream;
 use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest};
 
 /// A bucket is closed after the first piece, so that weights are loaded piece by piece.
 const BUCKET_ELEMENTS: usize = 1;
 
+/// Where weights come from: fills one bucket of a layout, given the bucket's index.
+pub type LoadWeights<'a> = dyn FnMut(&StageLayout, usize, &mut [f32]) -> Result<(), LoadError> + 'a;
+
 /// A model on one rank in f32, ready to continue prompts.
 #[derive(Debug)]
 pub struct Generator {
-    vocab: usize,
-    seq_max: usize,
+    spec: ModelSpec,
     model: StageModel,
     weights: ParamStore,
     ops: CpuOps,
@@ -34,7 +36,7 @@ impl Generator {
     pub fn new(
         model: &ModelSpec,
         threads: usize,
-        load: &mut dyn FnMut(&StageLayout, usize, &mut [f32]) -> Result<(), LoadError>,
+        load: &mut LoadWeights<'_>,
     ) -> Result<Self, GenerateError> {
         model.check()?;
         if threads == 0 {
@@ -68,16 +70,18 @@ impl Generator {
             seed: 0, // of dropout masks, which are off
         })?;
         let (ops, pool) = (CpuOps::new(Team::new(threads)), Pool::new());
-        let (vocab, seq_max) = (model.vocab, model.seq_max);
-        Ok(Self { vocab, seq_max, model: stage, weights, ops, pool })
+        Ok(Self { spec: model.clone(), model: stage, weights, ops, pool })
     }
 
     /// Continues `prompt` by at most `tokens` tokens and returns them; `on_token` is told each as it
     /// comes. The token `end` ends the text and is not part of it. An empty prompt starts from `end`.
     ///
-    /// The model sees the last `seq_max` tokens of prompt and continuation. Token `i` of the
-    /// continuation is drawn with number `i` of the stream "generate" of `sampling.seed`, so the same
-    /// call gives the same text, with any number of threads.
+    /// The model sees the last `seq_max` tokens of prompt and continuation. Up to there a token costs
+    /// a pass over itself, with the keys and values of those before it kept; from there on the window
+    /// slides, every position changes, and each token costs a pass over the whole window.
+    ///
+    /// Token `i` of the continuation is drawn with number `i` of the stream "generate" of
+    /// `sampling.seed`, so the same call gives the same text, with any number of threads.
     ///
     /// # Errors
     /// Ids beyond the vocabulary, an empty prompt without `end`, sampling constants out of range, or
@@ -93,11 +97,12 @@ impl Generator {
         sampling.check()?;
         let mut text = self.start(prompt, end)?;
         let stream = Stream::new(sampling.seed, "generate");
+        let mut cache = self.cache(text.len().saturating_add(tokens));
         let mut made = Vec::new();
         for index in 0..tokens {
-            let logits = self.next_logits(&text)?;
+            let logits = self.next_logits(&text, &mut cache)?;
             let uniform = stream.uniform(index as u64);
-            let token = sample(&logits.typed()?[..self.vocab], sampling, f64::from(uniform))?;
+            let token = sample(&logits.typed()?[..self.spec.vocab], sampling, f64::from(uniform))?;
             if Some(token) == end {
                 break;
             }
@@ -113,8 +118,8 @@ impl Generator {
         let places = prompt.iter().enumerate();
         let places = places.map(|(at, &token)| (token, format!("token {at} of the prompt")));
         for (token, place) in places.chain(end.map(|token| (token, "the end of text".into()))) {
-            if token as usize >= self.vocab {
-                return Err(GenerateError::Token { place, token, vocab: self.vocab });
+            if token as usize >= self.spec.vocab {
+                return Err(GenerateError::Token { place, token, vocab: self.spec.vocab });
             }
         }
         match (prompt, end) {
@@ -124,15 +129,28 @@ impl Generator {
         }
     }
 
-    /// The logits of what follows `text`, padding entries included.
-    fn next_logits(&self, text: &[u32]) -> Result<Buf, GenerateError> {
-        let window = &text[text.len().saturating_sub(self.seq_max)..];
-        let ctx = self.context(window.len());
-        let ids = Act::new(Buf::from_vec(window.to_vec()));
-        Ok(self.model.next_logits(&self.weights, ids, &ctx)?)
+    /// An empty cache for a text of `tokens` tokens, as far as the model sees it.
+    fn cache(&self, tokens: usize) -> DecodeCache {
+        let capacity = tokens.min(self.spec.seq_max);
+        DecodeCache::new(self.spec.layers, self.spec.kv_dim(), capacity, DType::F32)
     }
 
-    fn context(&self, seq: usize) -> Context<'_> {
+    /// The logits of what follows `text`, padding entries included. The cache holds the start of the
+    /// text, or is empty; afterwards it holds the text as far as the model sees it.
+    fn next_logits(&self, text: &[u32], cache: &mut DecodeCache) -> Result<Buf, GenerateError> {
+        let first = text.len().saturating_sub(self.spec.seq_max);
+        if first > 0 {
+            cache.clear();
+        }
+        let fresh = &text[first + cache.position()..];
+        let ids = Act::new(Buf::from_vec(fresh.to_vec()));
+        let ctx = self.context(fresh.len(), cache);
+        let logits = self.model.next_logits(&self.weights, ids, &ctx)?;
+        cache.advance(fresh.len())?;
+        Ok(logits)
+    }
+
+    fn context<'a>(&'a self, seq: usize, cache: &'a DecodeCache) -> Context<'a> {
         Context {
             ops: &self.ops,
             pool: &self.pool,
@@ -144,6 +162,7 @@ impl Generator {
             document_start: None,
             targets: None,
             loss_scale: 1.0,
+            decode: Some(cache),
         }
     }
 }

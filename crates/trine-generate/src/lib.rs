@@ -26,5 +26,5 @@ mod generator;
 mod sampling;
 
 pub use error::{GenerateError, LoadError};
-pub use generator::Generator;
+pub use generator::{Generator, LoadWeights};
 pub use sampling::{Sampling, sample};

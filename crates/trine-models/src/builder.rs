@@ -103,11 +103,17 @@ impl<'a> Builder<'a> {
         Ok(RowLinear::new(group, (weight, bias), inputs, outputs, self.numerics, label))
     }
 
-    /// Attention over this rank's heads. A collective call where ranks share KV heads.
+    /// Attention over this rank's heads, in block `index`. A collective call where ranks share KV
+    /// heads.
     ///
     /// # Errors
     /// No such parameters, or a failed split.
-    pub fn attention(&self, name: &str, label: Name) -> Result<ShardedAttention, NnError> {
+    pub fn attention(
+        &self,
+        name: &str,
+        index: usize,
+        label: Name,
+    ) -> Result<ShardedAttention, NnError> {
         let q = self.local(&format!("{name}.q.weight"))?;
         let k = self.local(&format!("{name}.k.weight"))?;
         let head_dim = self.model.head_dim;
@@ -119,7 +125,7 @@ impl<'a> Builder<'a> {
         };
         let dropout = Dropout::new(self.model.dropout, self.seed, name, shape.q_cols());
         let core = AttentionCore { shape, rope: self.rope.clone(), dropout };
-        ShardedAttention::new(core, &self.group, k.replicas, label)
+        Ok(ShardedAttention::new(core, &self.group, k.replicas, label)?.at_layer(index))
     }
 
     /// The embedding's tables.

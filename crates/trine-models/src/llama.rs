@@ -25,7 +25,7 @@ pub fn block(b: &Builder<'_>, index: usize) -> Result<Block, NnError> {
     Ok(Block {
         norm1: b.norm(&format!("{block}.norm1"), label("norm1"))?,
         qkv: b.column(&attention, &["q", "k", "v"], label("qkv"))?,
-        attention: b.attention(&attention, label("attention"))?,
+        attention: b.attention(&attention, index, label("attention"))?,
         output: b.row(&format!("{attention}.output"), label("output"))?,
         dropout1: b.dropout(&format!("{attention}.dropout")),
         norm2: b.norm(&format!("{block}.norm2"), label("norm2"))?,

@@ -51,11 +51,11 @@ pub struct AttentionCore {
 }
 
 impl AttentionCore {
-    fn kernel_shape(&self, ctx: &Context<'_>) -> trine_kernels::AttentionShape {
+    fn kernel_shape(&self, keys: usize, ctx: &Context<'_>) -> trine_kernels::AttentionShape {
         trine_kernels::AttentionShape {
             samples: ctx.rows.samples.len(),
             queries: ctx.rows.seq,
-            keys: ctx.rows.seq,
+            keys,
             heads: self.shape.heads,
             kv_heads: self.shape.kv_heads,
             head_dim: self.shape.head_dim,
@@ -78,10 +78,55 @@ impl AttentionCore {
         let Some(table) = &self.rope else { return Ok(()) };
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         // Keys lie directly behind the queries, so both are one run of heads.
-        let shape = RopeShape { heads: heads + kv_heads, head_dim, seq: ctx.rows.seq, start: 0 };
+        let (seq, start) = (ctx.rows.seq, ctx.first_position());
+        let shape = RopeShape { heads: heads + kv_heads, head_dim, seq, start };
         let all = MatMut::new(qkv.slice_mut(), ctx.rows.tokens(), self.shape.qkv_cols());
         let turned = all.columns(0..self.shape.q_cols() + self.shape.kv_cols())?;
         Ok(ctx.ops.rope(shape, inverse, turned, table.slice())?)
+    }
+
+    /// The input with queries and keys turned by their positions.
+    fn turned(&self, qkv: Act, ctx: &Context<'_>) -> Result<Buf, NnError> {
+        check_len("attention", "input", qkv.len(), ctx.rows.tokens() * self.shape.qkv_cols())?;
+        let mut qkv = qkv.into_buf(ctx.pool)?;
+        self.rotate(&mut qkv, false, ctx)?;
+        Ok(qkv)
+    }
+
+    /// The output of each query, and the logarithm of its sum of exponentials.
+    fn attend(&self, qkv: Qkv<'_>, keys: usize, ctx: &Context<'_>) -> Result<(Buf, Buf), NnError> {
+        let (shape, rows) = (self.shape, ctx.rows.tokens());
+        let mut o = ctx.alloc(rows, shape.q_cols())?;
+        let mut log_sum = ctx.alloc_sums(rows * shape.heads)?;
+        ctx.ops.attention(
+            self.kernel_shape(keys, ctx),
+            MatMut::new(o.slice_mut(), rows, shape.q_cols()),
+            log_sum.slice_mut(),
+            qkv,
+            ctx.document_start,
+            self.attention_dropout(ctx),
+        )?;
+        Ok((o, log_sum))
+    }
+
+    /// The forward pass of tokens that continue the sequence in the context's cache, where this is
+    /// attention layer `layer`. Their rows have the bits of a pass over the whole sequence.
+    ///
+    /// # Errors
+    /// A wrong shape, several sequences, a training pass, or a cache that is missing, full or of
+    /// another model.
+    pub fn decode(&self, qkv: Act, layer: usize, ctx: &Context<'_>) -> Result<Act, NnError> {
+        let cache = ctx.decode.ok_or(NnError::Missing { layer: "attention", what: "a cache" })?;
+        check_len("attention", "batch of a cache", ctx.rows.samples.len(), 1)?;
+        if ctx.training() {
+            return Err(NnError::Missing { layer: "a cache", what: "Mode::Eval" });
+        }
+        let (q_cols, qkv_cols) = (self.shape.q_cols(), self.shape.qkv_cols());
+        let qkv = self.turned(qkv, ctx)?;
+        let all = MatRef::new(qkv.slice(), ctx.rows.tokens(), qkv_cols);
+        let cached = cache.extend(layer, all.columns(q_cols..qkv_cols)?, ctx.ops)?;
+        let qkv = cached.with_queries(all.columns(0..q_cols)?)?;
+        Ok(Act::new(self.attend(qkv, cached.keys(), ctx)?.0))
     }
 
     /// The gradient of the queries, keys and values as attention sees them: after the rotation. Ranks
@@ -101,7 +146,7 @@ impl AttentionCore {
         check_len("attention", "output gradient", dy.len(), rows * shape.q_cols())?;
         let mut d = ctx.alloc(rows, shape.qkv_cols())?;
         ctx.ops.attention_backward(
-            self.kernel_shape(ctx),
+            self.kernel_shape(ctx.rows.seq, ctx),
             QkvMut::Fused(MatMut::new(d.slice_mut(), rows, shape.qkv_cols())),
             MatRef::new(dy.slice(), rows, shape.q_cols()),
             MatRef::new(o.slice(), rows, shape.q_cols()),
@@ -129,20 +174,12 @@ impl Layer for AttentionCore {
         qkv: Act,
         ctx: &Context<'_>,
     ) -> Result<(Act, Saved), NnError> {
-        let (shape, rows) = (self.shape, ctx.rows.tokens());
-        check_len("attention", "input", qkv.len(), rows * shape.qkv_cols())?;
-        let mut qkv = qkv.into_buf(ctx.pool)?;
-        self.rotate(&mut qkv, false, ctx)?;
-        let mut o = ctx.alloc(rows, shape.q_cols())?;
-        let mut log_sum = ctx.alloc_sums(rows * shape.heads)?;
-        ctx.ops.attention(
-            self.kernel_shape(ctx),
-            MatMut::new(o.slice_mut(), rows, shape.q_cols()),
-            log_sum.slice_mut(),
-            self.qkv(&qkv, ctx)?,
-            ctx.document_start,
-            self.attention_dropout(ctx),
-        )?;
+        if ctx.decode.is_some() {
+            // Taking part without a place in the cache would forget everything before.
+            return Err(NnError::Missing { layer: "attention", what: "its place in the cache" });
+        }
+        let qkv = self.turned(qkv, ctx)?;
+        let (o, log_sum) = self.attend(self.qkv(&qkv, ctx)?, ctx.rows.seq, ctx)?;
         let o = Act::new(o);
         if !ctx.training() {
             return Ok((o, Saved::nothing()));

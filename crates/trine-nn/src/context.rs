@@ -7,7 +7,7 @@ use trine_buffer::{Buf, DType, Pool, Slice};
 use trine_kernels::Ops;
 use trine_spec::CANONICAL_BLOCKS;
 
-use crate::NnError;
+use crate::{DecodeCache, NnError};
 
 /// How sums are ordered (contract C4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -86,6 +86,9 @@ pub struct Context<'a> {
     /// The gradient of the step's loss by one token's loss: 1 / valid tokens of the whole step over
     /// all ranks (contract C2). Gradients are scaled here and nowhere else.
     pub loss_scale: f64,
+    /// The tokens before this micro-batch's one sequence, when it continues one. With
+    /// [`Mode::Eval`] only.
+    pub decode: Option<&'a DecodeCache>,
 }
 
 impl Context<'_> {
@@ -103,6 +106,12 @@ impl Context<'_> {
     /// As [`Pool::alloc`].
     pub fn alloc_sums(&self, len: usize) -> Result<Buf, NnError> {
         Ok(self.pool.alloc(self.compute.accumulator(), len)?)
+    }
+
+    /// The position of the micro-batch's first token in its sequence: 0, or behind the tokens in the
+    /// cache.
+    pub fn first_position(&self) -> usize {
+        self.decode.map_or(0, DecodeCache::position)
     }
 
     /// Whether this is a training pass.

@@ -118,6 +118,7 @@ pub fn context<'a>(
         document_start: None,
         targets: None,
         loss_scale: 1.0,
+        decode: None,
     }
 }
 

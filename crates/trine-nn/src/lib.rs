@@ -6,7 +6,8 @@
 //! data ([`WeightWork`]) that any schedule may run later. Weights live in flat buckets
 //! ([`ParamStore`], [`GradStore`]) and are lent to layers call by call.
 //!
-//! * [`Context`]: kernels, memory, numerics and coordinates of one call.
+//! * [`Context`]: kernels, memory, numerics and coordinates of one call; [`DecodeCache`]: what a
+//!   sequence that is continued keeps between calls.
 //! * [`Linear`], [`NormLayer`], [`Activation`], [`AttentionCore`]: the dense parts.
 //! * [`Recompute`], [`Stack`]: wrappers around any layer.
 //! * [`gradcheck`]: finite differences in f64 against any layer.
@@ -18,6 +19,7 @@ mod attention;
 #[cfg(feature = "candle")]
 pub mod candle_layer;
 mod context;
+mod decode;
 mod dropout;
 pub mod gradcheck;
 mod grads;
@@ -29,6 +31,7 @@ mod params;
 pub use activation::Activation;
 pub use attention::{AttentionCore, AttentionShape};
 pub use context::{Context, Mode, Numerics, Rows};
+pub use decode::DecodeCache;
 pub use dropout::Dropout;
 pub use grads::{GradStore, Node, SampleTree, TakenGrads, subtrees};
 pub use layer::{Layer, Recompute, Saved, Stack, WeightTask, WeightWork};
@@ -103,6 +106,24 @@ pub enum NnError {
     /// Master weights in a type that is not an accumulator.
     #[error("master weights are f32 or f64, not {0}")]
     Master(DType),
+    /// A sequence has become longer than its cache.
+    #[error("{tokens} tokens do not fit behind {position} others into a cache for {capacity}; at most {} do", capacity - position)]
+    CacheFull {
+        /// Tokens to add.
+        tokens: usize,
+        /// Tokens that are there.
+        position: usize,
+        /// Tokens that there is room for in all.
+        capacity: usize,
+    },
+    /// The cache was made for a model with fewer attention layers.
+    #[error("attention layer {layer} has no place in a cache of {layers} layers")]
+    CacheLayer {
+        /// The layer, counted from 0.
+        layer: usize,
+        /// Layers of the cache.
+        layers: usize,
+    },
     /// The context lacks something that the layer needs.
     #[error("{layer} needs {what} in its context")]
     Missing {

@@ -16,6 +16,8 @@ pub struct ShardedAttention {
     /// The ranks that share this rank's KV head, if there are others.
     sharers: Option<Arc<dyn Communicator>>,
     name: Name,
+    /// The place in a cache of keys and values.
+    layer: Option<usize>,
 }
 
 impl ShardedAttention {
@@ -32,20 +34,32 @@ impl ShardedAttention {
     ) -> Result<Self, NnError> {
         let split = |replicas| group.comm().split((group.rank() / replicas) as u64, "kv");
         let sharers = (replicas > 1).then(|| split(replicas)).transpose().map_err(failed)?;
-        Ok(Self { core, sharers, name })
+        Ok(Self { core, sharers, name, layer: None })
+    }
+
+    /// The same attention as layer `layer` of a [`DecodeCache`](trine_nn::DecodeCache), which it needs
+    /// to continue a sequence.
+    pub fn at_layer(self, layer: usize) -> Self {
+        Self { layer: Some(layer), ..self }
     }
 
     /// `[tokens, q | k | v]` to `[tokens, q]`.
     ///
     /// # Errors
-    /// A wrong shape.
+    /// A wrong shape, or a cache in the context that has no place for this layer or its tokens.
     pub fn forward(
         &self,
         weights: &ParamStore,
         qkv: Split,
         ctx: &Context<'_>,
     ) -> Result<(Split, Saved), NnError> {
-        let (o, saved) = self.core.forward(weights, qkv.into_inner(), ctx)?;
+        let qkv = qkv.into_inner();
+        let (o, saved) = match self.layer {
+            Some(layer) if ctx.decode.is_some() => {
+                (self.core.decode(qkv, layer, ctx)?, Saved::nothing())
+            }
+            Some(_) | None => self.core.forward(weights, qkv, ctx)?,
+        };
         Ok((Split::assume(o), saved))
     }
 

@@ -85,5 +85,6 @@ impl VocabEmbedding {
 
 /// The position of each row in its sequence.
 fn position_ids(rows: Range<usize>, ctx: &Context<'_>) -> Buf {
-    Buf::from_vec(rows.map(|row| (row % ctx.rows.seq) as u32).collect::<Vec<_>>())
+    let position = |row| (ctx.first_position() + row % ctx.rows.seq) as u32;
+    Buf::from_vec(rows.map(position).collect::<Vec<_>>())
 }
