@@ -376,6 +376,8 @@ impl Engine {
         let schedule = self.plan.training.clone();
         let loss = self.run(&schedule, Mode::Train, step, batch, observe)?;
         if !loss.sum.is_finite() {
+            // All ranks know the same loss. The gradients tell which rank and parameter is concerned.
+            self.measure_norm()?;
             return Err(TrainError::Loss { step, loss: loss.mean() });
         }
         Ok(loss)

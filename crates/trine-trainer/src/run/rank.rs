@@ -82,6 +82,8 @@ struct Progress {
     final_loss: f64,
     stopped: StopReason,
     saved_at: Option<u64>,
+    /// Whether the number of steps has been fitted to the time limit: that happens once.
+    fitted: bool,
 }
 
 impl RankRun<'_> {
@@ -103,6 +105,7 @@ impl RankRun<'_> {
                 );
                 progress.total = decision.total;
             }
+            progress.fitted |= self.is_fitting_due(&progress);
             if !decision.go_on {
                 progress.stopped = decision.reason;
                 break;
@@ -138,6 +141,7 @@ impl RankRun<'_> {
             final_loss: f64::NAN,
             stopped: StopReason::None,
             saved_at: None,
+            fitted: self.request.config.train.minutes_max <= 0.0,
         };
         let Some(checkpoint) = self.restored else { return Ok(progress) };
         let layout = engine.plan().layout.clone();
@@ -151,9 +155,13 @@ impl RankRun<'_> {
         let run = &checkpoint.manifest().run;
         (progress.step, progress.started_at, progress.saved_at) =
             (run.step, run.step, Some(run.step));
-        // A run whose steps were cut to fit its time goes on with as many.
-        let cut = run.trainer.get("total_steps").and_then(serde_json::Value::as_u64);
-        progress.total = cut.unwrap_or(progress.total).min(progress.total).max(run.step);
+        // A run whose steps were cut to fit its time goes on with as many, unless it is asked for
+        // another number.
+        let number = |key| run.trainer.get(key).and_then(serde_json::Value::as_u64);
+        if number("configured_steps") == Some(progress.total) {
+            progress.total = number("total_steps").unwrap_or(progress.total);
+            progress.fitted |= run.trainer.get("fitted") == Some(&serde_json::Value::Bool(true));
+        }
         progress.final_loss =
             run.trainer.get("loss").and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
         Ok(progress)
@@ -197,16 +205,20 @@ impl RankRun<'_> {
     /// then it does not depend on the number of steps, so the run can be repeated exactly with the
     /// number that came out.
     fn fitting_steps(&self, progress: &Progress, left_s: f64) -> u64 {
-        let warmup = self.request.config.lr.warmup_steps as u64;
         let done = progress.step - progress.started_at;
-        let due = progress.step == warmup.max(progress.started_at + DECISION_STEPS_MIN);
-        if !due || done == 0 {
+        if progress.fitted || !self.is_fitting_due(progress) {
             return progress.total;
         }
         let each_s = progress.train_wall.as_secs_f64() / done as f64;
         // Evaluations on the way and the speed's own fluctuation are in the margin.
         let fit = progress.step + (left_s * TIME_MARGIN / each_s) as u64;
         progress.total.min(fit.max(progress.step + 1))
+    }
+
+    /// At the end of the warm-up, and when enough steps have been timed.
+    fn is_fitting_due(&self, progress: &Progress) -> bool {
+        let warmup = self.request.config.lr.warmup_steps as u64;
+        progress.step >= warmup.max(progress.started_at + DECISION_STEPS_MIN)
     }
 
     fn step(
@@ -291,7 +303,12 @@ impl RankRun<'_> {
             seed: config.seed,
             data_hash: self.data.report().corpus_hash.clone(),
             tokenizer_hash: Some(self.data.tokenizer().hash()?),
-            trainer: serde_json::json!({"total_steps": progress.total, "loss": progress.final_loss}),
+            trainer: serde_json::json!({
+                "configured_steps": config.train.steps,
+                "total_steps": progress.total,
+                "fitted": progress.fitted,
+                "loss": progress.final_loss,
+            }),
         };
         let dir = self.directory.checkpoints();
         let request = SaveRequest {
