@@ -52,7 +52,8 @@ impl VocabHead {
         let blocks = numerics.blocks(group.size());
         let outputs = shard.rows.len();
         let width = outputs / blocks;
-        let output_blocks = (0..blocks).map(|i| vec![i * width..(i + 1) * width]).collect();
+        let block = |index: usize| index * width..(index + 1) * width;
+        let output_blocks = (0..blocks).map(|index| vec![block(index)]).collect();
         let linear = Linear { output_blocks, ..Linear::new(weight, None, hidden, outputs) };
         Self { group, linear, shard, blocks }
     }

@@ -183,7 +183,8 @@ mod tests {
     #[test]
     fn one_block_without_replicas_is_one_product() {
         let sections = [Section::own(8), Section::own(4), Section::own(4)];
-        assert_eq!(output_blocks(&sections, 1), [[0..16]]);
+        let all = 0..16;
+        assert_eq!(output_blocks(&sections, 1), [[all]]);
     }
 
     #[test]

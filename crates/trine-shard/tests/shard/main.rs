@@ -6,6 +6,7 @@
 )]
 
 mod attention;
+mod crossings;
 mod group;
 mod linear;
 mod stream;
