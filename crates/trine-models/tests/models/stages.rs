@@ -1,0 +1,82 @@
+//! Stages and their segments.
+
+use crate::support::{Batch, Rank, Setup, ids};
+use trine_buffer::{Act, Buf, DType};
+use trine_nn::{Context, Mode, NnError};
+use trine_spec::{Piece, split_layers};
+use trine_testkit::toy;
+
+#[test]
+fn stages_one_behind_the_other_are_the_whole_model() {
+    let mut compared = 0;
+    for model in [toy::gpt(), toy::llama(2)] {
+        let whole = Rank::serial(&Setup::whole(model.clone(), DType::F32));
+        let batch = Batch::new(&model);
+        let (losses, _) =
+            whole.stage.forward(&whole.weights, ids(&batch), &whole.context(&batch)).unwrap();
+        for pp in [2, 3, 5] {
+            let mut x = ids(&batch);
+            for pieces in split_layers(&model, pp, None).unwrap() {
+                let setup =
+                    Setup { pieces, tied_apart: true, ..Setup::whole(model.clone(), DType::F32) };
+                let stage = Rank::serial(&setup);
+                assert_eq!(stage.stage.pieces(), setup.pieces);
+                let y = stage.stage.forward(&stage.weights, x, &stage.context(&batch)).unwrap().0;
+                // Out of the stage's pool, which ends with it.
+                x = Act::new(Buf::from_vec(y.typed::<f32>().unwrap().to_vec()));
+            }
+            assert_eq!(x.to_f64_vec(), losses.to_f64_vec());
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 2 * 3);
+}
+
+#[test]
+fn segments_follow_the_buckets_and_run_from_the_last() {
+    let model = toy::gpt();
+    let apart =
+        Setup { tied_apart: true, bucket_elements: 1, ..Setup::whole(model.clone(), DType::F32) };
+    let rank = Rank::serial(&apart);
+    // One a piece, and one for each copy of the tied embedding.
+    assert_eq!(rank.stage.segments(), model.layers + 2 + 2);
+    assert_eq!(rank.stage.segments(), rank.layout.buckets.len());
+    let batch = Batch::new(&model);
+    let ctx = rank.context(&batch);
+    let (_, mut states) = rank.stage.forward(&rank.weights, ids(&batch), &ctx).unwrap();
+    let (mut grads, dy) = (rank.grads(), Act::new(Buf::zeros(DType::F32, 0)));
+    let error =
+        rank.stage.backward_input(0, &rank.weights, &mut states, dy, &ctx, &mut grads).unwrap_err();
+    assert!(matches!(error, NnError::Saved { held: (0, 7), expected: (0, 1) }), "{error}");
+}
+
+#[test]
+fn evaluation_keeps_nothing_and_draws_no_dropout() {
+    let model = trine_spec::ModelSpec { dropout: 0.5, ..toy::gpt() };
+    let rank = Rank::serial(&Setup::whole(model.clone(), DType::F32));
+    let batch = Batch::new(&model);
+    let ctx = rank.context(&batch);
+    let train = rank.stage.forward(&rank.weights, ids(&batch), &ctx).unwrap().0.to_f64_vec();
+    let again = rank.stage.forward(&rank.weights, ids(&batch), &ctx).unwrap().0.to_f64_vec();
+    assert_eq!(train, again, "masks are functions of coordinates");
+    let eval = Context { mode: Mode::Eval, ..ctx };
+    let (losses, states) = rank.stage.forward(&rank.weights, ids(&batch), &eval).unwrap();
+    assert!(states.iter().all(|state| state.bytes() == 0));
+    let dry =
+        Rank::serial(&Setup::whole(trine_spec::ModelSpec { dropout: 0.0, ..model }, DType::F32));
+    let (expected, _) = dry.stage.forward(&dry.weights, ids(&batch), &dry.context(&batch)).unwrap();
+    assert_eq!(losses.to_f64_vec(), expected.to_f64_vec());
+    assert_ne!(losses.to_f64_vec(), train);
+}
+
+#[test]
+fn what_a_stage_does_not_hold_is_named() {
+    let model = toy::gpt();
+    let setup = Setup { pieces: vec![Piece::Block(0)], ..Setup::whole(model, DType::F32) };
+    let rank = Rank::serial(&setup);
+    let batch = Batch::new(&setup.model);
+    let x = rank.noise("x", 16 * 32);
+    let ctx = rank.context(&batch);
+    let error = rank.stage.logits(&rank.weights, x, &ctx).unwrap_err().to_string();
+    assert_eq!(error, "logits needs an output layer on this stage in its context");
+}
