@@ -85,9 +85,10 @@ fn linears() -> Vec<Case> {
     let weight = ParamId::find(&layout, &["w"]).unwrap();
     let bias = ParamId::find(&layout, &["b"]).unwrap();
     let plain = Linear::new(weight, Some(bias), 8, 12);
+    let quarter = |index: usize| 3 * index..3 * (index + 1);
     let blocks = Linear {
         input_blocks: 4,
-        output_blocks: (0..4).map(|i| vec![3 * i..3 * (i + 1)]).collect(),
+        output_blocks: (0..4).map(|index| vec![quarter(index)]).collect(),
         ..plain.clone()
     };
     // As a column-parallel layer of two sections has it: each leaf takes a part of both.

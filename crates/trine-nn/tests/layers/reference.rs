@@ -40,7 +40,8 @@ pub(crate) fn in_micro_batches(
     [y, dx, total(&mut grads, &ctx)]
 }
 
-pub(crate) const WHOLE: [std::ops::Range<usize>; 1] = [0..4];
+const ALL: std::ops::Range<usize> = 0..SAMPLES;
+pub(crate) const WHOLE: [std::ops::Range<usize>; 1] = [ALL];
 pub(crate) const SPLITS: [&[std::ops::Range<usize>]; 5] = [
     &[0..1, 1..2, 2..3, 3..4],
     &[3..4, 2..3, 1..2, 0..1],
