@@ -123,7 +123,7 @@ fn optimizer(lr: f64) -> Optimizer {
 }
 
 fn sample() -> Sample {
-    let prompts = ["/// Returns the number of ", "impl<T> Iterator for ", "#[test]\nfn "];
+    let prompts = ["/// Returns the number of", "impl<T> Iterator for", "#[test]\nfn"];
     Sample {
         prompts: prompts.map(String::from).into(),
         tokens: 64,
