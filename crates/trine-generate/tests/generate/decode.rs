@@ -1,96 +1,22 @@
 //! Decoding with a cache of keys and values against one pass over the whole sequence.
-#![expect(clippy::unwrap_used, reason = "a failing call fails the test, in its helpers too")]
 
-use std::sync::Arc;
-use trine_buffer::{Act, Buf, DType, Pool};
-use trine_comm::SelfComm;
-use trine_kernels::{CpuOps, Team};
-use trine_models::{StageModel, StageParts};
-use trine_nn::{
-    Context, DecodeCache, Mode, NnError, Numerics, ParamStore, Rows, gradcheck, initial_weights,
-};
-use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest};
+use crate::support::Bench;
+use trine_buffer::{Act, Buf, DType};
+use trine_nn::{Context, DecodeCache, Mode, Numerics, Rows};
+use trine_spec::ModelSpec;
 use trine_testkit::{relative_error, toy};
 
-/// A serial model with initial weights.
-struct Bench {
-    spec: ModelSpec,
-    model: StageModel,
-    weights: ParamStore,
-    ops: CpuOps,
-    pool: Pool,
-    compute: DType,
-    numerics: Numerics,
-}
-
-impl Bench {
-    fn new(spec: &ModelSpec, compute: DType, numerics: Numerics) -> Self {
-        let pieces: Vec<Piece> = spec.pieces().collect();
-        let layout = Arc::new(
-            StageLayout::new(&StageRequest {
-                model: spec,
-                pieces: &pieces,
-                tp: 1,
-                tp_index: 0,
-                dp: 1,
-                tied_apart: false,
-                bucket_elements: 1 << 12,
-            })
-            .unwrap(),
-        );
-        let ops = CpuOps::new(Team::new(2));
-        let mut weights = ParamStore::zeros(layout.clone(), compute);
-        for bucket in 0..layout.buckets.len() {
-            let initial = initial_weights(&layout, bucket, 3, compute.accumulator()).unwrap();
-            weights.load(bucket, initial.slice(), &ops).unwrap();
-        }
-        let parts = StageParts {
-            model: spec,
-            layout: &layout,
-            comm: SelfComm::new(),
-            sequence_parallel: false,
-            recompute: true,
-            numerics,
-            compute,
-            seed: 1,
-        };
-        let model = StageModel::new(&parts).unwrap();
-        Self { spec: spec.clone(), model, weights, ops, pool: Pool::new(), compute, numerics }
+/// The logits of every token, from passes over chunks of these lengths.
+fn decoded(bench: &Bench, ids: &[u32], chunks: &[usize]) -> Vec<f64> {
+    assert_eq!(chunks.iter().sum::<usize>(), ids.len());
+    let mut cache = bench.cache(ids.len());
+    let mut logits = Vec::new();
+    for &tokens in chunks {
+        let fresh = &ids[cache.position()..][..tokens];
+        logits.extend(bench.logits(fresh, Some(&cache)).unwrap());
+        cache.advance(tokens).unwrap();
     }
-
-    fn cache(&self, capacity: usize) -> DecodeCache {
-        DecodeCache::new(self.spec.layers, self.spec.kv_dim(), capacity, self.compute)
-    }
-
-    fn context<'a>(&'a self, seq: usize, decode: Option<&'a DecodeCache>) -> Context<'a> {
-        Context {
-            compute: self.compute,
-            numerics: self.numerics,
-            mode: Mode::Eval,
-            decode,
-            ..gradcheck::context(&self.ops, &self.pool, Rows { samples: 0..1, seq })
-        }
-    }
-
-    /// The logits of every token, `[tokens, stored vocabulary]`.
-    fn logits(&self, ids: &[u32], decode: Option<&DecodeCache>) -> Result<Vec<f64>, NnError> {
-        let x = Act::new(Buf::from_vec(ids.to_vec()));
-        let logits = self.model.logits(&self.weights, x, &self.context(ids.len(), decode))?;
-        Ok(logits.to_f64_vec())
-    }
-
-    /// The same, in passes over chunks of these lengths.
-    fn decoded(&self, ids: &[u32], chunks: &[usize]) -> Vec<f64> {
-        assert_eq!(chunks.iter().sum::<usize>(), ids.len());
-        let mut cache = self.cache(ids.len());
-        let mut logits = Vec::new();
-        for &tokens in chunks {
-            let fresh = &ids[cache.position()..][..tokens];
-            logits.extend(self.logits(fresh, Some(&cache)).unwrap());
-            cache.advance(tokens).unwrap();
-        }
-        logits
-    }
+    logits
 }
 
 /// A prompt of each length in one pass, then token by token; and the rest in one more pass.
@@ -119,7 +45,7 @@ fn cached_decoding_is_the_pass_over_everything_to_the_last_bit() {
                 let spread = whole.iter().fold(0.0f64, |max, logit| max.max(logit.abs()));
                 assert!(spread > 0.1, "these logits say nothing: {spread}");
                 for chunks in chunkings(seq) {
-                    let decoded = bench.decoded(&ids, &chunks);
+                    let decoded = decoded(&bench, &ids, &chunks);
                     let error = relative_error(&decoded, &whole);
                     assert!(error <= bound, "{spec:?} {compute} {chunks:?}: {error:e}");
                     assert_eq!(decoded, whole, "{spec:?} {compute} {numerics:?} {chunks:?}");
@@ -139,7 +65,7 @@ fn sequences_longer_than_a_tile_of_keys_decode_alike() {
         let bench = Bench::new(&spec, DType::F32, Numerics::Fast);
         let whole = bench.logits(&ids, None).unwrap();
         for chunks in [[vec![1; 20], vec![280]].concat(), [vec![120], vec![1; 180]].concat()] {
-            assert_eq!(bench.decoded(&ids, &chunks), whole, "{chunks:?}");
+            assert_eq!(decoded(&bench, &ids, &chunks), whole, "{chunks:?}");
         }
     }
 }
