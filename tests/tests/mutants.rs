@@ -1,6 +1,10 @@
 //! Mutants of a working program: each breaks one thing that a layout must do, and the comparison that
 //! layouts pass must notice it. They are injected in front of the communicator or in a rank's plan;
 //! production code has no switch for them.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers outside #[test] included"
+)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -125,90 +129,67 @@ fn without(removed: impl Fn(&Action) -> bool + Sync + 'static) -> Injection {
     })
 }
 
-fn between_ranks() -> Vec<Mutant> {
+/// Operations between the ranks that share a layer.
+fn in_tensor_parallelism() -> Vec<Mutant> {
     let gpt = || layout(toy::gpt());
-    let zero1 = || EngineConfig { zero: ZeroStage::Zero1, ..gpt() };
-    let list: Vec<(_, _, _, &'static [Check], _)> = vec![
-        (
+    vec![
+        mutant(
             "a tensor-parallel all-reduce is dropped in forward",
             gpt(),
             skip("tp", "down"),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "a tensor-parallel all-reduce is dropped in backward",
             gpt(),
             skip("tp", "up"),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "the vocabulary's sums of exponentials are not added up",
             gpt(),
             skip("tp", "head.sum"),
             &[Gradients, Loss, Norm, LossAfter],
             "that of",
         ),
-        (
+        mutant(
             "the gradients of a shared KV head are not added up",
             layout(toy::llama(1)),
             skip("kv", "attention"),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "norm gradients of split rows are not added up",
             EngineConfig { sequence_parallel: true, ..gpt() },
             skip("tp", "norm1"),
             &[Run],
             "replicas of",
         ),
-        (
-            "the data-parallel reduction of gradients is dropped",
-            gpt(),
-            skip("dp", "gradient"),
-            &[Run],
-            "replicas of",
-        ),
-        (
-            "the data-parallel reduction of gradients is dropped under ZeRO-1",
-            zero1(),
-            skip("dp", "gradient"),
-            &[Gradients, Norm, LossAfter],
-            "that of",
-        ),
-        (
-            "gradients are averaged over data-parallel ranks and not summed",
-            gpt(),
-            change("dp", "gradient", |_, request| {
-                request.operation = Operation::AllReduce(ReduceOp::Mean);
-            }),
-            &[Gradients, Norm],
-            "that of",
-        ),
-        (
-            "gradients are scaled by the size of the world",
-            gpt(),
-            change("dp", "gradient", |_, request| scale(&mut request.send, 8.0)),
-            &[Gradients, Norm],
-            "that of",
-        ),
-        (
+    ]
+}
+
+/// Operations between stages.
+fn in_the_pipeline() -> Vec<Mutant> {
+    let gpt = || layout(toy::gpt());
+    vec![
+        mutant(
             "the two copies of the tied embedding keep their own gradients",
             gpt(),
             skip("tied", "tied gradient"),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "the activation of another micro-batch is sent",
             gpt(),
             stale_activation(),
             &[Gradients, Loss, Norm, LossAfter],
             "that of",
         ),
-        (
+        mutant(
             "gradients are doubled between stages",
             gpt(),
             change("pp", "gradient for", |_, request| {
@@ -219,51 +200,87 @@ fn between_ranks() -> Vec<Mutant> {
             &[Gradients, Norm, LossAfter],
             "that of",
         ),
-        (
+    ]
+}
+
+/// Operations between replicas, and over all ranks.
+fn in_data_parallelism() -> Vec<Mutant> {
+    let gpt = || layout(toy::gpt());
+    let zero1 = || EngineConfig { zero: ZeroStage::Zero1, ..gpt() };
+    vec![
+        mutant(
+            "the data-parallel reduction of gradients is dropped",
+            gpt(),
+            skip("dp", "gradient"),
+            &[Run],
+            "replicas of",
+        ),
+        mutant(
+            "the data-parallel reduction of gradients is dropped under ZeRO-1",
+            zero1(),
+            skip("dp", "gradient"),
+            &[Gradients, Norm, LossAfter],
+            "that of",
+        ),
+        mutant(
+            "gradients are averaged over data-parallel ranks and not summed",
+            gpt(),
+            change("dp", "gradient", |_, request| {
+                request.operation = Operation::AllReduce(ReduceOp::Mean);
+            }),
+            &[Gradients, Norm],
+            "that of",
+        ),
+        mutant(
+            "gradients are scaled by the size of the world",
+            gpt(),
+            change("dp", "gradient", |_, request| scale(&mut request.send, 8.0)),
+            &[Gradients, Norm],
+            "that of",
+        ),
+        mutant(
             "valid tokens are not counted over all ranks",
             gpt(),
             mean_of_means(),
             &[Run],
             "ranks disagree about loss",
         ),
-        (
+        mutant(
             "the norm's parts are not added up",
             gpt(),
             skip("world", "gradient norm"),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "updated weights are not gathered under ZeRO-1",
             zero1(),
             skip("dp", "weights"),
             &[Run],
             "replicas of",
         ),
-    ];
-    list.into_iter().map(mutant).collect()
+    ]
 }
 
-fn in_the_plan() -> Vec<Mutant> {
+/// Decisions about what a rank holds and counts.
+fn in_the_placement() -> Vec<Mutant> {
     let gpt = || layout(toy::gpt());
-    let posts = |action: &Action| matches!(action, Action::ReduceGrad { segment: 0, .. });
-    let awaits = |action: &Action| matches!(action, Action::AwaitGrad { segment: 0, .. });
-    let list: Vec<(_, _, _, &'static [Check], _)> = vec![
-        (
+    vec![
+        mutant(
             "the embedding's vocabulary range is shifted",
             gpt(),
             shift("embedding.token"),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "the output layer's vocabulary range is shifted",
             layout(toy::llama(2)),
             shift("head.output.weight"),
             &[Run],
             "no rank holds it",
         ),
-        (
+        mutant(
             "the norm counts replicas twice",
             gpt(),
             edit(|plan| {
@@ -273,7 +290,7 @@ fn in_the_plan() -> Vec<Mutant> {
             &[Norm, LossAfter],
             "instead of",
         ),
-        (
+        mutant(
             "the norm counts nothing of the second tensor-parallel rank",
             gpt(),
             edit(|plan| {
@@ -283,42 +300,58 @@ fn in_the_plan() -> Vec<Mutant> {
             &[Norm, LossAfter],
             "instead of",
         ),
-        ("a reduction is not posted", gpt(), without(posts), &[Run], "were not posted"),
-        (
+    ]
+}
+
+/// Actions that are left out.
+fn in_the_schedule() -> Vec<Mutant> {
+    let gpt = || layout(toy::gpt());
+    let posts = |action: &Action| matches!(action, Action::ReduceGrad { segment: 0, .. });
+    let awaits = |action: &Action| matches!(action, Action::AwaitGrad { segment: 0, .. });
+    vec![
+        mutant("a reduction is not posted", gpt(), without(posts), &[Run], "were not posted"),
+        mutant(
             "a reduction is neither posted nor awaited",
             gpt(),
             without(move |action| posts(action) || awaits(action)),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "the sum of tied gradients is left out of the schedule",
             gpt(),
             without(|action| matches!(action, Action::ReduceTied { .. })),
             &[Run],
             "replicas of",
         ),
-        (
+        mutant(
             "the weight gradients of a micro-batch are left out",
             gpt(),
             without(|action| matches!(action, Action::BackwardWeight { micro_batch: 2, .. })),
             &[Gradients, Norm, LossAfter],
             "that of",
         ),
-    ];
-    list.into_iter().map(mutant).collect()
+    ]
 }
 
 fn mutant(
-    (name, config, injection, noticed, says): (
-        &'static str,
-        EngineConfig,
-        Injection,
-        &'static [Check],
-        &'static str,
-    ),
+    name: &'static str,
+    config: EngineConfig,
+    injection: Injection,
+    noticed: &'static [Check],
+    says: &'static str,
 ) -> Mutant {
     Mutant { name, config, injection, noticed, says }
+}
+
+/// All mutants.
+fn all() -> Vec<Mutant> {
+    let mut mutants = in_tensor_parallelism();
+    mutants.extend(in_the_pipeline());
+    mutants.extend(in_data_parallelism());
+    mutants.extend(in_the_placement());
+    mutants.extend(in_the_schedule());
+    mutants
 }
 
 /// The serial run in f64 and the bound that layouts keep, for the configurations met so far.
@@ -365,7 +398,7 @@ fn run(mutant: &Mutant, (exact, bound): &(Outcome, f64)) -> Vec<Finding> {
 #[test]
 fn every_mutant_is_noticed() {
     let (mut noticed, mut exact) = (0, Exact::default());
-    for mutant in between_ranks().into_iter().chain(in_the_plan()) {
+    for mutant in all() {
         let found = run(&mutant, exact.of(&mutant.config));
         let checks: Vec<Check> = found.iter().map(|finding| finding.check).collect();
         assert_eq!(checks, mutant.noticed, "{}: {found:?}", mutant.name);
