@@ -21,10 +21,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The configuration of a serial run, run this way.
+    /// The configuration of a serial run, run this way. Four stages get three micro-batches, of
+    /// several samples each.
     pub fn apply(&self, serial: &EngineConfig) -> EngineConfig {
+        let each = serial.global_batch / self.degrees.dp;
         EngineConfig {
             degrees: self.degrees,
+            micro_batch: if self.degrees.pp == 4 { each / 3 } else { serial.micro_batch },
             schedule: self.schedule,
             zero: self.zero,
             recompute: self.recompute,

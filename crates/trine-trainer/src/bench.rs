@@ -3,6 +3,7 @@
 use crate::TrainError;
 use crate::config::Config;
 use crate::engine::{Batch, Engine};
+use crate::run::RANKS;
 use std::time::Instant;
 use trine_comm::threads;
 use trine_rng::Stream;
@@ -17,7 +18,7 @@ const WARM_UP_STEPS: u64 = 2;
 /// What does not fit, or the first failure of a rank.
 pub fn tokens_per_second(config: &Config, cores: usize, steps: u64) -> Result<f64, TrainError> {
     let engine = config.engine(cores)?;
-    let seconds = threads::run(engine.degrees.world(), &Default::default(), |comm| {
+    let seconds = threads::run(engine.degrees.world(), &RANKS, |comm| {
         let mut rank = Engine::new(&engine, comm)?;
         let samples = engine.global_batch / engine.degrees.dp;
         let batch = synthetic(samples * engine.seq, engine.model.vocab, config.seed);

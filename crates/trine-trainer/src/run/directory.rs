@@ -8,7 +8,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use trine_checkpoint::{Check, Checkpoint, latest};
+use trine_checkpoint::{
+    Check, Checkpoint, CheckpointError, Disk, Storage, estimate_bytes, latest,
+};
 use trine_spec::ModelSpec;
 
 /// One line of `metrics.jsonl`.
@@ -101,17 +103,26 @@ impl RunDirectory {
 
     /// Writes the configuration, and cuts the metrics back to the steps before `first_step`.
     pub(crate) fn begin(&self, config: &Config, first_step: u64) -> Result<(), TrainError> {
+        self.check_space(config)?;
         self.write_config(config)?;
         let path = self.path.join("metrics.jsonl");
-        let kept: String = read_metrics(&self.path)?
-            .iter()
-            .filter(|line| line.step <= first_step)
-            .map(|line| serde_json::to_string(line).map(|text| text + "\n"))
-            .collect::<Result<_, _>>()
-            .map_err(|error| TrainError::Json(error.to_string()))?;
+        let kept = metrics_until(&self.path, first_step)?;
         replace(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(io("open", &path))?;
         *self.metrics.lock().expect("invariant: no panic while the lock is held") = Some(file);
+        Ok(())
+    }
+
+    /// Refuses a run whose first checkpoint would not fit: better now than after hours. Each save
+    /// measures again.
+    fn check_space(&self, config: &Config) -> Result<(), TrainError> {
+        let (dtype, moments) =
+            (config.train.precision.dtype().accumulator(), config.optimizer_config().moments());
+        let needed = estimate_bytes(&config.model, dtype, moments)?;
+        let free = Disk.free_bytes(&self.path).map_err(io("measure the space of", &self.path))?;
+        if free < needed {
+            return Err(CheckpointError::Space { needed, free, path: self.path.clone() }.into());
+        }
         Ok(())
     }
 
@@ -132,12 +143,19 @@ impl RunDirectory {
     pub(crate) fn finish(&self, summary: &Summary, config: &Config) -> Result<(), TrainError> {
         let mut config = config.clone();
         if summary.steps_cut {
-            (config.train.steps, config.train.minutes_max) = (summary.steps as usize, 0.0);
+            // The total, which decides the learning rates, and not the steps that were reached.
+            (config.train.steps, config.train.minutes_max) = (summary.steps_total as usize, 0.0);
             self.write_config(&config)?;
         }
         let text =
             serde_json::to_string_pretty(summary).map_err(|e| TrainError::Json(e.to_string()))?;
         replace(&self.path.join("summary.json"), (text + "\n").as_bytes())
+    }
+
+    /// The summary of the process that ran here before, if one came to its end.
+    pub(crate) fn summary(&self) -> Option<Summary> {
+        let text = std::fs::read_to_string(self.path.join("summary.json")).ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     pub(crate) fn write_config(&self, config: &Config) -> Result<(), TrainError> {
@@ -148,17 +166,22 @@ impl RunDirectory {
     }
 }
 
-/// The lines of a run's metrics; a line cut off by a crash is left out.
+/// The lines of a run's metrics up to `step`, as they were written; a line cut off by a crash is
+/// left out.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub(crate) fn read_metrics(run: &Path) -> Result<Vec<MetricsLine>, TrainError> {
+fn metrics_until(run: &Path, step: u64) -> Result<String, TrainError> {
     let path = run.join("metrics.jsonl");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(io("read", &path)(error)),
-    }
+    let text = match std::fs::read(&path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) => return Err(io("read", &path)(error)),
+    };
+    let is_kept = |line: &&str| {
+        serde_json::from_str::<MetricsLine>(line).is_ok_and(|metrics| metrics.step <= step)
+    };
+    Ok(text.lines().filter(is_kept).map(|line| line.to_owned() + "\n").collect())
 }
 
 /// The newest checkpoint of a run that is complete and whole.

@@ -21,9 +21,18 @@ use crate::run::rank::{RankResult, RankRun};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use trine_checkpoint::Checkpoint;
-use trine_comm::threads;
+use trine_comm::threads::{self, Delivery, WorldOptions};
+
+/// How the ranks' threads wait for one another. Ranks that wait in a circle, or for one that is gone,
+/// are told at once; the deadline is for ranks that compute without end, and a step of a large model
+/// on a small machine takes its time.
+pub(crate) const RANKS: WorldOptions = WorldOptions {
+    delivery: Delivery::Buffered,
+    deadline: Duration::from_secs(3600),
+    stack_bytes: 8 << 20,
+};
 
 /// What a run is asked to do.
 #[derive(Debug)]
@@ -78,7 +87,7 @@ pub fn train(
         restored: restored.as_ref(),
         reporter,
     };
-    let ranks = threads::run(engine.degrees.world(), &Default::default(), |comm| shared.run(comm))
+    let ranks = threads::run(engine.degrees.world(), &RANKS, |comm| shared.run(comm))
         .map_err(|error| TrainError::Ranks(error.to_string()))?;
     conclude(&shared, ranks)
 }

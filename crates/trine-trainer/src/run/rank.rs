@@ -50,6 +50,7 @@ pub(crate) struct RankResult {
     pub(crate) train_wall_s: f64,
     pub(crate) trained_tokens: u64,
     pub(crate) steps_done: u64,
+    pub(crate) steps_total: u64,
     pub(crate) steps_cut: bool,
     pub(crate) stopped_early: Option<String>,
     pub(crate) final_loss: f64,
@@ -191,7 +192,8 @@ impl RankRun<'_> {
             return Decision { go_on: true, total, reason: StopReason::None };
         }
         let left = minutes * 60.0 - self.request.started.elapsed().as_secs_f64();
-        if left <= 0.0 {
+        // A run has at least one step: without any there is nothing to save or to measure.
+        if left <= 0.0 && progress.step > 0 {
             return Decision { go_on: false, total, reason: StopReason::Time };
         }
         Decision {
@@ -358,6 +360,7 @@ impl RankRun<'_> {
             train_wall_s: progress.train_wall.as_secs_f64(),
             trained_tokens: steps * self.data.tokens_per_step(self.engine),
             steps_done: progress.step,
+            steps_total: progress.total,
             steps_cut: progress.step < self.request.config.train.steps as u64
                 && progress.stopped != StopReason::Asked,
             stopped_early: match progress.stopped {

@@ -31,6 +31,9 @@ pub struct Summary {
     pub layout: String,
     /// Steps done in all.
     pub steps: u64,
+    /// Steps that the run has when nothing stops it: the configured ones, or as many as fit into its
+    /// time.
+    pub steps_total: u64,
     /// Whether the configured steps were cut to fit the time.
     pub steps_cut: bool,
     /// Why the run ended before its last step, if it did.
@@ -91,10 +94,11 @@ impl Summary {
         let tokens_per_s = first.trained_tokens as f64 / first.train_wall_s.max(1e-9);
         let cores = shared.request.cores.min(engine.degrees.world() * engine.threads) as f64;
         let cpu: f64 = ranks.iter().map(|rank| rank.train_cpu_s).sum();
-        Ok(Self {
+        let summary = Self {
             params: engine.model.param_count(),
             layout: engine.degrees.to_string(),
             steps: first.steps_done,
+            steps_total: first.steps_total,
             steps_cut: first.steps_cut,
             stopped_early: first.stopped_early.clone(),
             tokens: first.steps_done * data.tokens_per_step(engine),
@@ -131,6 +135,22 @@ impl Summary {
                 })
                 .collect(),
             corpus_hash: data.report().corpus_hash.clone(),
-        })
+        };
+        let earlier = shared.directory.summary().filter(|_| first.trained_tokens == 0);
+        Ok(earlier.map_or(summary.clone(), |earlier| summary.with_speeds_of(earlier)))
+    }
+
+    /// A process that took no step, such as one that resumed a finished run, has measured nothing:
+    /// the measurements of the one before it stand.
+    fn with_speeds_of(self, earlier: Self) -> Self {
+        Self {
+            tokens_per_s: earlier.tokens_per_s,
+            model_flops_per_s: earlier.model_flops_per_s,
+            wall_s: earlier.wall_s,
+            peak_rss_bytes: earlier.peak_rss_bytes,
+            bubble_measured: earlier.bubble_measured,
+            wait_share: earlier.wait_share,
+            ..self
+        }
     }
 }
