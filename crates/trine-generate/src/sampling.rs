@@ -123,11 +123,6 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: usize) {
 
 /// Leaves the shortest run of the likeliest that has `top_p` of the weight. Expects them sorted.
 fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
-    // A sum of everything reaches its total before its smallest terms are added: not a reason to
-    // drop them.
-    if top_p == 1.0 {
-        return;
-    }
     let wanted = top_p * total(candidates);
     let mut sum = 0.0;
     let last = candidates.iter().position(|candidate| {

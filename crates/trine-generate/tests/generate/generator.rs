@@ -26,7 +26,7 @@ fn generator(model: &ModelSpec, threads: usize) -> Generator {
 
 /// A generator whose weights `change` has changed, parameter by parameter: name, leading rows that
 /// are real, all rows.
-fn changed(model: &ModelSpec, change: &dyn Fn(&str, &mut [f32], &mut [f32])) -> Generator {
+fn changed(model: &ModelSpec, change: impl Fn(&str, &mut [f32], &mut [f32])) -> Generator {
     let load = &mut |layout: &StageLayout, bucket: usize, out: &mut [f32]| {
         fill(layout, bucket, out);
         for &index in &layout.buckets[bucket].params {
@@ -139,7 +139,7 @@ fn padding_of_the_vocabulary_is_never_drawn() {
     assert_eq!((model.vocab, model.vocab_stored(1)), (97, 128));
     let mut made = 0;
     for value in [0.0, 1e9, f32::NAN] {
-        let generator = changed(&model, &|_, _, padding| padding.fill(value));
+        let generator = changed(&model, |_, _, padding| padding.fill(value));
         let tokens = run(&generator, &[1], 200, &hot);
         assert!(tokens.iter().all(|token| *token < 97), "{tokens:?}");
         assert!(tokens.iter().any(|token| *token >= 80), "the draws do not reach the end");
@@ -168,7 +168,7 @@ fn ids_beyond_the_vocabulary_are_refused() {
 #[test]
 fn damaged_weights_and_wrong_constants_are_errors() {
     let model = toy::llama(2);
-    let damaged = changed(&model, &|name, real, _| {
+    let damaged = changed(&model, |name, real, _| {
         if name == "head.norm.weight" {
             real[3] = f32::NAN;
         }
