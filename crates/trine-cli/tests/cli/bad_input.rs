@@ -68,9 +68,9 @@ const CASES: &[(&[&str], &[&str])] = &[
     (
         &["train", "--dp", "3"],
         &[
-            "batch.global = 32",
+            "batch.global = 16",
             "layout.dp × batch.micro = 3 (--dp 3) × 4",
-            "nearest valid: batch.global = 24 or",
+            "nearest valid: batch.global = 12 or",
         ],
     ),
     (
