@@ -27,9 +27,23 @@ impl Failure {
             Self::Usage(error) => (2, error),
             Self::Run(error) => (1, error),
         };
-        output::complain(&format!("error: {error:#}"));
+        output::complain(&format!("error: {}", said_once(&error)));
         ExitCode::from(code)
     }
+}
+
+/// An error and its causes on one line. Some messages hold their cause's already: it is not said
+/// again.
+fn said_once(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 impl From<ConfigError> for Failure {

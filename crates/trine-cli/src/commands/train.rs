@@ -6,6 +6,7 @@ use crate::progress::Screen;
 use crate::{dry_run, output, select};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
+use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -27,6 +28,12 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
 fn train(config: Config, args: &TrainArgs, started: Instant) -> Result<(), Failure> {
+    if let Some(path) = &args.trace {
+        // Found out now, and not after the last step.
+        File::options().append(true).create(true).open(path).map_err(|error| {
+            Failure::usage(format!("--trace {}: cannot create it: {error}", path.display()))
+        })?;
+    }
     let stop = stop_on_signals()?;
     let screen = Mutex::new(Screen::new(config.log.every_seconds));
     let request = TrainRequest {

@@ -8,9 +8,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use trine_checkpoint::{
-    Check, Checkpoint, CheckpointError, Disk, Storage, estimate_bytes, latest,
-};
+use trine_checkpoint::{Check, Checkpoint, CheckpointError, Disk, Storage, estimate_bytes, latest};
 use trine_spec::ModelSpec;
 
 /// One line of `metrics.jsonl`.
