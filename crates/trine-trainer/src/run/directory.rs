@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use trine_checkpoint::{Check, Checkpoint, CheckpointError, Disk, Storage, estimate_bytes, latest};
+use trine_checkpoint::{Check, CheckpointError, Disk, Latest, Storage, estimate_bytes, latest};
 use trine_spec::ModelSpec;
 
 /// One line of `metrics.jsonl`.
@@ -51,7 +51,8 @@ impl RunDirectory {
     /// `output.dir` a new run gets `runs/NAME`, or the first free `runs/NAME-2`, …
     ///
     /// # Errors
-    /// A directory in use, one that already holds a run, or one that cannot be written.
+    /// A directory in use, one that already holds a run, one that cannot be written, or one without
+    /// the space for a checkpoint.
     pub fn open(config: &Config, resume: bool) -> Result<Self, TrainError> {
         let given = &config.output.dir;
         let path =
@@ -71,7 +72,9 @@ impl RunDirectory {
             Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(path)),
             Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
         }
-        Ok(Self { path, _lock: lock, metrics: Mutex::new(None) })
+        let directory = Self { path, _lock: lock, metrics: Mutex::new(None) };
+        directory.check_space(config)?;
+        Ok(directory)
     }
 
     /// Where it is.
@@ -84,16 +87,18 @@ impl RunDirectory {
         self.path.join("checkpoints")
     }
 
+    /// The newest whole checkpoint, if one is wanted and there is one, and what is wrong with those
+    /// that are newer.
     pub(crate) fn latest_checkpoint(
         &self,
         wanted: bool,
         model: &ModelSpec,
-    ) -> Result<Option<Checkpoint>, TrainError> {
+    ) -> Result<Latest, TrainError> {
         if !wanted {
-            return Ok(None);
+            return Ok(Latest { checkpoint: None, damaged: Vec::new() });
         }
         let found = newest(&self.path)?;
-        if let Some(checkpoint) = &found {
+        if let Some(checkpoint) = &found.checkpoint {
             checkpoint.check_model(model)?;
         }
         Ok(found)
@@ -101,7 +106,6 @@ impl RunDirectory {
 
     /// Writes the configuration, and cuts the metrics back to the steps before `first_step`.
     pub(crate) fn begin(&self, config: &Config, first_step: u64) -> Result<(), TrainError> {
-        self.check_space(config)?;
         self.write_config(config)?;
         let path = self.path.join("metrics.jsonl");
         let kept = metrics_until(&self.path, first_step)?;
@@ -182,18 +186,16 @@ fn metrics_until(run: &Path, step: u64) -> Result<String, TrainError> {
     Ok(text.lines().filter(is_kept).map(|line| line.to_owned() + "\n").collect())
 }
 
-/// The newest checkpoint of a run that is complete and whole.
-pub(crate) fn newest(run: &Path) -> Result<Option<Checkpoint>, TrainError> {
-    let folder = run.join("checkpoints");
-    if !folder.exists() {
-        return Ok(None);
+/// The newest whole checkpoint of a run, and what is wrong with those that are newer.
+///
+/// # Errors
+/// A folder that cannot be read, or damaged checkpoints only.
+pub(crate) fn newest(run: &Path) -> Result<Latest, TrainError> {
+    let mut found = latest(&run.join("checkpoints"), Check::Checksums)?;
+    if found.checkpoint.is_none() && !found.damaged.is_empty() {
+        return Err(found.damaged.swap_remove(0).into());
     }
-    let found = latest(&folder, Check::Checksums)?;
-    match (found.checkpoint, found.damaged.into_iter().next()) {
-        (Some(checkpoint), _) => Ok(Some(checkpoint)),
-        (None, Some(damage)) => Err(damage.into()),
-        (None, None) => Ok(None),
-    }
+    Ok(found)
 }
 
 fn free_name(name: &str) -> PathBuf {

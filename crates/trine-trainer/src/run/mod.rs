@@ -61,10 +61,15 @@ pub fn train(
     reporter: &Mutex<dyn Reporter + '_>,
 ) -> Result<Summary, TrainError> {
     let config = &request.config;
-    let data = RunData::open(config, request.cores, reporter)?;
+    // What is quick to refuse comes before the data, which may take minutes.
     let directory = RunDirectory::open(config, request.resume)?;
     let engine = config.engine(request.cores)?;
-    let restored = directory.latest_checkpoint(request.resume, &engine.model)?;
+    let found = directory.latest_checkpoint(request.resume, &engine.model)?;
+    for damage in &found.damaged {
+        rank::report(reporter, &Event::Note(damage.to_string()));
+    }
+    let restored = found.checkpoint;
+    let data = RunData::open(config, request.cores, reporter)?;
     if let Some(checkpoint) = &restored {
         data.check_same(&checkpoint.manifest().run)?;
     }
@@ -105,8 +110,8 @@ fn conclude(shared: &RankRun<'_>, ranks: Vec<RankResult>) -> Result<Summary, Tra
         &Event::Finished { summary: &summary, directory: directory.path() },
     );
     if summary.stopped_early.is_none() {
-        let checkpoint = directory.latest_checkpoint(true, &shared.engine.model)?;
-        if let Some(checkpoint) = checkpoint {
+        let found = directory.latest_checkpoint(true, &shared.engine.model)?;
+        if let Some(checkpoint) = found.checkpoint {
             let (config, cores) = (&request.config, request.cores);
             let tokenizer = shared.data.tokenizer();
             for prompt in &config.sample.prompts {
@@ -124,5 +129,7 @@ fn conclude(shared: &RankRun<'_>, ranks: Vec<RankResult>) -> Result<Summary, Tra
 /// # Errors
 /// No checkpoint, or damaged ones only.
 pub fn open_latest(directory: &std::path::Path) -> Result<Checkpoint, TrainError> {
-    directory::newest(directory)?.ok_or_else(|| TrainError::NoCheckpoint(directory.to_path_buf()))
+    directory::newest(directory)?
+        .checkpoint
+        .ok_or_else(|| TrainError::NoCheckpoint(directory.to_path_buf()))
 }

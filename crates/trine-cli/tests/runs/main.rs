@@ -1,0 +1,10 @@
+//! Whole runs of the binary: what they compute, what they leave behind, and how they are stopped,
+//! killed, resumed and refused. One test program, so that it is linked once.
+
+mod bytes;
+mod common;
+mod contents;
+mod failures;
+mod kill;
+mod layouts;
+mod resume;
