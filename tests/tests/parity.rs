@@ -22,7 +22,7 @@ fn run(config: &EngineConfig) -> Outcome {
 /// Compares a layout with the serial f64 run within the derived bound, in fast numerics.
 fn compare_fast(layout: &Layout, base: &EngineConfig, exact: &Outcome) {
     let got = step(&layout.apply(base), &Mutation::NONE);
-    let found = findings(&got, exact, tolerance::bound(DType::F32, &base.model));
+    let found = findings(&got, exact, tolerance::bound(base.compute, &base.model));
     let messages: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert!(messages.is_empty(), "{layout:?}: {}", messages.join("; "));
 }
@@ -67,6 +67,21 @@ fn a_covering_set_of_layouts_meets_the_bound_in_fast_numerics() {
     let layouts = layouts::pairwise();
     assert_eq!(fast(&layouts), 3 * 2 * layouts.len());
     assert!(layouts.len() >= 34, "{} layouts", layouts.len());
+}
+
+#[test]
+fn a_covering_set_of_layouts_meets_the_bound_in_bf16() {
+    let layouts = layouts::pairwise();
+    let mut compared = 0;
+    for model in [toy::gpt(), toy::llama(1)] {
+        let base = EngineConfig { compute: DType::Bf16, ..serial(model) };
+        let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() });
+        for layout in &layouts {
+            compare_fast(layout, &base, &exact);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 2 * layouts.len());
 }
 
 #[test]
