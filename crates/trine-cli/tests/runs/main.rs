@@ -1,6 +1,8 @@
 //! Whole runs of the binary: what they compute, what they leave behind, and how they are stopped,
 //! killed, resumed and refused. One test program, so that it is linked once.
 
+#![expect(clippy::unwrap_used, reason = "a failing call fails the test, in its helpers too")]
+
 mod bytes;
 mod common;
 mod contents;
