@@ -113,6 +113,11 @@ impl Layer for CandleLayer {
         ctx: &Context<'_>,
     ) -> Result<(Act, Saved), NnError> {
         check_len("candle layer", "input", x.len(), ctx.rows.tokens() * self.inputs)?;
+        if ctx.decode.is_some() {
+            // The closure sees the new tokens only: one that mixes tokens would be wrong in silence.
+            let what = "whole sequences: a closure cannot continue from a cache";
+            return Err(NnError::Missing { layer: "candle layer", what });
+        }
         let weights = self.weights(weights, ctx)?;
         let mut y = ctx.alloc(ctx.rows.tokens(), self.outputs)?;
         for part in parts(ctx) {
