@@ -37,7 +37,7 @@ fn options_win_over_the_file_and_the_file_over_the_preset() {
 #[test]
 fn a_model_preset_replaces_the_model_alone() {
     let config = load("[model]\npreset = \"llama2-7b\"\nlayers = 2\n", &["model.tied=true"]);
-    assert_eq!((config.name.as_str(), config.data.seq), ("rust-default", 256));
+    assert_eq!((config.name.as_str(), config.data.seq), ("rust-default", 128));
     assert_eq!((config.model.layers, config.model.ffn, config.model.tied), (2, 11008, true));
 }
 
@@ -86,23 +86,23 @@ fn a_resolved_configuration_gives_itself() {
         [lr]\nkind = \"wsd\"\n\
         [sample]\nprompts = [\"a\\nb\", \"\"]\n";
     let config = load(file, &["output.dir=out"]);
-    assert_eq!((config.batch.micro, config.layout.layers.as_slice()), (8, &[1, 3][..]));
+    assert_eq!((config.batch.micro, config.layout.layers.as_slice()), (4, &[1, 3][..]));
     assert_eq!(config.optimizer.lr, 0.300_000_000_000_000_04);
     assert_eq!(load(&config.to_toml().unwrap(), &[]), config);
 }
 
 #[test]
 fn micro_batches_set_the_micro_batch() {
-    assert_eq!(load("", &["batch.micro_batches=2"]).batch.micro, 8);
-    assert_eq!(load("", &["batch.micro_batches=16"]).micro_batches(), 16);
+    assert_eq!(load("", &["batch.micro_batches=2"]).batch.micro, 4);
+    assert_eq!(load("", &["batch.micro_batches=8"]).micro_batches(), 8);
     // The later of the two counts.
-    assert_eq!(load("", &["batch.micro_batches=16", "batch.micro=2"]).batch.micro, 2);
-    assert_eq!(load("[batch]\nmicro = 2\n", &["batch.micro_batches=4"]).batch.micro, 4);
+    assert_eq!(load("", &["batch.micro_batches=8", "batch.micro=2"]).batch.micro, 2);
+    assert_eq!(load("[batch]\nmicro = 4\n", &["batch.micro_batches=4"]).batch.micro, 2);
     let text = error("[batch]\nmicro = 2\nmicro_batches = 4\n", &[]);
     assert!(text.starts_with("run.toml:3:1: batch.micro_batches = 4:"), "{text}");
     let text = error("", &["batch.micro_batches=5"]);
     let nearest =
-        "nearest valid: batch.micro_batches = 4 or batch.micro_batches = 8 or batch.global = 40";
+        "nearest valid: batch.micro_batches = 4 or batch.micro_batches = 8 or batch.global = 20";
     assert!(text.ends_with(nearest), "{text}");
 }
 
@@ -118,7 +118,7 @@ fn sizes_follow_from_the_configuration() {
 
     let config = load("", &["layout.layers=[1,3]", "train.zero=0", "lr.kind=wsd"]);
     let engine = config.engine(24).unwrap();
-    assert_eq!((engine.micro_batches(), engine.threads, engine.compute), (4, 3, DType::Bf16));
+    assert_eq!((engine.micro_batches(), engine.threads, engine.compute), (2, 3, DType::Bf16));
     assert_eq!((engine.layers.as_deref(), engine.zero), (Some(&[1, 3][..]), ZeroStage::Zero0));
     assert_eq!(engine.optimizer.moments().len(), 2);
     assert_eq!(config.engine(2).unwrap().threads, 1, "more ranks than cores");
@@ -255,8 +255,8 @@ const RULES: &[(&[&str], &str, &str)] = &[
     (&["layout.dp=0"], "layout.dp = 0: must be at least 1", "1"),
     (
         &["layout.dp=3"],
-        "preset rust-default: batch.global = 32: must be a multiple of layout.dp × batch.micro = 3 (--set layout.dp=3) × 4 (preset rust-default)",
-        "batch.global = 24 or batch.global = 36 or layout.dp = 2 or layout.dp = 4",
+        "preset rust-default: batch.global = 16: must be a multiple of layout.dp × batch.micro = 3 (--set layout.dp=3) × 4 (preset rust-default)",
+        "batch.global = 12 or batch.global = 24 or layout.dp = 2 or layout.dp = 4",
     ),
     (
         &["batch.global=30"],
