@@ -323,9 +323,9 @@ const RULES: &[(&[&str], &str, &str)] = &[
     (
         &["batch.micro_batches=0"],
         "batch.micro_batches = 0: must divide",
-        "batch.micro_batches = 1 or batch.global = 32",
+        "batch.micro_batches = 1 or batch.global = 16",
     ),
-    (&["batch.micro_batches=4000000000"], "must divide", "batch.micro_batches = 16"),
+    (&["batch.micro_batches=4000000000"], "must divide", "batch.micro_batches = 8"),
 ];
 
 #[test]
