@@ -37,7 +37,7 @@ pub use grads::{GradStore, Node, SampleTree, TakenGrads, subtrees};
 pub use layer::{Layer, Recompute, Saved, Stack, WeightTask, WeightWork};
 pub use linear::Linear;
 pub use norm::{NormGrads, NormLayer};
-pub use params::{Lease, ParamId, ParamStore, initial_weights, named_values};
+pub use params::{Lease, ParamId, ParamStore, initial_weights};
 
 use trine_buffer::{BufferError, DType};
 use trine_kernels::KernelError;

@@ -152,22 +152,3 @@ impl Layer for NormLayer {
         Ok((Act::new(dx), WeightWork::nothing()))
     }
 }
-
-impl NormLayer {
-    /// Adds the gain's and bias's gradients of whole samples to the store without computing an
-    /// input gradient that is wanted elsewhere: for rows gathered from several ranks.
-    ///
-    /// # Errors
-    /// As [`NormLayer::gradients`].
-    pub fn param_gradients(
-        &self,
-        weights: &ParamStore,
-        saved: (&Buf, &Buf, &Buf),
-        ctx: &Context<'_>,
-        grads: &mut GradStore,
-    ) -> Result<(), NnError> {
-        let dx = self.gradients(weights, saved, ctx, NormGrads::Store(grads))?;
-        drop(dx);
-        Ok(())
-    }
-}

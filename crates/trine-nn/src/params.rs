@@ -3,7 +3,7 @@
 use crate::NnError;
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::{Buf, DType, Float, Slice};
+use trine_buffer::{Buf, DType, Slice};
 use trine_kernels::Ops;
 use trine_rng::Stream;
 use trine_spec::{Init, LocalParam, StageLayout};
@@ -198,15 +198,4 @@ fn fill_initial(param: &LocalParam, seed: u64, out: &mut [f32]) {
             values.fill(0.0);
         }
     }
-}
-
-/// Every element of a store as f64 under its parameter's name: for tests and reports.
-pub fn named_values<T: Float>(
-    layout: &StageLayout,
-    bucket: usize,
-    values: &[T],
-) -> Vec<(String, Vec<f64>)> {
-    let value = |param: &LocalParam| values[param.span()].iter().map(|v| v.to_f64()).collect();
-    let params = layout.buckets[bucket].params.iter().map(|index| &layout.params[*index]);
-    params.map(|param| (param.spec.name.clone(), value(param))).collect()
 }
