@@ -184,6 +184,26 @@ pub(crate) struct InspectArgs {
 pub(crate) enum Bench {
     /// Tokens per second of one rank with all threads against a layout, in alternation
     Layouts(Box<BenchLayoutsArgs>),
+    /// Training steps on synthetic tokens: tokens per second, model FLOP/s, where the time goes
+    Step(Box<BenchStepArgs>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchStepArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Time steps for so many seconds, and three at least
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    pub(crate) seconds: f64,
+    /// A poorer instruction set than the best: portable, avx2, avx512, avx512-bf16 or amx
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+    /// Time each kernel too
+    #[arg(long)]
+    pub(crate) profile: bool,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "profile")]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -39,5 +39,6 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Generate(args) => commands::generate::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Bench(Bench::Layouts(args)) => commands::bench::layouts(args),
+        Command::Bench(Bench::Step(args)) => commands::bench::step(args),
     }
 }

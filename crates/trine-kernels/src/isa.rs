@@ -13,11 +13,14 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16 dot products.
     Avx512Bf16,
+    /// The same and the matrix tiles of AMX with bf16 products.
+    Amx,
 }
 
 impl Isa {
     /// All instruction sets, the poorest first.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The richest instruction set of this processor.
     pub fn detect() -> Self {
@@ -30,6 +33,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             match (avx2, avx512, avx512 && is_x86_feature_detected!("avx512bf16")) {
+                (_, _, true) if amx::is_usable() => Self::Amx,
                 (_, _, true) => Self::Avx512Bf16,
                 (_, true, _) => Self::Avx512,
                 (true, ..) => Self::Avx2,
@@ -47,6 +51,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -57,6 +62,48 @@ impl Isa {
             return Ok(self);
         }
         Err(KernelError::Isa { isa: self.name(), best: best.name() })
+    }
+}
+
+/// Whether the tiles may be used: the processor has them, and the system has given them to this
+/// process.
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    /// Tiles and their bf16 products, in EDX of leaf 7.
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+
+    #[cfg(all(target_os = "linux", not(miri)))]
+    pub(super) fn is_usable() -> bool {
+        let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        features & AMX_BF16 != 0 && features & AMX_TILE != 0 && is_permitted()
+    }
+
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    pub(super) fn is_usable() -> bool {
+        false
+    }
+
+    /// Linux gives the tiles' state to processes that ask for it. Asking again changes nothing.
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn is_permitted() -> bool {
+        const ARCH_PRCTL: i64 = 158;
+        const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+        const XFEATURE_XTILEDATA: u64 = 18;
+        let result: i64;
+        // SAFETY: the call takes two numbers, touches no memory of ours, and fails with a number.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => result,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XFEATURE_XTILEDATA,
+                out("rcx") _,
+                out("r11") _,
+                options(nostack),
+            );
+        }
+        result == 0
     }
 }
 
@@ -87,7 +134,7 @@ macro_rules! vectorised {
             match isa {
                 // SAFETY: `CpuOps` only holds an `Isa` that `Isa::checked` found on this processor.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => unsafe {
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => unsafe {
                     avx512::<$($t),+>($($arg),*)
                 },
                 // SAFETY: as above.
@@ -99,7 +146,8 @@ macro_rules! vectorised {
                 $crate::Isa::Portable
                 | $crate::Isa::Avx2
                 | $crate::Isa::Avx512
-                | $crate::Isa::Avx512Bf16 => body::<$($t),+>($($arg),*),
+                | $crate::Isa::Avx512Bf16
+                | $crate::Isa::Amx => body::<$($t),+>($($arg),*),
             }
         }
     )+};

@@ -41,6 +41,7 @@ mod norm;
 mod num;
 mod ops;
 mod optim;
+mod profiled;
 mod rope;
 mod scratch;
 mod team;
@@ -53,6 +54,7 @@ pub use ops::{
     AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GeluKind, IGNORE, LossShape,
     NormShape, Ops, Product, RopeShape, Sgd,
 };
+pub use profiled::{KernelTime, Profiled};
 pub use rope::{rope_frequencies, rope_table};
 pub use team::Team;
 pub use view::{GateUpMut, MatMut, MatRef, Qkv, QkvMut};

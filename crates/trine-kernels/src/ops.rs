@@ -162,7 +162,8 @@ type Done = Result<(), KernelError>;
 /// `Acc` and rounded once.
 ///
 /// *Order.* No result depends on the number of threads, on which rows or columns a call covers, or
-/// on the instruction set (bf16 products apart, which have their own order with `vdpbf16ps`): row
+/// on the instruction set (bf16 products apart: with AVX-512 BF16 and with AMX they have orders of
+/// their own): row
 /// `r` of a call over many rows has the bits of a call over row `r` alone.
 ///
 /// *Errors.* Every method checks types and lengths first and writes nothing if they are wrong.
@@ -172,7 +173,7 @@ pub trait Ops: Send + Sync + fmt::Debug {
     /// A and B hold `T`, C holds `T` or `Acc`. Each element of C is one chain of fused multiply-adds
     /// over ascending `k`, started at zero or, to accumulate, at the old value: accumulating the
     /// products of consecutive row ranges of A and B in the [`Product::Tn`] form gives the bits of
-    /// one product over all rows (in bf16: if the ranges are of even length, and C is `Acc`).
+    /// one product over all rows (in bf16: if the ranges begin at multiples of 32, and C is `Acc`).
     ///
     /// # Errors
     /// Types or dimensions that do not fit.

@@ -2,41 +2,139 @@
 
 use crate::TrainError;
 use crate::config::Config;
-use crate::engine::{Batch, Engine};
+use crate::engine::{Batch, Engine, EngineConfig, RankPlan};
 use crate::run::RANKS;
-use std::time::Instant;
-use trine_comm::threads;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use trine_buffer::Buf;
+use trine_comm::{Name, threads};
+use trine_kernels::{CpuOps, Isa, KernelTime, Ops, Profiled, Team};
 use trine_rng::Stream;
 
 /// Steps that are not timed: memory is first touched there.
-const WARM_UP_STEPS: u64 = 2;
+const WARM_UP_STEPS: u64 = 3;
 
-/// Tokens per second of `config`'s training steps (forward, backward, reduction and update) on
-/// `cores` cores, over `steps` timed steps.
+/// What to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct StepRequest {
+    /// Cores to share out among the ranks.
+    pub cores: usize,
+    /// Timed steps at least.
+    pub steps_min: u64,
+    /// Go on until so much time has been measured.
+    pub time_min: Duration,
+    /// Another instruction set than the best.
+    pub isa: Option<Isa>,
+    /// Time each kernel of each rank, at the cost of two looks at the clock a call.
+    pub profile: bool,
+}
+
+/// Times of training steps: forward, backward, reduction and update.
+#[derive(Debug, Clone)]
+pub struct StepTimes {
+    /// Wall time of each timed step, on rank 0, between barriers at the first and the last.
+    pub steps: Vec<Duration>,
+    /// Tokens of a step over all ranks.
+    pub tokens: usize,
+    /// Model FLOPs of a step over all ranks.
+    pub flops: f64,
+    /// The loss of the last step.
+    pub loss: f64,
+    /// Threads that computed for each rank.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: Isa,
+    /// Time by kernel, added up over the ranks and the timed steps; empty unless asked for.
+    pub kernels: BTreeMap<&'static str, KernelTime>,
+}
+
+impl StepTimes {
+    /// Tokens per second over all timed steps.
+    pub fn tokens_per_second(&self) -> f64 {
+        let seconds: f64 = self.steps.iter().map(Duration::as_secs_f64).sum();
+        (self.tokens * self.steps.len()) as f64 / seconds
+    }
+
+    /// The median step in seconds.
+    pub fn median_s(&self) -> f64 {
+        let mut steps = self.steps.clone();
+        steps.sort();
+        steps[steps.len() / 2].as_secs_f64()
+    }
+}
+
+/// Runs `config`'s training steps on synthetic tokens and times them.
 ///
 /// # Errors
-/// What does not fit, or the first failure of a rank.
-pub fn tokens_per_second(config: &Config, cores: usize, steps: u64) -> Result<f64, TrainError> {
-    let engine = config.engine(cores)?;
-    let seconds = threads::run(engine.degrees.world(), &RANKS, |comm| {
-        let mut rank = Engine::new(&engine, comm)?;
-        let samples = engine.global_batch / engine.degrees.dp;
-        let batch = synthetic(samples * engine.seq, engine.model.vocab, config.seed);
-        let mut started = Instant::now();
-        for step in 0..WARM_UP_STEPS + steps {
-            if step == WARM_UP_STEPS {
-                rank.world().barrier("bench")?;
-                started = Instant::now();
-            }
-            rank.backward(step, &batch, &mut |_, _, _| {})?;
-            rank.update(step + 1, config.optimizer.lr)?;
-        }
-        rank.world().barrier("bench")?;
-        Ok::<_, TrainError>(started.elapsed().as_secs_f64())
+/// What does not fit, an instruction set that this processor lacks, or the first failure of a rank.
+pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainError> {
+    let engine = config.engine(request.cores)?;
+    let ranks = threads::run(engine.degrees.world(), &RANKS, |comm| {
+        let plan = RankPlan::new(&engine, comm.rank())?;
+        let team = Team::new(engine.threads);
+        let cpu = match request.isa {
+            Some(isa) => CpuOps::with_isa(team, isa)?,
+            None => CpuOps::new(team),
+        };
+        let isa = cpu.isa();
+        let cpu: Arc<dyn Ops> = Arc::new(cpu);
+        let profiled = request.profile.then(|| Arc::new(Profiled::new(cpu.clone())));
+        let ops = profiled.clone().map_or(cpu, |ops| ops as Arc<dyn Ops>);
+        let mut rank = Engine::with_ops(&engine, plan, comm, ops)?;
+        let (loss, times) = timed(config, &engine, &mut rank, request, &mut || {
+            profiled.as_ref().map(|ops| ops.take()).unwrap_or_default()
+        })?;
+        Ok::<_, TrainError>((loss, times, isa))
     })
     .map_err(|error| TrainError::Ranks(error.to_string()))?;
-    let tokens = steps as usize * engine.global_batch * engine.seq;
-    Ok(tokens as f64 / seconds.into_iter().fold(f64::MIN_POSITIVE, f64::max))
+    let (loss, (steps, _), isa) = ranks[0].clone();
+    let mut kernels = BTreeMap::<_, KernelTime>::new();
+    for (kernel, time) in ranks.into_iter().flat_map(|(_, (_, kernels), _)| kernels) {
+        let sum = kernels.entry(kernel).or_default();
+        sum.calls += time.calls;
+        sum.time += time.time;
+        sum.flops += time.flops;
+    }
+    let tokens = engine.global_batch * engine.seq;
+    let flops = tokens as f64 * engine.model.flops_per_token(engine.seq);
+    Ok(StepTimes { steps, tokens, flops, loss, threads: engine.threads, isa, kernels })
+}
+
+type Times = (Vec<Duration>, BTreeMap<&'static str, KernelTime>);
+
+/// Warms up, then repeats steps until there are enough of them; rank 0's clock decides for all.
+fn timed(
+    config: &Config,
+    engine: &EngineConfig,
+    rank: &mut Engine,
+    request: StepRequest,
+    profile: &mut dyn FnMut() -> BTreeMap<&'static str, KernelTime>,
+) -> Result<(f64, Times), TrainError> {
+    let samples = engine.global_batch / engine.degrees.dp;
+    let batch = synthetic(samples * engine.seq, engine.model.vocab, config.seed);
+    let step = |rank: &mut Engine, number: u64| {
+        let loss = rank.backward(number, &batch, &mut |_, _, _| {})?;
+        rank.update(number + 1, config.optimizer.lr)?;
+        Ok::<_, TrainError>(loss.mean())
+    };
+    for number in 0..WARM_UP_STEPS {
+        step(rank, number)?;
+    }
+    profile();
+    rank.world().barrier("bench")?;
+    let (mut times, mut total) = (Vec::new(), Duration::ZERO);
+    loop {
+        let started = Instant::now();
+        let loss = step(rank, WARM_UP_STEPS + times.len() as u64)?;
+        times.push(started.elapsed());
+        total += started.elapsed();
+        let enough = times.len() as u64 >= request.steps_min && total >= request.time_min;
+        let word = Buf::from_vec(vec![u64::from(enough)]);
+        if rank.world().broadcast(word, 0, Name::new("bench"))?.typed::<u64>()?[0] == 1 {
+            return Ok((loss, (times, profile())));
+        }
+    }
 }
 
 /// Tokens drawn evenly from the vocabulary, each the target of the one before.

@@ -13,7 +13,7 @@ use trine_dp::{
     GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups,
     WeightSync, ZeroStage, check_replicas, clip_scale,
 };
-use trine_kernels::{CpuOps, Team};
+use trine_kernels::{CpuOps, Ops, Team};
 use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
 use trine_models::{StageModel, StageParts};
 use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
@@ -221,7 +221,7 @@ pub struct Engine {
     pp: Arc<dyn Communicator>,
     dp: Arc<dyn Communicator>,
     groups: ReplicaGroups,
-    ops: CpuOps,
+    ops: Arc<dyn Ops>,
     pool: Pool,
     stage: StageModel,
     weights: ParamStore,
@@ -251,6 +251,20 @@ impl Engine {
         plan: RankPlan,
         world: Arc<dyn Communicator>,
     ) -> Result<Self, TrainError> {
+        let ops = Arc::new(CpuOps::new(Team::new(config.threads)));
+        Self::with_ops(config, plan, world, ops)
+    }
+
+    /// [`Engine::from_plan`] with kernels made elsewhere: another instruction set, a profile.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn with_ops(
+        config: &EngineConfig,
+        plan: RankPlan,
+        world: Arc<dyn Communicator>,
+        ops: Arc<dyn Ops>,
+    ) -> Result<Self, TrainError> {
         let mesh = Mesh::new(config.degrees, world.size())?;
         let along = |axis: Axis, name| world.along(&mesh, &[axis], name);
         let (pp, dp, tp) = (along(Axis::Pp, "pp")?, along(Axis::Dp, "dp")?, along(Axis::Tp, "tp")?);
@@ -267,14 +281,13 @@ impl Engine {
             compute: config.compute,
             seed: config.seed,
         })?;
-        let ops = CpuOps::new(Team::new(config.threads));
         let partition = Partition::new(config.zero, config.degrees.dp, plan.coordinate.dp)?;
         let mut weights = ParamStore::zeros(layout.clone(), config.compute);
         let own = layout.buckets.iter().map(|bucket| partition.own(bucket.len)).collect();
         let optimizer = Optimizer::new(&layout, own, config.compute, config.optimizer, |bucket| {
             let dtype = config.compute.accumulator();
             let initial = initial_weights(&layout, bucket, config.seed, dtype)?;
-            weights.load(bucket, initial.slice(), &ops)?;
+            weights.load(bucket, initial.slice(), &*ops)?;
             Ok(initial)
         })?;
         let options = GradSyncOptions {
@@ -409,7 +422,7 @@ impl Engine {
             weights: &self.weights,
             grads: &mut self.grads,
             sync: &mut self.sync,
-            ops: &self.ops,
+            ops: &*self.ops,
             pool: &self.pool,
             micro_batches,
             mode,
@@ -451,13 +464,13 @@ impl Engine {
     /// # Errors
     /// A gradient that is not finite (rank and parameter named), or a failed collective.
     pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
-        let norm = self.norm.measure(&self.grads, &self.ops)?;
+        let norm = self.norm.measure(&self.grads, &*self.ops)?;
         let clip = self.config.clip_norm;
         let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
         let update = Update { lr, grad_scale, step };
         for bucket in 0..self.layout.buckets.len() {
             let (weights, grads) = (&mut self.weights, &self.grads);
-            self.optimizer.step_bucket(bucket, weights, grads, update, &self.ops)?;
+            self.optimizer.step_bucket(bucket, weights, grads, update, &*self.ops)?;
             self.weight_sync.post(&mut self.weights, bucket)?;
         }
         self.weight_sync.wait(&mut self.weights)?;
@@ -469,7 +482,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::update`].
     pub fn measure_norm(&self) -> Result<GlobalNorm, TrainError> {
-        Ok(self.norm.measure(&self.grads, &self.ops)?)
+        Ok(self.norm.measure(&self.grads, &*self.ops)?)
     }
 
     /// Compares the weights of all replicas. A collective call.
@@ -532,7 +545,7 @@ impl Engine {
             let master = self.optimizer.state_mut(bucket, trine_optim::MASTER)?;
             master.slice_mut().copy_from(all.slice().range(own)?)?;
         }
-        Ok(self.weights.load(bucket, all.slice(), &self.ops)?)
+        Ok(self.weights.load(bucket, all.slice(), &*self.ops)?)
     }
 }
 

@@ -8,6 +8,7 @@ use trine_comm::CommError;
 use trine_data::DataError;
 use trine_dp::DpError;
 use trine_generate::GenerateError;
+use trine_kernels::KernelError;
 use trine_mesh::MeshError;
 use trine_nn::NnError;
 use trine_optim::OptimError;
@@ -149,6 +150,9 @@ pub enum TrainError {
     /// A failed operation between ranks.
     #[error(transparent)]
     Comm(#[from] CommError),
+    /// Kernels for an instruction set that this processor lacks.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// A layer or a store refused.
     #[error(transparent)]
     Nn(#[from] NnError),

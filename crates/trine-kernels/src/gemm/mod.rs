@@ -4,6 +4,8 @@
 //! pair products), whatever the blocking: a block of `k` that is not the first goes on from the sum
 //! that the block before left. Edge tiles run the same kernel on panels padded with zeros.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod driver;
 mod micro;
 mod pack;
@@ -118,15 +120,37 @@ macro_rules! gemm_element {
 
 type GenericF64 = Generic<f64, 4, 8>;
 type GenericF32 = Generic<f32, 4, 16>;
-gemm_element!(f64: Portable => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64, Avx512Bf16 => GenericF64);
+gemm_element!(f64: Portable => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64, Avx512Bf16 => GenericF64, Amx => GenericF64);
 #[cfg(target_arch = "x86_64")]
-gemm_element!(f32: Portable => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32);
+gemm_element!(f32: Portable => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32, Amx => x86::Avx512F32);
 #[cfg(target_arch = "x86_64")]
-gemm_element!(bf16: Portable => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512Bf16Pairs);
+impl GemmElement for bf16 {
+    unsafe fn gemm<C: Num<Acc = f32>>(
+        isa: Isa,
+        scratch: &mut Scratch<'_>,
+        dims: Dims,
+        a: Operand<'_, Self>,
+        b: Operand<'_, Self>,
+        c: Target<C>,
+    ) {
+        // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
+        unsafe {
+            match isa {
+                Isa::Portable => block::<GenericF32, Self, C>(isa, scratch, dims, a, b, c),
+                Isa::Avx2 => block::<x86::Avx2F32, Self, C>(isa, scratch, dims, a, b, c),
+                Isa::Avx512 => block::<x86::Avx512F32, Self, C>(isa, scratch, dims, a, b, c),
+                Isa::Avx512Bf16 => {
+                    block::<x86::Avx512Bf16Pairs, Self, C>(isa, scratch, dims, a, b, c);
+                }
+                Isa::Amx => amx::block(scratch, dims, a, b, c),
+            }
+        }
+    }
+}
 #[cfg(not(target_arch = "x86_64"))]
-gemm_element!(f32: Portable => GenericF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32);
+gemm_element!(f32: Portable => GenericF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
 #[cfg(not(target_arch = "x86_64"))]
-gemm_element!(bf16: Portable => GenericF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32);
+gemm_element!(bf16: Portable => GenericF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
 
 /// Checks the three shapes against each other.
 fn shape(

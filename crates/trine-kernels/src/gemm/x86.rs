@@ -117,7 +117,7 @@ unsafe fn transpose_words(
 /// The transpose of 16 rows of 16 words.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose_block(rows: [__m512i; BLOCK]) -> [__m512i; BLOCK] {
+pub(super) fn transpose_block(rows: [__m512i; BLOCK]) -> [__m512i; BLOCK] {
     // Quarter `q` of `quads[g][c]` is column `4q + c` of rows `4g..4g + 4`.
     let mut quads = [[_mm512_setzero_si512(); 4]; 4];
     for (rows, quads) in rows.chunks_exact(4).zip(&mut quads) {

@@ -33,18 +33,27 @@ pub(crate) fn one() -> CpuOps {
     CpuOps::new(Team::new(1))
 }
 
+/// Which order of summation a product of bf16 has on an instruction set.
+fn order_of_bf16(isa: Isa) -> &'static str {
+    match isa {
+        Isa::Portable | Isa::Avx2 | Isa::Avx512 => "a chain of products",
+        Isa::Avx512Bf16 => "a chain of pairs",
+        Isa::Amx => "groups of 32",
+    }
+}
+
 /// Runs `f` in all configurations and asserts that the bits agree. With `products_of_bf16` those
-/// with bf16 dot products agree among themselves. Gives the distinct results.
+/// with one order of summation agree among themselves. Gives the distinct results.
 pub(crate) fn everywhere(
     products_of_bf16: bool,
     f: impl Fn(&dyn Ops) -> Vec<Buf>,
 ) -> Vec<Vec<Vec<f64>>> {
-    let mut results: Vec<(bool, Vec<Vec<f64>>)> = Vec::new();
+    let mut results: Vec<(&str, Vec<Vec<f64>>)> = Vec::new();
     for ops in configurations() {
-        let pairs = products_of_bf16 && ops.isa() == Isa::Avx512Bf16;
+        let order = if products_of_bf16 { order_of_bf16(ops.isa()) } else { "one for all" };
         let outputs: Vec<_> = f(&ops).iter().map(Buf::to_f64_vec).collect();
-        match results.iter().find(|(other, _)| *other == pairs) {
-            None => results.push((pairs, outputs)),
+        match results.iter().find(|(other, _)| *other == order) {
+            None => results.push((order, outputs)),
             Some((_, expected)) => {
                 for (output, expected) in outputs.iter().zip(expected) {
                     same_bits(

@@ -1,0 +1,504 @@
+//! bf16 products on the tiles of AMX: 32 × 32 of C at a time.
+//!
+//! The order of an element's sum is the instruction's: groups of 32 products, each group summed by
+//! itself (pairs apart, `fma` over ascending k, then odd plus even), the groups added one behind the
+//! other. Groups begin at multiples of 32, so blocks, strips and threads do not show in the bits.
+//! Subnormal numbers count as zero.
+
+use super::{Dims, Operand, Target};
+use crate::num::Num;
+use crate::scratch::Scratch;
+use half::bf16;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ops::Range;
+use trine_buffer::DType;
+
+/// Rows and columns of C that one run of the kernel computes: two tiles each way.
+const SIDE: usize = 32;
+/// Rows of a tile, and words of its rows.
+const TILE: usize = 16;
+/// Elements of k in a row of a tile: a step.
+const STEP: usize = 32;
+/// Bytes of a tile.
+const TILE_BYTES: usize = 1024;
+/// Steps of k at a time: tiles come from the second-level cache as fast as from the first.
+const STEPS: usize = 128;
+/// Rows of A, in panels, that are packed together: a run of whole cache lines in each row of a factor
+/// that runs across k.
+const PANELS_TOGETHER: usize = 8;
+/// Bytes of B that are packed at a time: half of the second-level cache of the processors that have
+/// these tiles.
+const STRIP_BYTES: usize = 1 << 20;
+/// Bytes of A that are packed once and used for all strips: they come from the third-level cache.
+const KEPT_BYTES: usize = 4 << 20;
+
+/// What `ldtilecfg` reads: eight tiles of 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static WHOLE_TILES: TileConfig = TileConfig {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Tiles switched on in this thread until dropped: an idle unit keeps context switches cheap.
+struct Tiles;
+
+impl Tiles {
+    /// # Safety
+    /// The processor has AMX, and the system has allowed the process to use it.
+    unsafe fn on() -> Self {
+        // SAFETY: the configuration is valid for palette 1; the caller's promise on the processor.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE_TILES, options(nostack, readonly));
+        }
+        Self
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: made by `on` only.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) }
+    }
+}
+
+/// 32 rows of A along k: where the first row's and the 17th row's elements are.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
+    tiles: [*const u8; 2],
+    /// Bytes from row to row.
+    stride: usize,
+    /// Bytes from step to step.
+    step: usize,
+}
+
+/// `C = A · B` of 32 × 32 over `steps`, or `C += A · B` with `load`.
+///
+/// # Safety
+/// Tiles are on. `a` leads to `steps` steps of 32 rows, `b` to `steps` pairs of packed tiles, `c` to
+/// 32 rows of 32 numbers, `c_stride` bytes apart.
+unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usize, load: bool) {
+    let below = c.wrapping_byte_add(TILE * c_stride);
+    // SAFETY: the caller's promise. The tile registers are named in both statements and touched by
+    // nothing between them: the compiler has no use for them.
+    unsafe {
+        if load {
+            asm!(
+                "tileloadd tmm0, [{c} + {stride}*1]",
+                "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+                "tileloadd tmm2, [{below} + {stride}*1]",
+                "tileloadd tmm3, [{below} + {stride}*1 + 64]",
+                c = in(reg) c, below = in(reg) below, stride = in(reg) c_stride,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, readonly),
+            );
+        } else {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem),
+            );
+        }
+        asm!(
+            "2:",
+            "tileloadd tmm6, [{b} + {line}*1]",
+            "tileloadd tmm4, [{upper} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {upper}, {step}",
+            "add {lower}, {step}",
+            "add {b}, 2048",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{c} + {c_stride}*1], tmm0",
+            "tilestored [{c} + {c_stride}*1 + 64], tmm1",
+            "tilestored [{below} + {c_stride}*1], tmm2",
+            "tilestored [{below} + {c_stride}*1 + 64], tmm3",
+            steps = inout(reg) steps => _,
+            upper = inout(reg) a.tiles[0] => _,
+            lower = inout(reg) a.tiles[1] => _,
+            b = inout(reg) b => _,
+            stride = in(reg) a.stride,
+            step = in(reg) a.step,
+            line = in(reg) 64usize,
+            c = in(reg) c,
+            below = in(reg) below,
+            c_stride = in(reg) c_stride,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// The product on one thread.
+///
+/// # Safety
+/// As `GemmElement::gemm`; the processor has AMX with bf16 and AVX-512, and the system has allowed
+/// the use of tiles.
+pub(super) unsafe fn block<C: Num<Acc = f32>>(
+    scratch: &mut Scratch<'_>,
+    dims: Dims,
+    a: Operand<'_, bf16>,
+    b: Operand<'_, bf16>,
+    c: Target<C>,
+) {
+    let steps = dims.k.div_ceil(STEP).min(STEPS);
+    let panels = dims.n.div_ceil(SIDE);
+    let panels_max = (STRIP_BYTES / (steps.max(1) * 2 * TILE_BYTES)).clamp(1, panels.max(1));
+    // Strips of equal width: a narrow last one would be paid for like a wide one.
+    let panels = panels.div_ceil(panels.div_ceil(panels_max).max(1));
+    let in_place = lies_in_tiles(a, dims.k);
+    let panel_bytes = 2 * steps * TILE_BYTES;
+    let kept_rows = (KEPT_BYTES / panel_bytes.max(1)).clamp(1, dims.m.div_ceil(SIDE).max(1));
+    let long = dims.k > STEPS * STEP;
+    let carried_rows = if long { dims.m.next_multiple_of(SIDE) } else { SIDE };
+    let a_bytes = panel_bytes * if in_place { 1 } else { kept_rows };
+    let b_bytes = panels * steps * 2 * TILE_BYTES;
+    let sums = carried_rows * panels * SIDE;
+    let bytes = scratch.slice::<u8>(a_bytes + b_bytes + sums * size_of::<f32>());
+    let (packed_a, rest) = bytes.split_at_mut(a_bytes);
+    let (packed_b, sums) = rest.split_at_mut(b_bytes);
+    let mut run = Run {
+        dims,
+        a,
+        b,
+        c,
+        in_place,
+        packed_a,
+        packed_b,
+        sums: bytemuck::cast_slice_mut(sums),
+        sums_stride: panels * SIDE,
+        carried_rows,
+    };
+    // A long sum visits its rows again for each part of k, so its packed rows are not kept.
+    let rows_each = if in_place || long { dims.m.max(1) } else { kept_rows * SIDE };
+    // SAFETY: the caller's promise.
+    let tiles = unsafe { Tiles::on() };
+    for row in (0..dims.m).step_by(rows_each) {
+        let rows = row..dims.m.min(row + rows_each);
+        for col in (0..dims.n).step_by(panels * SIDE) {
+            let cols = (panels * SIDE).min(dims.n - col);
+            for part in 0..dims.k.div_ceil(STEPS * STEP).max(1) {
+                let k = part * STEPS * STEP;
+                let ks = (STEPS * STEP).min(dims.k - k);
+                // SAFETY: the caller's promise; tiles are on.
+                unsafe {
+                    run.strip(Strip { col, cols, k, ks, packed: !long && col > 0 }, rows.clone())
+                };
+            }
+        }
+    }
+    drop(tiles);
+}
+
+/// Whether tiles can be loaded from A's rows as they are: along k, from cache line to cache line. Rows
+/// a multiple of 2 KiB apart would crowd a few sets of the first-level cache.
+fn lies_in_tiles(a: Operand<'_, bf16>, k: usize) -> bool {
+    let stride = a.outer_stride * size_of::<bf16>();
+    a.k_stride == 1
+        && k.is_multiple_of(STEP)
+        && a.data.as_ptr().addr().is_multiple_of(64)
+        && stride.is_multiple_of(64)
+        && !stride.is_multiple_of(2048)
+}
+
+/// The state of one product.
+struct Run<'a, C> {
+    dims: Dims,
+    a: Operand<'a, bf16>,
+    b: Operand<'a, bf16>,
+    c: Target<C>,
+    /// Whole panels of A are read where they are.
+    in_place: bool,
+    packed_a: &'a mut [u8],
+    packed_b: &'a mut [u8],
+    /// Unfinished sums where C is not f32 or a panel is not whole: `[carried_rows, sums_stride]`.
+    sums: &'a mut [f32],
+    sums_stride: usize,
+    carried_rows: usize,
+}
+
+/// Columns of C and the part of k at work.
+#[derive(Debug, Clone, Copy)]
+struct Strip {
+    col: usize,
+    cols: usize,
+    k: usize,
+    ks: usize,
+    /// A has been packed for an earlier strip.
+    packed: bool,
+}
+
+impl<C: Num<Acc = f32>> Run<'_, C> {
+    /// # Safety
+    /// As `block`; tiles are on.
+    unsafe fn strip(&mut self, strip: Strip, rows: Range<usize>) {
+        // SAFETY: the processor has AVX-512.
+        unsafe { pack_b(self.b.skip(strip.col), strip, self.packed_b) };
+        for row in rows.clone().step_by(SIDE) {
+            // SAFETY: the caller's promise.
+            unsafe { self.panel(strip, rows.start, row) };
+        }
+    }
+
+    /// 32 rows of a strip.
+    unsafe fn panel(&mut self, strip: Strip, first_row: usize, row: usize) {
+        let rows = SIDE.min(self.dims.m - row);
+        let (first, last) = (strip.k == 0, strip.k + strip.ks == self.dims.k);
+        let steps = strip.ks.div_ceil(STEP);
+        // SAFETY: the processor has AVX-512.
+        let a = unsafe { self.panel_of_a(strip, (row - first_row) / SIDE, row, rows) };
+        let start = (row % self.carried_rows) * self.sums_stride;
+        let direct = C::DTYPE == DType::F32 && rows == SIDE;
+        let whole = if direct { strip.cols / SIDE * SIDE } else { 0 };
+        if first && self.c.accumulate && whole < strip.cols {
+            self.load(strip, row, rows, start);
+        }
+        let load = !first || self.c.accumulate;
+        for col in (0..strip.cols).step_by(SIDE).take_while(|_| steps > 0) {
+            let b = self.packed_b[col / SIDE * steps * 2 * TILE_BYTES..].as_ptr();
+            let (c, stride) = if col < whole {
+                let at = row * self.c.stride + strip.col + col;
+                // SAFETY: inside C.
+                let c = unsafe { self.c.start.add(at) }.cast::<f32>();
+                if col + SIDE < whole {
+                    fetch_tile(c.wrapping_add(SIDE), self.c.stride);
+                }
+                (c, self.c.stride)
+            } else {
+                (self.sums[start + col..].as_mut_ptr(), self.sums_stride)
+            };
+            // SAFETY: A's panel holds `steps` steps, B's too; C or the sums hold a whole tile.
+            unsafe { kernel(steps, a, b, c, stride * size_of::<f32>(), load) };
+        }
+        if steps == 0 && !self.c.accumulate {
+            self.sums[start..][..SIDE * self.sums_stride].fill(0.0);
+        }
+        if last {
+            let from = if steps == 0 { 0 } else { whole };
+            self.finish(strip, from, row, rows, start);
+        }
+    }
+
+    /// The old values of C into the sums.
+    fn load(&mut self, strip: Strip, row: usize, rows: usize, start: usize) {
+        for i in 0..rows {
+            let at = (row + i) * self.c.stride + strip.col;
+            // SAFETY: a row of C inside the strip.
+            let c = unsafe { std::slice::from_raw_parts(self.c.start.add(at), strip.cols) };
+            let sums = &mut self.sums[start + i * self.sums_stride..];
+            for (sum, c) in sums.iter_mut().zip(c) {
+                *sum = c.widen();
+            }
+        }
+    }
+
+    /// The sums of the columns behind `from` into C; those before have been summed in C itself.
+    fn finish(&mut self, strip: Strip, from: usize, row: usize, rows: usize, start: usize) {
+        if self.dims.k == 0 && self.c.accumulate {
+            return;
+        }
+        for i in 0..rows {
+            let at = (row + i) * self.c.stride + strip.col + from;
+            // SAFETY: a row of C inside the strip.
+            let c =
+                unsafe { std::slice::from_raw_parts_mut(self.c.start.add(at), strip.cols - from) };
+            let sums = &self.sums[start + i * self.sums_stride + from..][..c.len()];
+            // SAFETY: the processor has AVX-512.
+            unsafe { narrow(c, sums) };
+        }
+    }
+
+    /// A's rows as tiles can be loaded from: where they are, or packed.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn panel_of_a(&mut self, strip: Strip, slot: usize, row: usize, rows: usize) -> Rows {
+        let steps = strip.ks.div_ceil(STEP);
+        let start = row * self.a.outer_stride + strip.k * self.a.k_stride;
+        let a = Operand { data: &self.a.data[start.min(self.a.data.len())..], ..self.a };
+        if self.in_place && rows == SIDE {
+            let (start, stride) =
+                (a.data.as_ptr().cast::<u8>(), a.outer_stride * size_of::<bf16>());
+            let tiles = [start, start.wrapping_add(TILE * stride)];
+            return Rows { tiles, stride, step: STEP * size_of::<bf16>() };
+        }
+        let panel_bytes = 2 * steps * TILE_BYTES;
+        let slots = (self.packed_a.len() / panel_bytes.max(1)).max(1);
+        let slot = slot % slots;
+        let together = PANELS_TOGETHER.min(slots - slot);
+        if self.in_place || (!strip.packed && slot.is_multiple_of(PANELS_TOGETHER)) {
+            let rows = (self.dims.m - row).min(together * SIDE);
+            let out = &mut self.packed_a[slot * panel_bytes..][..together * panel_bytes];
+            // SAFETY: the processor has AVX-512.
+            unsafe { pack_a(a, rows, strip.ks, out) };
+        }
+        let packed = &self.packed_a[slot * panel_bytes..][..panel_bytes];
+        let start = packed.as_ptr();
+        let tiles = [start, start.wrapping_add(steps * TILE_BYTES)];
+        Rows { tiles, stride: 64, step: TILE_BYTES }
+    }
+}
+
+/// Asks for the lines of 32 × 32 numbers of C, to be written, before they are needed.
+#[inline]
+fn fetch_tile(c: *const f32, stride: usize) {
+    for row in 0..SIDE {
+        for half in [0, TILE] {
+            let at = c.wrapping_add(row * stride + half);
+            // SAFETY: a hint, which reads nothing.
+            unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, readonly)) };
+        }
+    }
+}
+
+/// Rounds sums to C.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn narrow<C: Num<Acc = f32>>(c: &mut [C], sums: &[f32]) {
+    if C::DTYPE != DType::Bf16 {
+        return c.iter_mut().zip(sums).for_each(|(c, sum)| *c = C::narrow(*sum));
+    }
+    for (c, sums) in c.chunks_mut(SIDE).zip(sums.chunks(SIDE)) {
+        let mask = u32::MAX >> (SIDE - c.len());
+        let (low, high) = (mask as __mmask16, (mask >> TILE) as __mmask16);
+        // SAFETY: as many elements as the masks have bits; C holds bf16.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(low, sums.as_ptr());
+            let high = _mm512_maskz_loadu_ps(high, sums.as_ptr().wrapping_add(TILE));
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_mask_storeu_epi16(c.as_mut_ptr().cast(), mask, both);
+        }
+    }
+}
+
+/// Rows of A in panels, `[panel][2 tiles][step][16 rows][32 elements]`; what does not exist is zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &mut [u8]) {
+    let steps = ks.div_ceil(STEP);
+    let tiles = out.len() / (steps * TILE_BYTES).max(1);
+    for step in 0..steps {
+        for tile in 0..tiles {
+            let out = &mut out[(tile * steps + step) * TILE_BYTES..][..TILE_BYTES];
+            let rows = rows.saturating_sub(tile * TILE).min(TILE);
+            let (a, k) = (a.skip(tile * TILE), step * STEP);
+            let block = if a.k_stride == 1 {
+                rows_along_k(a, rows, k, ks)
+            } else {
+                super::x86::transpose_block(pairs_across_k(a, rows, k, ks))
+            };
+            store(block, out);
+        }
+    }
+}
+
+/// B's strip, `[panel of 32 columns][step][2 tiles][16 pairs of k][16 columns]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
+    let steps = strip.ks.div_ceil(STEP);
+    let start = (strip.k * b.k_stride).min(b.data.len());
+    let b = Operand { data: &b.data[start..], ..b };
+    let mut pack = |tile: usize, step: usize| {
+        let (panel, half) = (tile / 2, tile % 2);
+        let out = &mut out[((panel * steps + step) * 2 + half) * TILE_BYTES..][..TILE_BYTES];
+        let cols = strip.cols.saturating_sub(tile * TILE).min(TILE);
+        let (b, k) = (b.skip(tile * TILE), step * STEP);
+        let block = if b.k_stride == 1 {
+            super::x86::transpose_block(rows_along_k(b, cols, k, strip.ks))
+        } else {
+            pairs_across_k(b, cols, k, strip.ks)
+        };
+        store(block, out);
+    };
+    // In the order in which B lies in memory.
+    let tiles = strip.cols.div_ceil(SIDE) * 2;
+    if b.k_stride == 1 {
+        (0..tiles).for_each(|tile| (0..steps).for_each(|step| pack(tile, step)));
+    } else {
+        (0..steps).for_each(|step| (0..tiles).for_each(|tile| pack(tile, step)));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(block: [__m512i; TILE], out: &mut [u8]) {
+    for (words, out) in block.into_iter().zip(out.chunks_exact_mut(64)) {
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
+    }
+}
+
+/// 32 elements along k of up to 16 rows, zeros behind `ks` and behind the rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn rows_along_k(x: Operand<'_, bf16>, rows: usize, k: usize, ks: usize) -> [__m512i; TILE] {
+    let mut block = [_mm512_setzero_si512(); TILE];
+    if rows == 0 {
+        return block;
+    }
+    let len = STEP.min(ks - k);
+    let data = &x.data[k..];
+    assert!(data.len() >= (rows - 1) * x.outer_stride + len, "invariant: rows in bounds");
+    let at = |row: usize| data.as_ptr().wrapping_add(row * x.outer_stride).cast::<i16>();
+    if rows == TILE && len == STEP {
+        for (row, words) in block.iter_mut().enumerate() {
+            // SAFETY: a whole row, in bounds by the assertion.
+            *words = unsafe { _mm512_loadu_si512(at(row).cast()) };
+        }
+        return block;
+    }
+    let mask = u32::MAX >> (STEP - len);
+    for (row, words) in block.iter_mut().enumerate().take(rows) {
+        // SAFETY: `len` elements, the others are masked.
+        *words = unsafe { _mm512_maskz_loadu_epi16(mask, at(row)) };
+    }
+    block
+}
+
+/// Pairs (k, k + 1) of up to 16 columns, one pair a word, for 16 pairs; zeros where nothing is.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn pairs_across_k(x: Operand<'_, bf16>, cols: usize, k: usize, ks: usize) -> [__m512i; TILE] {
+    let mut block = [_mm512_setzero_si512(); TILE];
+    if cols == 0 {
+        return block;
+    }
+    let count = STEP.min(ks - k);
+    let data = &x.data[k * x.k_stride..];
+    assert!(data.len() >= (count - 1) * x.k_stride + cols, "invariant: rows in bounds");
+    let at = |k: usize| data.as_ptr().wrapping_add(k * x.k_stride);
+    if cols == TILE && count == STEP {
+        for (pair, words) in block.iter_mut().enumerate() {
+            // SAFETY: two whole runs, in bounds by the assertion.
+            let [first, second] = [2 * pair, 2 * pair + 1]
+                .map(|k| unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(at(k).cast())) });
+            *words = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+        }
+        return block;
+    }
+    let mask = ((1u32 << cols) - 1) as __mmask16;
+    let run = |k: usize| {
+        if k >= count {
+            return _mm512_setzero_si512();
+        }
+        // SAFETY: `cols` elements, the others are masked.
+        _mm512_cvtepu16_epi32(unsafe { _mm256_maskz_loadu_epi16(mask, at(k).cast()) })
+    };
+    for (pair, words) in block.iter_mut().enumerate() {
+        *words = _mm512_or_si512(run(2 * pair), _mm512_slli_epi32::<16>(run(2 * pair + 1)));
+    }
+    block
+}

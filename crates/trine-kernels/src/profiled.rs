@@ -1,0 +1,283 @@
+//! Where a step's time goes: any [`Ops`] with a stopwatch around each call.
+
+use crate::{
+    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GateUpMut, GeluKind,
+    KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use trine_buffer::{Slice, SliceMut};
+
+/// The calls of one kernel since the last [`Profiled::take`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct KernelTime {
+    /// Calls.
+    pub calls: u64,
+    /// Wall time of the calling thread inside them.
+    pub time: Duration,
+    /// Floating-point operations of matrix products, two for each multiply-add; causal attention
+    /// counts the visible half. 0 for the other kernels, which are bound by memory.
+    pub flops: f64,
+}
+
+/// Kernels that note how long each call takes.
+#[derive(Debug)]
+pub struct Profiled {
+    ops: Arc<dyn Ops>,
+    times: Mutex<BTreeMap<&'static str, KernelTime>>,
+}
+
+type Done = Result<(), KernelError>;
+
+impl Profiled {
+    /// The kernels of `ops`, timed.
+    pub fn new(ops: Arc<dyn Ops>) -> Self {
+        Self { ops, times: Mutex::default() }
+    }
+
+    /// What was noted since the last call, by kernel.
+    pub fn take(&self) -> BTreeMap<&'static str, KernelTime> {
+        std::mem::take(&mut self.times.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn time<R>(&self, kernel: &'static str, flops: f64, call: impl FnOnce(&dyn Ops) -> R) -> R {
+        let start = Instant::now();
+        let result = call(&*self.ops);
+        let took = start.elapsed();
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = times.entry(kernel).or_default();
+        entry.calls += 1;
+        entry.time += took;
+        entry.flops += flops;
+        result
+    }
+}
+
+/// `Σ` over heads and visible (query, key) pairs of `2 · head_dim · products`.
+fn attention_flops(shape: AttentionShape, products: f64) -> f64 {
+    let (queries, keys) = (shape.queries as f64, shape.keys as f64);
+    let visible = queries * (keys - queries) + queries * (queries + 1.0) / 2.0;
+    (shape.samples * shape.heads * shape.head_dim) as f64 * visible * 2.0 * products
+}
+
+/// The three products as users know them.
+fn product_name(product: Product, accumulate: bool) -> &'static str {
+    match (product, accumulate) {
+        (Product::Nt, _) => "matmul y = x·wᵀ",
+        (Product::Nn, _) => "matmul dx = dy·w",
+        (Product::Tn, true) => "matmul dw += dyᵀ·x",
+        (Product::Tn, false) => "matmul dw = dyᵀ·x",
+    }
+}
+
+/// Forwards each call under its name.
+macro_rules! timed {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty;)+) => {$(
+        fn $name(&self, $($arg: $type),*) -> $ret {
+            self.time(stringify!($name), 0.0, |ops| ops.$name($($arg),*))
+        }
+    )+};
+}
+
+impl Ops for Profiled {
+    fn matmul(
+        &self,
+        product: Product,
+        accumulate: bool,
+        a: MatRef<'_>,
+        b: MatRef<'_>,
+        c: MatMut<'_>,
+    ) -> Done {
+        let k = if product == Product::Tn { a.rows } else { a.cols };
+        let flops = 2.0 * c.rows as f64 * c.cols as f64 * k as f64;
+        let name = product_name(product, accumulate);
+        self.time(name, flops, |ops| ops.matmul(product, accumulate, a, b, c))
+    }
+
+    fn attention(
+        &self,
+        shape: AttentionShape,
+        o: MatMut<'_>,
+        lse: SliceMut<'_>,
+        qkv: Qkv<'_>,
+        document_start: Option<Slice<'_>>,
+        dropout: Option<AttentionDropout>,
+    ) -> Done {
+        let flops = attention_flops(shape, 2.0);
+        self.time("attention", flops, |ops| {
+            ops.attention(shape, o, lse, qkv, document_start, dropout)
+        })
+    }
+
+    fn attention_backward(
+        &self,
+        shape: AttentionShape,
+        d: QkvMut<'_>,
+        d_o: MatRef<'_>,
+        o: MatRef<'_>,
+        lse: Slice<'_>,
+        qkv: Qkv<'_>,
+        document_start: Option<Slice<'_>>,
+        dropout: Option<AttentionDropout>,
+    ) -> Done {
+        let flops = attention_flops(shape, 4.0);
+        self.time("attention_backward", flops, |ops| {
+            ops.attention_backward(shape, d, d_o, o, lse, qkv, document_start, dropout)
+        })
+    }
+
+    timed! {
+        fn add_bias(y: MatMut<'_>, bias: Slice<'_>) -> Done;
+        fn sum_rows(acc: SliceMut<'_>, x: MatRef<'_>) -> Done;
+        fn add(y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Done;
+        fn add_assign(y: SliceMut<'_>, a: Slice<'_>) -> Done;
+        fn scale(y: SliceMut<'_>, factor: f64) -> Done;
+        fn cast(y: SliceMut<'_>, x: Slice<'_>) -> Done;
+        fn copy(y: MatMut<'_>, x: MatRef<'_>) -> Done;
+        fn gelu(kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done;
+        fn gelu_backward(kind: GeluKind, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done;
+        fn swiglu(y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done;
+        fn swiglu_backward(
+            d: GateUpMut<'_>,
+            gate: MatRef<'_>,
+            up: MatRef<'_>,
+            dy: MatRef<'_>,
+        ) -> Done;
+        fn layer_norm(
+            shape: NormShape,
+            y: SliceMut<'_>,
+            stats: SliceMut<'_>,
+            x: Slice<'_>,
+            gamma: Slice<'_>,
+            beta: Slice<'_>,
+        ) -> Done;
+        fn layer_norm_backward(
+            shape: NormShape,
+            dx: SliceMut<'_>,
+            add_to_dx: bool,
+            dgamma: SliceMut<'_>,
+            dbeta: SliceMut<'_>,
+            x: Slice<'_>,
+            stats: Slice<'_>,
+            gamma: Slice<'_>,
+            dy: Slice<'_>,
+        ) -> Done;
+        fn rms_norm(
+            shape: NormShape,
+            y: SliceMut<'_>,
+            rstd: SliceMut<'_>,
+            x: Slice<'_>,
+            gamma: Slice<'_>,
+        ) -> Done;
+        fn rms_norm_backward(
+            shape: NormShape,
+            dx: SliceMut<'_>,
+            add_to_dx: bool,
+            dgamma: SliceMut<'_>,
+            x: Slice<'_>,
+            rstd: Slice<'_>,
+            gamma: Slice<'_>,
+            dy: Slice<'_>,
+        ) -> Done;
+        fn rope(shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done;
+        fn embedding(
+            cols: usize,
+            y: SliceMut<'_>,
+            ids: Slice<'_>,
+            table: Slice<'_>,
+            first_row: usize,
+        ) -> Done;
+        fn embedding_backward(
+            cols: usize,
+            dtable: SliceMut<'_>,
+            ids: Slice<'_>,
+            dy: Slice<'_>,
+            first_row: usize,
+        ) -> Done;
+        fn ce_max(shape: LossShape, max: SliceMut<'_>, logits: MatRef<'_>) -> Done;
+        fn ce_sum(
+            shape: LossShape,
+            blocks: usize,
+            sum_exp: SliceMut<'_>,
+            target_logit: SliceMut<'_>,
+            logits: MatRef<'_>,
+            max: Slice<'_>,
+            targets: Slice<'_>,
+        ) -> Done;
+        fn ce_loss(
+            loss: SliceMut<'_>,
+            max: Slice<'_>,
+            sum_exp: Slice<'_>,
+            target_logit: Slice<'_>,
+            targets: Slice<'_>,
+        ) -> Done;
+        fn ce_grad(
+            shape: LossShape,
+            logits: MatMut<'_>,
+            max: Slice<'_>,
+            sum_exp: Slice<'_>,
+            targets: Slice<'_>,
+            scale: f64,
+        ) -> Done;
+        fn dropout(dropout: Dropout, place: DropoutPlace, y: MatMut<'_>, x: MatRef<'_>) -> Done;
+        fn adamw(
+            adamw: AdamW,
+            weights: SliceMut<'_>,
+            m: SliceMut<'_>,
+            v: SliceMut<'_>,
+            grad: Slice<'_>,
+            compute: Option<SliceMut<'_>>,
+        ) -> Done;
+        fn sgd(
+            sgd: Sgd,
+            weights: SliceMut<'_>,
+            velocity: Option<SliceMut<'_>>,
+            grad: Slice<'_>,
+            compute: Option<SliceMut<'_>>,
+        ) -> Done;
+        fn sum_squares(x: Slice<'_>) -> Result<f64, KernelError>;
+        fn max_abs(x: Slice<'_>) -> Result<f64, KernelError>;
+        fn first_non_finite(x: Slice<'_>) -> Result<Option<usize>, KernelError>;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CpuOps, Team};
+    use trine_buffer::Buf;
+
+    #[test]
+    fn calls_are_counted_and_their_results_passed_on() {
+        let ops = Profiled::new(Arc::new(CpuOps::new(Team::new(1))));
+        let (a, b) = (vec![1.0f32; 6], vec![2.0f32; 12]);
+        let mut c = Buf::from_vec(vec![0.0f32; 8]);
+        for _ in 0..2 {
+            let (a, b) = (MatRef::new(Slice::new(&a), 2, 3), MatRef::new(Slice::new(&b), 4, 3));
+            let c = MatMut::new(c.slice_mut(), 2, 4);
+            ops.matmul(Product::Nt, false, a, b, c).unwrap();
+        }
+        assert_eq!(c.typed::<f32>().unwrap(), [6.0; 8]);
+        assert_eq!(ops.max_abs(c.slice()).unwrap(), 6.0);
+        let times = ops.take();
+        let product = times["matmul y = x·wᵀ"];
+        assert_eq!((product.calls, product.flops), (2, 2.0 * 2.0 * 2.0 * 3.0 * 4.0));
+        assert_eq!((times["max_abs"].calls, times.len()), (1, 2));
+        assert!(ops.take().is_empty());
+    }
+
+    #[test]
+    fn attention_counts_visible_pairs() {
+        let shape = AttentionShape {
+            samples: 2,
+            queries: 3,
+            keys: 3,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 8,
+            scale: 1.0,
+        };
+        assert_eq!(attention_flops(shape, 2.0), (2 * 4 * 8 * 6 * 2 * 2) as f64);
+    }
+}
