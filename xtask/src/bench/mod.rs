@@ -2,6 +2,7 @@
 
 mod cases;
 mod contest;
+mod llm_c;
 mod process;
 mod shape;
 mod stats;
@@ -34,6 +35,8 @@ pub(crate) enum Bench {
     Kernels(Passed),
     /// trine against PyTorch at the same steps, process by process, with targets
     Torch(torch::TorchArgs),
+    /// trine against karpathy's llm.c at the shape that it trains
+    LlmC(llm_c::LlmCArgs),
 }
 
 #[derive(Debug, Args)]
@@ -49,6 +52,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<ExitCo
         Bench::Step(passed) => trine::bench(workspace, "step", &passed.args),
         Bench::Kernels(passed) => trine::bench(workspace, "kernels", &passed.args),
         Bench::Torch(args) => torch::run(workspace, args),
+        Bench::LlmC(args) => llm_c::run(workspace, args),
     }
 }
 
@@ -103,6 +107,7 @@ mod tests {
 
     #[test]
     fn contests_have_options_of_their_own() {
+        assert!(matches!(parsed(&["llm-c", "--path", "llm.c"]), Ok(Bench::LlmC(_))));
         let torch = ["torch", "--python", "python", "--isa", "avx512-bf16", "--seconds", "0"];
         assert!(matches!(parsed(&torch), Ok(Bench::Torch(_))));
         for (wrong, named) in [
