@@ -8,6 +8,7 @@
     reason = "a command-line program talks to its user"
 )]
 
+mod bench;
 mod ci;
 mod tidy;
 mod trine;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use bench::Bench;
 use workspace::Workspace;
 
 #[derive(Debug, Parser)]
@@ -60,17 +62,6 @@ enum Command {
     },
 }
 
-#[derive(Debug, Subcommand)]
-enum Bench {
-    /// Tokens per second of one rank with all threads against the default layout, in alternation
-    #[command(disable_help_flag = true)]
-    Layouts {
-        /// Handed to `trine bench layouts` as they are
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
-        args: Vec<OsString>,
-    },
-}
-
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
@@ -85,9 +76,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::load()?;
     match command {
         Command::Train { args } => trine::train(&workspace, &args),
-        Command::Bench { bench: Bench::Layouts { args } } => {
-            trine::bench_layouts(&workspace, &args)
-        }
+        Command::Bench { bench } => bench::run(&workspace, &bench),
         Command::Ci { full } => ci::run(&workspace, full),
         Command::Tidy { bless } => tidy::run(&workspace, bless),
     }

@@ -35,15 +35,19 @@ pub(crate) fn train(workspace: &Workspace, args: &[OsString]) -> anyhow::Result<
     become_program(trine)
 }
 
-/// `cargo xtask bench layouts ARGS…`.
-pub(crate) fn bench_layouts(workspace: &Workspace, args: &[OsString]) -> anyhow::Result<ExitCode> {
+/// `cargo xtask bench NAME ARGS…`, for what `trine bench` does itself.
+pub(crate) fn bench(
+    workspace: &Workspace,
+    name: &str,
+    args: &[OsString],
+) -> anyhow::Result<ExitCode> {
     let mut trine = Command::new(build(workspace)?);
-    trine.args(["bench", "layouts"]).args(args);
+    trine.args(["bench", name]).args(args);
     become_program(trine)
 }
 
 /// Builds `trine` and returns where cargo put it, which a moved target folder or a set build target would change.
-fn build(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<PathBuf> {
     let output = workspace
         .cargo()
         .args(["build", "--release", "--locked", "--package", "trine-cli", "--bin", "trine"])
