@@ -22,6 +22,10 @@ use args::{Bench, Cli, Command, ScheduleCommand};
 use clap::Parser;
 use failure::Failure;
 use std::process::ExitCode;
+use trine_kernels::LargeBlocks;
+
+#[global_allocator]
+static BLOCKS: LargeBlocks = LargeBlocks::new();
 
 fn main() -> ExitCode {
     match run(&Cli::parse().command) {

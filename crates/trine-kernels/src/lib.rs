@@ -27,6 +27,7 @@
 //! ```
 
 mod activation;
+mod alloc;
 mod attention;
 mod check;
 mod cpu;
@@ -47,6 +48,7 @@ mod scratch;
 mod team;
 mod view;
 
+pub use alloc::LargeBlocks;
 pub use cpu::CpuOps;
 pub use error::KernelError;
 pub use isa::Isa;

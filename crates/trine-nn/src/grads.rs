@@ -101,9 +101,53 @@ impl SampleTree {
     }
 }
 
+/// A sum in place. What an earlier step has left in it is cleared where and when something is added,
+/// so that a gradient that is written whole is written once: clearing and reading back would be two
+/// more walks over memory.
+#[derive(Debug)]
+struct Sum {
+    values: Buf,
+    /// Which parameters of the bucket still hold an earlier step's values.
+    stale: Vec<bool>,
+}
+
+impl Sum {
+    fn new(values: Buf, params: usize) -> Self {
+        Self { values, stale: vec![false; params] }
+    }
+
+    /// Marks the parameters inside `span` as written, and clears those that were stale unless all
+    /// were and `overwrites`. Says whether the elements must be added to.
+    fn begin(
+        &mut self,
+        layout: &StageLayout,
+        bucket: usize,
+        span: &Range<usize>,
+        overwrites: bool,
+    ) -> Result<bool, NnError> {
+        let spans = layout.buckets[bucket].params.iter().map(|&index| layout.params[index].span());
+        let here = |param: &Range<usize>| param.start < span.end && span.start < param.end;
+        let touched = || spans.clone().zip(0..).filter(|(param, _)| here(param));
+        let overwrites = overwrites && touched().all(|(_, index)| self.stale[index]);
+        for (param, index) in touched() {
+            if std::mem::take(&mut self.stale[index]) && !overwrites {
+                self.values.slice_mut().range(param)?.zero();
+            }
+        }
+        Ok(!overwrites)
+    }
+
+    /// Clears what nobody has written in this step.
+    fn complete(&mut self, layout: &StageLayout, bucket: usize) -> Result<(), NnError> {
+        let len = layout.buckets[bucket].len;
+        self.begin(layout, bucket, &(0..len), false)?;
+        Ok(())
+    }
+}
+
 #[derive(Debug)]
 enum Bucket {
-    Sum(Buf),
+    Sum(Sum),
     Tree(SampleTree),
     Away,
 }
@@ -132,7 +176,9 @@ impl GradStore {
     pub fn new(layout: Arc<StageLayout>, compute: DType, numerics: Numerics) -> Self {
         let dtype = compute.accumulator();
         let empty = |bucket: &trine_spec::BucketLayout| match numerics {
-            Numerics::Fast => Bucket::Sum(Buf::zeros(dtype, bucket.len)),
+            Numerics::Fast => {
+                Bucket::Sum(Sum::new(Buf::zeros(dtype, bucket.len), bucket.params.len()))
+            }
             Numerics::Reference => Bucket::Tree(SampleTree::default()),
         };
         let buckets = layout.buckets.iter().map(empty).collect();
@@ -152,7 +198,7 @@ impl GradStore {
     /// Bytes of all gradients held.
     pub fn size_bytes(&self) -> usize {
         let bytes = |bucket: &Bucket| match bucket {
-            Bucket::Sum(sum) => sum.size_bytes(),
+            Bucket::Sum(sum) => sum.values.size_bytes(),
             Bucket::Tree(tree) => {
                 tree.leaves.values().chain(tree.nodes.values()).map(Buf::size_bytes).sum()
             }
@@ -161,7 +207,7 @@ impl GradStore {
         self.buckets.iter().map(bytes).sum()
     }
 
-    /// Starts a step: all gradients are zero again.
+    /// Starts a step: all gradients count as zero again.
     ///
     /// # Errors
     /// A bucket is still away.
@@ -171,7 +217,7 @@ impl GradStore {
                 (_, Bucket::Away) => {
                     return Err(NnError::Away { what: "gradients", bucket: index });
                 }
-                (Numerics::Fast, Bucket::Sum(sum)) => sum.slice_mut().zero(),
+                (Numerics::Fast, Bucket::Sum(sum)) => sum.stale.fill(true),
                 (_, bucket) => *bucket = Bucket::Tree(SampleTree::default()),
             }
         }
@@ -190,13 +236,41 @@ impl GradStore {
         rows: &Rows,
         mut add: impl FnMut(Range<usize>, SliceMut<'_>) -> Result<(), NnError>,
     ) -> Result<(), NnError> {
+        self.accumulate(id, rows, false, |rows, sum, _| add(rows, sum))
+    }
+
+    /// [`GradStore::add`] for a gradient that is computed whole, as a matrix product is: `add` is also
+    /// told whether to add (`true`) or to overwrite, which it is where nothing has been added in this
+    /// step. To overwrite, it must write every element of the parameter.
+    ///
+    /// # Errors
+    /// As [`GradStore::add`].
+    pub fn add_or_set(
+        &mut self,
+        id: &ParamId,
+        rows: &Rows,
+        add: impl FnMut(Range<usize>, SliceMut<'_>, bool) -> Result<(), NnError>,
+    ) -> Result<(), NnError> {
+        self.accumulate(id, rows, true, add)
+    }
+
+    fn accumulate(
+        &mut self,
+        id: &ParamId,
+        rows: &Rows,
+        overwrites: bool,
+        mut add: impl FnMut(Range<usize>, SliceMut<'_>, bool) -> Result<(), NnError>,
+    ) -> Result<(), NnError> {
         let (bucket, len) = (id.bucket(), self.layout.buckets[id.bucket()].len);
         match &mut self.buckets[bucket] {
             Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
-            Bucket::Sum(sum) => add(0..rows.tokens(), sum.slice_mut().range(id.span())?),
+            Bucket::Sum(sum) => {
+                let accumulate = sum.begin(&self.layout, bucket, &id.span(), overwrites)?;
+                add(0..rows.tokens(), sum.values.slice_mut().range(id.span())?, accumulate)
+            }
             Bucket::Tree(tree) => rows.samples.clone().try_for_each(|sample| {
                 let leaf = tree.leaf(sample, self.dtype, len);
-                add(rows.of(sample), leaf.slice_mut().range(id.span())?)
+                add(rows.of(sample), leaf.slice_mut().range(id.span())?, true)
             }),
         }
     }
@@ -226,7 +300,10 @@ impl GradStore {
     pub fn take(&mut self, bucket: usize, ops: &dyn Ops) -> Result<TakenGrads, NnError> {
         match std::mem::replace(&mut self.buckets[bucket], Bucket::Away) {
             Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
-            Bucket::Sum(sum) => Ok(TakenGrads::Sum(sum)),
+            Bucket::Sum(mut sum) => {
+                sum.complete(&self.layout, bucket)?;
+                Ok(TakenGrads::Sum(sum.values))
+            }
             Bucket::Tree(mut tree) => {
                 tree.close(0..usize::MAX, ops)?;
                 Ok(TakenGrads::Nodes(tree.into_nodes()))
@@ -243,28 +320,35 @@ impl GradStore {
         if sum.len() != len || sum.dtype() != self.dtype {
             return Err(NnError::WrongBuffer { what: "gradients", bucket, len, dtype: self.dtype });
         }
-        self.buckets[bucket] = Bucket::Sum(sum);
+        let params = self.layout.buckets[bucket].params.len();
+        self.buckets[bucket] = Bucket::Sum(Sum::new(sum, params));
         Ok(())
     }
 
     /// The gradients of a bucket as one sum.
     ///
     /// # Errors
-    /// The bucket is away, or still a tree: take, finish and restore it first.
+    /// The bucket is away, still a tree, or not complete (some parameter has got nothing in this step):
+    /// take, finish and restore it first.
     pub fn bucket(&self, bucket: usize) -> Result<&Buf, NnError> {
         match &self.buckets[bucket] {
-            Bucket::Sum(sum) => Ok(sum),
-            Bucket::Tree(_) | Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+            Bucket::Sum(sum) if !sum.stale.contains(&true) => Ok(&sum.values),
+            Bucket::Sum(_) | Bucket::Tree(_) | Bucket::Away => {
+                Err(NnError::Away { what: "gradients", bucket })
+            }
         }
     }
 
-    /// The gradients of a bucket, writable.
+    /// The gradients of a bucket, writable, complete.
     ///
     /// # Errors
     /// As [`GradStore::bucket`].
     pub fn bucket_mut(&mut self, bucket: usize) -> Result<&mut Buf, NnError> {
         match &mut self.buckets[bucket] {
-            Bucket::Sum(sum) => Ok(sum),
+            Bucket::Sum(sum) => {
+                sum.complete(&self.layout, bucket)?;
+                Ok(&mut sum.values)
+            }
             Bucket::Tree(_) | Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
         }
     }

@@ -105,10 +105,11 @@ impl WeightWork {
 impl WeightTask {
     fn run(self, ctx: &Context<'_>, grads: &mut GradStore) -> Result<(), NnError> {
         let (inputs, outputs) = (self.inputs, self.outputs);
-        grads.add(&self.weight, &ctx.rows, |rows, sum| {
+        grads.add_or_set(&self.weight, &ctx.rows, |rows, sum, accumulate| {
             let dy = matrix(&self.dy, &rows, outputs)?;
             let x = matrix(&self.x, &rows, inputs)?;
-            ctx.ops.matmul(Product::Tn, true, dy, x, MatMut::new(sum, outputs, inputs))?;
+            let sum = MatMut::new(sum, outputs, inputs);
+            ctx.ops.matmul(Product::Tn, accumulate, dy, x, sum)?;
             Ok(())
         })
     }

@@ -24,6 +24,8 @@ const STEP: usize = 32;
 const TILE_BYTES: usize = 1024;
 /// Steps of k at a time: tiles come from the second-level cache as fast as from the first.
 const STEPS: usize = 128;
+/// Steps of a part of a longer k at least: between two parts the sums leave the registers.
+const STEPS_LONG_MIN: usize = 16;
 /// Rows of A, in panels, that are packed together: a run of whole cache lines in each row of a factor
 /// that runs across k.
 const PANELS_TOGETHER: usize = 8;
@@ -158,15 +160,16 @@ pub(super) unsafe fn block<C: Num<Acc = f32>>(
     b: Operand<'_, bf16>,
     c: Target<C>,
 ) {
-    let steps = dims.k.div_ceil(STEP).min(STEPS);
     let panels = dims.n.div_ceil(SIDE);
+    let steps = steps_at_a_time(dims.k, panels);
     let panels_max = (STRIP_BYTES / (steps.max(1) * 2 * TILE_BYTES)).clamp(1, panels.max(1));
     // Strips of equal width: a narrow last one would be paid for like a wide one.
     let panels = panels.div_ceil(panels.div_ceil(panels_max).max(1));
     let in_place = lies_in_tiles(a, dims.k);
     let panel_bytes = 2 * steps * TILE_BYTES;
     let kept_rows = (KEPT_BYTES / panel_bytes.max(1)).clamp(1, dims.m.div_ceil(SIDE).max(1));
-    let long = dims.k > STEPS * STEP;
+    let ks_max = steps.max(1) * STEP;
+    let long = dims.k > ks_max;
     let carried_rows = if long { dims.m.next_multiple_of(SIDE) } else { SIDE };
     let a_bytes = panel_bytes * if in_place { 1 } else { kept_rows };
     let b_bytes = panels * steps * 2 * TILE_BYTES;
@@ -194,9 +197,9 @@ pub(super) unsafe fn block<C: Num<Acc = f32>>(
         let rows = row..dims.m.min(row + rows_each);
         for col in (0..dims.n).step_by(panels * SIDE) {
             let cols = (panels * SIDE).min(dims.n - col);
-            for part in 0..dims.k.div_ceil(STEPS * STEP).max(1) {
-                let k = part * STEPS * STEP;
-                let ks = (STEPS * STEP).min(dims.k - k);
+            for part in 0..dims.k.div_ceil(ks_max).max(1) {
+                let k = part * ks_max;
+                let ks = ks_max.min(dims.k - k);
                 // SAFETY: the caller's promise; tiles are on.
                 unsafe {
                     run.strip(Strip { col, cols, k, ks, packed: !long && col > 0 }, rows.clone())
@@ -205,6 +208,16 @@ pub(super) unsafe fn block<C: Num<Acc = f32>>(
         }
     }
     drop(tiles);
+}
+
+/// Steps of one part of k. A k that is too long for one is cut so that all columns of B are one strip
+/// where they can be: A is then read once.
+fn steps_at_a_time(k: usize, panels: usize) -> usize {
+    let steps = k.div_ceil(STEP);
+    if steps <= STEPS {
+        return steps;
+    }
+    (STRIP_BYTES / (panels.max(1) * 2 * TILE_BYTES)).clamp(STEPS_LONG_MIN, STEPS)
 }
 
 /// Whether tiles can be loaded from A's rows as they are: along k, from cache line to cache line. Rows
