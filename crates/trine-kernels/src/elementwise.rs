@@ -2,12 +2,15 @@
 
 use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, typed_mut, with_num};
 use crate::isa::vectorised;
-use crate::num::Num;
+use crate::num::{Num, Real};
 use crate::scratch::Split;
 use crate::{CpuOps, KernelError, MatMut, MatRef};
 use trine_buffer::{Element, Float, Slice, SliceMut};
 
 type Done = Result<(), KernelError>;
+
+/// Columns that are summed together over the rows.
+const COLUMNS: usize = 64;
 
 vectorised! {
     fn add_row<T: Num>(y: &mut [T], a: &[T], b: &[T]) {
@@ -25,6 +28,30 @@ vectorised! {
     fn accumulate_row<T: Num>(y: &mut [T::Acc], a: &[T]) {
         for (y, &a) in y.iter_mut().zip(a) {
             *y += a.widen();
+        }
+    }
+
+    fn accumulate_rows<T: Num>(acc: &mut [T::Acc], x: &[T], stride: usize, rows: usize) {
+        // A run of columns at a time, whose sums stay in registers from row to row.
+        let len = acc.len();
+        for (run, acc) in acc.chunks_mut(COLUMNS).enumerate() {
+            let x = &x[run * COLUMNS..];
+            if acc.len() == COLUMNS {
+                let mut sums = [T::Acc::ZERO; COLUMNS];
+                sums.copy_from_slice(acc);
+                for row in 0..rows {
+                    for (sum, x) in sums.iter_mut().zip(&x[row * stride..][..COLUMNS]) {
+                        *sum += x.widen();
+                    }
+                }
+                acc.copy_from_slice(&sums);
+            } else {
+                for row in 0..rows {
+                    for (sum, x) in acc.iter_mut().zip(&x[row * stride..][..len % COLUMNS]) {
+                        *sum += x.widen();
+                    }
+                }
+            }
         }
     }
 
@@ -107,8 +134,8 @@ pub(crate) fn sum_rows(cpu: &CpuOps, acc: SliceMut<'_>, x: MatRef<'_>) -> Done {
         cpu.parallel(x.cols, x.rows, |cols| {
             // SAFETY: each column is written by one thread.
             let acc = unsafe { acc.range(cols.clone()) };
-            for row in 0..x.rows {
-                accumulate_row(cpu.isa, acc, &x.row(row)[cols.clone()]);
+            if x.rows > 0 {
+                accumulate_rows(cpu.isa, acc, &x.data[cols.start..], x.stride, x.rows);
             }
         });
         Ok(())

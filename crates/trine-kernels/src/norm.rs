@@ -10,6 +10,9 @@ use trine_buffer::{Float, Slice, SliceMut};
 
 type Done = Result<(), KernelError>;
 
+/// Columns whose gradients of gain and bias are summed together over the rows.
+const COLUMNS: usize = 64;
+
 impl fmt::Display for NormShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}, {}]", self.rows, self.cols)
@@ -91,21 +94,45 @@ vectorised! {
         }
     }
 
-    fn add_dgamma<T: Num>(
+    /// `dgamma[c] += Σ dy · (x − mean) · rstd` and `dbeta[c] += Σ dy` over the rows, for the columns
+    /// from the first of `x` and `dy` on. `stats` holds a row's mean, if norms have one, and rstd.
+    fn add_gain_and_bias<T: Num>(
         dgamma: &mut [T::Acc],
+        dbeta: Option<&mut [T::Acc]>,
         x: &[T],
-        mean: T::Acc,
-        rstd: T::Acc,
         dy: &[T],
+        cols: usize,
+        stats: &[T::Acc],
+        each: usize,
     ) {
-        for ((dgamma, x), dy) in dgamma.iter_mut().zip(x).zip(dy) {
-            *dgamma += dy.widen() * ((x.widen() - mean) * rstd);
-        }
-    }
-
-    fn add_dbeta<T: Num>(dbeta: &mut [T::Acc], dy: &[T]) {
-        for (dbeta, dy) in dbeta.iter_mut().zip(dy) {
-            *dbeta += dy.widen();
+        let mut nothing = [T::Acc::ZERO; COLUMNS];
+        let mut dbeta = dbeta;
+        for (run, dgamma) in dgamma.chunks_mut(COLUMNS).enumerate() {
+            // A run of columns at a time, whose sums stay in registers from row to row.
+            let len = dgamma.len();
+            let dbeta = match &mut dbeta {
+                Some(dbeta) => &mut dbeta[run * COLUMNS..][..len],
+                None => &mut nothing[..len],
+            };
+            let (mut gain, mut bias) = ([T::Acc::ZERO; COLUMNS], [T::Acc::ZERO; COLUMNS]);
+            gain[..len].copy_from_slice(dgamma);
+            bias[..len].copy_from_slice(dbeta);
+            for (row, stats) in stats.chunks_exact(each).enumerate() {
+                let (mean, rstd) = match *stats {
+                    [rstd] => (T::Acc::ZERO, rstd),
+                    [mean, rstd, ..] => (mean, rstd),
+                    [] => break,
+                };
+                let at = row * cols + run * COLUMNS;
+                let (x, dy) = (&x[at..][..len], &dy[at..][..len]);
+                let sums = gain.iter_mut().zip(&mut bias);
+                for (((gain, bias), x), dy) in sums.zip(x).zip(dy) {
+                    *gain += dy.widen() * ((x.widen() - mean) * rstd);
+                    *bias += dy.widen();
+                }
+            }
+            dgamma.copy_from_slice(&gain[..len]);
+            dbeta.copy_from_slice(&bias[..len]);
         }
     }
 }
@@ -197,8 +224,9 @@ pub(crate) fn rms_norm(
 struct Backward<'a, T: Num> {
     shape: NormShape,
     x: &'a [T],
-    /// Mean and reciprocal deviation of a row.
-    stats: &'a (dyn Fn(usize) -> (Option<T::Acc>, T::Acc) + Sync),
+    /// `each` numbers a row: mean, if the norm has one, and reciprocal deviation.
+    stats: &'a [T::Acc],
+    each: usize,
     gamma: &'a [T],
     dy: &'a [T],
 }
@@ -226,28 +254,27 @@ impl<T: Num> Backward<'_, T> {
         cpu.parallel(rows, 3 * cols, |rows| {
             for row in rows {
                 let at = row * cols..(row + 1) * cols;
-                let (mean, rstd) = (self.stats)(row);
+                let (mean, rstd) = match self.stats[row * self.each..][..self.each] {
+                    [mean, rstd] => (Some(mean), rstd),
+                    ref rest => (None, rest[0]),
+                };
                 // SAFETY: each row is written by one thread.
                 let dx = unsafe { dx.range(at.clone()) };
                 let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
                 norm_backward_row(cpu.isa, dx, add_to_dx, x, mean, rstd, self.gamma, dy);
             }
         });
+        if rows == 0 {
+            return;
+        }
         // Rows in ascending order for each column, so columns are what threads split.
         cpu.parallel(cols, 2 * rows, |cols_here| {
             // SAFETY: each column is written by one thread.
             let dgamma = unsafe { dgamma.range(cols_here.clone()) };
             // SAFETY: as above.
-            let mut dbeta = dbeta.as_ref().map(|d| unsafe { d.range(cols_here.clone()) });
-            for row in 0..rows {
-                let at = row * cols + cols_here.start..row * cols + cols_here.end;
-                let (mean, rstd) = (self.stats)(row);
-                let (x, dy) = (&self.x[at.clone()], &self.dy[at]);
-                add_dgamma(cpu.isa, dgamma, x, mean.unwrap_or(T::Acc::ZERO), rstd, dy);
-                if let Some(dbeta) = &mut dbeta {
-                    add_dbeta(cpu.isa, dbeta, dy);
-                }
-            }
+            let dbeta = dbeta.as_ref().map(|d| unsafe { d.range(cols_here.clone()) });
+            let (x, dy) = (&self.x[cols_here.start..], &self.dy[cols_here.start..]);
+            add_gain_and_bias(cpu.isa, dgamma, dbeta, x, dy, cols, self.stats, self.each);
         });
     }
 }
@@ -271,7 +298,8 @@ pub(crate) fn layer_norm_backward(
         let args = Backward {
             shape,
             x: typed::<T>(OP, "x", x)?,
-            stats: &|row| (Some(stats[2 * row]), stats[2 * row + 1]),
+            stats,
+            each: 2,
             gamma: typed::<T>(OP, "gamma", gamma)?,
             dy: typed::<T>(OP, "dy", dy)?,
         };
@@ -304,7 +332,8 @@ pub(crate) fn rms_norm_backward(
         let args = Backward {
             shape,
             x: typed::<T>(OP, "x", x)?,
-            stats: &|row| (None, rstd[row]),
+            stats: rstd,
+            each: 1,
             gamma: typed::<T>(OP, "gamma", gamma)?,
             dy: typed::<T>(OP, "dy", dy)?,
         };

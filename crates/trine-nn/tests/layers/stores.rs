@@ -82,6 +82,50 @@ fn gradients_that_are_away_are_errors_until_they_are_back() {
     }
 }
 
+/// Sets or adds `value` everywhere in a gradient; says which of the two it was told.
+fn put(grads: &mut GradStore, id: &ParamId, value: f32) -> bool {
+    let (rows, mut told) = (Rows { samples: 0..1, seq: SEQ }, None);
+    let write = |_, sum: trine_buffer::SliceMut<'_>, accumulate| {
+        told = Some(accumulate);
+        for sum in sum.typed::<f32>()? {
+            *sum = if accumulate { *sum + value } else { value };
+        }
+        Ok(())
+    };
+    grads.add_or_set(id, &rows, write).unwrap();
+    told.expect("called once")
+}
+
+#[test]
+fn a_step_overwrites_what_the_one_before_has_left() {
+    let layout = two();
+    let [w, b, both] =
+        [&["w"][..], &["b"], &["w", "b"]].map(|names| ParamId::find(&layout, names).unwrap());
+    let mut grads = GradStore::new(layout, DType::F32, Numerics::Fast);
+    let values = |grads: &GradStore| grads.bucket(0).unwrap().typed::<f32>().unwrap().to_vec();
+    // Zeros are there to be added to.
+    assert!(put(&mut grads, &both, 5.0));
+    grads.clear().unwrap();
+    assert!(grads.bucket(0).is_err(), "half of a step is no gradient");
+    assert!(!put(&mut grads, &w, 1.0) && put(&mut grads, &w, 2.0));
+    assert!(grads.bucket(0).is_err());
+    // A sum over rows adds, so what is old is cleared before.
+    let add = |_, sum: trine_buffer::SliceMut<'_>| {
+        sum.typed::<f32>()?.iter_mut().for_each(|sum| *sum += 7.0);
+        Ok(())
+    };
+    grads.add(&b, &Rows { samples: 0..1, seq: SEQ }, add).unwrap();
+    assert_eq!(values(&grads), [vec![3.0; 96], vec![7.0; 12]].concat());
+    grads.clear().unwrap();
+    // One of two neighbours has been written: the other must not keep its old values.
+    assert!(!put(&mut grads, &b, 1.0) && put(&mut grads, &both, 2.0));
+    assert_eq!(values(&grads), [vec![2.0; 96], vec![3.0; 12]].concat());
+    grads.clear().unwrap();
+    put(&mut grads, &b, 4.0);
+    let completed = grads.bucket_mut(0).unwrap().typed::<f32>().unwrap().to_vec();
+    assert_eq!(completed, [vec![0.0; 96], vec![4.0; 12]].concat(), "w got nothing");
+}
+
 #[test]
 fn a_tree_of_samples_is_no_sum_before_it_is_finished() {
     let bench = Bench::new(DType::F32, Numerics::Reference);
