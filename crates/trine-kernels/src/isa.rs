@@ -75,7 +75,9 @@ mod amx {
 
     #[cfg(all(target_os = "linux", not(miri)))]
     pub(super) fn is_usable() -> bool {
-        let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        // SAFETY: every x86-64 processor has the instruction.
+        #[allow(unused_unsafe, reason = "the call is unsafe in the oldest compiler supported")]
+        let features = unsafe { std::arch::x86_64::__cpuid_count(7, 0) }.edx;
         features & AMX_BF16 != 0 && features & AMX_TILE != 0 && is_permitted()
     }
 
