@@ -28,6 +28,7 @@
 
 mod activation;
 mod attention;
+pub mod ceiling;
 mod check;
 mod cpu;
 mod elementwise;
@@ -45,6 +46,7 @@ mod profiled;
 mod rope;
 mod scratch;
 mod team;
+mod timing;
 mod view;
 
 pub use cpu::CpuOps;
@@ -57,4 +59,5 @@ pub use ops::{
 pub use profiled::{KernelTime, Profiled};
 pub use rope::{rope_frequencies, rope_table};
 pub use team::Team;
+pub use timing::Times;
 pub use view::{GateUpMut, MatMut, MatRef, Qkv, QkvMut};
