@@ -186,6 +186,30 @@ pub(crate) enum Bench {
     Layouts(Box<BenchLayoutsArgs>),
     /// Training steps on synthetic tokens: tokens per second, model FLOP/s, where the time goes
     Step(Box<BenchStepArgs>),
+    /// The kernels one by one, beside what the machine can do at best
+    Kernels(BenchKernelsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernelsArgs {
+    /// Threads that share each call [default: all cores]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) threads: Option<usize>,
+    /// A poorer instruction set than the best: portable, avx2, avx512, avx512-bf16 or amx
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+    /// Type to compute with: bf16, f32, f64 or all of them
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub(crate) precision: String,
+    /// Call each kernel for so long, and twice at least: the first call does not count
+    #[arg(long, value_name = "MS", default_value_t = 200, allow_negative_numbers = true)]
+    pub(crate) milliseconds: u64,
+    /// Only the rows whose name and shape contain this; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) filter: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -45,7 +45,12 @@ impl CpuOps {
         self.isa
     }
 
-    /// The threads in use.
+    /// The threads in use, to measure what they could do.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// How many threads are in use.
     pub fn threads(&self) -> usize {
         self.team.threads()
     }

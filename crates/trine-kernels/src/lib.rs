@@ -29,6 +29,7 @@
 mod activation;
 mod alloc;
 mod attention;
+pub mod ceiling;
 mod check;
 mod cpu;
 mod elementwise;
@@ -46,6 +47,7 @@ mod profiled;
 mod rope;
 mod scratch;
 mod team;
+mod timing;
 mod view;
 
 pub use alloc::LargeBlocks;
@@ -59,4 +61,5 @@ pub use ops::{
 pub use profiled::{KernelTime, Profiled};
 pub use rope::{rope_frequencies, rope_table};
 pub use team::Team;
+pub use timing::Times;
 pub use view::{GateUpMut, MatMut, MatRef, Qkv, QkvMut};

@@ -19,6 +19,18 @@ pub enum Product {
     Tn,
 }
 
+impl Product {
+    /// The three products as users know them: what each is in a linear layer.
+    pub const fn name(self, accumulate: bool) -> &'static str {
+        match (self, accumulate) {
+            (Self::Nt, _) => "matmul y = x·wᵀ",
+            (Self::Nn, _) => "matmul dx = dy·w",
+            (Self::Tn, true) => "matmul dw += dyᵀ·x",
+            (Self::Tn, false) => "matmul dw = dyᵀ·x",
+        }
+    }
+}
+
 /// Which form of GELU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GeluKind {
@@ -72,6 +84,26 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor on the scores, usually `1 / √head_dim`.
     pub scale: f64,
+}
+
+impl AttentionShape {
+    /// Floating-point operations of the two products of [`Ops::attention`], the visible pairs of
+    /// query and key alone.
+    pub fn flops(&self) -> f64 {
+        self.product_flops() * 2.0
+    }
+
+    /// The same of the four products of [`Ops::attention_backward`]: scores that are computed again
+    /// are not counted.
+    pub fn backward_flops(&self) -> f64 {
+        self.product_flops() * 4.0
+    }
+
+    fn product_flops(&self) -> f64 {
+        let (queries, keys) = (self.queries as f64, self.keys as f64);
+        let visible = queries * (keys - queries) + queries * (queries + 1.0) / 2.0;
+        2.0 * (self.samples * self.heads * self.head_dim) as f64 * visible
+    }
 }
 
 /// Where the random numbers of a dropout mask come from. The mask is a pure function of these and

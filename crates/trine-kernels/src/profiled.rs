@@ -54,23 +54,6 @@ impl Profiled {
     }
 }
 
-/// `Σ` over heads and visible (query, key) pairs of `2 · head_dim · products`.
-fn attention_flops(shape: AttentionShape, products: f64) -> f64 {
-    let (queries, keys) = (shape.queries as f64, shape.keys as f64);
-    let visible = queries * (keys - queries) + queries * (queries + 1.0) / 2.0;
-    (shape.samples * shape.heads * shape.head_dim) as f64 * visible * 2.0 * products
-}
-
-/// The three products as users know them.
-fn product_name(product: Product, accumulate: bool) -> &'static str {
-    match (product, accumulate) {
-        (Product::Nt, _) => "matmul y = x·wᵀ",
-        (Product::Nn, _) => "matmul dx = dy·w",
-        (Product::Tn, true) => "matmul dw += dyᵀ·x",
-        (Product::Tn, false) => "matmul dw = dyᵀ·x",
-    }
-}
-
 /// Forwards each call under its name.
 macro_rules! timed {
     ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty;)+) => {$(
@@ -91,8 +74,7 @@ impl Ops for Profiled {
     ) -> Done {
         let k = if product == Product::Tn { a.rows } else { a.cols };
         let flops = 2.0 * c.rows as f64 * c.cols as f64 * k as f64;
-        let name = product_name(product, accumulate);
-        self.time(name, flops, |ops| ops.matmul(product, accumulate, a, b, c))
+        self.time(product.name(accumulate), flops, |ops| ops.matmul(product, accumulate, a, b, c))
     }
 
     fn attention(
@@ -104,8 +86,7 @@ impl Ops for Profiled {
         document_start: Option<Slice<'_>>,
         dropout: Option<AttentionDropout>,
     ) -> Done {
-        let flops = attention_flops(shape, 2.0);
-        self.time("attention", flops, |ops| {
+        self.time("attention", shape.flops(), |ops| {
             ops.attention(shape, o, lse, qkv, document_start, dropout)
         })
     }
@@ -121,8 +102,7 @@ impl Ops for Profiled {
         document_start: Option<Slice<'_>>,
         dropout: Option<AttentionDropout>,
     ) -> Done {
-        let flops = attention_flops(shape, 4.0);
-        self.time("attention_backward", flops, |ops| {
+        self.time("attention_backward", shape.backward_flops(), |ops| {
             ops.attention_backward(shape, d, d_o, o, lse, qkv, document_start, dropout)
         })
     }
@@ -278,6 +258,7 @@ mod tests {
             head_dim: 8,
             scale: 1.0,
         };
-        assert_eq!(attention_flops(shape, 2.0), (2 * 4 * 8 * 6 * 2 * 2) as f64);
+        assert_eq!(shape.flops(), (2 * 4 * 8 * 6 * 2 * 2) as f64);
+        assert_eq!(shape.backward_flops(), 2.0 * shape.flops());
     }
 }

@@ -125,6 +125,19 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["inspect", "nowhere"], &["nowhere: not a run directory"]),
     (&["bench", "layouts", "--rounds", "0"], &["--rounds 0", "nearest valid: 1"]),
     (&["bench", "layouts", "--tp", "3"], &["--tp 3"]),
+    (&["bench", "kernels", "--threads", "0"], &["--threads 0", "nearest valid: 1"]),
+    (&["bench", "kernels", "--threads", "-1"], &["-1", "--threads"]),
+    (&["bench", "kernels", "--threads", "5000"], &["--threads 5000", "nearest valid: 4096"]),
+    (&["bench", "kernels", "--milliseconds", "0"], &["--milliseconds 0", "nearest valid: 1"]),
+    (
+        &["bench", "kernels", "--isa", "porta"],
+        &["--isa porta", "no such instruction set", "nearest valid: portable"],
+    ),
+    (
+        &["bench", "kernels", "--precision", "f16"],
+        &["--precision f16", "bf16, f32, f64 or all", "nearest valid: f32"],
+    ),
+    (&["bench", "kernels", "--filter", "gella"], &["--filter gella", "nearest valid: gelu"]),
     (&["schedule", "show", "gpip"], &["gpip", "gpipe"]),
     (&["schedule", "show", "1f1b", "--stages", "0"], &["0 stages", "at least 1"]),
     (&["schedule", "verify", "missing.txt"], &["missing.txt: cannot read the schedule"]),
@@ -148,7 +161,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 41);
+    assert_eq!(cases, 48);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

@@ -1,5 +1,6 @@
 //! The binary, from outside: one test program, so that it is linked once.
 
 mod bad_input;
+mod bench_kernels;
 mod commands;
 mod common;

@@ -21,7 +21,7 @@ const TILE: usize = 16;
 /// Elements of k in a row of a tile: a step.
 const STEP: usize = 32;
 /// Bytes of a tile.
-const TILE_BYTES: usize = 1024;
+pub(crate) const TILE_BYTES: usize = 1024;
 /// Steps of k at a time: tiles come from the second-level cache as fast as from the first.
 const STEPS: usize = 128;
 /// Steps of a part of a longer k at least: between two parts the sums leave the registers.
@@ -54,12 +54,15 @@ static WHOLE_TILES: TileConfig = TileConfig {
 };
 
 /// Tiles switched on in this thread until dropped: an idle unit keeps context switches cheap.
-struct Tiles;
+#[derive(Debug)]
+pub(crate) struct Tiles;
 
 impl Tiles {
+    /// Switches them on, with contents that are zero.
+    ///
     /// # Safety
     /// The processor has AMX, and the system has allowed the process to use it.
-    unsafe fn on() -> Self {
+    pub(crate) unsafe fn on() -> Self {
         // SAFETY: the configuration is valid for palette 1; the caller's promise on the processor.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE_TILES, options(nostack, readonly));

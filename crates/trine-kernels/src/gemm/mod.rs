@@ -5,7 +5,7 @@
 //! that the block before left. Edge tiles run the same kernel on panels padded with zeros.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 mod driver;
 mod micro;
 mod pack;
