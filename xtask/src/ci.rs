@@ -40,6 +40,14 @@ const STEPS: &[Step] = &[
     },
     Step { name: "test", when: When::Always, env: &[], cargo: &["test", "--workspace"] },
     Step { name: "counts", when: When::Counts, env: &[], cargo: &["xtask", "counts"] },
+    // Miri sees more than the sanitizer, and is slow: the threads and what is portable, not the kernels' tests over shapes.
+    Step { name: "sanitize", when: When::Always, env: &[], cargo: &["xtask", "sanitize"] },
+    Step {
+        name: "miri",
+        when: When::Installed("miri"),
+        env: &[],
+        cargo: &["miri", "test", "--package", "trine-kernels", "--lib"],
+    },
     Step {
         name: "doc",
         when: When::Always,

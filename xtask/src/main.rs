@@ -11,6 +11,7 @@
 mod bench;
 mod ci;
 mod counts;
+mod sanitize;
 mod tidy;
 mod trine;
 mod workspace;
@@ -61,6 +62,8 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
+    /// The tests of trine-kernels under AddressSanitizer
+    Sanitize,
     /// The rules of the repository that no lint knows: layering, file headers and lengths, banned words, documents
     Tidy {
         /// Rewrite what is generated from crates.toml instead of comparing it
@@ -86,6 +89,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench { bench } => bench::run(&workspace, &bench),
         Command::Ci { full } => ci::run(&workspace, full),
         Command::Counts { bless } => counts::run(&workspace, bless),
+        Command::Sanitize => sanitize::run(&workspace),
         Command::Tidy { bless } => tidy::run(&workspace, bless),
     }
 }

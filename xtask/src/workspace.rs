@@ -117,8 +117,13 @@ pub(crate) fn rustc_version() -> anyhow::Result<String> {
     Ok(version.trim().trim_start_matches("rustc ").to_owned())
 }
 
+/// The folder that holds the compiler's libraries.
+pub(crate) fn sysroot() -> anyhow::Result<PathBuf> {
+    Ok(output(rustc().args(["--print", "sysroot"]))?.trim().into())
+}
+
 /// The target that programs are built for if nothing else is asked for.
-fn host_triple() -> anyhow::Result<String> {
+pub(crate) fn host_triple() -> anyhow::Result<String> {
     let version = output(rustc().arg("-vV"))?;
     parse_host(&version).context("`rustc -vV` names no host")
 }
