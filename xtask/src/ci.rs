@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 
+use crate::counts;
 use crate::workspace::{Package, Workspace};
 
 /// One row of the table.
@@ -22,6 +23,8 @@ enum When {
     Full,
     /// Only where `cargo NAME` exists, which a step that needs a separate program cannot take for granted.
     Installed(&'static str),
+    /// Always; but what is counted is compared only with numbers of the same compiler, and the line of the step says so.
+    Counts,
 }
 
 /// Cheap steps first; then those that share artefacts in one target folder: clippy, documents and the single crates use the
@@ -36,6 +39,15 @@ const STEPS: &[Step] = &[
         cargo: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
     },
     Step { name: "test", when: When::Always, env: &[], cargo: &["test", "--workspace"] },
+    Step { name: "counts", when: When::Counts, env: &[], cargo: &["xtask", "counts"] },
+    // Miri sees more than the sanitizer, and is slow: the threads and what is portable, not the kernels' tests over shapes.
+    Step { name: "sanitize", when: When::Always, env: &[], cargo: &["xtask", "sanitize"] },
+    Step {
+        name: "miri",
+        when: When::Installed("miri"),
+        env: &[],
+        cargo: &["miri", "test", "--package", "trine-kernels", "--lib"],
+    },
     Step {
         name: "doc",
         when: When::Always,
@@ -91,7 +103,8 @@ pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode>
                 return Ok(ExitCode::FAILURE);
             }
         }
-        lines.push(format!("{:<12} ok {:>7.1} s", step.name, step_started.elapsed().as_secs_f64()));
+        let (seconds, remark) = (step_started.elapsed().as_secs_f64(), remark(workspace, step)?);
+        lines.push(format!("{:<12} ok {seconds:>7.1} s{remark}", step.name));
         println!("ci: {}", lines[lines.len() - 1]);
     }
     println!("\nci: all passed in {:.0} s", started.elapsed().as_secs_f64());
@@ -102,10 +115,21 @@ pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode>
 /// Why a step does not run, if it does not.
 fn skipped(workspace: &Workspace, step: &Step, full: bool) -> Option<String> {
     match step.when {
-        When::Always => None,
+        When::Always | When::Counts => None,
         When::Full => (!full).then(|| "only with --full".to_owned()),
         When::Installed(tool) => {
             (!is_installed(workspace, tool)).then(|| format!("cargo-{tool} is not installed"))
+        }
+    }
+}
+
+/// What the line of a step that passed has to say beside the time.
+fn remark(workspace: &Workspace, step: &Step) -> anyhow::Result<String> {
+    match step.when {
+        When::Always | When::Full | When::Installed(_) => Ok(String::new()),
+        When::Counts => {
+            let why = counts::not_judged(workspace)?;
+            Ok(why.map_or_else(String::new, |why| format!(", NOT JUDGED: {why}")))
         }
     }
 }

@@ -10,6 +10,8 @@
 
 mod bench;
 mod ci;
+mod counts;
+mod sanitize;
 mod tidy;
 mod trine;
 mod workspace;
@@ -48,12 +50,20 @@ enum Command {
         #[command(subcommand)]
         bench: Bench,
     },
-    /// Everything that must hold before a change is merged: fmt, tidy, clippy, tests, docs, each crate alone
+    /// Everything that must hold before a change is merged: fmt, tidy, clippy, tests, counts, docs, each crate alone
     Ci {
         /// Also the long suites: the ignored tests, in release
         #[arg(long)]
         full: bool,
     },
+    /// The instructions of kernel calls, counted by valgrind, against crates/trine-kernels/counts.toml
+    Counts {
+        /// Rewrite the file with what was counted
+        #[arg(long)]
+        bless: bool,
+    },
+    /// The tests of trine-kernels under AddressSanitizer
+    Sanitize,
     /// The rules of the repository that no lint knows: layering, file headers and lengths, banned words, documents
     Tidy {
         /// Rewrite what is generated from crates.toml instead of comparing it
@@ -78,6 +88,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Train { args } => trine::train(&workspace, &args),
         Command::Bench { bench } => bench::run(&workspace, &bench),
         Command::Ci { full } => ci::run(&workspace, full),
+        Command::Counts { bless } => counts::run(&workspace, bless),
+        Command::Sanitize => sanitize::run(&workspace),
         Command::Tidy { bless } => tidy::run(&workspace, bless),
     }
 }

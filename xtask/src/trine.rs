@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Serialize;
 
-use crate::workspace::{Package, Workspace};
+use crate::workspace::{Package, Workspace, executable};
 
 /// What `trine` reads to find its default corpus.
 #[derive(Debug, Serialize)]
@@ -46,29 +46,11 @@ pub(crate) fn bench(
     become_program(trine)
 }
 
-/// Builds `trine` and returns where cargo put it, which a moved target folder or a set build target would change.
+/// Builds `trine` and returns where cargo put it.
 pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<PathBuf> {
-    let output = workspace
-        .cargo()
-        .args(["build", "--release", "--locked", "--package", "trine-cli", "--bin", "trine"])
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("building `trine` failed, see above");
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    executable(&messages, "trine").context("cargo built `trine` but did not say where")
-}
-
-/// The executable of binary `name` among cargo's JSON messages, one a line.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--locked", "--package", "trine-cli", "--bin", "trine"]);
+    executable(cargo, "trine")
 }
 
 fn write_corpus(path: &Path, packages: Vec<Package>) -> anyhow::Result<()> {
@@ -139,19 +121,6 @@ mod tests {
         assert_eq!(json["packages"][1]["name"], "serde");
         assert_eq!(json["packages"][1]["version"], "1.0.229");
         assert_eq!(json["packages"][1]["root"], "registry/serde-1.0.229");
-    }
-
-    #[test]
-    fn the_executable_is_found_among_other_messages() {
-        let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"name":"half"},"executable":null}"#,
-            "\nnot json\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"trine"},"executable":"out/trine"}"#,
-            "\n",
-            r#"{"reason":"build-finished","success":true}"#,
-        );
-        assert_eq!(executable(messages, "trine"), Some(PathBuf::from("out/trine")));
-        assert_eq!(executable(messages, "other"), None);
     }
 
     #[test]

@@ -106,9 +106,25 @@ fn cargo_metadata(root: &Path, args: &[&str]) -> anyhow::Result<Metadata> {
     serde_json::from_str(&json).context("cargo metadata printed something unexpected")
 }
 
-fn host_triple() -> anyhow::Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let version = output(Command::new(rustc).arg("-vV"))?;
+/// The compiler that cargo calls.
+fn rustc() -> Command {
+    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+}
+
+/// What the compiler says of itself, as in `1.95.0 (59807616e 2026-04-14)`.
+pub(crate) fn rustc_version() -> anyhow::Result<String> {
+    let version = output(rustc().arg("--version"))?;
+    Ok(version.trim().trim_start_matches("rustc ").to_owned())
+}
+
+/// The folder that holds the compiler's libraries.
+pub(crate) fn sysroot() -> anyhow::Result<PathBuf> {
+    Ok(output(rustc().args(["--print", "sysroot"]))?.trim().into())
+}
+
+/// The target that programs are built for if nothing else is asked for.
+pub(crate) fn host_triple() -> anyhow::Result<String> {
+    let version = output(rustc().arg("-vV"))?;
     parse_host(&version).context("`rustc -vV` names no host")
 }
 
@@ -116,8 +132,26 @@ fn parse_host(version: &str) -> Option<String> {
     version.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
 }
 
+/// Lets cargo build and returns where it put the binary or example `name`, which a moved target folder or a set build target
+/// would change.
+pub(crate) fn executable(mut cargo: Command, name: &str) -> anyhow::Result<PathBuf> {
+    cargo.arg("--message-format=json-render-diagnostics");
+    let messages = output(&mut cargo).with_context(|| format!("cannot build `{name}`"))?;
+    find_executable(&messages, name)
+        .with_context(|| format!("cargo built `{name}` but did not say where"))
+}
+
+/// The executable of target `name` among cargo's JSON messages, one a line.
+fn find_executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
 /// Runs a program and returns what it printed; its messages go to our own standard error.
-fn output(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stderr(Stdio::inherit())
@@ -139,6 +173,19 @@ mod tests {
             "rustc 1.95.0\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\nLLVM version: 22.1\n";
         assert_eq!(parse_host(version).as_deref(), Some("x86_64-unknown-linux-gnu"));
         assert_eq!(parse_host("rustc 1.95.0"), None);
+    }
+
+    #[test]
+    fn the_executable_is_found_among_other_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"half"},"executable":null}"#,
+            "\nnot json\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"trine"},"executable":"out/trine"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        assert_eq!(find_executable(messages, "trine"), Some(PathBuf::from("out/trine")));
+        assert_eq!(find_executable(messages, "other"), None);
     }
 
     #[test]
