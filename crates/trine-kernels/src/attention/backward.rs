@@ -1,17 +1,22 @@
 //! Attention backward: probabilities computed again, tile by tile.
+//!
+//! A block of keys meets all queries that see it before the next one comes. Its two gradients are
+//! kept transposed, `[head_dim, KEYS]`: probabilities and scores' gradient are then right factors as
+//! they are.
 
-use super::{
-    KEYS, Pieces, Problem, QUERIES, across, add_to, along, dot, exponentials, inside, multiply,
-    round, score_gradient,
-};
+use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, with_num};
-use crate::gemm::{Dims, GemmElement, Operand, Target};
-use crate::num::{Num, Real};
+use crate::gemm::{Dims, GemmElement, Operand, Packed, Products, Side, TRANSPOSED, Target};
+use crate::isa::vectorised;
+use crate::num::{LANES, Num, Real, sum_lanes};
 use crate::scratch::Scratch;
 use crate::view::check_sections;
 use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatRef, Qkv, QkvMut};
 use std::ops::Range;
 use trine_buffer::{Float, Slice};
+
+/// Queries of a tile: whole register tiles of every kernel.
+const QUERIES: usize = 96;
 
 /// Where the three gradients are written.
 enum Gradients<'a, T> {
@@ -49,10 +54,8 @@ impl<'a, T: Num> Gradients<'a, T> {
         }
     }
 
-    /// # Safety
-    /// No two places that are alive at the same time may overlap.
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    unsafe fn row(&self, part: Part, row: usize, cols: Range<usize>) -> &mut [T] {
+    /// Where the gradient of a row begins, from column `col` of its part on.
+    fn target(&self, part: Part, row: usize, col: usize) -> Target<T> {
         let (mat, offset) = match (self, part) {
             (Self::Fused { all, .. }, Part::Query) => (all, 0),
             (Self::Fused { all, k, .. }, Part::Key) => (all, *k),
@@ -61,41 +64,159 @@ impl<'a, T: Num> Gradients<'a, T> {
             (Self::Separate { k, .. }, Part::Key) => (k, 0),
             (Self::Separate { v, .. }, Part::Value) => (v, 0),
         };
-        // SAFETY: the caller's promise; the sections of a fused row do not overlap.
-        unsafe { mat.part(row, cols.start + offset..cols.end + offset) }
+        let start = mat.data.start().wrapping_add(row * mat.stride + offset + col);
+        Target { start, stride: mat.stride, accumulate: false }
     }
 }
 
-/// The working memory of one tile, and of one query head.
+vectorised! {
+    /// Turns a tile of scores into probabilities (times the dropout factors) and a tile of their
+    /// gradients into dS = P · (dP · factor − D) · scale; both become 0 where not visible.
+    fn gradients<A: Real>(
+        p: &mut [A],
+        dp: &mut [A],
+        factors: Option<&[A]>,
+        seen: &[Range<usize>],
+        lse: &[A],
+        delta: &[A],
+        scale: A,
+    ) {
+        let log2_e = A::from_f64(std::f64::consts::LOG2_E);
+        let tile = p.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS));
+        for (row, ((p, dp), seen)) in tile.zip(seen).enumerate() {
+            // Whole vectors: what is computed too much is overwritten.
+            let cols = seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
+            let (max, delta) = (lse[row] * log2_e, delta[row]);
+            let values = p[cols.clone()].iter_mut().zip(&mut dp[cols.clone()]);
+            match factors {
+                None => {
+                    for (p, dp) in values {
+                        *p = p.fma(scale * log2_e, -max).exp2();
+                        *dp = *p * (*dp - delta) * scale;
+                    }
+                }
+                Some(factors) => {
+                    for ((p, dp), factor) in values.zip(&factors[row * KEYS..][cols]) {
+                        let whole = p.fma(scale * log2_e, -max).exp2();
+                        *p = whole * *factor;
+                        *dp = whole * (*dp * *factor - delta) * scale;
+                    }
+                }
+            }
+            for row in [p, dp] {
+                row[..seen.start].fill(A::ZERO);
+                row[seen.end..].fill(A::ZERO);
+            }
+        }
+    }
+
+    /// The products of rows with rows.
+    fn dots<T: Num>(a: &[T], a_stride: usize, b: &[T], b_stride: usize, cols: usize, out: &mut [T::Acc]) {
+        for (row, out) in out.iter_mut().enumerate() {
+            let (a, b) = (&a[row * a_stride..][..cols], &b[row * b_stride..][..cols]);
+            let mut lanes = [T::Acc::ZERO; LANES];
+            let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+            let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
+            for (a, b) in a_chunks.zip(b_chunks) {
+                for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                    *lane += a.widen() * b.widen();
+                }
+            }
+            for (lane, (a, b)) in lanes.iter_mut().zip(rest) {
+                *lane += a.widen() * b.widen();
+            }
+            *out = sum_lanes(lanes);
+        }
+    }
+
+    fn add_to<A: Real>(sum: &mut [A], values: &[A]) {
+        for (sum, value) in sum.iter_mut().zip(values) {
+            *sum += *value;
+        }
+    }
+}
+
+/// The working memory of a thread.
 struct Tiles<'a, T: Num> {
-    /// Scores, then probabilities: `[queries, KEYS]`.
+    /// Blocks of the head's queries and of their outputs' gradient, and the same transposed.
+    q: Blocks<'a>,
+    q_turned: Blocks<'a>,
+    d_o: Blocks<'a>,
+    d_o_turned: Blocks<'a>,
+    /// The block of keys at work, as factor of scores and of dQ, and its values.
+    k: &'a mut [u8],
+    k_turned: &'a mut [u8],
+    v: &'a mut [u8],
+    /// Scores, then probabilities, and their gradient, then that of scores: `[QUERIES, KEYS]`.
     p: &'a mut [T::Acc],
-    /// Gradient of the probabilities.
     dp: &'a mut [T::Acc],
-    /// Probabilities, then the scores' gradient, rounded.
-    p_rounded: &'a mut [T],
-    ds: &'a mut [T],
+    /// Either of them rounded, and packed.
+    rounded: &'a mut [T],
+    packed: &'a mut [u8],
     factors: &'a mut [T::Acc],
     /// Σ dO · O for each query of the head.
     delta: &'a mut [T::Acc],
-    /// Unfinished gradient of the head's queries: `[queries, head_dim]`.
+    /// Unfinished gradient of the head's queries, in blocks of `dq_block`.
     dq: &'a mut [T::Acc],
+    dq_block: usize,
+    /// A finished gradient of a block of keys, in rows.
+    rows: &'a mut [T::Acc],
 }
 
-impl<'a, T: Num> Tiles<'a, T> {
-    fn new(scratch: &'a mut Scratch<'_>, seq: usize, head_dim: usize) -> Self {
-        let (acc, own) = (Pieces::bytes::<T::Acc>, Pieces::bytes::<T>);
-        let tile = QUERIES * KEYS;
-        let bytes = 2 * acc(tile) + 2 * own(tile) + acc(KEYS) + acc(seq) + acc(seq * head_dim);
-        let mut pieces = Pieces(scratch.slice(bytes));
+impl<'a, T: GemmElement> Tiles<'a, T> {
+    fn new(
+        scratch: &'a mut Scratch<'_>,
+        products: &Products<T>,
+        seq: usize,
+        head_dim: usize,
+        dropout: bool,
+    ) -> Self {
+        let blocks = seq.div_ceil(QUERIES);
+        let along = products.packed_bytes(Side::A, QUERIES, head_dim);
+        let turned = products.packed_bytes(Side::A, head_dim, QUERIES);
+        let key_rows = products.packed_bytes(Side::B, KEYS, head_dim);
+        let acc = |len: usize| len * size_of::<T::Acc>();
+        let tile = products.rows(QUERIES) * KEYS;
+        let dq_block = products.rows(QUERIES) * products.cols(head_dim);
+        let packed = products.packed_bytes(Side::A, QUERIES, KEYS);
+        let packed = packed.max(products.packed_bytes(Side::B, KEYS, QUERIES));
+        let bytes = [
+            blocks * Blocks::lines(along),
+            blocks * Blocks::lines(turned),
+            blocks * Blocks::lines(along),
+            blocks * Blocks::lines(turned),
+            key_rows,
+            products.packed_bytes(Side::B, head_dim, KEYS),
+            key_rows,
+            acc(tile),
+            acc(tile),
+            tile * size_of::<T>(),
+            packed,
+            if dropout { acc(tile) } else { 0 },
+            acc(seq),
+            acc(blocks * dq_block),
+            acc(KEYS * head_dim.next_multiple_of(TRANSPOSED)),
+        ];
+        let cast = bytemuck::cast_slice_mut::<u8, T::Acc>;
+        let [q, q_turned, d_o, d_o_turned, k, k_turned, v, rest @ ..] = cut(scratch, bytes);
+        let [p, dp, rounded, packed, factors, delta, dq, rows] = rest;
         Self {
-            p: pieces.take(tile),
-            dp: pieces.take(tile),
-            p_rounded: pieces.take(tile),
-            ds: pieces.take(tile),
-            factors: pieces.take(KEYS),
-            delta: pieces.take(seq),
-            dq: pieces.take(seq * head_dim),
+            q: Blocks::new(q, along),
+            q_turned: Blocks::new(q_turned, turned),
+            d_o: Blocks::new(d_o, along),
+            d_o_turned: Blocks::new(d_o_turned, turned),
+            k,
+            k_turned,
+            v,
+            p: cast(p),
+            dp: cast(dp),
+            rounded: bytemuck::cast_slice_mut(rounded),
+            packed,
+            factors: cast(factors),
+            delta: cast(delta),
+            dq: cast(dq),
+            dq_block,
+            rows: cast(rows),
         }
     }
 }
@@ -119,158 +240,180 @@ struct Backward<'a, T: Num> {
     lse: &'a [T::Acc],
 }
 
-/// One product of a tile on the calling thread.
-fn product<T: GemmElement>(
-    cpu: &CpuOps,
-    packing: &mut Scratch<'_>,
-    (m, n, k): (usize, usize, usize),
-    a: Operand<'_, T>,
-    b: Operand<'_, T>,
-    c: &mut [T::Acc],
-    stride: usize,
-    accumulate: bool,
-) {
-    assert!(c.len() >= (m - 1) * stride + n, "invariant: the tile fits");
-    let target = Target { start: c.as_mut_ptr(), stride, accumulate };
-    // SAFETY: `c` is exclusive and long enough.
-    unsafe { T::gemm(cpu.isa, packing, Dims { m, n, k }, a, b, target) };
+/// One thread's work on a sample.
+struct Work<'a, T> {
+    cpu: &'a CpuOps,
+    products: Products<T>,
+    sample: usize,
 }
 
 impl<T: GemmElement> Backward<'_, T> {
     /// All gradients of one key head of one sample.
     fn kv_head(&self, cpu: &CpuOps, sample: usize, kv_head: usize) {
-        let AttentionShape { keys, heads, kv_heads, head_dim, .. } = self.problem.shape;
+        let AttentionShape { keys: seq, heads, kv_heads, head_dim, .. } = self.problem.shape;
+        let work = Work { cpu, products: Products::<T>::new(cpu.isa), sample };
+        let (mut memory, mut sums) = (cpu.scratch.take(), cpu.scratch.take());
+        let dropout = self.problem.mask.is_some();
+        let mut tiles = Tiles::new(&mut memory, &work.products, seq, head_dim, dropout);
+        // dK and dV of a block of keys, one behind the other.
+        let part = work.products.rows(head_dim).next_multiple_of(TRANSPOSED) * KEYS;
+        let sums = sums.slice::<T::Acc>(seq.div_ceil(KEYS) * 2 * part);
         let group = heads / kv_heads;
-        let (mut memory, mut sums, mut packing) =
-            (cpu.scratch.take(), cpu.scratch.take(), cpu.scratch.take());
-        let mut tiles = Tiles::<T>::new(&mut memory, keys, head_dim);
-        let sums = sums.slice::<T::Acc>(2 * keys * head_dim);
-        let group = kv_head * group..(kv_head + 1) * group;
-        self.tree(cpu, &mut packing, &mut tiles, sample, group, sums);
-        let (dk, dv) = sums.split_at(keys * head_dim);
-        let cols = kv_head * head_dim..(kv_head + 1) * head_dim;
-        for (part, sums) in [(Part::Key, dk), (Part::Value, dv)] {
-            for (key, sum) in sums.chunks_exact(head_dim).enumerate() {
-                // SAFETY: each (row, key head) is written by one thread.
-                let out = unsafe { self.d.row(part, sample * keys + key, cols.clone()) };
-                round(cpu.isa, out, sum, T::Acc::ONE);
+        self.tree(&work, &mut tiles, kv_head * group..(kv_head + 1) * group, sums);
+        let width = head_dim.next_multiple_of(TRANSPOSED);
+        for (block, sums) in sums.chunks_exact(2 * part).enumerate() {
+            let key = block * KEYS;
+            for (part, sums) in [Part::Key, Part::Value].into_iter().zip(sums.chunks_exact(part)) {
+                work.products.transpose(sums, KEYS, head_dim, KEYS, tiles.rows, width);
+                let target = self.d.target(part, sample * seq + key, kv_head * head_dim);
+                let rows = KEYS.min(seq - key);
+                // SAFETY: each (row, key head) lies inside its matrix and is written by one thread.
+                unsafe { work.products.round(rows, head_dim, tiles.rows, width, target) };
             }
         }
     }
 
-    /// dK and dV, `[2, keys, head_dim]`, summed over a range of query heads in a tree that halves
-    /// the range.
+    /// dK and dV summed over a range of query heads in a tree that halves the range.
     fn tree(
         &self,
-        cpu: &CpuOps,
-        packing: &mut Scratch<'_>,
+        work: &Work<'_, T>,
         tiles: &mut Tiles<'_, T>,
-        sample: usize,
         heads: Range<usize>,
         sums: &mut [T::Acc],
     ) {
         if heads.len() == 1 {
-            sums.fill(T::Acc::ZERO);
-            return self.head(cpu, packing, tiles, sample, heads.start, sums);
+            return self.head(work, tiles, heads.start, sums);
         }
         let middle = heads.start + heads.len() / 2;
-        self.tree(cpu, packing, tiles, sample, heads.start..middle, sums);
-        let mut right = cpu.scratch.take();
+        self.tree(work, tiles, heads.start..middle, sums);
+        let mut right = work.cpu.scratch.take();
         let right = right.slice::<T::Acc>(sums.len());
-        self.tree(cpu, packing, tiles, sample, middle..heads.end, right);
-        add_to(cpu.isa, sums, right);
+        self.tree(work, tiles, middle..heads.end, right);
+        add_to(work.cpu.isa, sums, right);
     }
 
     /// The gradients of one query head: dQ to its place, dK and dV into `sums`.
-    fn head(
-        &self,
-        cpu: &CpuOps,
-        packing: &mut Scratch<'_>,
-        tiles: &mut Tiles<'_, T>,
-        sample: usize,
-        head: usize,
-        sums: &mut [T::Acc],
-    ) {
+    fn head(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, head: usize, sums: &mut [T::Acc]) {
         let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
-        let cols = head * head_dim..(head + 1) * head_dim;
-        for (query, delta) in tiles.delta.iter_mut().enumerate() {
-            let row = sample * seq + query;
-            *delta = dot(cpu.isa, &self.d_o.row(row)[cols.clone()], &self.o.row(row)[cols.clone()]);
-        }
+        let (products, sample) = (&work.products, work.sample);
+        self.pack_queries(work, tiles, head);
         tiles.dq.fill(T::Acc::ZERO);
-        for query in (0..seq).step_by(QUERIES) {
-            let rows = QUERIES.min(seq - query);
-            for key in self.problem.key_blocks(sample, query..query + rows) {
-                let keys = KEYS.min(query + rows - key);
+        sums.fill(T::Acc::ZERO);
+        let blocks = seq.div_ceil(KEYS);
+        for (block, sums) in sums.chunks_exact_mut(sums.len() / blocks).enumerate() {
+            let key = block * KEYS;
+            let (dk, dv) = sums.split_at_mut(sums.len() / 2);
+            self.pack_keys(work, tiles, head, key);
+            for query in (key / QUERIES * QUERIES..seq).step_by(QUERIES) {
+                let rows = QUERIES.min(seq - query);
+                let visible = self.problem.key_range(sample, query..query + rows);
+                if visible.start >= key + KEYS {
+                    continue;
+                }
+                let keys = KEYS.min(visible.end - key);
                 let place = Place { sample, head, query, rows, key, keys };
-                self.tile(cpu, packing, tiles, place, sums);
+                self.tile(work, tiles, place, [&mut *dk, &mut *dv]);
             }
         }
-        for (query, dq) in tiles.dq.chunks_exact(head_dim).enumerate() {
-            // SAFETY: each (row, query head) is written by one thread.
-            let out = unsafe { self.d.row(Part::Query, sample * seq + query, cols.clone()) };
-            round(cpu.isa, out, dq, T::Acc::ONE);
+        let stride = products.cols(head_dim);
+        for (block, dq) in tiles.dq.chunks_exact(tiles.dq_block).enumerate() {
+            let query = block * QUERIES;
+            let target = self.d.target(Part::Query, sample * seq + query, head * head_dim);
+            let rows = QUERIES.min(seq - query);
+            // SAFETY: each (row, query head) lies inside its matrix and is written by one thread.
+            unsafe { products.round(rows, head_dim, dq, stride, target) };
         }
     }
 
+    /// The packed blocks of a head's queries, and Σ dO · O.
+    fn pack_queries(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, head: usize) {
+        let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
+        let (products, sample) = (&work.products, work.sample);
+        for (block, query) in (0..seq).step_by(QUERIES).enumerate() {
+            let rows = QUERIES.min(seq - query);
+            let (q, q_stride) = (self.problem.q_at(sample, query, head), self.problem.q.stride);
+            let at = |x: &Mat<'_, T>| (sample * seq + query) * x.stride + head * head_dim;
+            let (d_o, o) = (&self.d_o.data[at(&self.d_o)..], &self.o.data[at(&self.o)..]);
+            for (x, stride, along, turned) in [
+                (q, q_stride, &mut tiles.q, &mut tiles.q_turned),
+                (d_o, self.d_o.stride, &mut tiles.d_o, &mut tiles.d_o_turned),
+            ] {
+                let (room, x_along) = (along.room(block), Operand::along_k(x, stride));
+                products.pack(Side::A, x_along, rows, head_dim, room);
+                let (room, x_across) = (turned.room(block), Operand::across_k(x, stride));
+                products.pack(Side::A, x_across, head_dim, rows, room);
+            }
+            let delta = &mut tiles.delta[query..query + rows];
+            dots(work.cpu.isa, d_o, self.d_o.stride, o, self.o.stride, head_dim, delta);
+        }
+    }
+
+    /// The packed keys and values from `key` on.
+    fn pack_keys(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, head: usize, key: usize) {
+        let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
+        let products = &work.products;
+        let (problem, keys) = (&self.problem, KEYS.min(seq - key));
+        let kv_head = problem.kv_head(head);
+        let k = problem.k_at(work.sample, key, kv_head);
+        let v = problem.v_at(work.sample, key, kv_head);
+        let (k_stride, v_stride) = (problem.k.stride, problem.v.stride);
+        products.pack(Side::B, Operand::along_k(k, k_stride), keys, head_dim, tiles.k);
+        products.pack(Side::B, Operand::across_k(k, k_stride), head_dim, keys, tiles.k_turned);
+        products.pack(Side::B, Operand::along_k(v, v_stride), keys, head_dim, tiles.v);
+    }
+
+    /// Adds a tile's part to dQ, and to dK and dV of its block of keys.
     fn tile(
         &self,
-        cpu: &CpuOps,
-        packing: &mut Scratch<'_>,
+        work: &Work<'_, T>,
         tiles: &mut Tiles<'_, T>,
         place: Place,
-        sums: &mut [T::Acc],
+        [dk, dv]: [&mut [T::Acc]; 2],
     ) {
-        let Place { sample, head, query, rows, key, keys } = place;
-        let problem = &self.problem;
-        let AttentionShape { keys: seq, head_dim, .. } = problem.shape;
-        let kv_head = problem.kv_head(head);
-        let (q, q_stride) = (problem.q_at(sample, query, head), problem.q.stride);
-        let (k, k_stride) = (problem.k_at(sample, key, kv_head), problem.k.stride);
-        let (v, v_stride) = (problem.v_at(sample, key, kv_head), problem.v.stride);
-        let d_o = &self.d_o.data[(sample * seq + query) * self.d_o.stride + head * head_dim..];
-        let d_o_stride = self.d_o.stride;
-        let (dk, dv) = sums.split_at_mut(seq * head_dim);
-        let (dk, dv) = (&mut dk[key * head_dim..], &mut dv[key * head_dim..]);
+        let Place { query, rows, key, keys, .. } = place;
+        let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
+        let products = &work.products;
+        let block = query / QUERIES;
+        let whole = KEYS.min(seq - key);
 
-        let scores = (rows, keys, head_dim);
-        let (a, b) = (along(q, q_stride), along(k, k_stride));
-        product::<T>(cpu, packing, scores, a, b, tiles.p, KEYS, false);
-        let (a, b) = (along(d_o, d_o_stride), along(v, v_stride));
-        product::<T>(cpu, packing, scores, a, b, tiles.dp, KEYS, false);
-        for i in 0..rows {
-            self.tile_row(cpu, tiles, place, i);
-        }
-        let by_key = (keys, head_dim, rows);
-        let (a, b) = (across(&*tiles.p_rounded, KEYS), across(d_o, d_o_stride));
-        product(cpu, packing, by_key, a, b, dv, head_dim, true);
-        let (a, b) = (across(&*tiles.ds, KEYS), across(q, q_stride));
-        product(cpu, packing, by_key, a, b, dk, head_dim, true);
-        let (a, b) = (along(&*tiles.ds, KEYS), across(k, k_stride));
-        let dq = &mut tiles.dq[query * head_dim..];
-        product(cpu, packing, (rows, head_dim, keys), a, b, dq, head_dim, true);
+        let scores = Dims { m: rows, n: keys, k: head_dim };
+        let (q, k) = (tiles.q.get(block, head_dim), Packed { panels: tiles.k, k: head_dim });
+        products.multiply(scores, q, k, tiles.p, KEYS, false);
+        let (d_o, v) = (tiles.d_o.get(block, head_dim), Packed { panels: tiles.v, k: head_dim });
+        products.multiply(scores, d_o, v, tiles.dp, KEYS, false);
+        self.elements(work, tiles, place);
+
+        let by_key = Dims { m: head_dim, n: keys, k: rows };
+        let p = products.rounded(&tiles.p[..rows * KEYS], tiles.rounded);
+        let p = products.pack(Side::B, Operand::across_k(p, KEYS), keys, rows, tiles.packed);
+        products.multiply(by_key, tiles.d_o_turned.get(block, rows), p, dv, KEYS, true);
+        let ds = products.rounded(&tiles.dp[..rows * KEYS], tiles.rounded);
+        let right = products.pack(Side::B, Operand::across_k(ds, KEYS), keys, rows, tiles.packed);
+        products.multiply(by_key, tiles.q_turned.get(block, rows), right, dk, KEYS, true);
+        let left = products.pack(Side::A, Operand::along_k(ds, KEYS), rows, keys, tiles.packed);
+        let by_query = Dims { m: rows, n: head_dim, k: keys };
+        let dq = &mut tiles.dq[block * tiles.dq_block..][..tiles.dq_block];
+        let k = Packed { panels: tiles.k_turned, k: whole };
+        products.multiply(by_query, left, k, dq, products.cols(head_dim), true);
     }
 
-    /// From scores and dP to rounded P (with dropout) and dS, in one row of the tile.
-    fn tile_row(&self, cpu: &CpuOps, tiles: &mut Tiles<'_, T>, place: Place, i: usize) {
-        let Place { sample, head, key, keys, .. } = place;
-        let query = place.query + i;
-        let row = i * KEYS..i * KEYS + keys;
-        let scale = T::Acc::from_f64(self.problem.shape.scale);
-        let lse = self.lse[self.problem.stat(sample, head, query)];
-        let seen = inside(&self.problem.visible(sample, query), key, keys);
-        let p = &mut tiles.p[row.clone()];
-        p[..seen.start].fill(T::Acc::ZERO);
-        p[seen.end..].fill(T::Acc::ZERO);
-        exponentials(cpu.isa, &mut p[seen], scale, lse);
-        let factors =
-            self.problem.factors(cpu.isa, sample, head, query, key, &mut tiles.factors[..keys]);
-        let (dp, ds) = (&tiles.dp[row.clone()], &mut tiles.ds[row.clone()]);
-        score_gradient(cpu.isa, ds, p, dp, factors, tiles.delta[query], scale);
-        if let Some(factors) = factors {
-            multiply(cpu.isa, p, factors);
-        }
-        round(cpu.isa, &mut tiles.p_rounded[row], p, T::Acc::ONE);
+    /// From scores and dP to P (with dropout) and dS.
+    fn elements(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, place: Place) {
+        let Place { sample, head, query, rows, key, keys } = place;
+        let problem = &self.problem;
+        let seen: [Range<usize>; QUERIES] = std::array::from_fn(|i| {
+            if i < rows { inside(&problem.visible(sample, query + i), key, keys) } else { 0..0 }
+        });
+        let factors = problem.mask.as_ref().map(|mask| {
+            let queries = query..query + rows;
+            problem.factors(work.cpu.isa, mask, (sample, head), queries, key, tiles.factors);
+            &*tiles.factors
+        });
+        let lse = &self.lse[problem.stat(sample, head, query)..][..rows];
+        let delta = &tiles.delta[query..query + rows];
+        let scale = T::Acc::from_f64(problem.shape.scale);
+        let seen = &seen[..rows];
+        gradients(work.cpu.isa, tiles.p, tiles.dp, factors, seen, lse, delta, scale);
     }
 }
 

@@ -1,46 +1,179 @@
 //! Attention forward: online softmax over blocks of keys.
+//!
+//! Scores and output are kept transposed, a query in each column: the maximum and the sum of a query
+//! are then sums of vectors.
 
-use super::{
-    KEYS, Pieces, Problem, QUERIES, across, along, inside, multiply, online, round, scale_all,
-};
+use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{MatSplit, length, same_shape, typed_mut, with_num};
-use crate::gemm::{Dims, GemmElement, Target};
-use crate::num::{Num, Real};
+use crate::cpu::PARTS_PER_THREAD;
+use crate::gemm::{Dims, GemmElement, Operand, Packed, Products, Side, TRANSPOSED, Target};
+use crate::isa::vectorised;
+use crate::num::{LANES, Num, Real};
 use crate::scratch::{Scratch, Split};
 use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatMut, Qkv};
+use std::array::from_fn;
 use std::ops::Range;
 use trine_buffer::{Float, Slice, SliceMut};
 
-/// The working memory of one block of queries.
-struct Tiles<'a, T: Num> {
-    /// Scores, then exponentials: `[queries, KEYS]`.
-    scores: &'a mut [T::Acc],
-    /// The same, rounded.
-    p: &'a mut [T],
-    /// Unfinished output: `[queries, head_dim]`.
-    o: &'a mut [T::Acc],
-    /// Largest score and sum of exponentials so far, for each query.
-    max: &'a mut [T::Acc],
-    sum: &'a mut [T::Acc],
-    factors: &'a mut [T::Acc],
+/// Queries of a tile: few, so that little of a tile on the diagonal is invisible.
+const QUERIES: usize = 32;
+/// Blocks of queries that a part of a head has at least: each part packs keys and values again.
+const BLOCKS_PER_PART_MIN: usize = 4;
+
+/// The keys of a block that each query of a tile sees: `len` from `from` on.
+struct Seen {
+    from: [u32; QUERIES],
+    len: [u32; QUERIES],
 }
 
-impl<'a, T: Num> Tiles<'a, T> {
-    fn new(scratch: &'a mut Scratch<'_>, head_dim: usize) -> Self {
-        let acc = Pieces::bytes::<T::Acc>;
-        let bytes = acc(QUERIES * KEYS)
-            + Pieces::bytes::<T>(QUERIES * KEYS)
-            + acc(QUERIES * head_dim)
-            + 2 * acc(QUERIES)
-            + acc(KEYS);
-        let mut pieces = Pieces(scratch.slice(bytes));
+vectorised! {
+    /// Takes a tile of scores, `[keys, QUERIES]`, into the running softmax of its queries: scores
+    /// become `2^(score · scale − max)` or 0 where not visible, `max` the larger of theirs (times
+    /// `scale`) and its old value, `shrink` the factor that earlier sums shrink by.
+    fn online<A: Real>(
+        scores: &mut [A],
+        seen: &Seen,
+        scale: A,
+        max: &mut [A],
+        sum: &mut [A],
+        shrink: &mut [A],
+    ) {
+        let keys = (scores.len() / QUERIES) as u32;
+        for col in (0..QUERIES).step_by(LANES) {
+            let from: [u32; LANES] = from_fn(|l| seen.from[col + l]);
+            let len: [u32; LANES] = from_fn(|l| seen.len[col + l]);
+            let state = [&mut max[col..], &mut sum[col..], &mut shrink[col..]];
+            if from == [0; LANES] && len == [keys; LANES] {
+                strip(scores, col, scale, state, |_, _| true);
+            } else {
+                // A key before `from` wraps to a large number.
+                strip(scores, col, scale, state, |key, l| key.wrapping_sub(from[l]) < len[l]);
+            }
+        }
+    }
+
+    /// Multiplies each column with its factor.
+    fn scale_columns<A: Real>(values: &mut [A], factors: &[A]) {
+        let factors: [A; QUERIES] = from_fn(|col| factors[col]);
+        for row in values.chunks_exact_mut(QUERIES) {
+            for (value, factor) in row.iter_mut().zip(factors) {
+                *value = *value * factor;
+            }
+        }
+    }
+
+    fn multiply<A: Real>(values: &mut [A], factors: &[A]) {
+        for (value, factor) in values.iter_mut().zip(factors) {
+            *value = *value * *factor;
+        }
+    }
+}
+
+/// [`online`] for the queries from `col` on.
+#[inline(always)]
+fn strip<A: Real>(
+    scores: &mut [A],
+    col: usize,
+    scale: A,
+    [max, sum, shrink]: [&mut [A]; 3],
+    visible: impl Fn(u32, usize) -> bool,
+) {
+    let mut top = [A::LOWEST; LANES];
+    for (key, row) in scores.chunks_exact(QUERIES).enumerate() {
+        let row: [A; LANES] = from_fn(|l| row[col + l]);
+        for l in 0..LANES {
+            let score = if visible(key as u32, l) { row[l] } else { A::LOWEST };
+            top[l] = score.larger(top[l]);
+        }
+    }
+    for l in 0..LANES {
+        top[l] = (top[l] * scale).larger(max[l]);
+        shrink[l] = (max[l] - top[l]).exp2();
+        max[l] = top[l];
+    }
+    let mut total = [A::ZERO; LANES];
+    for (key, row) in scores.chunks_exact_mut(QUERIES).enumerate() {
+        let row = &mut row[col..col + LANES];
+        for l in 0..LANES {
+            let p = row[l].fma(scale, -top[l]).exp2();
+            let p = if visible(key as u32, l) { p } else { A::ZERO };
+            row[l] = p;
+            total[l] += p;
+        }
+    }
+    for l in 0..LANES {
+        sum[l] = sum[l] * shrink[l] + total[l];
+    }
+}
+
+/// The working memory of a thread.
+struct Tiles<'a, T: Num> {
+    /// Blocks of keys and, transposed, of values.
+    k: Blocks<'a>,
+    v: Blocks<'a>,
+    q: &'a mut [u8],
+    /// Scores, then exponentials: `[KEYS, QUERIES]`; the same rounded, and packed.
+    scores: &'a mut [T::Acc],
+    p: &'a mut [T],
+    packed_p: &'a mut [u8],
+    /// Unfinished output: `[head_dim, QUERIES]`, and the finished one in rows.
+    o: &'a mut [T::Acc],
+    rows: &'a mut [T::Acc],
+    /// For each query the largest score and the sum of exponentials so far, and a factor.
+    max: &'a mut [T::Acc],
+    sum: &'a mut [T::Acc],
+    shrink: &'a mut [T::Acc],
+    /// Dropout factors: `[QUERIES, KEYS]`, and transposed.
+    factors: [&'a mut [T::Acc]; 2],
+}
+
+impl<'a, T: GemmElement> Tiles<'a, T> {
+    fn new(
+        scratch: &'a mut Scratch<'_>,
+        products: &Products<T>,
+        head_dim: usize,
+        keys: usize,
+        dropout: bool,
+    ) -> Self {
+        let (block, blocks) = (keys.min(KEYS), keys.div_ceil(KEYS));
+        let k = products.packed_bytes(Side::A, block, head_dim);
+        let v = products.packed_bytes(Side::A, head_dim, block);
+        let acc = |len: usize| len * size_of::<T::Acc>();
+        let factors = if dropout { acc(QUERIES * KEYS) } else { 0 };
+        let height = products.rows(head_dim).next_multiple_of(TRANSPOSED);
+        let [k_blocks, v_blocks, q, scores, p, packed_p, o, rows, max, sum, shrink, own, turned] =
+            cut(
+                scratch,
+                [
+                    blocks * Blocks::lines(k),
+                    blocks * Blocks::lines(v),
+                    products.packed_bytes(Side::B, QUERIES, head_dim),
+                    acc(products.rows(KEYS) * QUERIES),
+                    KEYS * QUERIES * size_of::<T>(),
+                    products.packed_bytes(Side::B, QUERIES, KEYS),
+                    acc(height * QUERIES),
+                    acc(QUERIES * height),
+                    acc(QUERIES),
+                    acc(QUERIES),
+                    acc(QUERIES),
+                    factors,
+                    factors,
+                ],
+            );
+        let cast = bytemuck::cast_slice_mut::<u8, T::Acc>;
         Self {
-            scores: pieces.take(QUERIES * KEYS),
-            p: pieces.take(QUERIES * KEYS),
-            o: pieces.take(QUERIES * head_dim),
-            max: pieces.take(QUERIES),
-            sum: pieces.take(QUERIES),
-            factors: pieces.take(KEYS),
+            k: Blocks::new(k_blocks, k),
+            v: Blocks::new(v_blocks, v),
+            q,
+            scores: cast(scores),
+            p: bytemuck::cast_slice_mut(p),
+            packed_p,
+            o: cast(o),
+            rows: cast(rows),
+            max: cast(max),
+            sum: cast(sum),
+            shrink: cast(shrink),
+            factors: [cast(own), cast(turned)],
         }
     }
 }
@@ -52,101 +185,140 @@ struct Forward<'a, T: Num> {
 }
 
 impl<T: GemmElement> Forward<'_, T> {
-    fn block(&self, cpu: &CpuOps, sample: usize, head: usize, queries: Range<usize>) {
-        let head_dim = self.problem.shape.head_dim;
-        let (mut memory, mut packing) = (cpu.scratch.take(), cpu.scratch.take());
-        let mut tiles = Tiles::<T>::new(&mut memory, head_dim);
-        let rows = queries.len();
-        tiles.o[..rows * head_dim].fill(T::Acc::ZERO);
-        tiles.max.fill(T::Acc::NEG_INFINITY);
-        tiles.sum.fill(T::Acc::ZERO);
-        for key in self.problem.key_blocks(sample, queries.clone()) {
-            let end = self.problem.visible(sample, queries.end - 1).end;
-            let keys = KEYS.min(end - key);
-            self.scores(cpu, &mut packing, &mut tiles, (sample, head), &queries, key, keys);
-            for (i, query) in queries.clone().enumerate() {
-                self.online_row(cpu, &mut tiles, (sample, head), (i, query), key, keys);
-            }
-            let v = self.problem.v_at(sample, key, self.problem.kv_head(head));
-            let start = tiles.o.as_mut_ptr();
-            let target = Target { start, stride: head_dim, accumulate: true };
-            let dims = Dims { m: rows, n: head_dim, k: keys };
-            let (p, v) = (along(tiles.p, KEYS), across(v, self.problem.v.stride));
-            // SAFETY: `tiles.o` has `rows` rows of `head_dim`, and is ours.
-            unsafe { T::gemm(cpu.isa, &mut packing, dims, p, v, target) };
+    /// Some queries of some heads that share a key head.
+    fn unit(&self, cpu: &CpuOps, sample: usize, heads: Range<usize>, queries: Range<usize>) {
+        let problem = &self.problem;
+        let head_dim = problem.shape.head_dim;
+        let products = Products::<T>::new(cpu.isa);
+        let keys = problem.key_range(sample, queries.clone());
+        let mut memory = cpu.scratch.take();
+        let dropout = problem.mask.is_some();
+        let mut tiles = Tiles::new(&mut memory, &products, head_dim, keys.len(), dropout);
+        let kv_head = problem.kv_head(heads.start);
+        for (block, key) in keys.clone().step_by(KEYS).enumerate() {
+            let count = KEYS.min(keys.end - key);
+            let k = Operand::along_k(problem.k_at(sample, key, kv_head), problem.k.stride);
+            products.pack(Side::A, k, count, head_dim, tiles.k.room(block));
+            let v = Operand::across_k(problem.v_at(sample, key, kv_head), problem.v.stride);
+            products.pack(Side::A, v, head_dim, count, tiles.v.room(block));
         }
-        for (i, query) in queries.enumerate() {
-            self.finish_row(cpu, &tiles, (sample, head), (i, query));
+        for head in heads {
+            for query in queries.clone().step_by(QUERIES) {
+                let rows = query..queries.end.min(query + QUERIES);
+                self.rows(cpu, &products, &mut tiles, (sample, head), rows, keys.clone());
+            }
         }
     }
 
-    fn scores(
+    /// A block of queries of a head, the packed keys being `packed`.
+    fn rows(
         &self,
         cpu: &CpuOps,
-        packing: &mut Scratch<'_>,
+        products: &Products<T>,
         tiles: &mut Tiles<'_, T>,
         (sample, head): (usize, usize),
-        queries: &Range<usize>,
-        key: usize,
-        keys: usize,
+        queries: Range<usize>,
+        packed: Range<usize>,
     ) {
         let problem = &self.problem;
-        let q = along(problem.q_at(sample, queries.start, head), problem.q.stride);
-        let k = along(problem.k_at(sample, key, problem.kv_head(head)), problem.k.stride);
-        let dims = Dims { m: queries.len(), n: keys, k: problem.shape.head_dim };
-        let start = tiles.scores.as_mut_ptr();
-        let target = Target { start, stride: KEYS, accumulate: false };
-        // SAFETY: `tiles.scores` has QUERIES rows of KEYS, and is ours.
-        unsafe { T::gemm(cpu.isa, packing, dims, q, k, target) };
+        let head_dim = problem.shape.head_dim;
+        let n = queries.len();
+        let q = Operand::along_k(problem.q_at(sample, queries.start, head), problem.q.stride);
+        products.pack(Side::B, q, n, head_dim, tiles.q);
+        tiles.max.fill(T::Acc::LOWEST);
+        tiles.sum.fill(T::Acc::ZERO);
+        let visible = problem.key_range(sample, queries.clone());
+        for key in visible.clone().step_by(KEYS) {
+            let keys = KEYS.min(visible.end - key);
+            let block = (key - packed.start) / KEYS;
+            let dims = Dims { m: keys, n, k: head_dim };
+            let q = Packed { panels: tiles.q, k: head_dim };
+            products.multiply(dims, tiles.k.get(block, head_dim), q, tiles.scores, QUERIES, false);
+            self.softmax(cpu, products, tiles, (sample, head), queries.clone(), key, keys);
+            let first = key == visible.start;
+            if !first {
+                let o = &mut tiles.o[..head_dim * QUERIES];
+                scale_columns(cpu.isa, o, tiles.shrink);
+            }
+            let p = products.rounded(&tiles.scores[..keys * QUERIES], tiles.p);
+            let p = Operand::across_k(p, QUERIES);
+            let p = products.pack(Side::B, p, n, keys, tiles.packed_p);
+            let v = tiles.v.get(block, KEYS.min(packed.end - key));
+            let dims = Dims { m: head_dim, n, k: keys };
+            products.multiply(dims, v, p, tiles.o, QUERIES, !first);
+        }
+        self.finish(cpu, products, tiles, (sample, head), queries);
     }
 
-    /// Takes a block's scores of one row into the running maximum, sum and output.
-    fn online_row(
+    /// Takes a block's scores into the running maximum and sum.
+    fn softmax(
         &self,
         cpu: &CpuOps,
+        products: &Products<T>,
         tiles: &mut Tiles<'_, T>,
         (sample, head): (usize, usize),
-        (i, query): (usize, usize),
+        queries: Range<usize>,
         key: usize,
         keys: usize,
     ) {
-        let head_dim = self.problem.shape.head_dim;
-        let scale = T::Acc::from_f64(self.problem.shape.scale);
-        let p = &mut tiles.p[i * KEYS..][..keys];
-        p.fill(T::narrow(T::Acc::ZERO));
-        let seen = inside(&self.problem.visible(sample, query), key, keys);
-        if seen.is_empty() {
-            return;
+        // Columns behind the last query are computed like the others: they hold zeros.
+        let mut seen = Seen { from: [0; QUERIES], len: [keys as u32; QUERIES] };
+        for (i, query) in queries.clone().enumerate() {
+            let range = inside(&self.problem.visible(sample, query), key, keys);
+            (seen.from[i], seen.len[i]) = (range.start as u32, range.len() as u32);
         }
-        let scores = &mut tiles.scores[i * KEYS..][seen.clone()];
-        let (max, shrink, sum) = online(cpu.isa, scores, scale, tiles.max[i]);
-        tiles.sum[i] = tiles.sum[i] * shrink + sum;
-        tiles.max[i] = max;
-        scale_all(cpu.isa, &mut tiles.o[i * head_dim..][..head_dim], shrink);
-        let factors =
-            self.problem.factors(cpu.isa, sample, head, query, key, &mut tiles.factors[..keys]);
-        if let Some(factors) = factors {
-            multiply(cpu.isa, scores, &factors[seen.clone()]);
+        let scale = T::Acc::from_f64(self.problem.shape.scale * std::f64::consts::LOG2_E);
+        let scores = &mut tiles.scores[..keys * QUERIES];
+        online(cpu.isa, scores, &seen, scale, tiles.max, tiles.sum, tiles.shrink);
+        if let Some(mask) = &self.problem.mask {
+            let [own, turned] = &mut tiles.factors;
+            self.problem.factors(cpu.isa, mask, (sample, head), queries, key, own);
+            products.transpose(own, KEYS, QUERIES, KEYS, turned, QUERIES);
+            multiply(cpu.isa, scores, turned);
         }
-        round(cpu.isa, &mut p[seen], scores, T::Acc::ONE);
     }
 
-    fn finish_row(
+    fn finish(
         &self,
         cpu: &CpuOps,
-        tiles: &Tiles<'_, T>,
+        products: &Products<T>,
+        tiles: &mut Tiles<'_, T>,
         (sample, head): (usize, usize),
-        (i, query): (usize, usize),
+        queries: Range<usize>,
     ) {
-        let AttentionShape { queries, head_dim, .. } = self.problem.shape;
-        let stat = self.problem.stat(sample, head, query);
-        let cols = head * head_dim..(head + 1) * head_dim;
+        let AttentionShape { queries: seq, head_dim, .. } = self.problem.shape;
+        let stat = self.problem.stat(sample, head, queries.start);
         // SAFETY: each (row, head) is written by one thread.
-        let (o, lse) = unsafe {
-            (self.o.part(sample * queries + query, cols), self.lse.range(stat..stat + 1))
-        };
-        lse[0] = tiles.max[i] + tiles.sum[i].ln();
-        round(cpu.isa, o, &tiles.o[i * head_dim..][..head_dim], T::Acc::ONE / tiles.sum[i]);
+        let lse = unsafe { self.lse.range(stat..stat + queries.len()) };
+        let ln_2 = T::Acc::from_f64(std::f64::consts::LN_2);
+        for (i, lse) in lse.iter_mut().enumerate() {
+            *lse = tiles.max[i].fma(ln_2, tiles.sum[i].ln());
+        }
+        for (shrink, sum) in tiles.shrink.iter_mut().zip(&*tiles.sum) {
+            *shrink = T::Acc::ONE / *sum;
+        }
+        scale_columns(cpu.isa, &mut tiles.o[..head_dim * QUERIES], tiles.shrink);
+        let width = head_dim.next_multiple_of(TRANSPOSED);
+        products.transpose(tiles.o, QUERIES, head_dim, QUERIES, tiles.rows, width);
+        let row = sample * seq + queries.start;
+        // SAFETY: each (row, head) lies inside `o` and is written by one thread.
+        unsafe {
+            let start = self.o.data.start().add(row * self.o.stride + head * head_dim);
+            let target = Target { start, stride: self.o.stride, accumulate: false };
+            products.round(queries.len(), head_dim, tiles.rows, width, target);
+        }
+    }
+}
+
+/// Bounds of `parts` ranges of queries that stand for about the same number of scores.
+fn bounds(shape: AttentionShape, parts: usize) -> impl Fn(usize) -> usize {
+    let before = (shape.keys - shape.queries) as f64;
+    let queries = shape.queries as f64;
+    let scores = queries * (before + queries / 2.0);
+    move |part| {
+        let wanted = scores * part as f64 / parts as f64;
+        let query = (before * before + 2.0 * wanted).sqrt() - before;
+        ((query as usize).next_multiple_of(QUERIES)).min(shape.queries)
     }
 }
 
@@ -162,19 +334,27 @@ pub(crate) fn attention(
     const OP: &str = "attention";
     with_num!(OP, "q", qkv.q.data.dtype(), T => {
         let problem = Problem::<T>::new(OP, shape, qkv, document_start, dropout)?;
-        let AttentionShape { samples, queries, heads, head_dim, .. } = shape;
+        let AttentionShape { samples, queries, heads, kv_heads, head_dim, .. } = shape;
         let o = MatSplit::<T>::new(OP, "o", o)?;
         same_shape(OP, "o", o.shape(), (samples * queries, heads * head_dim))?;
         let lse = typed_mut::<<T as Num>::Acc>(OP, "lse", lse)?;
         length(OP, "lse", lse.len(), samples * heads * queries, shape)?;
         let forward = Forward { problem, o, lse: Split::new(lse) };
-        let blocks = queries.div_ceil(QUERIES);
-        cpu.team.run(samples * heads * blocks, |unit| {
-            // The long blocks first, so that the threads end together.
-            let (pair, block) = (unit / blocks, blocks - 1 - unit % blocks);
-            let start = block * QUERIES;
-            let rows = start..queries.min(start + QUERIES);
-            forward.block(cpu, pair / heads, pair % heads, rows);
+        let threads = cpu.team.threads();
+        let wanted = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
+        // Heads that share keys share a unit where there are units enough.
+        let shared = if samples * kv_heads >= wanted { heads / kv_heads } else { 1 };
+        let units = samples * heads / shared;
+        let parts_max = queries / QUERIES / BLOCKS_PER_PART_MIN;
+        let parts = wanted.div_ceil(units.max(1)).min(parts_max).max(1);
+        let bound = bounds(shape, parts);
+        cpu.team.run(units * parts, |unit| {
+            let (first, part) = (unit / parts * shared, unit % parts);
+            let (sample, head) = (first / heads, first % heads);
+            let rows = bound(part)..if part + 1 == parts { queries } else { bound(part + 1) };
+            if !rows.is_empty() {
+                forward.unit(cpu, sample, head..head + shared, rows);
+            }
         });
         Ok(())
     })

@@ -13,17 +13,15 @@ pub(crate) use backward::attention_backward;
 pub(crate) use forward::attention;
 
 use crate::check::{Mat, dims, length, typed};
-use crate::gemm::Operand;
-use crate::isa::vectorised;
+use crate::gemm::Packed;
 use crate::mask::Mask;
-use crate::num::{Num, Real, max_row, sum_row};
+use crate::num::Num;
+use crate::scratch::Scratch;
 use crate::{AttentionDropout, AttentionShape, Isa, KernelError, Qkv};
 use std::fmt;
 use std::ops::Range;
-use trine_buffer::{Element, Slice};
+use trine_buffer::Slice;
 
-/// Query rows of a tile: whole register tiles.
-const QUERIES: usize = 96;
 /// Keys of a tile.
 const KEYS: usize = 128;
 
@@ -89,12 +87,11 @@ impl<'a, T: Num> Problem<'a, T> {
         start..own + 1
     }
 
-    /// The blocks of keys that some row of `queries` sees, as first keys.
-    fn key_blocks(&self, sample: usize, queries: Range<usize>) -> impl Iterator<Item = usize> {
-        let visible = |query| self.visible(sample, query);
-        let first = queries.clone().map(|q| visible(q).start).min().unwrap_or(0);
-        let end = queries.map(|q| visible(q).end).max().unwrap_or(0);
-        (first / KEYS * KEYS..end).step_by(KEYS)
+    /// The keys that some row of `queries` sees, from the beginning of a block.
+    fn key_range(&self, sample: usize, queries: Range<usize>) -> Range<usize> {
+        let end = self.visible(sample, queries.end - 1).end;
+        let first = queries.map(|query| self.visible(sample, query).start).min().unwrap_or(0);
+        first / KEYS * KEYS..end
     }
 
     fn kv_head(&self, head: usize) -> usize {
@@ -122,20 +119,21 @@ impl<'a, T: Num> Problem<'a, T> {
         (sample * self.shape.heads + head) * self.shape.queries + query
     }
 
-    /// Dropout factors (0 or 1 / keep probability) of one row for keys from `key` on, if any.
-    fn factors<'f>(
+    /// Dropout factors (0 or 1 / keep probability) of a tile's rows, for keys from `key` on, in rows
+    /// of [`KEYS`].
+    fn factors(
         &self,
         isa: Isa,
-        sample: usize,
-        head: usize,
-        query: usize,
+        mask: &Mask,
+        (sample, head): (usize, usize),
+        queries: Range<usize>,
         key: usize,
-        out: &'f mut [T::Acc],
-    ) -> Option<&'f [T::Acc]> {
-        let mask = self.mask.as_ref()?;
-        let position = self.shape.keys - self.shape.queries + query;
-        mask.attention_row(isa, sample, self.first_head + head, position, key, out);
-        Some(out)
+        out: &mut [T::Acc],
+    ) {
+        let first = self.shape.keys - self.shape.queries;
+        for (query, out) in queries.zip(out.chunks_exact_mut(KEYS)) {
+            mask.attention_row(isa, sample, self.first_head + head, first + query, key, out);
+        }
     }
 }
 
@@ -146,105 +144,40 @@ fn inside(visible: &Range<usize>, block: usize, keys: usize) -> Range<usize> {
     start..end.max(start)
 }
 
-/// Pieces of one scratch memory, each beginning on its own cache line.
-struct Pieces<'a>(&'a mut [u8]);
-
-impl<'a> Pieces<'a> {
-    fn bytes<T: Element>(len: usize) -> usize {
-        (len * size_of::<T>()).next_multiple_of(64)
-    }
-
-    fn take<T: Element>(&mut self, len: usize) -> &'a mut [T] {
-        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(Self::bytes::<T>(len));
-        self.0 = rest;
-        &mut bytemuck::cast_slice_mut(piece)[..len]
-    }
+/// Cuts a piece of memory, each part beginning on its own cache line.
+fn cut<'a, const N: usize>(scratch: &'a mut Scratch<'_>, bytes: [usize; N]) -> [&'a mut [u8]; N] {
+    let lines = bytes.map(|bytes| bytes.next_multiple_of(64));
+    let mut rest = scratch.slice::<u8>(lines.iter().sum());
+    lines.map(|len| {
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = behind;
+        part
+    })
 }
 
-vectorised! {
-    /// Takes scores into a running softmax: they become `e^(score · scale − max)`, `max` being the
-    /// larger of theirs (times `scale`) and `old_max`. Gives `max`, the factor that earlier sums
-    /// shrink by, and the sum.
-    fn online<A: Real>(scores: &mut [A], scale: A, old_max: A) -> (A, A, A) {
-        let max = (max_row(scores) * scale).larger(old_max);
-        for score in scores.iter_mut() {
-            *score = (*score * scale - max).exp();
-        }
-        (max, (old_max - max).exp(), sum_row(scores, |p| p))
-    }
-
-    /// Turns scores into `e^(score · scale − max)`.
-    fn exponentials<A: Real>(scores: &mut [A], scale: A, max: A) {
-        for score in scores {
-            *score = (*score * scale - max).exp();
-        }
-    }
-
-    fn multiply<A: Real>(values: &mut [A], factors: &[A]) {
-        for (value, factor) in values.iter_mut().zip(factors) {
-            *value = *value * *factor;
-        }
-    }
-
-    fn scale_all<A: Real>(values: &mut [A], factor: A) {
-        for value in values {
-            *value = *value * factor;
-        }
-    }
-
-    fn round<T: Num>(out: &mut [T], values: &[T::Acc], factor: T::Acc) {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = T::narrow(*value * factor);
-        }
-    }
-
-    fn dot<T: Num>(a: &[T], b: &[T]) -> T::Acc {
-        let mut lanes = [T::Acc::ZERO; crate::num::LANES];
-        let (a_chunks, b_chunks) = (a.chunks(lanes.len()), b.chunks(lanes.len()));
-        for (a, b) in a_chunks.zip(b_chunks) {
-            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-                *lane += a.widen() * b.widen();
-            }
-        }
-        crate::num::sum_lanes(lanes)
-    }
-
-    /// dS = P · (dP · factor − D) · scale, in the compute type.
-    fn score_gradient<T: Num>(
-        ds: &mut [T],
-        p: &[T::Acc],
-        dp: &[T::Acc],
-        factors: Option<&[T::Acc]>,
-        delta: T::Acc,
-        scale: T::Acc,
-    ) {
-        match factors {
-            Some(factors) => {
-                for (((ds, p), dp), factor) in ds.iter_mut().zip(p).zip(dp).zip(factors) {
-                    *ds = T::narrow(*p * (*dp * *factor - delta) * scale);
-                }
-            }
-            None => {
-                for ((ds, p), dp) in ds.iter_mut().zip(p).zip(dp) {
-                    *ds = T::narrow(*p * (*dp - delta) * scale);
-                }
-            }
-        }
-    }
-
-    fn add_to<A: Real>(sum: &mut [A], values: &[A]) {
-        for (sum, value) in sum.iter_mut().zip(values) {
-            *sum += *value;
-        }
-    }
+/// Memory for packed blocks of a factor.
+struct Blocks<'a> {
+    panels: &'a mut [u8],
+    bytes: usize,
 }
 
-/// A factor of a tile product whose rows run along the summed dimension.
-fn along<T>(data: &[T], stride: usize) -> Operand<'_, T> {
-    Operand::along_k(data, stride)
-}
+impl<'a> Blocks<'a> {
+    /// The bytes of a block, on whole cache lines.
+    fn lines(bytes: usize) -> usize {
+        bytes.next_multiple_of(64)
+    }
 
-/// A factor of a tile product whose rows run across the summed dimension.
-fn across<T>(data: &[T], stride: usize) -> Operand<'_, T> {
-    Operand::across_k(data, stride)
+    /// Room for blocks of `bytes`.
+    fn new(panels: &'a mut [u8], bytes: usize) -> Self {
+        Self { panels, bytes: Self::lines(bytes) }
+    }
+
+    fn room(&mut self, block: usize) -> &mut [u8] {
+        &mut self.panels[block * self.bytes..][..self.bytes]
+    }
+
+    /// A block that was packed with `k`.
+    fn get(&self, block: usize, k: usize) -> Packed<'_> {
+        Packed { panels: &self.panels[block * self.bytes..][..self.bytes], k }
+    }
 }

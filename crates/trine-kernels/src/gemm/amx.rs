@@ -5,12 +5,16 @@
 //! other. Groups begin at multiples of 32, so blocks, strips and threads do not show in the bits.
 //! Subnormal numbers count as zero.
 
+use super::packed::{Packed, PackedKernel, Panels, Side};
 use super::{Dims, Operand, Target};
+use crate::Isa;
 use crate::num::Num;
 use crate::scratch::Scratch;
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 use trine_buffer::DType;
 
@@ -53,9 +57,15 @@ static WHOLE_TILES: TileConfig = TileConfig {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Tiles switched on in this thread until dropped: an idle unit keeps context switches cheap.
+thread_local! {
+    /// How many [`Tiles`] the thread holds.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Tiles switched on in this thread until the last of these is dropped: an idle unit keeps context
+/// switches cheap.
 #[derive(Debug)]
-pub(crate) struct Tiles;
+pub(crate) struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
     /// Switches them on, with contents that are zero.
@@ -63,18 +73,65 @@ impl Tiles {
     /// # Safety
     /// The processor has AMX, and the system has allowed the process to use it.
     pub(crate) unsafe fn on() -> Self {
-        // SAFETY: the configuration is valid for palette 1; the caller's promise on the processor.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE_TILES, options(nostack, readonly));
+        if HELD.replace(HELD.get() + 1) == 0 {
+            // SAFETY: the configuration is valid for palette 1; the caller's promise on the
+            // processor.
+            unsafe {
+                asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE_TILES, options(nostack, readonly));
+            }
         }
-        Self
+        Self(PhantomData)
     }
 }
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: made by `on` only.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) }
+        if HELD.replace(HELD.get() - 1) == 1 {
+            // SAFETY: made by `on` only.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) }
+        }
+    }
+}
+
+/// Small products of packed factors.
+#[derive(Debug)]
+pub(super) struct Bf16Tiles;
+
+impl PackedKernel<bf16> for Bf16Tiles {
+    const PANELS: Panels = Panels { rows: SIDE, cols: SIDE, group: STEP, bytes: 64 };
+
+    unsafe fn pack(
+        _: Isa,
+        side: Side,
+        x: Operand<'_, bf16>,
+        outers: usize,
+        k: usize,
+        out: &mut [u8],
+    ) {
+        let strip = Strip { col: 0, cols: outers, k: 0, ks: k, packed: false };
+        // SAFETY: the processor has AVX-512.
+        unsafe {
+            match side {
+                Side::A => pack_a(x, outers, k, out),
+                Side::B => pack_b(x, strip, out),
+            }
+        }
+    }
+
+    unsafe fn multiply(_: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<f32>) {
+        let steps = dims.k.div_ceil(STEP);
+        let [a_bytes, b_bytes] = [a, b].map(|x| 2 * x.k.div_ceil(STEP) * TILE_BYTES);
+        for row in (0..dims.m).step_by(SIDE) {
+            let upper = a.panels[row / SIDE * a_bytes..].as_ptr();
+            let tiles = [upper, upper.wrapping_add(a_bytes / 2)];
+            let rows = Rows { tiles, stride: 64, step: TILE_BYTES };
+            for col in (0..dims.n).step_by(SIDE) {
+                let b = b.panels[col / SIDE * b_bytes..].as_ptr();
+                let start = c.start.wrapping_add(row * c.stride + col);
+                // SAFETY: tiles are on; C and the panels are whole, by the caller's promise.
+                unsafe { kernel(steps, rows, b, start, c.stride * 4, c.accumulate) };
+            }
+        }
     }
 }
 
@@ -116,6 +173,8 @@ unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usi
             );
         }
         asm!(
+            "test {steps}, {steps}",
+            "jz 3f",
             "2:",
             "tileloadd tmm6, [{b} + {line}*1]",
             "tileloadd tmm4, [{upper} + {stride}*1]",
@@ -130,6 +189,7 @@ unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usi
             "add {b}, 2048",
             "dec {steps}",
             "jnz 2b",
+            "3:",
             "tilestored [{c} + {c_stride}*1], tmm0",
             "tilestored [{c} + {c_stride}*1 + 64], tmm1",
             "tilestored [{below} + {c_stride}*1], tmm2",
@@ -388,7 +448,20 @@ fn narrow<C: Num<Acc = f32>>(c: &mut [C], sums: &[f32]) {
     if C::DTYPE != DType::Bf16 {
         return c.iter_mut().zip(sums).for_each(|(c, sum)| *c = C::narrow(*sum));
     }
-    for (c, sums) in c.chunks_mut(SIDE).zip(sums.chunks(SIDE)) {
+    let mut whole = c.chunks_exact_mut(SIDE);
+    let whole_sums = sums.chunks_exact(SIDE);
+    let sums = whole_sums.remainder();
+    for (c, sums) in whole.by_ref().zip(whole_sums) {
+        // SAFETY: 32 elements; C holds bf16.
+        unsafe {
+            let (low, high) = (sums.as_ptr(), sums.as_ptr().wrapping_add(TILE));
+            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
+            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+            _mm512_storeu_si512(c.as_mut_ptr().cast(), both);
+        }
+    }
+    let c = whole.into_remainder();
+    if !c.is_empty() {
         let mask = u32::MAX >> (SIDE - c.len());
         let (low, high) = (mask as __mmask16, (mask >> TILE) as __mmask16);
         // SAFETY: as many elements as the masks have bits; C holds bf16.
@@ -398,6 +471,26 @@ fn narrow<C: Num<Acc = f32>>(c: &mut [C], sums: &[f32]) {
             let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             _mm512_mask_storeu_epi16(c.as_mut_ptr().cast(), mask, both);
         }
+    }
+}
+
+/// [`narrow`] row by row.
+///
+/// # Safety
+/// `c` points to `rows` rows of `cols` elements.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn narrow_rows(
+    rows: usize,
+    cols: usize,
+    sums: &[f32],
+    stride: usize,
+    c: *mut bf16,
+    c_stride: usize,
+) {
+    for row in 0..rows {
+        // SAFETY: a row of C.
+        let c = unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), cols) };
+        narrow(c, &sums[row * stride..][..cols]);
     }
 }
 

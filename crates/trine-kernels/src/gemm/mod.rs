@@ -9,6 +9,7 @@ pub(crate) mod amx;
 mod driver;
 mod micro;
 mod pack;
+mod packed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -20,6 +21,8 @@ use crate::{CpuOps, Isa, KernelError, MatMut, MatRef, Product};
 use driver::block;
 use half::bf16;
 use micro::Generic;
+pub(crate) use packed::{Packed, Products, Side, TRANSPOSED};
+use packed::{PackedKernel, Panels};
 use trine_buffer::Element;
 
 /// Products of fewer multiply-adds than this stay on one thread.
@@ -94,6 +97,74 @@ pub(crate) trait GemmElement: Num {
         b: Operand<'_, Self>,
         c: Target<C>,
     );
+
+    /// The panels of this instruction set's kernel.
+    fn panels(isa: Isa) -> Panels;
+
+    /// [`PackedKernel::pack`] of this instruction set.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn pack(
+        isa: Isa,
+        side: Side,
+        x: Operand<'_, Self>,
+        outers: usize,
+        k: usize,
+        out: &mut [u8],
+    );
+
+    /// [`PackedKernel::multiply`] of this instruction set.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<Self::Acc>);
+}
+
+/// The methods on packed factors, from the kernel of each instruction set.
+macro_rules! packed_methods {
+    ($($isa:ident => $kernel:ty),+) => {
+        fn panels(isa: Isa) -> Panels {
+            match isa {
+                $(Isa::$isa => <$kernel as PackedKernel<Self>>::PANELS,)+
+            }
+        }
+
+        unsafe fn pack(
+            isa: Isa,
+            side: Side,
+            x: Operand<'_, Self>,
+            outers: usize,
+            k: usize,
+            out: &mut [u8],
+        ) {
+            // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
+            unsafe {
+                match isa {
+                    $(Isa::$isa => {
+                        <$kernel as PackedKernel<Self>>::pack(isa, side, x, outers, k, out);
+                    })+
+                }
+            }
+        }
+
+        unsafe fn multiply(
+            isa: Isa,
+            dims: Dims,
+            a: Packed<'_>,
+            b: Packed<'_>,
+            c: Target<Self::Acc>,
+        ) {
+            // SAFETY: as above.
+            unsafe {
+                match isa {
+                    $(Isa::$isa => {
+                        <$kernel as PackedKernel<Self>>::multiply(isa, dims, a, b, c);
+                    })+
+                }
+            }
+        }
+    };
 }
 
 macro_rules! gemm_element {
@@ -114,6 +185,8 @@ macro_rules! gemm_element {
                     }
                 }
             }
+
+            packed_methods!($($isa => $micro),+);
         }
     };
 }
@@ -146,6 +219,14 @@ impl GemmElement for bf16 {
             }
         }
     }
+
+    packed_methods!(
+        Portable => GenericF32,
+        Avx2 => x86::Avx2F32,
+        Avx512 => x86::Avx512F32,
+        Avx512Bf16 => x86::Avx512Bf16Pairs,
+        Amx => amx::Bf16Tiles
+    );
 }
 #[cfg(not(target_arch = "x86_64"))]
 gemm_element!(f32: Portable => GenericF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);

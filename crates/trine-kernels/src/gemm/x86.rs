@@ -82,7 +82,7 @@ const BLOCK: usize = 16;
 /// # Safety
 /// `x` points to `lanes` rows of `steps` words, `out` to `steps` times `width ≥ lanes` words.
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose_words(
+pub(super) unsafe fn transpose_words(
     x: *const u8,
     stride_bytes: usize,
     lanes: usize,
