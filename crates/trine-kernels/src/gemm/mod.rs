@@ -310,16 +310,15 @@ fn threaded<T: GemmElement, C: Num<Acc = T::Acc>>(
 ) {
     // Whole register tiles of every kernel.
     const UNIT: usize = 96;
-    // Wide enough for the repeated packing of the other side to stay small.
-    const WIDTH_MIN: usize = 384;
     let Dims { m, n, k } = dims;
     let split_n = n >= m;
-    let side = if split_n { n } else { m };
+    // Wide enough for the repeated packing of the other side to stay small; B's costs more than A's.
+    let (side, width_min) = if split_n { (n, 384) } else { (m, 768) };
     let threads = cpu.team.threads();
     let wanted = if threads == 1 {
         1
     } else {
-        (side / WIDTH_MIN).clamp(threads, threads * PARTS_PER_THREAD)
+        (side / width_min).clamp(threads, threads * PARTS_PER_THREAD)
     };
     let parts = wanted.min(side.div_ceil(UNIT)).min(m * n * k / FMAS_PER_PART_MIN).max(1);
     let bound = |part: usize| {

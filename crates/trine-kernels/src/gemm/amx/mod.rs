@@ -5,16 +5,19 @@
 //! other. Groups begin at multiples of 32, so blocks, strips and threads do not show in the bits.
 //! Subnormal numbers count as zero.
 
+mod pack;
+
 use super::packed::{Packed, PackedKernel, Panels, Side};
 use super::{Dims, Operand, Target};
 use crate::Isa;
 use crate::num::Num;
 use crate::scratch::Scratch;
 use half::bf16;
+use pack::{pack_a, pack_b};
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::cell::Cell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use trine_buffer::DType;
 
@@ -57,37 +60,44 @@ static WHOLE_TILES: TileConfig = TileConfig {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-thread_local! {
-    /// How many [`Tiles`] the thread holds.
-    static HELD: Cell<usize> = const { Cell::new(0) };
+/// Tiles switched on in this thread until dropped: an idle unit keeps context switches cheap. Inside the
+/// life of another one it leaves them as they are, now and when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Tiles {
+    /// Whether this one has switched them on.
+    owns: bool,
+    /// They belong to the thread.
+    of_thread: PhantomData<*const ()>,
 }
 
-/// Tiles switched on in this thread until the last of these is dropped: an idle unit keeps context
-/// switches cheap.
-#[derive(Debug)]
-pub(crate) struct Tiles(PhantomData<*const ()>);
-
 impl Tiles {
-    /// Switches them on, with contents that are zero.
+    /// Switches them on, with contents that are zero, unless they are on.
     ///
     /// # Safety
     /// The processor has AMX, and the system has allowed the process to use it.
     pub(crate) unsafe fn on() -> Self {
-        if HELD.replace(HELD.get() + 1) == 0 {
-            // SAFETY: the configuration is valid for palette 1; the caller's promise on the
-            // processor.
+        // The processor knows whether they are: the configuration in use has a palette.
+        let mut held = MaybeUninit::<TileConfig>::uninit();
+        // SAFETY: `sttilecfg` writes the 64 bytes; the caller's promise on the processor.
+        let held = unsafe {
+            asm!("sttilecfg [{}]", in(reg) held.as_mut_ptr(), options(nostack));
+            held.assume_init()
+        };
+        let owns = held.palette == 0;
+        if owns {
+            // SAFETY: the configuration is valid for palette 1; the caller's promise.
             unsafe {
                 asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE_TILES, options(nostack, readonly));
             }
         }
-        Self(PhantomData)
+        Self { owns, of_thread: PhantomData }
     }
 }
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        if HELD.replace(HELD.get() - 1) == 1 {
-            // SAFETY: made by `on` only.
+        if self.owns {
+            // SAFETY: made by `on` only; the type keeps it in its thread.
             unsafe { asm!("tilerelease", options(nostack, nomem)) }
         }
     }
@@ -492,122 +502,4 @@ pub(super) unsafe fn narrow_rows(
         let c = unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), cols) };
         narrow(c, &sums[row * stride..][..cols]);
     }
-}
-
-/// Rows of A in panels, `[panel][2 tiles][step][16 rows][32 elements]`; what does not exist is zero.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &mut [u8]) {
-    let steps = ks.div_ceil(STEP);
-    let tiles = out.len() / (steps * TILE_BYTES).max(1);
-    for step in 0..steps {
-        for tile in 0..tiles {
-            let out = &mut out[(tile * steps + step) * TILE_BYTES..][..TILE_BYTES];
-            let rows = rows.saturating_sub(tile * TILE).min(TILE);
-            let (a, k) = (a.skip(tile * TILE), step * STEP);
-            let block = if a.k_stride == 1 {
-                rows_along_k(a, rows, k, ks)
-            } else {
-                super::x86::transpose_block(pairs_across_k(a, rows, k, ks))
-            };
-            store(block, out);
-        }
-    }
-}
-
-/// B's strip, `[panel of 32 columns][step][2 tiles][16 pairs of k][16 columns]`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
-    let steps = strip.ks.div_ceil(STEP);
-    let start = (strip.k * b.k_stride).min(b.data.len());
-    let b = Operand { data: &b.data[start..], ..b };
-    let mut pack = |tile: usize, step: usize| {
-        let (panel, half) = (tile / 2, tile % 2);
-        let out = &mut out[((panel * steps + step) * 2 + half) * TILE_BYTES..][..TILE_BYTES];
-        let cols = strip.cols.saturating_sub(tile * TILE).min(TILE);
-        let (b, k) = (b.skip(tile * TILE), step * STEP);
-        let block = if b.k_stride == 1 {
-            super::x86::transpose_block(rows_along_k(b, cols, k, strip.ks))
-        } else {
-            pairs_across_k(b, cols, k, strip.ks)
-        };
-        store(block, out);
-    };
-    // In the order in which B lies in memory.
-    let tiles = strip.cols.div_ceil(SIDE) * 2;
-    if b.k_stride == 1 {
-        (0..tiles).for_each(|tile| (0..steps).for_each(|step| pack(tile, step)));
-    } else {
-        (0..steps).for_each(|step| (0..tiles).for_each(|tile| pack(tile, step)));
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store(block: [__m512i; TILE], out: &mut [u8]) {
-    for (words, out) in block.into_iter().zip(out.chunks_exact_mut(64)) {
-        // SAFETY: 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
-    }
-}
-
-/// 32 elements along k of up to 16 rows, zeros behind `ks` and behind the rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn rows_along_k(x: Operand<'_, bf16>, rows: usize, k: usize, ks: usize) -> [__m512i; TILE] {
-    let mut block = [_mm512_setzero_si512(); TILE];
-    if rows == 0 {
-        return block;
-    }
-    let len = STEP.min(ks - k);
-    let data = &x.data[k..];
-    assert!(data.len() >= (rows - 1) * x.outer_stride + len, "invariant: rows in bounds");
-    let at = |row: usize| data.as_ptr().wrapping_add(row * x.outer_stride).cast::<i16>();
-    if rows == TILE && len == STEP {
-        for (row, words) in block.iter_mut().enumerate() {
-            // SAFETY: a whole row, in bounds by the assertion.
-            *words = unsafe { _mm512_loadu_si512(at(row).cast()) };
-        }
-        return block;
-    }
-    let mask = u32::MAX >> (STEP - len);
-    for (row, words) in block.iter_mut().enumerate().take(rows) {
-        // SAFETY: `len` elements, the others are masked.
-        *words = unsafe { _mm512_maskz_loadu_epi16(mask, at(row)) };
-    }
-    block
-}
-
-/// Pairs (k, k + 1) of up to 16 columns, one pair a word, for 16 pairs; zeros where nothing is.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn pairs_across_k(x: Operand<'_, bf16>, cols: usize, k: usize, ks: usize) -> [__m512i; TILE] {
-    let mut block = [_mm512_setzero_si512(); TILE];
-    if cols == 0 {
-        return block;
-    }
-    let count = STEP.min(ks - k);
-    let data = &x.data[k * x.k_stride..];
-    assert!(data.len() >= (count - 1) * x.k_stride + cols, "invariant: rows in bounds");
-    let at = |k: usize| data.as_ptr().wrapping_add(k * x.k_stride);
-    if cols == TILE && count == STEP {
-        for (pair, words) in block.iter_mut().enumerate() {
-            // SAFETY: two whole runs, in bounds by the assertion.
-            let [first, second] = [2 * pair, 2 * pair + 1]
-                .map(|k| unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(at(k).cast())) });
-            *words = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
-        }
-        return block;
-    }
-    let mask = ((1u32 << cols) - 1) as __mmask16;
-    let run = |k: usize| {
-        if k >= count {
-            return _mm512_setzero_si512();
-        }
-        // SAFETY: `cols` elements, the others are masked.
-        _mm512_cvtepu16_epi32(unsafe { _mm256_maskz_loadu_epi16(mask, at(k).cast()) })
-    };
-    for (pair, words) in block.iter_mut().enumerate() {
-        *words = _mm512_or_si512(run(2 * pair), _mm512_slli_epi32::<16>(run(2 * pair + 1)));
-    }
-    block
 }

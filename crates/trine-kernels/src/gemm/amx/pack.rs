@@ -1,0 +1,124 @@
+//! Factors in tiles: rows of A as they are, B in pairs along k.
+
+use super::super::Operand;
+use super::{SIDE, STEP, Strip, TILE, TILE_BYTES};
+use half::bf16;
+use std::arch::x86_64::*;
+
+/// Rows of A in panels, `[panel][2 tiles][step][16 rows][32 elements]`; what does not exist is zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &mut [u8]) {
+    let steps = ks.div_ceil(STEP);
+    let tiles = out.len() / (steps * TILE_BYTES).max(1);
+    for step in 0..steps {
+        for tile in 0..tiles {
+            let out = &mut out[(tile * steps + step) * TILE_BYTES..][..TILE_BYTES];
+            let rows = rows.saturating_sub(tile * TILE).min(TILE);
+            let (a, k) = (a.skip(tile * TILE), step * STEP);
+            let block = if a.k_stride == 1 {
+                rows_along_k(a, rows, k, ks)
+            } else {
+                super::super::x86::transpose_block(pairs_across_k(a, rows, k, ks))
+            };
+            store(block, out);
+        }
+    }
+}
+
+/// B's strip, `[panel of 32 columns][step][2 tiles][16 pairs of k][16 columns]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
+    let steps = strip.ks.div_ceil(STEP);
+    let start = (strip.k * b.k_stride).min(b.data.len());
+    let b = Operand { data: &b.data[start..], ..b };
+    let mut pack = |tile: usize, step: usize| {
+        let (panel, half) = (tile / 2, tile % 2);
+        let out = &mut out[((panel * steps + step) * 2 + half) * TILE_BYTES..][..TILE_BYTES];
+        let cols = strip.cols.saturating_sub(tile * TILE).min(TILE);
+        let (b, k) = (b.skip(tile * TILE), step * STEP);
+        let block = if b.k_stride == 1 {
+            super::super::x86::transpose_block(rows_along_k(b, cols, k, strip.ks))
+        } else {
+            pairs_across_k(b, cols, k, strip.ks)
+        };
+        store(block, out);
+    };
+    // In the order in which B lies in memory.
+    let tiles = strip.cols.div_ceil(SIDE) * 2;
+    if b.k_stride == 1 {
+        (0..tiles).for_each(|tile| (0..steps).for_each(|step| pack(tile, step)));
+    } else {
+        (0..steps).for_each(|step| (0..tiles).for_each(|tile| pack(tile, step)));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(block: [__m512i; TILE], out: &mut [u8]) {
+    for (words, out) in block.into_iter().zip(out.chunks_exact_mut(64)) {
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
+    }
+}
+
+/// 32 elements along k of up to 16 rows, zeros behind `ks` and behind the rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn rows_along_k(x: Operand<'_, bf16>, rows: usize, k: usize, ks: usize) -> [__m512i; TILE] {
+    let mut block = [_mm512_setzero_si512(); TILE];
+    if rows == 0 {
+        return block;
+    }
+    let len = STEP.min(ks - k);
+    let data = &x.data[k..];
+    assert!(data.len() >= (rows - 1) * x.outer_stride + len, "invariant: rows in bounds");
+    let at = |row: usize| data.as_ptr().wrapping_add(row * x.outer_stride).cast::<i16>();
+    if rows == TILE && len == STEP {
+        for (row, words) in block.iter_mut().enumerate() {
+            // SAFETY: a whole row, in bounds by the assertion.
+            *words = unsafe { _mm512_loadu_si512(at(row).cast()) };
+        }
+        return block;
+    }
+    let mask = u32::MAX >> (STEP - len);
+    for (row, words) in block.iter_mut().enumerate().take(rows) {
+        // SAFETY: `len` elements, the others are masked.
+        *words = unsafe { _mm512_maskz_loadu_epi16(mask, at(row)) };
+    }
+    block
+}
+
+/// Pairs (k, k + 1) of up to 16 columns, one pair a word, for 16 pairs; zeros where nothing is.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn pairs_across_k(x: Operand<'_, bf16>, cols: usize, k: usize, ks: usize) -> [__m512i; TILE] {
+    let mut block = [_mm512_setzero_si512(); TILE];
+    if cols == 0 {
+        return block;
+    }
+    let count = STEP.min(ks - k);
+    let data = &x.data[k * x.k_stride..];
+    assert!(data.len() >= (count - 1) * x.k_stride + cols, "invariant: rows in bounds");
+    let at = |k: usize| data.as_ptr().wrapping_add(k * x.k_stride);
+    if cols == TILE && count == STEP {
+        for (pair, words) in block.iter_mut().enumerate() {
+            // SAFETY: two whole runs, in bounds by the assertion.
+            let [first, second] = [2 * pair, 2 * pair + 1]
+                .map(|k| unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(at(k).cast())) });
+            *words = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+        }
+        return block;
+    }
+    let mask = ((1u32 << cols) - 1) as __mmask16;
+    let run = |k: usize| {
+        if k >= count {
+            return _mm512_setzero_si512();
+        }
+        // SAFETY: `cols` elements, the others are masked.
+        _mm512_cvtepu16_epi32(unsafe { _mm256_maskz_loadu_epi16(mask, at(k).cast()) })
+    };
+    for (pair, words) in block.iter_mut().enumerate() {
+        *words = _mm512_or_si512(run(2 * pair), _mm512_slli_epi32::<16>(run(2 * pair + 1)));
+    }
+    block
+}
