@@ -53,7 +53,7 @@ fn layouts() -> Vec<EngineConfig> {
 
 /// Blocks of more than 64 KiB that each of `steps` steps allocates, over all ranks.
 fn large_blocks(config: &EngineConfig, steps: u64) -> Vec<u64> {
-    let mesh = Mesh::new(config.degrees, config.degrees.world()).unwrap();
+    let mesh = Mesh::new(config.degrees, config.degrees.world()).expect("a mesh");
     let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
         let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
         let mut engine = Engine::new(config, comm)?;
@@ -71,7 +71,7 @@ fn large_blocks(config: &EngineConfig, steps: u64) -> Vec<u64> {
         }
         Ok::<_, TrainError>(counts)
     });
-    ranks.unwrap()[0].clone()
+    ranks.expect("every rank finishes")[0].clone()
 }
 
 #[test]
