@@ -15,8 +15,8 @@ use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatRef, Qkv, 
 use std::ops::Range;
 use trine_buffer::{Float, Slice};
 
-/// Queries of a tile: whole register tiles of every kernel.
-const QUERIES: usize = 96;
+/// Queries of a tile: a multiple of the groups in which AMX sums, few beside the keys.
+const QUERIES: usize = 64;
 
 /// Where the three gradients are written.
 enum Gradients<'a, T> {

@@ -45,9 +45,14 @@ vectorised! {
             let state = [&mut max[col..], &mut sum[col..], &mut shrink[col..]];
             if from == [0; LANES] && len == [keys; LANES] {
                 strip(scores, col, scale, state, |_, _| true);
-            } else {
-                // A key before `from` wraps to a large number.
-                strip(scores, col, scale, state, |key, l| key.wrapping_sub(from[l]) < len[l]);
+                continue;
+            }
+            let end: usize = (0..LANES).map(|l| (from[l] + len[l]) as usize).max().unwrap_or(0);
+            let (scores, behind) = scores.split_at_mut(end * QUERIES);
+            // A key before `from` wraps to a large number.
+            strip(scores, col, scale, state, |key, l| key.wrapping_sub(from[l]) < len[l]);
+            for row in behind.chunks_exact_mut(QUERIES) {
+                row[col..col + LANES].fill(A::ZERO);
             }
         }
     }

@@ -23,7 +23,7 @@ use std::ops::Range;
 use trine_buffer::Slice;
 
 /// Keys of a tile.
-const KEYS: usize = 128;
+const KEYS: usize = 256;
 
 impl fmt::Display for AttentionShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
