@@ -48,7 +48,7 @@ fn rust_default(preset: &Preset) -> Config {
     // Few tokens fit into the time: small steps make the most of them.
     config.data.seq = 128;
     (config.batch.global, config.batch.micro) = (16, 4);
-    config.train.steps = 1200;
+    config.train.steps = 3000;
     config.train.minutes_max = 4.25;
     config.optimizer.lr = 3e-3;
     config.lr.warmup_steps = 60;
