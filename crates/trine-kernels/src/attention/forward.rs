@@ -15,10 +15,10 @@ use std::array::from_fn;
 use std::ops::Range;
 use trine_buffer::{Float, Slice, SliceMut};
 
-/// Queries of a tile: few, so that little of a tile on the diagonal is invisible.
-const QUERIES: usize = 32;
+/// Queries of a tile: enough for the panels of keys and values to be read seldom, few beside the keys.
+const QUERIES: usize = 64;
 /// Blocks of queries that a part of a head has at least: each part packs keys and values again.
-const BLOCKS_PER_PART_MIN: usize = 4;
+const BLOCKS_PER_PART_MIN: usize = 2;
 
 /// The keys of a block that each query of a tile sees: `len` from `from` on.
 struct Seen {
