@@ -11,19 +11,18 @@ use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real};
 use crate::scratch::{Scratch, Split};
 use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatMut, Qkv};
-use std::array::from_fn;
 use std::ops::Range;
 use trine_buffer::{Float, Slice, SliceMut};
 
-/// Queries of a tile: few, so that little of a tile on the diagonal is invisible.
-const QUERIES: usize = 32;
+/// Queries of a tile: enough for the panels of keys and values to be read seldom, few beside the keys.
+const QUERIES: usize = 64;
 /// Blocks of queries that a part of a head has at least: each part packs keys and values again.
-const BLOCKS_PER_PART_MIN: usize = 4;
+const BLOCKS_PER_PART_MIN: usize = 2;
 
-/// The keys of a block that each query of a tile sees: `len` from `from` on.
+/// The keys of a block that each query of a tile sees, in vectors: `len` from `from` on.
 struct Seen {
-    from: [u32; QUERIES],
-    len: [u32; QUERIES],
+    from: [[u32; LANES]; QUERIES / LANES],
+    len: [[u32; LANES]; QUERIES / LANES],
 }
 
 vectorised! {
@@ -39,9 +38,9 @@ vectorised! {
         shrink: &mut [A],
     ) {
         let keys = (scores.len() / QUERIES) as u32;
-        for col in (0..QUERIES).step_by(LANES) {
-            let from: [u32; LANES] = from_fn(|l| seen.from[col + l]);
-            let len: [u32; LANES] = from_fn(|l| seen.len[col + l]);
+        for (vector, (from, len)) in seen.from.iter().zip(&seen.len).enumerate() {
+            let col = vector * LANES;
+            let (from, len) = (*from, *len);
             let state = [&mut max[col..], &mut sum[col..], &mut shrink[col..]];
             if from == [0; LANES] && len == [keys; LANES] {
                 strip(scores, col, scale, state, |_, _| true);
@@ -59,10 +58,9 @@ vectorised! {
 
     /// Multiplies each column with its factor.
     fn scale_columns<A: Real>(values: &mut [A], factors: &[A]) {
-        let factors: [A; QUERIES] = from_fn(|col| factors[col]);
         for row in values.chunks_exact_mut(QUERIES) {
-            for (value, factor) in row.iter_mut().zip(factors) {
-                *value = *value * factor;
+            for (value, factor) in row.iter_mut().zip(&factors[..QUERIES]) {
+                *value = *value * *factor;
             }
         }
     }
@@ -85,10 +83,9 @@ fn strip<A: Real>(
 ) {
     let mut top = [A::LOWEST; LANES];
     for (key, row) in scores.chunks_exact(QUERIES).enumerate() {
-        let row: [A; LANES] = from_fn(|l| row[col + l]);
-        for l in 0..LANES {
-            let score = if visible(key as u32, l) { row[l] } else { A::LOWEST };
-            top[l] = score.larger(top[l]);
+        for (l, (top, score)) in top.iter_mut().zip(&row[col..col + LANES]).enumerate() {
+            let score = if visible(key as u32, l) { *score } else { A::LOWEST };
+            *top = score.larger(*top);
         }
     }
     for l in 0..LANES {
@@ -267,10 +264,14 @@ impl<T: GemmElement> Forward<'_, T> {
         keys: usize,
     ) {
         // Columns behind the last query are computed like the others: they hold zeros.
-        let mut seen = Seen { from: [0; QUERIES], len: [keys as u32; QUERIES] };
+        let mut seen = Seen {
+            from: [[0; LANES]; QUERIES / LANES],
+            len: [[keys as u32; LANES]; QUERIES / LANES],
+        };
         for (i, query) in queries.clone().enumerate() {
             let range = inside(&self.problem.visible(sample, query), key, keys);
-            (seen.from[i], seen.len[i]) = (range.start as u32, range.len() as u32);
+            seen.from[i / LANES][i % LANES] = range.start as u32;
+            seen.len[i / LANES][i % LANES] = range.len() as u32;
         }
         let scale = T::Acc::from_f64(self.problem.shape.scale * std::f64::consts::LOG2_E);
         let scores = &mut tiles.scores[..keys * QUERIES];
