@@ -1,6 +1,7 @@
 //! `trine bench`: layouts against each other, and a step by itself.
 
 use crate::args::{BenchLayoutsArgs, BenchStepArgs};
+use crate::commands::bench_kernels::isa;
 use crate::commands::train::cores;
 use crate::failure::Failure;
 use crate::output::{Align, Table};
@@ -80,21 +81,12 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<(), Failure> {
         cores: cores(),
         steps_min: STEPS_MIN,
         time_min: Duration::from_secs_f64(args.seconds),
-        isa: args.isa.as_deref().map(isa).transpose()?,
+        isa: args.isa.as_deref().map(|name| isa(name, Isa::detect())).transpose()?,
         profile: args.profile,
     };
     let times = steps(&config, request)?;
     let text = if args.json { as_json(&times) } else { as_text(&config, &times) };
     output::print(&text)
-}
-
-/// The instruction set of this name.
-fn isa(name: &str) -> Result<Isa, Failure> {
-    let known = Isa::ALL.iter().find(|isa| isa.name() == name);
-    known.copied().ok_or_else(|| {
-        let names = Isa::ALL.map(Isa::name).join(", ");
-        Failure::usage(format!("--isa {name}: no such instruction set; there are {names}"))
-    })
 }
 
 fn as_json(times: &StepTimes) -> String {

@@ -1,6 +1,7 @@
 //! Matrix products.
 
 use crate::support::*;
+use half::bf16;
 use trine_buffer::{Buf, DType, Float};
 use trine_kernels::{CpuOps, Isa, KernelError, MatMut, MatRef, Ops, Product, Team};
 
@@ -128,6 +129,20 @@ fn blocks_and_threads<T: Float>() {
         cases += 2;
     }
     assert_eq!(cases, 10);
+}
+
+/// Tiles cut k behind 4096 only, and keep packed rows until 4 MiB are full.
+#[test]
+fn tiles_go_on_behind_their_longest_part_and_their_kept_rows() {
+    let mut cases = 0;
+    for (form, m, n, k) in
+        [(Product::Nt, 40, 35, 4200), (Product::Nn, 550, 33, 4201), (Product::Tn, 700, 200, 3072)]
+    {
+        run::<bf16>(form, m, n, k, 1, DType::Bf16);
+        run::<bf16>(form, m, n, k, 0, DType::F32);
+        cases += 2;
+    }
+    assert_eq!(cases, 6);
 }
 
 /// Any rectangle of the result has the bits it has in the whole.

@@ -102,7 +102,7 @@ fn within(option: &str, number: u64, max: u64) -> Result<(), Failure> {
 }
 
 /// The instruction set of this name, if it is not beyond the best of the processor.
-fn isa(name: &str, best: Isa) -> Result<Isa, Failure> {
+pub(super) fn isa(name: &str, best: Isa) -> Result<Isa, Failure> {
     let valid: Vec<_> = Isa::ALL.into_iter().filter(|isa| *isa <= best).collect();
     if let Some(isa) = valid.iter().find(|isa| isa.name() == name) {
         return Ok(*isa);
