@@ -245,7 +245,7 @@ impl<T: GemmElement> Products<T> {
             let x = bytemuck::cast_slice(x);
             // SAFETY: this processor has the features; the caller's promise on `out`.
             return unsafe {
-                amx::narrow_rows(rows, cols, x, stride, out.start.cast(), out.stride)
+                amx::narrow_rows::<half::bf16>(rows, cols, x, stride, out.start.cast(), out.stride)
             };
         }
         narrow_rows::<T>(self.isa, rows, cols, x, stride, out);

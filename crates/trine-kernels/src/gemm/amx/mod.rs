@@ -155,7 +155,8 @@ struct Rows {
     step: usize,
 }
 
-/// `C = A · B` of 32 × 32 over `steps`, or `C += A · B` with `load`.
+/// `C = A · B` of 32 × 32 over `steps`, or `C += A · B` with `load`. B's panel of two steps ahead is
+/// asked for: A's stays in the first-level cache from column to column, B's comes from the second.
 ///
 /// # Safety
 /// Tiles are on. `a` leads to `steps` steps of 32 rows, `b` to `steps` pairs of packed tiles, `c` to
@@ -189,10 +190,16 @@ unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usi
             "tileloadd tmm6, [{b} + {line}*1]",
             "tileloadd tmm4, [{upper} + {stride}*1]",
             "tdpbf16ps tmm0, tmm4, tmm6",
+            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+            "prefetcht0 [{b} + 4096 + 64 * \\line]",
+            ".endr",
             "tileloadd tmm7, [{b} + {line}*1 + 1024]",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{lower} + {stride}*1]",
             "tdpbf16ps tmm2, tmm5, tmm6",
+            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+            "prefetcht0 [{b} + 5120 + 64 * \\line]",
+            ".endr",
             "tdpbf16ps tmm3, tmm5, tmm7",
             "add {upper}, {step}",
             "add {lower}, {step}",
@@ -233,61 +240,90 @@ pub(super) unsafe fn block<C: Num<Acc = f32>>(
     b: Operand<'_, bf16>,
     c: Target<C>,
 ) {
-    let panels = dims.n.div_ceil(SIDE);
-    let steps = steps_at_a_time(dims.k, panels);
-    let panels_max = (STRIP_BYTES / (steps.max(1) * 2 * TILE_BYTES)).clamp(1, panels.max(1));
-    // Strips of equal width: a narrow last one would be paid for like a wide one.
-    let panels = panels.div_ceil(panels.div_ceil(panels_max).max(1));
-    let in_place = lies_in_tiles(a, dims.k);
-    let panel_bytes = 2 * steps * TILE_BYTES;
-    let kept_rows = (KEPT_BYTES / panel_bytes.max(1)).clamp(1, dims.m.div_ceil(SIDE).max(1));
-    let ks_max = steps.max(1) * STEP;
-    let long = dims.k > ks_max;
-    let carried_rows = if long { dims.m.next_multiple_of(SIDE) } else { SIDE };
-    let a_bytes = panel_bytes * if in_place { 1 } else { kept_rows };
-    let b_bytes = panels * steps * 2 * TILE_BYTES;
-    let sums = carried_rows * panels * SIDE;
-    let bytes = scratch.slice::<u8>(a_bytes + b_bytes + sums * size_of::<f32>());
-    let (packed_a, rest) = bytes.split_at_mut(a_bytes);
-    let (packed_b, sums) = rest.split_at_mut(b_bytes);
-    let mut run = Run {
-        dims,
-        a,
-        b,
-        c,
-        in_place,
-        packed_a,
-        packed_b,
-        sums: bytemuck::cast_slice_mut(sums),
-        sums_stride: panels * SIDE,
-        carried_rows,
-    };
-    // A long sum visits its rows again for each part of k, so its packed rows are not kept.
-    let rows_each = if in_place || long { dims.m.max(1) } else { kept_rows * SIDE };
+    let sizes = Sizes::of::<C>(dims, a);
+    let bytes = scratch.slice::<u8>(sizes.a_bytes + sizes.b_bytes + sizes.sums_bytes());
+    let (packed_a, rest) = bytes.split_at_mut(sizes.a_bytes);
+    let (packed_b, sums) = rest.split_at_mut(sizes.b_bytes);
+    let sums = bytemuck::cast_slice_mut(sums);
+    let mut run = Run { dims, a, b, c, sizes, packed_a, packed_b, sums };
     // SAFETY: the caller's promise.
     let tiles = unsafe { Tiles::on() };
-    for row in (0..dims.m).step_by(rows_each) {
-        let rows = row..dims.m.min(row + rows_each);
-        for col in (0..dims.n).step_by(panels * SIDE) {
-            let cols = (panels * SIDE).min(dims.n - col);
-            for part in 0..dims.k.div_ceil(ks_max).max(1) {
-                let k = part * ks_max;
-                let ks = ks_max.min(dims.k - k);
+    for row in (0..dims.m).step_by(sizes.rows_each) {
+        let rows = row..dims.m.min(row + sizes.rows_each);
+        for col in (0..dims.n).step_by(sizes.cols_each) {
+            let cols = sizes.cols_each.min(dims.n - col);
+            for part in 0..dims.k.div_ceil(sizes.ks_each).max(1) {
+                let k = part * sizes.ks_each;
+                let ks = sizes.ks_each.min(dims.k - k);
+                let packed = !sizes.long && col > 0;
                 // SAFETY: the caller's promise; tiles are on.
-                unsafe {
-                    run.strip(Strip { col, cols, k, ks, packed: !long && col > 0 }, rows.clone())
-                };
+                unsafe { run.strip(Strip { col, cols, k, ks, packed }, rows.clone()) };
             }
         }
     }
     drop(tiles);
 }
 
+/// How a product is cut.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Rows that stay packed while all columns pass.
+    rows_each: usize,
+    /// Columns of a strip of B.
+    cols_each: usize,
+    /// Elements of k of one part.
+    ks_each: usize,
+    /// k has several parts.
+    long: bool,
+    /// Whole panels of A are read where they are.
+    in_place: bool,
+    a_bytes: usize,
+    b_bytes: usize,
+    /// Rows and columns of the sums that C cannot hold: a strip's, carried from one part of k to the
+    /// next, or a tile's.
+    sums_rows: usize,
+    sums_stride: usize,
+}
+
+impl Sizes {
+    fn of<C: Num>(dims: Dims, a: Operand<'_, bf16>) -> Self {
+        let panels = dims.n.div_ceil(SIDE);
+        let steps = steps_at_a_time::<C>(dims.k, panels).max(1);
+        let panel_bytes = 2 * steps * TILE_BYTES;
+        let panels_max = (STRIP_BYTES / panel_bytes).clamp(1, panels.max(1));
+        // Strips of equal width: a narrow last one would be paid for like a wide one.
+        let panels = panels.div_ceil(panels.div_ceil(panels_max).max(1));
+        let long = dims.k > steps * STEP;
+        let in_place = lies_in_tiles(a, dims.k);
+        let kept = (KEPT_BYTES / panel_bytes).clamp(1, dims.m.div_ceil(SIDE).max(1));
+        let (sums_rows, sums_stride) =
+            if long { (dims.m.next_multiple_of(SIDE), panels * SIDE) } else { (SIDE, SIDE) };
+        Self {
+            // A long sum visits its rows again for each part of k, so its packed rows are not kept.
+            rows_each: if in_place || long { dims.m.max(1) } else { kept * SIDE },
+            cols_each: panels.max(1) * SIDE,
+            ks_each: steps * STEP,
+            long,
+            in_place,
+            a_bytes: panel_bytes * if in_place { 1 } else { kept },
+            b_bytes: panels * panel_bytes,
+            sums_rows,
+            sums_stride,
+        }
+    }
+
+    fn sums_bytes(&self) -> usize {
+        self.sums_rows * self.sums_stride * size_of::<f32>()
+    }
+}
+
 /// Steps of one part of k. A k that is too long for one is cut so that all columns of B are one strip
-/// where they can be: A is then read once.
-fn steps_at_a_time(k: usize, panels: usize) -> usize {
+/// where they can be: A is then read once. Sums go on in C itself where they can, at so little cost that
+/// a shorter k is cut for that alone.
+fn steps_at_a_time<C: Num>(k: usize, panels: usize) -> usize {
     let steps = k.div_ceil(STEP);
-    if steps <= STEPS {
+    let uncut = if C::DTYPE == DType::F32 { 2 * STEPS_LONG_MIN } else { STEPS };
+    if steps <= uncut {
         return steps;
     }
     (STRIP_BYTES / (panels.max(1) * 2 * TILE_BYTES)).clamp(STEPS_LONG_MIN, STEPS)
@@ -310,14 +346,22 @@ struct Run<'a, C> {
     a: Operand<'a, bf16>,
     b: Operand<'a, bf16>,
     c: Target<C>,
-    /// Whole panels of A are read where they are.
-    in_place: bool,
+    sizes: Sizes,
     packed_a: &'a mut [u8],
     packed_b: &'a mut [u8],
-    /// Unfinished sums where C is not f32 or a panel is not whole: `[carried_rows, sums_stride]`.
+    /// Sums where C is not f32 or a tile is not whole: `[sums_rows, sums_stride]`.
     sums: &'a mut [f32],
-    sums_stride: usize,
-    carried_rows: usize,
+}
+
+/// A tile of C.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    /// Its first element in C.
+    at: usize,
+    /// The first of its sums.
+    sums: usize,
+    rows: usize,
+    cols: usize,
 }
 
 /// Columns of C and the part of k at work.
@@ -346,68 +390,63 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
     /// 32 rows of a strip.
     unsafe fn panel(&mut self, strip: Strip, first_row: usize, row: usize) {
         let rows = SIDE.min(self.dims.m - row);
-        let (first, last) = (strip.k == 0, strip.k + strip.ks == self.dims.k);
         let steps = strip.ks.div_ceil(STEP);
         // SAFETY: the processor has AVX-512.
         let a = unsafe { self.panel_of_a(strip, (row - first_row) / SIDE, row, rows) };
-        let start = (row % self.carried_rows) * self.sums_stride;
-        let direct = C::DTYPE == DType::F32 && rows == SIDE;
-        let whole = if direct { strip.cols / SIDE * SIDE } else { 0 };
-        if first && self.c.accumulate && whole < strip.cols {
-            self.load(strip, row, rows, start);
-        }
-        let load = !first || self.c.accumulate;
-        for col in (0..strip.cols).step_by(SIDE).take_while(|_| steps > 0) {
+        for col in (0..strip.cols).step_by(SIDE) {
+            let cols = SIDE.min(strip.cols - col);
+            let at = row * self.c.stride + strip.col + col;
+            let tile = Tile { at, sums: self.place_of_sums(row, col), rows, cols };
+            if col + SIDE < strip.cols {
+                fetch_tile(self.c.start.wrapping_add(at + SIDE), self.c.stride, rows);
+            }
             let b = self.packed_b[col / SIDE * steps * 2 * TILE_BYTES..].as_ptr();
-            let (c, stride) = if col < whole {
-                let at = row * self.c.stride + strip.col + col;
-                // SAFETY: inside C.
-                let c = unsafe { self.c.start.add(at) }.cast::<f32>();
-                if col + SIDE < whole {
-                    fetch_tile(c.wrapping_add(SIDE), self.c.stride);
-                }
-                (c, self.c.stride)
-            } else {
-                (self.sums[start + col..].as_mut_ptr(), self.sums_stride)
+            // SAFETY: A's panel holds `steps` steps, B's too; the caller's promise.
+            unsafe {
+                self.tile(strip, tile, |c, stride, load| kernel(steps, a, b, c, stride, load))
             };
-            // SAFETY: A's panel holds `steps` steps, B's too; C or the sums hold a whole tile.
-            unsafe { kernel(steps, a, b, c, stride * size_of::<f32>(), load) };
-        }
-        if steps == 0 && !self.c.accumulate {
-            self.sums[start..][..SIDE * self.sums_stride].fill(0.0);
-        }
-        if last {
-            let from = if steps == 0 { 0 } else { whole };
-            self.finish(strip, from, row, rows, start);
         }
     }
 
-    /// The old values of C into the sums.
-    fn load(&mut self, strip: Strip, row: usize, rows: usize, start: usize) {
-        for i in 0..rows {
-            let at = (row + i) * self.c.stride + strip.col;
-            // SAFETY: a row of C inside the strip.
-            let c = unsafe { std::slice::from_raw_parts(self.c.start.add(at), strip.cols) };
-            let sums = &mut self.sums[start + i * self.sums_stride..];
-            for (sum, c) in sums.iter_mut().zip(c) {
-                *sum = c.widen();
+    /// Where the sums of a tile stay that C cannot hold: over the parts of a long k, or for a moment.
+    fn place_of_sums(&self, row: usize, col: usize) -> usize {
+        if self.sizes.long { row * self.sizes.sums_stride + col } else { 0 }
+    }
+
+    /// One tile of C: old values, products, rounding.
+    ///
+    /// # Safety
+    /// `multiply` may write a whole tile where it is told to; the rest as `block`.
+    unsafe fn tile(
+        &mut self,
+        strip: Strip,
+        tile: Tile,
+        multiply: impl FnOnce(*mut f32, usize, bool),
+    ) {
+        let (first, last) = (strip.k == 0, strip.k + strip.ks == self.dims.k);
+        let load = !first || self.c.accumulate;
+        if C::DTYPE == DType::F32 && tile.rows == SIDE && tile.cols == SIDE {
+            // SAFETY: inside C.
+            let c = unsafe { self.c.start.add(tile.at) }.cast::<f32>();
+            return multiply(c, self.c.stride * size_of::<f32>(), load);
+        }
+        let sums = &mut self.sums[tile.sums..];
+        if first && load {
+            for row in 0..tile.rows {
+                let c = self.c.start.wrapping_add(tile.at + row * self.c.stride);
+                // SAFETY: a row of the tile, inside C, that nobody else touches.
+                let c = unsafe { std::slice::from_raw_parts(c, tile.cols) };
+                let sums = &mut sums[row * self.sizes.sums_stride..];
+                sums.iter_mut().zip(c).for_each(|(sum, c)| *sum = c.widen());
             }
         }
-    }
-
-    /// The sums of the columns behind `from` into C; those before have been summed in C itself.
-    fn finish(&mut self, strip: Strip, from: usize, row: usize, rows: usize, start: usize) {
-        if self.dims.k == 0 && self.c.accumulate {
-            return;
-        }
-        for i in 0..rows {
-            let at = (row + i) * self.c.stride + strip.col + from;
-            // SAFETY: a row of C inside the strip.
-            let c =
-                unsafe { std::slice::from_raw_parts_mut(self.c.start.add(at), strip.cols - from) };
-            let sums = &self.sums[start + i * self.sums_stride + from..][..c.len()];
-            // SAFETY: the processor has AVX-512.
-            unsafe { narrow(c, sums) };
+        multiply(sums.as_mut_ptr(), self.sizes.sums_stride * size_of::<f32>(), load);
+        if last {
+            let c = self.c.start.wrapping_add(tile.at);
+            // SAFETY: the tile lies inside C; the processor has AVX-512.
+            unsafe {
+                narrow_rows(tile.rows, tile.cols, sums, self.sizes.sums_stride, c, self.c.stride)
+            };
         }
     }
 
@@ -417,7 +456,7 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         let steps = strip.ks.div_ceil(STEP);
         let start = row * self.a.outer_stride + strip.k * self.a.k_stride;
         let a = Operand { data: &self.a.data[start.min(self.a.data.len())..], ..self.a };
-        if self.in_place && rows == SIDE {
+        if self.sizes.in_place && rows == SIDE {
             let (start, stride) =
                 (a.data.as_ptr().cast::<u8>(), a.outer_stride * size_of::<bf16>());
             let tiles = [start, start.wrapping_add(TILE * stride)];
@@ -427,7 +466,7 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         let slots = (self.packed_a.len() / panel_bytes.max(1)).max(1);
         let slot = slot % slots;
         let together = PANELS_TOGETHER.min(slots - slot);
-        if self.in_place || (!strip.packed && slot.is_multiple_of(PANELS_TOGETHER)) {
+        if self.sizes.in_place || (!strip.packed && slot.is_multiple_of(PANELS_TOGETHER)) {
             let rows = (self.dims.m - row).min(together * SIDE);
             let out = &mut self.packed_a[slot * panel_bytes..][..together * panel_bytes];
             // SAFETY: the processor has AVX-512.
@@ -440,12 +479,12 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
     }
 }
 
-/// Asks for the lines of 32 × 32 numbers of C, to be written, before they are needed.
+/// Asks for the lines of 32 columns of C, to be written, before they are needed.
 #[inline]
-fn fetch_tile(c: *const f32, stride: usize) {
-    for row in 0..SIDE {
-        for half in [0, TILE] {
-            let at = c.wrapping_add(row * stride + half);
+fn fetch_tile<C>(c: *mut C, stride: usize, rows: usize) {
+    for row in 0..rows {
+        for line in (0..SIDE).step_by(64 / size_of::<C>()) {
+            let at = c.wrapping_add(row * stride + line);
             // SAFETY: a hint, which reads nothing.
             unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, readonly)) };
         }
@@ -453,6 +492,7 @@ fn fetch_tile(c: *const f32, stride: usize) {
 }
 
 /// Rounds sums to C.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn narrow<C: Num<Acc = f32>>(c: &mut [C], sums: &[f32]) {
     if C::DTYPE != DType::Bf16 {
@@ -489,12 +529,12 @@ fn narrow<C: Num<Acc = f32>>(c: &mut [C], sums: &[f32]) {
 /// # Safety
 /// `c` points to `rows` rows of `cols` elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn narrow_rows(
+pub(super) unsafe fn narrow_rows<C: Num<Acc = f32>>(
     rows: usize,
     cols: usize,
     sums: &[f32],
     stride: usize,
-    c: *mut bf16,
+    c: *mut C,
     c_stride: usize,
 ) {
     for row in 0..rows {
