@@ -44,10 +44,13 @@
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.post(&mut grads, bucket, &ops)?;
 //! }
+//! let norm = GradNorm::new(&model, &layout, 1, partition, numerics, world)?;
+//! let mut squares = norm.squares();
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.wait(&mut grads, bucket, &ops)?;
+//!     norm.count(&mut squares, bucket, &grads, &ops)?;
 //! }
-//! let norm = GradNorm::new(&model, &layout, 1, partition, numerics, world)?.measure(&grads, &ops)?;
+//! let norm = norm.total(squares, &grads, &ops)?;
 //! assert_eq!((norm.norm(), clip_scale(norm.norm(), 1.0)), (0.0, 1.0));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -64,7 +67,7 @@ mod weights;
 
 pub use bytes::{RankBytes, planned_bytes};
 pub use error::DpError;
-pub use norm::{GlobalNorm, GradNorm, clip_scale};
+pub use norm::{GlobalNorm, GradNorm, Squares, clip_scale};
 pub use partition::{Partition, ZeroStage};
 pub use replicas::{ReplicaGroups, check_replicas};
 pub use sync::{GradSync, GradSyncOptions};

@@ -62,6 +62,15 @@ impl Term {
     }
 }
 
+/// The sums of squares of the buckets that a rank has counted in a step.
+#[derive(Debug, Clone)]
+pub struct Squares {
+    /// A partial sum for each block of each parameter.
+    cells: Vec<f64>,
+    /// By bucket.
+    counted: Vec<bool>,
+}
+
 /// Measures the global norm. What a rank adds up is decided once, as a list:
 ///
 /// * Among tensor-parallel replicas and tied copies the owner counts ([`LocalParam::owner`]).
@@ -127,13 +136,55 @@ impl GradNorm {
     /// [`DpError::NonFinite`], the same on all ranks, for the model's first parameter with such a
     /// gradient on any rank; a bucket that is away; a failed operation.
     pub fn measure(&self, grads: &GradStore, ops: &dyn Ops) -> Result<GlobalNorm, DpError> {
-        let mut cells = vec![0.0f64; self.names.len() * self.blocks];
-        for term in &self.terms {
-            let gradient = grads.bucket(term.bucket)?.slice();
+        self.total(self.squares(), grads, ops)
+    }
+
+    /// The sums of a step that has counted nothing yet.
+    pub fn squares(&self) -> Squares {
+        let buckets = self.terms.iter().map(|term| term.bucket + 1).max().unwrap_or(0);
+        Squares { cells: vec![0.0; self.names.len() * self.blocks], counted: vec![false; buckets] }
+    }
+
+    /// Counts what this rank adds of a bucket, as soon as it is reduced: the squares are summed while
+    /// other buckets are still on their way.
+    ///
+    /// # Errors
+    /// The bucket is away.
+    pub fn count(
+        &self,
+        squares: &mut Squares,
+        bucket: usize,
+        grads: &GradStore,
+        ops: &dyn Ops,
+    ) -> Result<(), DpError> {
+        let Some(counted) = squares.counted.get_mut(bucket) else { return Ok(()) };
+        if std::mem::replace(counted, true) {
+            return Ok(());
+        }
+        let gradient = grads.bucket(bucket)?.slice();
+        for term in self.terms.iter().filter(|term| term.bucket == bucket) {
             for span in term.spans() {
-                cells[term.cell] += ops.sum_squares(gradient.range(span)?)?;
+                squares.cells[term.cell] += ops.sum_squares(gradient.range(span)?)?;
             }
         }
+        Ok(())
+    }
+
+    /// The norm, from what has been counted and from the buckets that have not been. All ranks call it
+    /// and get the same.
+    ///
+    /// # Errors
+    /// As [`GradNorm::measure`].
+    pub fn total(
+        &self,
+        mut squares: Squares,
+        grads: &GradStore,
+        ops: &dyn Ops,
+    ) -> Result<GlobalNorm, DpError> {
+        for bucket in 0..squares.counted.len() {
+            self.count(&mut squares, bucket, grads, ops)?;
+        }
+        let cells = squares.cells;
         // Where one rank alone counts a cell, the others add zeros: exact in any order.
         let name = Name::new("gradient norm");
         let cells = self.world.all_reduce(Buf::from_vec(cells), ReduceOp::Sum, name)?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use trine_buffer::{Buf, DType, Pool};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_dp::{
-    GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups,
+    GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups, Squares,
     WeightSync, ZeroStage, check_replicas, clip_scale,
 };
 use trine_kernels::{CpuOps, Ops, Team};
@@ -230,6 +230,8 @@ pub struct Engine {
     sync: GradSync,
     weight_sync: WeightSync,
     norm: GradNorm,
+    /// What the last backward pass has counted of it.
+    squares: Option<Squares>,
 }
 
 impl Engine {
@@ -308,6 +310,7 @@ impl Engine {
                 numerics,
                 world.clone(),
             )?,
+            squares: None,
             groups: ReplicaGroups { dp: dp.clone(), tp, tied },
             grads: GradStore::new(layout.clone(), config.compute, numerics),
             config: config.clone(),
@@ -386,6 +389,7 @@ impl Engine {
         observe: Observe<'_>,
     ) -> Result<Loss, TrainError> {
         self.grads.clear()?;
+        self.squares = Some(self.norm.squares());
         let schedule = self.plan.training.clone();
         let loss = self.run(&schedule, Mode::Train, step, batch, observe)?;
         if !loss.sum.is_finite() {
@@ -422,6 +426,8 @@ impl Engine {
             weights: &self.weights,
             grads: &mut self.grads,
             sync: &mut self.sync,
+            norm: &self.norm,
+            squares: self.squares.as_mut(),
             ops: &*self.ops,
             pool: &self.pool,
             micro_batches,
@@ -464,7 +470,8 @@ impl Engine {
     /// # Errors
     /// A gradient that is not finite (rank and parameter named), or a failed collective.
     pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
-        let norm = self.norm.measure(&self.grads, &*self.ops)?;
+        let squares = self.squares.take().unwrap_or_else(|| self.norm.squares());
+        let norm = self.norm.total(squares, &self.grads, &*self.ops)?;
         let clip = self.config.clip_norm;
         let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
         let update = Update { lr, grad_scale, step };

@@ -5,7 +5,7 @@ use crate::engine::{Batch, EngineConfig};
 use std::collections::HashMap;
 use std::ops::Range;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
-use trine_dp::GradSync;
+use trine_dp::{GradNorm, GradSync, Squares};
 use trine_kernels::Ops;
 use trine_models::StageModel;
 use trine_nn::{Context, GradStore, Mode, ParamStore, Rows, Saved, WeightWork};
@@ -85,6 +85,9 @@ pub(crate) struct StageRun<'a> {
     pub(crate) weights: &'a ParamStore,
     pub(crate) grads: &'a mut GradStore,
     pub(crate) sync: &'a mut GradSync,
+    pub(crate) norm: &'a GradNorm,
+    /// Of a backward pass: what the norm has counted.
+    pub(crate) squares: Option<&'a mut Squares>,
     pub(crate) ops: &'a dyn Ops,
     pub(crate) pool: &'a Pool,
     pub(crate) micro_batches: MicroBatches<'a>,
@@ -214,7 +217,12 @@ impl StageOps for StageRun<'_> {
         match *action {
             Action::ReduceTied { .. } => self.sync.tied(self.grads, self.ops)?,
             Action::ReduceGrad { segment, .. } => self.sync.post(self.grads, segment, self.ops)?,
-            Action::AwaitGrad { segment, .. } => self.sync.wait(self.grads, segment, self.ops)?,
+            Action::AwaitGrad { segment, .. } => {
+                self.sync.wait(self.grads, segment, self.ops)?;
+                if let Some(squares) = &mut self.squares {
+                    self.norm.count(squares, segment, self.grads, self.ops)?;
+                }
+            }
             Action::Forward { .. }
             | Action::BackwardInput { .. }
             | Action::BackwardWeight { .. }

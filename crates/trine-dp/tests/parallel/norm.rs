@@ -11,10 +11,17 @@ fn measure(rank: &Rank) -> GlobalNorm {
     rank.poison_stale(&mut grads);
     let (case, world) = (&rank.case, rank.world.clone());
     let tp = case.degrees.tp;
-    GradNorm::new(&case.model, &rank.layout, tp, rank.partition, case.numerics, world)
-        .unwrap()
-        .measure(&grads, &rank.ops)
-        .unwrap()
+    let norm =
+        GradNorm::new(&case.model, &rank.layout, tp, rank.partition, case.numerics, world).unwrap();
+    let at_once = norm.measure(&grads, &rank.ops).unwrap();
+    // Bucket by bucket as they become ready, some of them twice, the rest at the end.
+    let mut squares = norm.squares();
+    for bucket in (0..rank.layout.buckets.len()).rev().step_by(2).chain(0..2) {
+        norm.count(&mut squares, bucket, &grads, &rank.ops).unwrap();
+    }
+    let total = norm.total(squares, &grads, &rank.ops).unwrap();
+    assert_eq!(total.squared().to_bits(), at_once.squared().to_bits());
+    total
 }
 
 /// Norms by parameter in f64, each unique element once.
