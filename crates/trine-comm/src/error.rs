@@ -40,6 +40,8 @@ pub enum RankState {
     Waiting(Box<Call>),
     /// It has returned.
     Finished,
+    /// A process that has not come; the latest that has been heard of it, if anything.
+    Unheard(Option<Box<str>>),
 }
 
 impl fmt::Display for Missing {
@@ -53,6 +55,10 @@ impl fmt::Display for Missing {
             }
             RankState::Waiting(call) => write!(f, "{call} (waiting)"),
             RankState::Finished => write!(f, "rank {} has finished", self.rank),
+            RankState::Unheard(None) => write!(f, "rank {} has not been heard of yet", self.rank),
+            RankState::Unheard(Some(latest)) => {
+                write!(f, "rank {} has not come; the latest heard of it: {latest}", self.rank)
+            }
         }
     }
 }
@@ -95,6 +101,22 @@ pub enum CommError {
         sequence: u64,
         /// What each rank called, as far as they have come.
         calls: Vec<Call>,
+    },
+    /// A rank of another process does something else: what both said of themselves.
+    #[error("ranks disagree on operation #{} of group {}:\n  {own}\n  {theirs}", own.sequence, own.group)]
+    Conflict {
+        /// This rank's call.
+        own: Box<Call>,
+        /// The other one's, as it described it.
+        theirs: String,
+    },
+    /// What carries the messages failed.
+    #[error("{backend}: {message}")]
+    Backend {
+        /// Whose message it is, such as `MPI_Isend`.
+        backend: &'static str,
+        /// What it said.
+        message: String,
     },
     /// Ranks wait for each other in a circle, or for ranks that have finished.
     #[error(

@@ -46,6 +46,7 @@ pub mod threads;
 mod tree;
 pub mod wrap;
 
+pub use collective::reduce;
 pub use communicator::Communicator;
 pub use error::{Cause, CommError, Missing, RankState, Stuck};
 pub use group::Group;
