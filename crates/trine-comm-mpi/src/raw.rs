@@ -6,6 +6,7 @@
 //! buffer out only when MPI is done with it. If it is dropped before, the buffer is leaked: memory
 //! that MPI may still write to is never given back.
 
+use crate::envelope::BYTES_MAX;
 use mpi::ffi;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -51,7 +52,8 @@ impl Link {
             ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN)
         };
         check("MPI_Comm_set_errhandler", code)?;
-        let chunk_bytes_max = chunk_bytes_max.clamp(1, c_int::MAX as usize);
+        // An envelope goes in one piece.
+        let chunk_bytes_max = chunk_bytes_max.clamp(BYTES_MAX, c_int::MAX as usize);
         Ok(Self { thread: std::thread::current().id(), chunk_bytes_max, synchronous })
     }
 

@@ -18,7 +18,7 @@ pub struct MpiOptions {
     pub delivery: Delivery,
     /// How long a rank waits for another in one operation.
     pub deadline: Duration,
-    /// Bytes of one MPI message at most: MPI counts them in 31 bits.
+    /// Bytes of one MPI message at most, 4 KiB at least: MPI counts them in 31 bits.
     pub chunk_bytes_max: usize,
 }
 
@@ -163,7 +163,8 @@ impl World {
     /// Ranks that do not come, or operations that nobody matched.
     pub fn leave(mut self) -> Result<(), CommError> {
         self.comm().barrier("leave")?;
-        self.flush(lock(&self.shared).deadline());
+        let deadline = lock(&self.shared).deadline();
+        self.flush(deadline);
         lock(&self.shared).close()?;
         self.universe = None;
         Ok(())

@@ -3,8 +3,8 @@
 //! With `--ignored`, a message of more than 2 GiB.
 
 use std::io::Write;
-use std::process::{Command, ExitCode};
-use std::sync::Arc;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use trine_buffer::{Buf, DType, Pool, Queue};
 use trine_comm::conformance::{self, Body, Scope};
@@ -41,9 +41,12 @@ const OPTIONS: MpiOptions = MpiOptions {
     chunk_bytes_max: 1 << 30,
 };
 const SHORT: MpiOptions = MpiOptions { deadline: Duration::from_secs(3), ..OPTIONS };
-/// Every message is a rendezvous, and even short ones go in pieces.
+/// Every message is a rendezvous, and not only very long ones go in pieces.
 const PIECES: MpiOptions =
-    MpiOptions { delivery: Delivery::Rendezvous, chunk_bytes_max: 1000, ..OPTIONS };
+    MpiOptions { delivery: Delivery::Rendezvous, chunk_bytes_max: 4096, ..OPTIONS };
+
+/// Longer than any case takes, also when eight ranks share two busy cores.
+const HANGS_AFTER: Duration = Duration::from_secs(240);
 
 const SIZES: &[usize] = &[2, 3, 4, 8];
 
@@ -108,7 +111,19 @@ fn launch(case: &Case, ranks: usize) {
     let mut mpirun = Command::new("mpirun");
     mpirun.args(["--allow-run-as-root", "--oversubscribe", "-n", &ranks.to_string()]);
     mpirun.arg(std::env::current_exe().unwrap()).args(["rank", case.name]);
-    let output = mpirun.output().expect("mpirun must be installed");
+    mpirun.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = mpirun.spawn().expect("mpirun must be installed");
+    let pid = child.id().to_string();
+    // Nothing hangs, not even a test: mpirun ends its ranks when it is told to end.
+    let (over, ended) = mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if ended.recv_timeout(HANGS_AFTER) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = Command::new("kill").arg(pid).status();
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(over);
+    watchdog.join().unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
     let error = String::from_utf8_lossy(&output.stderr);
     let each = (case.passes)(ranks);
@@ -307,11 +322,13 @@ fn deadline(world: &World) -> Result<usize, String> {
     let started = Instant::now();
     if world.rank() == 2 {
         // Hangs, and says nothing any more.
-        std::thread::sleep(Duration::from_secs(8));
+        std::thread::sleep(Duration::from_secs(6));
         return Ok(1);
     }
     let result = comm.all_reduce(Buf::from_vec(vec![1.0f64]), ReduceOp::Sum, "loss");
     let seconds = started.elapsed().as_secs_f64();
+    // mpirun would end the rank that hangs with the first that ends.
+    std::thread::sleep(Duration::from_secs(4));
     expect((2.9..6.0).contains(&seconds), &format!("the deadline took {seconds} s"))?;
     says(result, &["all_reduce(sum) \"loss\" #0", "rank 2 has not been heard of yet"]).or_else(
         |first| {
