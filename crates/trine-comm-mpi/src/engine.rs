@@ -483,16 +483,14 @@ impl Engine {
         self.outbox.is_empty()
     }
 
-    /// After the last operation of all ranks: nothing may be left, and nothing comes any more.
-    pub(crate) fn close(&mut self) -> Result<(), CommError> {
+    /// The calls that nobody has matched, here or among those that have been heard of.
+    pub(crate) fn left(&self) -> Vec<String> {
         let own = self.active.values().map(|active| active.call.to_string());
-        let others = self.early.values().flatten().map(|envelope| envelope.text.clone());
-        let left: Vec<String> = own.chain(others).collect();
-        if !left.is_empty() {
-            let message =
-                format!("all ranks have finished, but nobody matched:\n  {}", left.join("\n  "));
-            return Err(CommError::Backend { backend: "trine-comm-mpi", message });
-        }
+        own.chain(self.early.values().flatten().map(|envelope| envelope.text.clone())).collect()
+    }
+
+    /// Takes no envelopes any more.
+    pub(crate) fn close(&mut self) -> Result<(), CommError> {
         match self.inbox.take() {
             Some(mut inbox) => inbox.cancel(&self.link),
             None => Ok(()),

@@ -9,7 +9,8 @@ use mpi::topology::Communicator as _;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use trine_comm::{CommError, Communicator, Delivery, Group, SelfComm};
+use trine_buffer::Buf;
+use trine_comm::{CommError, Communicator, Delivery, Group, ReduceOp, SelfComm};
 
 /// How a world of processes behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,9 +163,20 @@ impl World {
     /// # Errors
     /// Ranks that do not come, or operations that nobody matched.
     pub fn leave(mut self) -> Result<(), CommError> {
-        self.comm().barrier("leave")?;
+        let comm = self.comm();
+        comm.barrier("leave")?;
+        // MPI_Finalize waits for everybody: either all go there or nobody does.
+        let left = lock(&self.shared).left();
+        let flag = Buf::from_vec(vec![u64::from(!left.is_empty())]);
+        let somewhere = comm.all_reduce(flag, ReduceOp::Max, "left")?.typed::<u64>()?[0] == 1;
         let deadline = lock(&self.shared).deadline();
         self.flush(deadline);
+        if somewhere {
+            let here =
+                if left.is_empty() { "other ranks know what".into() } else { left.join("\n  ") };
+            let message = format!("all ranks have finished, but nobody matched:\n  {here}");
+            return Err(CommError::Backend { backend: "trine-comm-mpi", message });
+        }
         lock(&self.shared).close()?;
         self.universe = None;
         Ok(())
