@@ -189,8 +189,8 @@ pub(crate) struct Pause {
 }
 
 impl Pause {
-    const SPINS: u32 = 16;
-    const YIELDS: u32 = 200;
+    const SPINS: u32 = 4;
+    const YIELDS: u32 = 12;
     const SLEEP_MIN: Duration = Duration::from_micros(50);
     const SLEEP_MAX: Duration = Duration::from_millis(1);
 
