@@ -14,8 +14,11 @@ use crate::{
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use trine_buffer::{Buf, Queue};
+
+/// How long a rank that is overdue gets at most to show progress after all.
+const GRACE_MAX: Duration = Duration::from_secs(2);
 
 /// One rank's view of one group.
 pub(super) struct ThreadComm {
@@ -264,7 +267,7 @@ impl ThreadPending {
         let (rank, shared) = (self.seat.rank, &self.seat.shared);
         board.begin_wait(rank, id);
         board.fail_if_stuck(rank);
-        let since = Instant::now();
+        let (since, mut warned) = (Instant::now(), false);
         while board.check(rank).is_ok() && !board.is_done(id) {
             let (waited, deadline) = (since.elapsed(), shared.options.deadline);
             let (left, late) = match deadline.checked_sub(waited) {
@@ -272,8 +275,17 @@ impl ThreadPending {
                 Some(_) | None => board.time_left((rank, id), waited, deadline),
             };
             match late {
+                // Once more, a little: a process that was suspended as a whole wakes up with all
+                // its deadlines passed.
+                Some(_) if left.is_zero() && !warned => {
+                    warned = true;
+                    board = shared.park(rank, board, (deadline / 8).min(GRACE_MAX));
+                }
                 Some(late) if left.is_zero() => board.fail_deadline((rank, id), late, waited),
-                Some(_) | None => board = shared.park(rank, board, left),
+                Some(_) | None => {
+                    warned = false;
+                    board = shared.park(rank, board, left);
+                }
             }
         }
         board.end_wait(rank, id);
