@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use trine_buffer::{Buf, Queue};
 use trine_comm::{
-    CommError, Communicator, Done, Group, Name, Operation, Pending, Progress, Request, SelfComm,
-    Site,
+    CommError, Communicator, Done, Group, Operation, Pending, Progress, Recorder, Request,
+    SelfComm, Site,
 };
 
 /// The engine, shared by a rank's communicators and pending operations.
@@ -38,11 +38,9 @@ impl MpiComm {
     fn colours(&self, colour: u64, name: &str, site: Site) -> Result<Vec<(u64, u64)>, CommError> {
         let own = vec![colour, group_id(0, 0, hash(name))];
         let request = Request {
-            operation: Operation::AllGather,
-            name: Name::new("split"),
             recv: Some(Buf::from_vec(vec![0u64; own.len() * self.members.group.size()])),
             send: Some(Buf::from_vec(own)),
-            site,
+            ..Request::new(Operation::AllGather, "split", site)
         };
         let done = self.start(request)?.wait(&Queue::Host)?;
         let all = done.into_recv(site)?;
@@ -108,6 +106,7 @@ impl Communicator for MpiComm {
             group: part,
             id: group_id(self.members.id, division, colour),
             mpi_ranks: members.iter().map(|member| self.members.mpi_ranks[*member]).collect(),
+            recorder: self.members.recorder.clone(),
         };
         Ok(Arc::new(Self::new(self.shared.clone(), members)))
     }
@@ -118,6 +117,10 @@ impl Communicator for MpiComm {
         // Told now if this thread may, else by the next poll of the one that may. A failure to tell
         // changes nothing: the world has failed already.
         let _ = engine.poll();
+    }
+
+    fn recorder(&self) -> &Arc<Recorder> {
+        &self.members.recorder
     }
 }
 
@@ -142,6 +145,7 @@ impl Progress for MpiPending {
         let Some(id) = self.id else { return Ok(Done::default()) };
         let started = Instant::now();
         let mut pause = Pause::default();
+        lock(&self.shared).begin_wait(id);
         loop {
             let mut engine = lock(&self.shared);
             match engine.poll() {

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use trine_buffer::{Buf, DType, Pool};
 use trine_comm::{
-    Call, Cause, CommError, Delivery, Done, Extent, Group, Missing, Operation, RankState, Request,
+    Call, Cause, CommError, Delivery, Done, Extent, Group, Missing, Operation, RankState, Recorder,
+    Request,
 };
 
 /// Under which tag envelopes travel; payloads have those above.
@@ -29,12 +30,15 @@ pub(crate) struct Members {
     pub(crate) group: Group,
     pub(crate) id: u64,
     pub(crate) mpi_ranks: Arc<[i32]>,
+    pub(crate) recorder: Arc<Recorder>,
 }
 
 /// An operation under way.
 #[derive(Debug)]
 struct Active {
     call: Call,
+    /// Its number in the flight recorder.
+    number: u64,
     members: Members,
     /// Where its incoming messages belong; a send has none.
     slot: Slot,
@@ -162,7 +166,9 @@ impl Engine {
         let shown =
             if matches!(request.operation, Operation::Send { .. }) { slot_out } else { slot };
         let call = request.call(&members.group, shown.sequence);
-        let Request { operation, send, recv, .. } = request;
+        let number = members.recorder.post(call.clone());
+        let call = Call { place: members.recorder.place(), ..call };
+        let Request { operation, send, recv, seal, .. } = request;
         let seat = Seat { rank: members.group.rank(), size: members.group.size() };
         let plan = seat.plan(operation, call.send, call.recv);
         let scratch = match plan.scratch_len {
@@ -171,8 +177,13 @@ impl Engine {
         };
         let incoming = if call.recv.is_some() { call.recv } else { call.send };
         let active = Active {
-            signature: envelope::signature(&call, incoming),
-            signature_out: envelope::signature(&call, call.send),
+            signature: envelope::signature(
+                &call,
+                incoming,
+                seal.map(|seal| seal.number(operation)),
+            ),
+            signature_out: envelope::signature(&call, call.send, seal.map(|seal| seal.outgoing)),
+            number,
             members: members.clone(),
             slot,
             slot_out,
@@ -432,6 +443,7 @@ impl Engine {
         let (slot, dropped) = (active.slot, active.state == State::Dropped);
         active.memories[Place::Scratch as usize] = None;
         active.state = State::Done;
+        active.members.recorder.finish(active.number);
         if self.slots.get(&slot) == Some(&id) {
             self.slots.remove(&slot);
         }
@@ -448,6 +460,13 @@ impl Engine {
         }
         let [send, recv, _] = self.active.remove(&id)?.memories;
         Some(Done { send: send.map(Memory::into_buf), recv: recv.map(Memory::into_buf) })
+    }
+
+    /// Notes that the rank waits for an operation.
+    pub(crate) fn begin_wait(&self, id: u64) {
+        if let Some(active) = self.active.get(&id).filter(|active| active.state != State::Done) {
+            active.members.recorder.wait(active.number);
+        }
     }
 
     pub(crate) fn is_done(&self, id: u64) -> bool {

@@ -126,9 +126,10 @@ impl Envelope {
 
 /// What the ranks that meet in an operation must agree on, as a number: the operation, its name, and
 /// the extents that must be alike. The same program runs on all ranks, so the same hash does.
-pub(crate) fn signature(call: &Call, message: Option<Extent>) -> u64 {
+/// Sealed operations agree on their number too.
+pub(crate) fn signature(call: &Call, message: Option<Extent>, sealed: Option<u64>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    call.name.hash(&mut hasher);
+    (call.name, sealed).hash(&mut hasher);
     match call.operation {
         Operation::Send { .. } | Operation::Recv { .. } | Operation::Exchange { .. } => {
             message.hash(&mut hasher);

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
-use trine_comm::{CommError, Communicator, Delivery, Group, ReduceOp, SelfComm};
+use trine_comm::{CommError, Communicator, Delivery, Group, Recorder, ReduceOp, SelfComm};
 
 /// How a world of processes behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,7 @@ pub struct World {
     rank: usize,
     size: usize,
     host: String,
+    recorder: Arc<Recorder>,
 }
 
 impl fmt::Debug for World {
@@ -97,12 +98,14 @@ impl World {
         }
         let link = Link::new(options.chunk_bytes_max, options.delivery == Delivery::Rendezvous)?;
         let engine = Engine::new(link, options, rank, size)?;
+        let host = mpi::environment::processor_name().unwrap_or_else(|_| "unknown".into());
         Ok(Self {
+            recorder: Recorder::new(rank as usize, &host),
             shared: Arc::new(Mutex::new(engine)),
             universe: Some(universe),
             rank: rank as usize,
             size,
-            host: mpi::environment::processor_name().unwrap_or_else(|_| "unknown".into()),
+            host,
         })
     }
 
@@ -124,7 +127,7 @@ impl World {
     /// All processes in MPI's order.
     pub fn comm(&self) -> Arc<dyn Communicator> {
         let order: Vec<usize> = (0..self.size).collect();
-        self.members(WORLD, &order)
+        self.members(WORLD, &order, self.recorder.clone())
     }
 
     /// All processes in another order: rank i of the new world is the process `order[i]` of MPI's.
@@ -142,16 +145,18 @@ impl World {
             order.len() == self.size && names.iter().all(|name| *name < self.size),
             "an order of all processes"
         );
+        let own = names[self.rank];
         lock(&self.shared).rename(names);
-        self.members(ARRANGED, order)
+        let recorder = Recorder::new(own, &self.host);
+        self.members(ARRANGED, order, recorder)
     }
 
-    fn members(&self, id: u64, order: &[usize]) -> Arc<dyn Communicator> {
+    fn members(&self, id: u64, order: &[usize], recorder: Arc<Recorder>) -> Arc<dyn Communicator> {
         let index = order.iter().position(|process| *process == self.rank);
         let group = index.and_then(|index| Group::new("world", (0..self.size).collect(), index));
         let group = group.expect("invariant: the order has every process");
         let mpi_ranks = order.iter().map(|process| *process as i32).collect();
-        let whole = MpiComm::new(self.shared.clone(), Members { group, id, mpi_ranks });
+        let whole = MpiComm::new(self.shared.clone(), Members { group, id, mpi_ranks, recorder });
         if self.size == 1 {
             return SelfComm::within("world", 0, Some(Arc::new(whole)));
         }

@@ -1,6 +1,7 @@
 //! What can go wrong between ranks. Every message stands alone: it names the ranks, the
 //! operations, their sequence numbers and their call sites.
 
+use crate::diagnosis::ranks;
 use crate::{Call, Site};
 use std::fmt;
 use std::sync::Arc;
@@ -78,11 +79,6 @@ impl fmt::Display for Stuck {
     }
 }
 
-fn ranks(all: &[usize]) -> String {
-    let numbers: Vec<String> = all.iter().map(ToString::to_string).collect();
-    format!("{} {}", if all.len() == 1 { "rank" } else { "ranks" }, numbers.join(", "))
-}
-
 /// One item a line, indented.
 fn lines<T: fmt::Display>(items: &[T]) -> String {
     items.iter().map(|item| format!("\n  {item}")).collect()
@@ -138,6 +134,18 @@ pub enum CommError {
         waited: Duration,
         /// Who did not come.
         missing: Vec<Missing>,
+    },
+    /// Elements arrived that were not sent.
+    #[error(
+        "{call}: its elements were altered on the way: checksum {found:016x} instead of {sent:016x}"
+    )]
+    Corrupt {
+        /// The sender's side of the operation.
+        call: Box<Call>,
+        /// The checksum that it was sealed with.
+        sent: u64,
+        /// The checksum of what arrived.
+        found: u64,
     },
     /// Another rank failed first.
     #[error("stopped by {cause}")]
@@ -196,4 +204,27 @@ pub enum CommError {
     /// A buffer refused.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+}
+
+impl CommError {
+    /// The world rank that the error is about, where that is another one than the rank that found it.
+    pub fn blamed(&self) -> Option<usize> {
+        match self {
+            Self::Deadline { missing, .. } => missing.first().map(|missing| missing.rank),
+            Self::Deadlock { stuck, finished } => {
+                finished.first().copied().or_else(|| stuck.first().map(|stuck| stuck.call.rank))
+            }
+            Self::Corrupt { call, .. } => Some(call.rank),
+            Self::Mismatch { .. }
+            | Self::Conflict { .. }
+            | Self::Backend { .. }
+            | Self::Aborted { .. }
+            | Self::Shape { .. }
+            | Self::Rank { .. }
+            | Self::Mesh { .. }
+            | Self::Taken { .. }
+            | Self::Injected { .. }
+            | Self::Buffer(_) => None,
+        }
+    }
 }
