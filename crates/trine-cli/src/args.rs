@@ -87,6 +87,10 @@ pub(crate) struct TrainArgs {
     /// Continue the run of this directory, from its last checkpoint and with its configuration
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "preset"])]
     pub(crate) resume: Option<PathBuf>,
+    /// What ranks are: threads of this process, or processes that mpirun or srun has started (mpi);
+    /// auto: as this process was started
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(crate) backend: String,
     /// Write a Chrome/Perfetto trace with a track per rank
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,

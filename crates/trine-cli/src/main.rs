@@ -14,6 +14,9 @@ mod args;
 mod commands;
 mod dry_run;
 mod failure;
+mod launcher;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod output;
 mod progress;
 mod select;

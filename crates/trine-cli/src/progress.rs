@@ -8,6 +8,13 @@ use std::time::{Duration, Instant};
 use trine_data::Progress;
 use trine_trainer::run::{Event, MetricsLine, Reporter, Summary};
 
+/// Shows nothing: the ranks of a run that rank 0 speaks for.
+pub(crate) struct Quiet;
+
+impl Reporter for Quiet {
+    fn event(&mut self, _: &Event<'_>) {}
+}
+
 /// Shows a run's events on standard error; samples and the summary go to standard output.
 pub(crate) struct Screen {
     live: Option<ProgressBar>,
@@ -224,7 +231,10 @@ fn summary_text(summary: &Summary, directory: &Path) -> String {
     for rank in &summary.ranks {
         let (planned, measured) = (rank.bytes_planned.total(), rank.bytes_measured.total());
         line(
-            &format!("rank {} ({})", rank.rank, rank.place),
+            &match rank.host.as_str() {
+                "" => format!("rank {} ({})", rank.rank, rank.place),
+                host => format!("rank {} ({}) on {host}", rank.rank, rank.place),
+            },
             format!(
                 "{} planned, {} held, {} activations at most",
                 human_bytes(planned as u64),

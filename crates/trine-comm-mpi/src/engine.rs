@@ -292,10 +292,8 @@ impl Engine {
         let mut memory = Memory::new(Buf::from_vec(bytes));
         let envelope_len = memory.buf_mut().len();
         memory.send(link, 0..envelope_len, to, ENVELOPE_TAG)?;
-        if let Some(tag) = tag {
-            if let Some(from) = active.memory(transfer.part.place) {
-                from.send(link, transfer.part.bytes.clone(), to, tag)?;
-            }
+        if let (Some(tag), Some(from)) = (tag, active.memory(transfer.part.place)) {
+            from.send(link, transfer.part.bytes.clone(), to, tag)?;
         }
         self.outbox.push(memory);
         Ok(())

@@ -123,6 +123,29 @@ pub enum TrainError {
     /// A rank failed: the first of them, and why.
     #[error("{0}")]
     Ranks(String),
+    /// Arguments or files were refused before the run; the message says why.
+    #[error("{0}")]
+    Refused(String),
+    /// Another rank, in another process, could not go on.
+    #[error("{place}: {message}")]
+    Elsewhere {
+        /// Which, and where.
+        place: String,
+        /// What it said.
+        message: String,
+        /// Whether other arguments or files would help.
+        is_usage: bool,
+    },
+    /// Processes that should have the same have not.
+    #[error("the ranks do not have the same {what}: {first}, {other}")]
+    Unlike {
+        /// What.
+        what: String,
+        /// One of them.
+        first: String,
+        /// The first that differs.
+        other: String,
+    },
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -189,6 +212,9 @@ impl TrainError {
                 | Self::Data(_)
                 | Self::Mesh(_)
                 | Self::Spec(_)
+                | Self::Refused(_)
+                | Self::Unlike { .. }
+                | Self::Elsewhere { is_usage: true, .. }
         )
     }
 }
