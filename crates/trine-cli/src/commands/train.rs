@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_trainer::TrainRequest;
 use trine_trainer::config::{self, Config};
+use trine_trainer::run::Seams;
 
 /// Runs the command.
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
@@ -43,6 +44,7 @@ fn train(config: Config, args: &TrainArgs, started: Instant) -> Result<(), Failu
         stop: &stop,
         started,
         cores: cores(),
+        seams: Seams::REAL,
     };
     trine_trainer::train(&request, &screen)?;
     Ok(())
