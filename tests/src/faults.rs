@@ -135,7 +135,11 @@ impl Bench {
     /// The layout and the fault that a seed stands for. Seeds in a row go through all kinds.
     pub fn of_seed(&self, seed: u64) -> (usize, What) {
         let stream = Stream::new(seed, "faults");
-        let draw = |index: u64, below: u64| stream.u64(index) % below;
+        let word = |index: u32| {
+            let [low, high, ..] = stream.block([index, 0, 0, 0]);
+            u64::from(high) << 32 | u64::from(low)
+        };
+        let draw = |index: u32, below: u64| word(index) % below;
         let layout = draw(0, LAYOUTS.len() as u64) as usize;
         let undisturbed = &self.undisturbed[layout];
         let kinds = Fault::KINDS.len() as u64 + 1;
@@ -145,7 +149,7 @@ impl Bench {
                 return (layout, What::Disk { operations });
             }
             Some(Fault::Delay(_)) => Fault::Delay(Duration::from_millis(1 + draw(2, 20))),
-            Some(Fault::Corrupt { .. }) => Fault::Corrupt { bit: stream.u64(3) },
+            Some(Fault::Corrupt { .. }) => Fault::Corrupt { bit: word(3) },
             Some(kind) => *kind,
         };
         let rank = draw(4, undisturbed.operations.len() as u64) as usize;
@@ -213,16 +217,17 @@ impl Bench {
 
     fn config(&self, layout: usize, dir: &Path) -> Result<Config, String> {
         let [tp, pp, dp] = LAYOUTS[layout];
-        let mut settings: Vec<Setting> = TINY.iter().map(|text| Setting::set(*text)).collect();
+        let mut settings: Vec<Setting> = TINY.iter().map(|text| Setting::set(text)).collect();
         let paths = [
             ("data.source", self.path("text.txt")),
             ("data.cache", self.path("cache")),
             ("output.dir", dir.to_path_buf()),
         ];
-        settings.extend(paths.map(|(key, path)| Setting::set(format!("{key}={}", path.display()))));
+        settings
+            .extend(paths.map(|(key, path)| Setting::set(&format!("{key}={}", path.display()))));
         let numbers =
             [("layout.tp", tp), ("layout.pp", pp), ("layout.dp", dp), ("train.steps", STEPS)];
-        settings.extend(numbers.map(|(key, number)| Setting::set(format!("{key}={number}"))));
+        settings.extend(numbers.map(|(key, number)| Setting::set(&format!("{key}={number}"))));
         let typed = Typed { settings, ..Typed::default() };
         Config::load(&typed).map_err(|error| error.to_string())
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
-use trine_checkpoint::{Checkpoint, RunState, SaveRequest, save};
+use trine_checkpoint::{Checkpoint, CheckpointError, RunState, SaveRequest, save};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
 use trine_dp::RankBytes;
@@ -344,9 +344,15 @@ impl RankRun<'_> {
             keep_last: config.checkpoint.keep_last,
             storage: self.request.seams.storage,
         };
-        let path = save(&request, &**engine.world(), &mut |quantity, bucket| {
+        let saved = save(&request, &**engine.world(), &mut |quantity, bucket| {
             engine.full_bucket(quantity, bucket).map_err(Into::into)
-        })?;
+        });
+        if let Err(CheckpointError::Writer(_)) = saved {
+            // Every rank has been told; the first cause is the rank that writes, with the system's
+            // reason. It stops the world while the others wait here.
+            engine.world().barrier("checkpoint failed")?;
+        }
+        let path = saved?;
         progress.saved_at = Some(progress.step);
         if is_first(engine) {
             report(self.reporter, &Event::Saved { path: &path });
