@@ -1,10 +1,10 @@
 //! What can go wrong in a run.
 
 use crate::config::ConfigError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use trine_buffer::BufferError;
 use trine_checkpoint::CheckpointError;
-use trine_comm::CommError;
+use trine_comm::{CommError, Diagnosis};
 use trine_data::DataError;
 use trine_dp::DpError;
 use trine_generate::GenerateError;
@@ -120,9 +120,6 @@ pub enum TrainError {
     /// Metrics could not be written as JSON.
     #[error("metrics: {0}")]
     Json(String),
-    /// A rank failed: the first of them, and why.
-    #[error("{0}")]
-    Ranks(String),
     /// Arguments or files were refused before the run; the message says why.
     #[error("{0}")]
     Refused(String),
@@ -145,6 +142,14 @@ pub enum TrainError {
         first: String,
         /// The first that differs.
         other: String,
+    },
+    /// A rank failed: the first cause, and what everybody did then.
+    #[error("{diagnosis}{}", kept(flight.as_deref()))]
+    Ranks {
+        /// Which rank, what happened, where everybody was.
+        diagnosis: Box<Diagnosis>,
+        /// The folder with the flight recorders, if there is one.
+        flight: Option<PathBuf>,
     },
     /// The configuration is wrong.
     #[error(transparent)]
@@ -191,6 +196,10 @@ pub enum TrainError {
     /// A buffer has the wrong type or length.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+}
+
+fn kept(flight: Option<&Path>) -> String {
+    flight.map_or_else(String::new, |folder| format!("\n  flight recorders: {}", folder.display()))
 }
 
 impl TrainError {

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_trainer::config::{self, Config};
-use trine_trainer::run::Reporter;
+use trine_trainer::run::{Reporter, Seams};
 use trine_trainer::{Ranks, TrainRequest};
 
 /// Runs the command.
@@ -72,6 +72,7 @@ pub(crate) fn train(run: Run<'_>) -> Result<(), Failure> {
         stop: &stop,
         started,
         cores: cores(),
+        seams: Seams::REAL,
     };
     let reporter: &Mutex<dyn Reporter> = if is_first { &screen } else { &quiet };
     trine_trainer::train(&request, ranks, reporter)?;

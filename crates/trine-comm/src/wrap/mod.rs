@@ -1,8 +1,10 @@
 //! A communicator in front of another: fault injection, and mutants of a working program without a
 //! switch in it.
 
+mod faults;
 mod sealed;
 
+pub use faults::{Fault, Faults, Injection};
 pub use sealed::Sealed;
 
 use crate::{CommError, Communicator, Done, Group, Pending, Recorder, Request, Site};

@@ -93,6 +93,8 @@ impl Communicator for Sealed {
         name: &str,
         site: Site,
     ) -> Result<Arc<dyn Communicator>, CommError> {
+        // A division is a collective of the backend's own; counted, so that seals and numbers stay alike.
+        self.collectives.fetch_add(1, Ordering::Relaxed);
         Ok(Self::around(self.inner.subgroup(colour, name, site)?))
     }
 

@@ -3,6 +3,7 @@
 mod data;
 mod directory;
 mod events;
+mod flight;
 mod measure;
 mod process;
 mod rank;
@@ -12,6 +13,7 @@ mod trace;
 
 pub use directory::{MetricsLine, RunDirectory};
 pub use events::{Event, Reporter};
+pub use flight::write_post_mortem;
 pub use process::{Process, Ranks};
 pub use sample::{Completion, complete};
 pub use summary::{RankSummary, Summary};
@@ -22,20 +24,32 @@ use crate::engine::EngineConfig;
 use crate::run::data::RunData;
 use crate::run::rank::{RankRun, RunResult};
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
-use trine_checkpoint::Checkpoint;
-use trine_comm::threads::{self, Delivery, WorldOptions};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use trine_checkpoint::{Checkpoint, Disk, Storage};
+use trine_comm::Communicator;
+use trine_comm::threads::{self, Explained, WorldOptions};
 
-/// How the ranks' threads wait for one another. Ranks that wait in a circle, or for one that is gone,
-/// are told at once; the deadline is for ranks that compute without end, and a step of a large model
-/// on a small machine takes its time.
-pub(crate) const RANKS: WorldOptions = WorldOptions {
-    delivery: Delivery::Buffered,
-    deadline: Duration::from_secs(3600),
-    stack_bytes: 8 << 20,
-};
+/// What a run stands on. Tests put failures here; a real one has nothing in between.
+#[derive(Clone, Copy)]
+pub struct Seams<'a> {
+    /// Put in front of each rank's communicator.
+    pub wrap: &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync),
+    /// Where checkpoints are written.
+    pub storage: &'a dyn Storage,
+}
+
+impl Seams<'_> {
+    /// The communicator as it is, and the file system.
+    pub const REAL: Seams<'static> = Seams { wrap: &|comm| comm, storage: &Disk };
+}
+
+impl std::fmt::Debug for Seams<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Seams({:?})", self.storage)
+    }
+}
 
 /// What a run is asked to do.
 #[derive(Debug)]
@@ -52,6 +66,8 @@ pub struct TrainRequest<'a> {
     pub started: Instant,
     /// Cores to share among the ranks.
     pub cores: usize,
+    /// What it stands on.
+    pub seams: Seams<'a>,
 }
 
 /// What is made before the ranks start.
@@ -93,8 +109,13 @@ pub fn train(
     let result = match ranks {
         Ranks::Threads => {
             shared.begin()?;
-            threads::run(prepared.engine.degrees.world(), &RANKS, |comm| shared.run(comm))
-                .map_err(|error| TrainError::Ranks(error.to_string()))?
+            // Ranks that wait in a circle, or for one that is gone, are told at once; the deadline is for
+            // those that compute without end.
+            let options =
+                WorldOptions { deadline: request.config.deadline(), ..Default::default() };
+            let world = prepared.engine.degrees.world();
+            threads::run_explained(world, &options, |comm| shared.run(comm))
+                .map_err(|failed| explain(&shared, failed))?
                 .swap_remove(0)
         }
         Ranks::Process(process) => {
@@ -181,6 +202,19 @@ fn restored(
 
 fn check_data(data: &RunData, restored: Option<&Checkpoint>) -> Result<(), TrainError> {
     restored.map_or(Ok(()), |checkpoint| data.check_same(&checkpoint.manifest().run))
+}
+
+/// The ranks' failure as the run's, with the flight recorders kept in its directory.
+fn explain(shared: &RankRun<'_>, failed: Explained<TrainError>) -> TrainError {
+    let post_mortem = *failed.post_mortem;
+    let flight = match write_post_mortem(shared.directory.path(), &post_mortem) {
+        Ok(folder) => Some(folder),
+        Err(error) => {
+            rank::report(shared.reporter, &Event::Note(format!("no flight recorders: {error}")));
+            None
+        }
+    };
+    TrainError::Ranks { diagnosis: Box::new(post_mortem.diagnosis), flight }
 }
 
 /// After the ranks are gone: the summary, the trace, and completions by the final checkpoint.

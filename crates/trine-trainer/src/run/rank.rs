@@ -11,8 +11,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
-use trine_checkpoint::{Checkpoint, Disk, RunState, SaveRequest, save};
-use trine_comm::{Communicator, Name};
+use trine_checkpoint::{Checkpoint, CheckpointError, RunState, SaveRequest, save};
+use trine_comm::wrap::Sealed;
+use trine_comm::{Communicator, Name, Phase};
 use trine_dp::{RankBytes, planned_bytes};
 use trine_mesh::{Coordinate, Mesh};
 use trine_spec::StageLayout;
@@ -123,11 +124,15 @@ impl RankRun<'_> {
 
     /// A rank's life: build, restore, step by step, evaluate, save.
     pub(crate) fn run(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
-        let mut engine = Engine::new(self.engine, world)?;
+        let recorder = world.recorder().clone();
+        recorder.begin_phase(self.long(Name::new("building the model")));
+        let mut engine = Engine::new(self.engine, self.front(world))?;
+        recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
         let actions = engine.plan().training.actions[engine.plan().coordinate.pp].len();
         let mut clock = ActionClock::new(actions, self.request.trace.is_some());
         while progress.step < progress.total {
+            recorder.begin_phase(Name::new("training").with("step", progress.step + 1));
             let decision = self.decide(&engine, &progress)?;
             if decision.total != progress.total {
                 self.note(
@@ -162,6 +167,17 @@ impl RankRun<'_> {
         let asked = progress.stopped == StopReason::Asked;
         let validation = if asked { None } else { Some(self.evaluate(&mut engine, true)?) };
         self.result(&engine, progress, clock, validation)
+    }
+
+    /// What the rank talks through: the communicator, and what the run puts in front of it.
+    fn front(&self, world: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        let wrapped = (self.request.seams.wrap)(world);
+        if self.request.config.comm.checksum { Sealed::around(wrapped) } else { wrapped }
+    }
+
+    /// A phase in which a rank may be busy with one thing for minutes.
+    fn long(&self, name: Name) -> Phase {
+        Phase { name, deadline: Some(self.request.config.long_deadline()) }
     }
 
     /// Weights, moments and place of the checkpoint, if there is one.
@@ -314,6 +330,7 @@ impl RankRun<'_> {
 
     /// The loss over validation windows, a global batch at a time.
     fn evaluate(&self, engine: &mut Engine, last: bool) -> Result<Loss, TrainError> {
+        engine.world().recorder().begin_phase(Name::new("evaluating"));
         let mut total = Loss { sum: 0.0, tokens: 0 };
         let rounds = self.data.windows(last).len().div_ceil(self.engine.global_batch as u64);
         for round in 0..rounds {
@@ -327,6 +344,8 @@ impl RankRun<'_> {
 
     /// Writes a checkpoint. A collective call.
     fn save(&self, engine: &Engine, progress: &mut Progress) -> Result<(), TrainError> {
+        let name = Name::new("saving").with("step", progress.step);
+        engine.world().recorder().begin_phase(self.long(name));
         let (config, degrees) = (&self.request.config, self.engine.degrees);
         let mesh = Mesh::new(degrees, degrees.world())?;
         let stage = |pp| (0..degrees.tp).map(|tp| self.engine.layout_of(pp, tp)).collect();
@@ -356,11 +375,17 @@ impl RankRun<'_> {
             run: &run,
             tokenizer: Some(self.data.tokenizer_path()),
             keep_last: config.checkpoint.keep_last,
-            storage: &Disk,
+            storage: self.request.seams.storage,
         };
-        let path = save(&request, &**engine.world(), &mut |quantity, bucket| {
+        let saved = save(&request, &**engine.world(), &mut |quantity, bucket| {
             engine.full_bucket(quantity, bucket).map_err(Into::into)
-        })?;
+        });
+        if let Err(CheckpointError::Writer(_)) = saved {
+            // Every rank has been told; the first cause is the rank that writes, with the system's
+            // reason. It stops the world while the others wait here.
+            engine.world().barrier("checkpoint failed")?;
+        }
+        let path = saved?;
         progress.saved_at = Some(progress.step);
         if is_first(engine) {
             report(self.reporter, &Event::Saved { path: &path });
