@@ -32,6 +32,13 @@ impl Failure {
         }
     }
 
+    /// Whether another rank's failure is behind it.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn is_aborted(&self) -> bool {
+        // Libraries hand errors on under their own names; the words stay.
+        matches!(self, Self::Run(_)) && self.to_string().contains("stopped by rank ")
+    }
+
     /// Prints the message once, without a backtrace, and gives the exit code.
     pub(crate) fn report(self) -> ExitCode {
         let code = self.code();

@@ -4,11 +4,16 @@ use crate::args::TrainArgs;
 use crate::commands::train::{self, Run};
 use crate::failure::Failure;
 use crate::launcher::Launched;
+use crate::progress::Screen;
+use crate::side::{self, Side};
 use crate::{dry_run, output, select};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
 use trine_mesh::{Mesh, Placement};
 use trine_trainer::config::Config;
+use trine_trainer::run::{Event, Reporter};
 use trine_trainer::{Process, Ranks, TrainError};
 
 /// How long a rank waits in one operation at last; before that, heartbeats tell who is stuck.
@@ -30,8 +35,8 @@ pub(crate) fn run(
         // Everybody knows, and goes the same way.
         Ok(()) => world.leave().map_err(|error| Failure::Run(error.into()))?,
         Err(Failure::Usage(_) | Failure::Silent(_)) => drop(world.leave()),
-        Err(Failure::Run(error)) => {
-            world.comm().abort(&format!("{error:#}"));
+        Err(failure @ Failure::Run(_)) => {
+            world.comm().abort(&failure.to_string());
             world.flush(FAREWELL);
         }
     }
@@ -60,15 +65,70 @@ fn live(
             _ => Ok(()),
         };
     }
+    let env = |name: &str| std::env::var(name).ok();
+    let supervisor = spoken(&process, side::supervisor(&env))?;
+    let side = Side::open(&process, &config, supervisor, args.interface);
+    let side = spoken(&process, side)?;
     if process.world().rank() == 0 {
         let by = launched.map_or("no launcher", |launched| &launched.by);
         let library = trine_comm_mpi::library();
         output::complain(&format!("{} ranks on {library}, by {by}", world.size()));
         output::complain(&hosts_line(placement.hosts()));
     }
+    let reporter = Mutex::new(Told {
+        screen: (process.world().rank() == 0).then(|| Screen::new(config.log.every_seconds)),
+        side: &side,
+        directory: String::new(),
+    });
     let run = Run { config, args, started, ranks: Ranks::Process(&process) };
-    let outcome = train::train(run);
-    speak(&process, outcome)
+    let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
+    let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
+    let directory = reporter.into_inner().unwrap_or_else(PoisonError::into_inner).directory;
+    match outcome {
+        Ok(()) => {
+            side.farewell();
+            Ok(())
+        }
+        Err(failure @ Failure::Usage(_)) => {
+            side.farewell();
+            let is_first = process.world().rank() == 0;
+            Err(if is_first { failure } else { Failure::Silent(failure.code()) })
+        }
+        Err(failure) => {
+            let cause = failure.to_string();
+            let failure = side.failed(&process, failure, &directory);
+            process.world().abort(&cause);
+            world.flush(FAREWELL);
+            // Nobody waits for the others any more.
+            signal_hook::low_level::exit(i32::from(failure.code()))
+        }
+    }
+}
+
+/// A panic's message.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    format!("panicked: {text}")
+}
+
+/// Rank 0's events on its screen, and where the run is to whoever watches over it.
+struct Told<'a> {
+    screen: Option<Screen>,
+    side: &'a Side,
+    directory: String,
+}
+
+impl Reporter for Told<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Started { directory, .. } = event {
+            self.directory = directory.display().to_string();
+            self.side.put_directory(directory);
+        }
+        if let Some(screen) = &mut self.screen {
+            screen.event(event);
+        }
+    }
 }
 
 /// The world against the variables and the layout.
@@ -109,16 +169,4 @@ fn spoken<T>(process: &Process, outcome: Result<T, TrainError>) -> Result<T, Fai
         let failure = Failure::from(error);
         if process.world().rank() == 0 { failure } else { Failure::Silent(failure.code()) }
     })
-}
-
-/// A rank that fails by itself says so with its name; one that others have stopped has nothing to
-/// say.
-fn speak(process: &Process, outcome: Result<(), Failure>) -> Result<(), Failure> {
-    match outcome {
-        Err(Failure::Run(error)) => Err(Failure::Run(error.context(process.place()))),
-        Err(failure @ Failure::Usage(_)) if process.world().rank() != 0 => {
-            Err(Failure::Silent(failure.code()))
-        }
-        other => other,
-    }
 }

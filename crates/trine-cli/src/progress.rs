@@ -8,13 +8,6 @@ use std::time::{Duration, Instant};
 use trine_data::Progress;
 use trine_trainer::run::{Event, MetricsLine, Reporter, Summary};
 
-/// Shows nothing: the ranks of a run that rank 0 speaks for.
-pub(crate) struct Quiet;
-
-impl Reporter for Quiet {
-    fn event(&mut self, _: &Event<'_>) {}
-}
-
 /// Shows a run's events on standard error; samples and the summary go to standard output.
 pub(crate) struct Screen {
     live: Option<ProgressBar>,

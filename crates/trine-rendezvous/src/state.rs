@@ -123,6 +123,10 @@ impl State {
         self.known().records.values().cloned().collect()
     }
 
+    pub(crate) fn value(&self, key: &str) -> Option<Vec<u8>> {
+        self.known().values.get(key).cloned()
+    }
+
     pub(crate) fn beats(&self) -> Vec<Beat> {
         self.known().ranks.iter().map(|rank| rank.beat.clone()).collect()
     }

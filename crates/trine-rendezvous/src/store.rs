@@ -119,6 +119,11 @@ impl Store {
         self.shared.state.records_within(timeout)
     }
 
+    /// The value that a rank has put under a key.
+    pub fn value(&self, key: &str) -> Option<Vec<u8>> {
+        self.shared.state.value(key)
+    }
+
     /// What each rank said last.
     pub fn beats(&self) -> Vec<Beat> {
         self.shared.state.beats()

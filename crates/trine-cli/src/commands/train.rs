@@ -3,7 +3,7 @@
 use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::launcher::{self, Backend};
-use crate::progress::{Quiet, Screen};
+use crate::progress::Screen;
 use crate::{dry_run, output, select};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
@@ -38,7 +38,8 @@ fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
     if args.dry_run {
         return output::print(&dry_run::report(&config, None)?);
     }
-    train(Run { config, args, started, ranks: Ranks::Threads })
+    let screen = Mutex::new(Screen::new(config.log.every_seconds));
+    train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
 }
 
 /// What to train, and with which ranks.
@@ -50,7 +51,7 @@ pub(crate) struct Run<'a> {
 }
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
-pub(crate) fn train(run: Run<'_>) -> Result<(), Failure> {
+pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
     let Run { config, args, started, ranks } = run;
     let is_first = match ranks {
         Ranks::Threads => true,
@@ -63,8 +64,6 @@ pub(crate) fn train(run: Run<'_>) -> Result<(), Failure> {
         })?;
     }
     let stop = stop_on_signals()?;
-    let screen = Mutex::new(Screen::new(config.log.every_seconds));
-    let quiet = Mutex::new(Quiet);
     let request = TrainRequest {
         config,
         resume: args.resume.is_some(),
@@ -74,7 +73,6 @@ pub(crate) fn train(run: Run<'_>) -> Result<(), Failure> {
         cores: cores(),
         seams: Seams::REAL,
     };
-    let reporter: &Mutex<dyn Reporter> = if is_first { &screen } else { &quiet };
     trine_trainer::train(&request, ranks, reporter)?;
     Ok(())
 }

@@ -28,8 +28,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_checkpoint::{Checkpoint, Disk, Storage};
-use trine_comm::Communicator;
 use trine_comm::threads::{self, Explained, WorldOptions};
+use trine_comm::{Communicator, Name, Phase};
 
 /// What a run stands on. Tests put failures here; a real one has nothing in between.
 #[derive(Clone, Copy)]
@@ -125,6 +125,11 @@ pub fn train(
             if !is_first {
                 return Ok(None);
             }
+            let deadline = Some(request.config.long_deadline());
+            process
+                .world()
+                .recorder()
+                .begin_phase(Phase { name: Name::new("summing up"), deadline });
             result
         }
     };
@@ -154,6 +159,8 @@ fn prepare_together(
     reporter: &Mutex<dyn Reporter + '_>,
 ) -> Result<Prepared, TrainError> {
     let config = &request.config;
+    let phase = |name| Phase { name: Name::new(name), deadline: Some(config.long_deadline()) };
+    process.world().recorder().begin_phase(phase("preparing"));
     let (world, is_first) = (process.world(), process.world().rank() == 0);
     // Cores are shared among the ranks of a machine.
     let cores = request.cores * world.size() / process.ranks_here();

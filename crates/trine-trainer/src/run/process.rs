@@ -93,7 +93,10 @@ impl Process {
     }
 
     /// Rank 0's text.
-    pub(crate) fn rank_0_says(&self, own: &str) -> Result<String, CommError> {
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn rank_0_says(&self, own: &str) -> Result<String, CommError> {
         let own = if self.world.rank() == 0 { own } else { "" };
         Ok(texts(&*self.world, own)?.swap_remove(0))
     }
