@@ -8,7 +8,7 @@ use crate::side::{DIRECTORY, STORE, TOKEN, keep};
 use crate::{output, select};
 use anyhow::Context;
 use clap::Parser;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -140,11 +140,11 @@ fn once(
     })?;
     let (status, cause) = watch(&mut child, &store, signals)?;
     let records = store.records_within(Duration::from_millis(200));
-    end_all(&mut child)?;
+    let all_ended = end_all(&mut child);
     let directory = store.value(DIRECTORY).map(|path| String::from_utf8_lossy(&path).into_owned());
     let code = status.and_then(|status| status.code());
     let cause = cause.or_else(|| store.cause_within(Duration::ZERO));
-    Ok(match (cause, code) {
+    let end = match (cause, code) {
         (None, Some(0)) => End::Well,
         (None, Some(code @ 2)) => End::Usage(code as u8),
         (None, _) if signals.count() > 1 => End::Interrupted,
@@ -158,7 +158,8 @@ fn once(
             End::Failed(Some(diagnosis), directory)
         }
         (None, _) => End::Failed(None, directory),
-    })
+    };
+    all_ended.map(|()| end)
 }
 
 /// mpirun and its arguments.
@@ -236,14 +237,14 @@ fn kill(child: &Child, signal: Signal) {
 /// Ends mpirun and everything that it has left on this host. Other hosts' ranks end with their
 /// daemons, and by themselves when the side channel is gone.
 fn end_all(child: &mut Child) -> Result<(), Failure> {
-    let wait = |child: &mut Child| child.try_wait().context("cannot wait for mpirun");
-    if wait(child)?.is_none() {
+    let ended = |child: &mut Child| child.try_wait().context("cannot wait for mpirun");
+    if ended(child)?.is_none() {
         kill(child, Signal::TERM);
         let told = Instant::now();
-        while wait(child)?.is_none() && told.elapsed() < MPIRUN_ENDS_WITHIN {
+        while ended(child)?.is_none() && told.elapsed() < MPIRUN_ENDS_WITHIN {
             std::thread::sleep(TICK);
         }
-        if wait(child)?.is_none() {
+        if ended(child)?.is_none() {
             if let Some(pid) = pid(child) {
                 let _ = kill_process_group(pid, Signal::KILL);
             }
@@ -256,7 +257,7 @@ fn end_all(child: &mut Child) -> Result<(), Failure> {
         for orphan in orphans {
             let _ = kill_process(orphan, Signal::KILL);
         }
-        while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
         if began.elapsed() > Duration::from_secs(5) {
             return Err(Failure::Run(anyhow::anyhow!("some ranks could not be ended")));
         }
