@@ -8,7 +8,7 @@ use crate::progress::Screen;
 use crate::side::{self, Side};
 use crate::{dry_run, output, select};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
 use trine_mesh::{Mesh, Placement};
@@ -78,12 +78,11 @@ fn live(
     let reporter = Mutex::new(Told {
         screen: (process.world().rank() == 0).then(|| Screen::new(config.log.every_seconds)),
         side: &side,
-        directory: String::new(),
     });
     let run = Run { config, args, started, ranks: Ranks::Process(&process) };
     let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
     let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
-    let directory = reporter.into_inner().unwrap_or_else(PoisonError::into_inner).directory;
+    drop(reporter);
     match outcome {
         Ok(()) => {
             side.farewell();
@@ -96,11 +95,11 @@ fn live(
         }
         Err(failure) => {
             let cause = failure.to_string();
-            let failure = side.failed(&process, failure, &directory);
+            let code = side.failed(&process, &failure);
             process.world().abort(&cause);
             world.flush(FAREWELL);
             // Nobody waits for the others any more.
-            signal_hook::low_level::exit(i32::from(failure.code()))
+            signal_hook::low_level::exit(i32::from(code))
         }
     }
 }
@@ -116,13 +115,11 @@ fn said(panic: &(dyn std::any::Any + Send)) -> String {
 struct Told<'a> {
     screen: Option<Screen>,
     side: &'a Side,
-    directory: String,
 }
 
 impl Reporter for Told<'_> {
     fn event(&mut self, event: &Event<'_>) {
         if let Event::Started { directory, .. } = event {
-            self.directory = directory.display().to_string();
             self.side.put_directory(directory);
         }
         if let Some(screen) = &mut self.screen {

@@ -3,8 +3,8 @@
 use crate::failure::Failure;
 use crate::output;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use trine_comm::{Diagnosis, PostMortem};
 use trine_rendezvous::{Client, RendezvousError, Store, StoreOptions, Token, Watch};
@@ -36,6 +36,8 @@ pub(crate) struct Side {
     store: Option<Store>,
     stopped: Arc<AtomicBool>,
     supervised: bool,
+    /// Once it is known.
+    directory: Arc<OnceLock<String>>,
 }
 
 /// Where the supervisor listens, if there is one.
@@ -82,13 +84,14 @@ impl Side {
         let client = process.agree(client.map_err(refused), TrainError::is_usage)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let (flag, world) = (stopped.clone(), process.world().clone());
-        let speaks = !supervised && rank != 0;
-        let last_words = process.place();
+        let directory = Arc::new(OnceLock::new());
+        let run = directory.clone();
         let on_stop = move |cause: Diagnosis| {
             flag.store(true, Ordering::Release);
-            // Rank 0 speaks for all; if it is the one that is gone, the next one does.
-            if speaks && rank == 1 && cause.rank != rank {
-                output::complain(&format!("{last_words} was stopped: {cause}"));
+            // Rank 0 speaks for all; if it is the one that is gone, the next one does. At once: other
+            // launchers than ours end all ranks as soon as one has ended.
+            if !supervised && (rank == 0 || (rank == 1 && cause.rank == 0)) {
+                explain(&cause, run.get());
             }
             world.abort(&cause.to_string());
             std::thread::sleep(GRACE);
@@ -98,17 +101,19 @@ impl Side {
         let watch = client.watch(process.world().recorder(), on_stop).map_err(refused);
         let watch = process.agree(watch, TrainError::is_usage)?;
         let store = store.map(|(store, _)| store);
-        Ok(Self { client, watch, store, stopped, supervised })
+        Ok(Self { client, watch, store, stopped, supervised, directory })
     }
 
     /// Tells where the run is.
     pub(crate) fn put_directory(&self, path: &std::path::Path) {
+        let path = path.display().to_string();
         // Without it a supervisor cannot go on with the run, and says so.
-        let _ = self.client.put(DIRECTORY, path.display().to_string().as_bytes());
+        let _ = self.client.put(DIRECTORY, path.as_bytes());
+        self.directory.get_or_init(|| path);
     }
 
-    /// The rank has failed, or was stopped: who is told, and what is left to say here.
-    pub(crate) fn failed(self, process: &Process, failure: Failure, directory: &str) -> Failure {
+    /// The rank has failed, or was stopped: who is told, and the code to end with.
+    pub(crate) fn failed(self, process: &Process, failure: &Failure) -> u8 {
         let recorder = process.world().recorder().clone();
         let was_stopped = self.stopped.load(Ordering::Acquire) || failure.is_aborted();
         if !was_stopped {
@@ -117,25 +122,18 @@ impl Side {
             let _ = self.client.fail(&Diagnosis { rank, failure: failure.to_string(), beats });
         }
         let _ = self.client.record(&recorder.record());
-        let Some(store) = self.store else {
-            return Failure::Silent(if self.supervised { 1 } else { TRY_AGAIN });
-        };
-        // Rank 0 is the one that knows.
-        let diagnosis = store.cause_within(Duration::from_secs(1));
-        let records = store.records_within(RECORDS_WITHIN);
-        match diagnosis {
-            Some(diagnosis) => {
-                output::complain(&format!("error: {diagnosis}"));
-                if !directory.is_empty() {
-                    keep(directory, &PostMortem { diagnosis, records });
-                }
+        if self.supervised {
+            return 1;
+        }
+        if let Some(store) = &self.store {
+            // Rank 0 is the one that knows, and has said so when it was told to stop.
+            let records = store.records_within(RECORDS_WITHIN);
+            let diagnosis = store.cause_within(Duration::ZERO);
+            if let Some((diagnosis, directory)) = diagnosis.zip(self.directory.get()) {
+                keep(directory, &PostMortem { diagnosis, records });
             }
-            None => output::complain(&format!("error: {failure}")),
         }
-        if !directory.is_empty() {
-            output::complain(&format!("resume: trine train --resume {directory}"));
-        }
-        Failure::Silent(TRY_AGAIN)
+        TRY_AGAIN
     }
 
     /// The rank has done its work.
@@ -145,6 +143,16 @@ impl Side {
             // The others' farewells would not find it any more.
             store.over_within(GRACE);
         }
+    }
+}
+
+/// Says why the run has ended, and how it goes on.
+fn explain(cause: &Diagnosis, directory: Option<&String>) {
+    output::complain(&format!("error: {cause}"));
+    if let Some(directory) = directory {
+        output::complain(&format!(
+            "resume: start it as before, with: trine train --resume {directory}"
+        ));
     }
 }
 

@@ -48,6 +48,10 @@ struct Active {
     signature_out: u64,
     plan: Plan,
     round: usize,
+    /// Whether payloads carry checksums.
+    sealed: bool,
+    /// Payloads of this round on their way, with what they must be and who sent them.
+    unchecked: Vec<(Part, u64, String)>,
     /// Messages of this round whose envelopes have not come.
     expected: Vec<Transfer>,
     memories: [Option<Memory>; 3],
@@ -175,6 +179,10 @@ impl Engine {
             0 => None,
             len => Some(self.scratch.alloc(call.send.map_or(DType::U8, |e| e.dtype), len)?),
         };
+        let altered = seal.zip(send.as_ref()).and_then(|(seal, send)| {
+            let found = seal.check(send).err()?;
+            Some(CommError::Corrupt { call: Box::new(call.clone()), sent: seal.checksum, found })
+        });
         let incoming = if call.recv.is_some() { call.recv } else { call.send };
         let active = Active {
             signature: envelope::signature(
@@ -188,6 +196,8 @@ impl Engine {
             slot,
             slot_out,
             plan,
+            sealed: seal.is_some(),
+            unchecked: Vec::new(),
             round: 0,
             expected: Vec::new(),
             memories: [send, recv, scratch].map(|buf| buf.map(Memory::new)),
@@ -200,6 +210,10 @@ impl Engine {
             self.slots.insert(slot, id);
         }
         self.active.insert(id, active);
+        if let Some(error) = altered {
+            self.fail(&error);
+            return Err(error);
+        }
         let begun = self.begin_round(id).and_then(|()| self.poll());
         begun.inspect_err(|error| self.fail(error))?;
         Ok(id)
@@ -285,6 +299,7 @@ impl Engine {
             round: active.round as u64,
             signature: active.signature_out,
             payload_bytes: len,
+            checksum: active.sealed.then(|| hash(active.read(&transfer.part))),
             content,
             text: active.call.to_string(),
         };
@@ -331,6 +346,9 @@ impl Engine {
         let Transfer { part, .. } = active.expected.swap_remove(index);
         if envelope.payload_bytes != part.bytes.len() {
             return conflict(active);
+        }
+        if let Some(checksum) = envelope.checksum {
+            active.unchecked.push((part.clone(), checksum, envelope.text));
         }
         match envelope.content {
             Content::Inline(bytes) => active.write(&part, &bytes),
@@ -418,6 +436,7 @@ impl Engine {
             round: 0,
             signature: 0,
             payload_bytes: 0,
+            checksum: None,
             content: Content::Abort,
             text,
         };
@@ -433,6 +452,7 @@ impl Engine {
     /// Ends the current round of an operation, and begins the next or ends the operation.
     fn advance(&mut self, id: u64) -> Result<(), CommError> {
         let active = self.active_mut(id);
+        active.check()?;
         active.reduce()?;
         active.round += 1;
         if active.round < active.plan.rounds.len() {
@@ -537,6 +557,21 @@ impl Active {
             && self.memories.iter().flatten().all(Memory::is_idle)
     }
 
+    /// Compares what has come with the checksums that came ahead of it.
+    fn check(&mut self) -> Result<(), CommError> {
+        for (part, sent, text) in std::mem::take(&mut self.unchecked) {
+            let found = hash(self.read(&part));
+            if found != sent {
+                let message = format!(
+                    "{text}: its elements were altered on the way: checksum {found:016x} instead \
+                     of {sent:016x}"
+                );
+                return Err(CommError::Backend { backend: "checksum", message });
+            }
+        }
+        Ok(())
+    }
+
     /// Reduces what the round has gathered.
     fn reduce(&mut self) -> Result<(), CommError> {
         let Some(reduce) = self.plan.rounds[self.round].reduce.clone() else { return Ok(()) };
@@ -549,4 +584,8 @@ impl Active {
         let out = out.slice_mut().range(range)?;
         Ok(trine_comm::reduce(reduce.op, scratch.buf_mut().slice(), out)?)
     }
+}
+
+fn hash(bytes: Vec<u8>) -> u64 {
+    trine_comm::checksum(&Buf::from_vec(bytes))
 }

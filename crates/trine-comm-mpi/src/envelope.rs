@@ -14,7 +14,7 @@ pub(crate) const INLINE_BYTES_MAX: usize = 2048;
 /// Description of the sender's call, longer ones are cut.
 const TEXT_BYTES_MAX: usize = BYTES_MAX - INLINE_BYTES_MAX - WORDS * 8;
 
-const WORDS: usize = 8;
+const WORDS: usize = 9;
 
 /// What the sequence numbers count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,6 +57,8 @@ pub(crate) struct Envelope {
     /// See [`signature`].
     pub(crate) signature: u64,
     pub(crate) payload_bytes: usize,
+    /// Of the payload of a sealed operation.
+    pub(crate) checksum: Option<u64>,
     pub(crate) content: Content,
     /// The sender's call in words; of an abort, the cause.
     pub(crate) text: String,
@@ -71,18 +73,20 @@ impl Envelope {
             Content::Abort => (2, 0, &[]),
         };
         let channel = u64::from(self.slot.channel != Channel::Collective);
+        let sealed = u64::from(self.checksum.is_some()) << 1;
         let fits = |len: &usize| self.text.is_char_boundary(*len);
         let most = self.text.len().min(TEXT_BYTES_MAX);
         let text = &self.text[..(0..=most).rev().find(fits).unwrap_or(0)];
         let words = [
             self.slot.group,
             self.slot.sequence,
-            channel | kind << 8 | self.round << 16,
+            channel | sealed | kind << 8 | self.round << 16,
             self.signature,
             self.payload_bytes as u64,
             tag as u64,
             self.source as u64,
             text.len() as u64,
+            self.checksum.unwrap_or(0),
         ];
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         bytes.extend_from_slice(text.as_bytes());
@@ -107,7 +111,7 @@ impl Envelope {
             2 => Content::Abort,
             _ => return None,
         };
-        let channel = match kinds & 0xff {
+        let channel = match kinds & 0xfd {
             0 => Channel::Collective,
             1 => Channel::Message { from: source },
             _ => return None,
@@ -118,6 +122,7 @@ impl Envelope {
             round: kinds >> 16,
             signature: word(3)?,
             payload_bytes,
+            checksum: (kinds & 2 != 0).then_some(word(8)?),
             content,
             text: std::str::from_utf8(text).ok()?.to_owned(),
         })
@@ -158,7 +163,8 @@ mod tests {
     fn envelope(content: Content, payload_bytes: usize) -> Envelope {
         let slot = Slot { group: u64::MAX, channel: Channel::Message { from: 3 }, sequence: 9 };
         let text = "rank 3 in send \"×\"".to_owned();
-        Envelope { source: 3, slot, round: 1, signature: 77, payload_bytes, content, text }
+        let (source, checksum) = (3, Some(u64::MAX));
+        Envelope { source, slot, round: 1, signature: 77, payload_bytes, checksum, content, text }
     }
 
     #[test]
@@ -169,7 +175,7 @@ mod tests {
             envelope(Content::Inline(vec![7; INLINE_BYTES_MAX]), INLINE_BYTES_MAX),
             envelope(Content::Inline(Vec::new()), 0),
             envelope(Content::Abort, 0),
-            Envelope { slot, ..envelope(Content::Tag(2), 1) },
+            Envelope { slot, checksum: None, ..envelope(Content::Tag(2), 1) },
         ];
         for envelope in all {
             let bytes = envelope.encode();

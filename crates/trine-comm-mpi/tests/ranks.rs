@@ -1,6 +1,8 @@
 //! The conformance suite and the failures of worlds of processes. Called by `cargo test`, it runs
 //! itself under `mpirun`, with 2, 3, 4 and 8 ranks, and counts what the ranks say they have passed.
 //! With `--ignored`, a message of more than 2 GiB.
+#![expect(clippy::unwrap_used, reason = "a failing call fails the test")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "its own harness says what it ran")]
 
 use std::io::Write;
 use std::process::{Command, ExitCode, Stdio};
@@ -8,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use trine_buffer::{Buf, DType, Pool, Queue};
 use trine_comm::conformance::{self, Body, Scope};
+use trine_comm::wrap::{Action, Sealed, Tap};
 use trine_comm::{CommError, Communicator, Delivery, Name, Operation, ReduceOp};
 use trine_comm_mpi::{MpiOptions, World};
 
@@ -54,6 +57,8 @@ const CASES: &[Case] = &[
     case("buffered", SIZES, OPTIONS, buffered, suite_len, End::Well),
     case("rendezvous", SIZES, PIECES, rendezvous, suite_len, End::Well),
     case("arranged", &[4], OPTIONS, arranged, |_| 2, End::Well),
+    case("sealed", &[3], OPTIONS, sealed, suite_len, End::Well),
+    case("altered", &[2], OPTIONS, altered, |_| 1, End::Failed),
     case("dropped", &[2], OPTIONS, dropped, |_| 2, End::Well),
     case("long-mixture", &[4], OPTIONS, long_mixture, |_| 40, End::Well),
     case("mismatch", &[3], OPTIONS, mismatch, |_| 1, End::Failed),
@@ -185,6 +190,27 @@ fn buffered(world: &World) -> Result<usize, String> {
 
 fn rendezvous(world: &World) -> Result<usize, String> {
     suite(world, Delivery::Rendezvous)
+}
+
+/// The suite with numbers and checksums on every operation.
+fn sealed(world: &World) -> Result<usize, String> {
+    let sizes = [world.size()];
+    let scope = Scope { sizes: &sizes, deliveries: &[Delivery::Buffered] };
+    let launch = |_, _, body: Body<'_>| body(Sealed::around(world.comm()));
+    conformance::check(&launch, scope)
+}
+
+/// A bit that flips between the seal and the wire.
+fn altered(world: &World) -> Result<usize, String> {
+    let rank = world.rank();
+    let comm = Sealed::around(Tap::around(world.comm(), move |_, request| {
+        if let (1, Some(send)) = (rank, &mut request.send) {
+            send.slice_mut().bytes()[2] ^= 4;
+        }
+        Action::Forward
+    }));
+    let result = comm.all_reduce(Buf::from_vec(vec![1.0f32; 8]), ReduceOp::Sum, "grad");
+    says(result, &["rank 1 in all_reduce(sum) \"grad\" #0", "altered on the way"])
 }
 
 fn text(error: impl std::fmt::Display) -> String {
