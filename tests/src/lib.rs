@@ -4,6 +4,7 @@
 //! A virtual manifest has no `tests/` targets of its own, so they live in this member package.
 
 pub mod compare;
+pub mod faults;
 pub mod layouts;
 
 use std::sync::Arc;

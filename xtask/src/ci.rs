@@ -23,6 +23,10 @@ enum When {
     Full,
     /// Only where `cargo NAME` exists, which a step that needs a separate program cannot take for granted.
     Installed(&'static str),
+    /// Only where `mpicc` exists: MPI is the system's, not cargo's.
+    Mpi,
+    /// The same, where in addition this user may make network namespaces.
+    TwoHosts,
     /// Always; but what is counted is compared only with numbers of the same compiler, and the line of the step says so.
     Counts,
 }
@@ -70,6 +74,84 @@ const STEPS: &[Step] = &[
         env: &[],
         cargo: &["deny", "check", "bans", "licenses", "sources"],
     },
+    // Ranks as processes: the conformance suite and failures under mpirun with 2, 3, 4 and 8 ranks.
+    Step {
+        name: "mpi lint",
+        when: When::Mpi,
+        env: &[],
+        cargo: &[
+            "clippy",
+            "--package",
+            "trine-comm-mpi",
+            "--package",
+            "trine-cli",
+            "--features",
+            "trine-comm-mpi/mpi,trine-cli/mpi",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    },
+    Step {
+        name: "mpi ranks",
+        when: When::Mpi,
+        env: &[],
+        cargo: &["test", "--package", "trine-comm-mpi", "--features", "mpi"],
+    },
+    // Whole runs, bit for bit those of threads; ranks that are killed or stopped.
+    Step {
+        name: "mpi runs",
+        when: When::Mpi,
+        env: &[],
+        cargo: &[
+            "test",
+            "--package",
+            "trine-cli",
+            "--features",
+            "mpi",
+            "--test",
+            "runs",
+            "mpi",
+            "--",
+            "--test-threads=1",
+        ],
+    },
+    Step {
+        name: "two hosts",
+        when: When::TwoHosts,
+        env: &[],
+        cargo: &[
+            "test",
+            "--package",
+            "trine-cli",
+            "--features",
+            "mpi",
+            "--test",
+            "runs",
+            "mpi",
+            "--",
+            "--test-threads=1",
+            "--ignored",
+        ],
+    },
+    Step {
+        name: "large message",
+        when: When::Full,
+        env: &[],
+        cargo: &[
+            "test",
+            "--package",
+            "trine-comm-mpi",
+            "--features",
+            "mpi",
+            "--release",
+            "--test",
+            "ranks",
+            "--",
+            "--ignored",
+        ],
+    },
     Step {
         name: "long tests",
         when: When::Full,
@@ -116,6 +198,8 @@ pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode>
 fn skipped(workspace: &Workspace, step: &Step, full: bool) -> Option<String> {
     match step.when {
         When::Always | When::Counts => None,
+        When::Mpi => no_mpi(),
+        When::TwoHosts => no_mpi().or_else(no_namespaces),
         When::Full => (!full).then(|| "only with --full".to_owned()),
         When::Installed(tool) => {
             (!is_installed(workspace, tool)).then(|| format!("cargo-{tool} is not installed"))
@@ -126,12 +210,32 @@ fn skipped(workspace: &Workspace, step: &Step, full: bool) -> Option<String> {
 /// What the line of a step that passed has to say beside the time.
 fn remark(workspace: &Workspace, step: &Step) -> anyhow::Result<String> {
     match step.when {
-        When::Always | When::Full | When::Installed(_) => Ok(String::new()),
+        When::Always | When::Full | When::Installed(_) | When::Mpi | When::TwoHosts => {
+            Ok(String::new())
+        }
         When::Counts => {
             let why = counts::not_judged(workspace)?;
             Ok(why.map_or_else(String::new, |why| format!(", NOT JUDGED: {why}")))
         }
     }
+}
+
+/// Why ranks cannot be processes here, if they cannot.
+fn no_mpi() -> Option<String> {
+    let has = |program: &str| runs(Command::new(program).arg("--version"));
+    let missing = ["mpicc", "mpirun"].into_iter().find(|program| !has(program))?;
+    Some(format!("there is no {missing} (Debian: openmpi-bin libopenmpi-dev libclang-dev)"))
+}
+
+/// Why one machine cannot be two hosts here, if it cannot.
+fn no_namespaces() -> Option<String> {
+    let made = runs(Command::new("unshare").args(["--net", "--uts", "--mount", "ip", "link"]));
+    (!made).then(|| "this user may not make network namespaces".to_owned())
+}
+
+fn runs(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
 }
 
 fn is_installed(workspace: &Workspace, tool: &str) -> bool {

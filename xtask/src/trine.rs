@@ -22,17 +22,60 @@ struct CorpusPackage {
     root: PathBuf,
 }
 
-/// `cargo xtask train ARGS…`.
+/// `cargo xtask train ARGS…`; with `--backend mpi`, processes under `trine launch`.
 pub(crate) fn train(workspace: &Workspace, args: &[OsString]) -> anyhow::Result<ExitCode> {
-    let binary = build(workspace)?;
+    let launch = launch_args(args);
+    let binary = if launch.is_some() { build_with_mpi(workspace)? } else { build(workspace)? };
     let cache = workspace.target.join("trine");
     let corpus = cache.join("corpus.json");
     write_corpus(&corpus, workspace.registry_packages()?)?;
 
     let mut trine = Command::new(binary);
-    trine.arg("train").args(args);
+    match &launch {
+        Some(Launch { launch, train }) => trine.arg("launch").args(launch).arg("--").args(train),
+        None => trine.arg("train").args(args),
+    };
     trine.arg("--corpus-manifest").arg(corpus).arg("--cache").arg(cache);
     become_program(trine)
+}
+
+/// What `trine launch` and the training it starts are given.
+#[derive(Debug, PartialEq, Eq)]
+struct Launch {
+    launch: Vec<OsString>,
+    train: Vec<OsString>,
+}
+
+/// Options of `trine launch` among those of `trine train`, each with a value.
+const LAUNCH_OPTIONS: [&str; 6] =
+    ["-n", "--ranks", "--restarts", "--interface", "--mpirun", "--mpirun-arg"];
+
+/// The arguments parted in two, if they ask for processes.
+fn launch_args(args: &[OsString]) -> Option<Launch> {
+    let mut parted = Launch { launch: Vec::new(), train: Vec::new() };
+    let mut is_mpi = false;
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        let text = arg.to_string_lossy();
+        let name = text.split_once('=').map_or(&*text, |(name, _)| name);
+        if text == "--backend=mpi" {
+            is_mpi = true;
+        } else if text == "--backend" {
+            // The value decides; any other than mpi goes on to `trine train`, which knows them.
+            match rest.next() {
+                Some(value) if value == "mpi" => is_mpi = true,
+                other => parted.train.extend([arg.clone()].into_iter().chain(other.cloned())),
+            }
+        } else if LAUNCH_OPTIONS.contains(&name) {
+            parted.launch.push(arg.clone());
+            if name == text {
+                parted.launch.extend(rest.next().cloned());
+            }
+        } else {
+            parted.train.push(arg.clone());
+        }
+    }
+    is_mpi.then_some(parted)
 }
 
 /// `cargo xtask bench NAME ARGS…`, for what `trine bench` does itself.
@@ -48,9 +91,23 @@ pub(crate) fn bench(
 
 /// Builds `trine` and returns where cargo put it.
 pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    executable(building(workspace), "trine")
+}
+
+/// The same with ranks as processes, for which the system must have MPI.
+fn build_with_mpi(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    let mut cargo = building(workspace);
+    cargo.args(["--features", "mpi"]);
+    executable(cargo, "trine").context(
+        "--backend mpi needs an MPI library and libclang (Debian: openmpi-bin libopenmpi-dev \
+         libclang-dev)",
+    )
+}
+
+fn building(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--release", "--locked", "--package", "trine-cli", "--bin", "trine"]);
-    executable(cargo, "trine")
+    cargo
 }
 
 fn write_corpus(path: &Path, packages: Vec<Package>) -> anyhow::Result<()> {
@@ -111,6 +168,18 @@ mod tests {
             dependencies: Vec::new(),
             publish: None,
         }
+    }
+
+    #[test]
+    fn processes_are_asked_for_by_the_backend() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let parted = launch_args(&words("--tp 2 --backend mpi -n 8 --restarts=1 --steps 3"));
+        let wanted =
+            Launch { launch: words("-n 8 --restarts=1"), train: words("--tp 2 --steps 3") };
+        assert_eq!(parted, Some(wanted));
+        assert!(launch_args(&words("--backend=mpi")).is_some());
+        assert_eq!(launch_args(&words("--tp 2 --backend threads")), None);
+        assert_eq!(launch_args(&words("--tp 2")), None);
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub use hf::{HfWeights, model_from_config, open_hf};
 pub use load::Checkpoint;
 pub use manifest::{FileRecord, Manifest, RunState};
 pub use save::{BucketSource, SaveRequest, estimate_bytes, save};
-pub use storage::{Disk, Storage, StorageFile};
+pub use storage::{Disk, FailingDisk, Storage, StorageFile};
 
 /// The quantity that every checkpoint holds: the master weights.
 pub const WEIGHTS: &str = "weights";

@@ -2,8 +2,10 @@
 
 use std::fmt::Debug;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A file that is being written.
 pub trait StorageFile: Read + Write + Seek + Send {
@@ -89,6 +91,95 @@ impl Storage for Disk {
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         fs::remove_dir_all(path)
+    }
+}
+
+/// The file system, until it fails for good: a power cut, or a disk that is full, on the way through a
+/// save. For tests of whoever saves.
+#[derive(Debug, Clone)]
+pub struct FailingDisk(Arc<AtomicUsize>);
+
+impl FailingDisk {
+    /// One that does `operations` operations, and no more.
+    pub fn after(operations: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(operations)))
+    }
+
+    /// Operations that it still does.
+    pub fn left(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn step(&self) -> io::Result<()> {
+        let took =
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        took.map(drop).map_err(|_| io::Error::other("injected"))
+    }
+}
+
+struct FailingFile(FailingDisk, Box<dyn StorageFile>);
+
+impl Read for FailingFile {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.1.read(buf)
+    }
+}
+
+impl Write for FailingFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.0.step() {
+            // Half of it gets through.
+            self.1.write_all(&buf[..buf.len() / 2])?;
+            return Err(error);
+        }
+        self.1.write_all(buf).map(|()| buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
+}
+
+impl Seek for FailingFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.1.seek(to)
+    }
+}
+
+impl StorageFile for FailingFile {
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.step()
+    }
+}
+
+impl Storage for FailingDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.create_dir(path)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.step()?;
+        Disk.free_bytes(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        self.step()?;
+        Ok(Box::new(FailingFile(self.clone(), Disk.create(path)?)))
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        self.step()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.rename(from, to)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.remove_dir(path)
     }
 }
 

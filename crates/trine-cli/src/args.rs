@@ -1,6 +1,8 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 #[derive(Debug, Parser)]
@@ -19,6 +21,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train a model
     Train(Box<TrainArgs>),
+    /// Start the processes of a run by mpirun, and watch over them
+    Launch(LaunchArgs),
     /// List what can be trained: parameters, shapes, sane layouts
     Presets(PresetsArgs),
     /// Look at pipeline schedules
@@ -87,6 +91,13 @@ pub(crate) struct TrainArgs {
     /// Continue the run of this directory, from its last checkpoint and with its configuration
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "preset"])]
     pub(crate) resume: Option<PathBuf>,
+    /// What ranks are: threads of this process, or processes that mpirun or srun has started (mpi);
+    /// auto: as this process was started
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(crate) backend: String,
+    /// Address of the interface for heartbeats, where rank 0 collects them itself
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) interface: Option<IpAddr>,
     /// Write a Chrome/Perfetto trace with a track per rank
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -102,6 +113,28 @@ pub(crate) struct TrainArgs {
     /// Folder for tokenizers and tokens (data.cache)
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) cache: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LaunchArgs {
+    /// Processes [default: the ranks of the layout]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) ranks: Option<usize>,
+    /// Go on from the last whole checkpoint after a failure, so many times at most
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) restarts: u32,
+    /// Address of this host's interface for heartbeats; the ranks of all hosts must reach it
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) interface: IpAddr,
+    /// The program that starts MPI processes
+    #[arg(long, value_name = "PROGRAM", default_value = "mpirun")]
+    pub(crate) mpirun: PathBuf,
+    /// One more argument for it, such as --mpirun-arg=--hostfile=hosts; may be given several times
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) mpirun_arg: Vec<OsString>,
+    /// Arguments of `trine train`
+    #[arg(last = true, value_name = "ARGS")]
+    pub(crate) train: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -47,9 +47,10 @@ impl Holding {
     }
 }
 
-/// The resolved configuration, and, as comments in the same TOML, the layout and its bytes: the
+/// The resolved configuration, and, as comments in the same TOML, the layout, its bytes and, with
+/// `hosts` of all ranks, their placement: the
 /// whole text is a configuration file again.
-pub(crate) fn report(config: &Config) -> Result<String, Failure> {
+pub(crate) fn report(config: &Config, hosts: Option<&[String]>) -> Result<String, Failure> {
     // Cores do not change what a rank holds.
     let engine = config.engine(1)?;
     let mut holdings = Vec::new();
@@ -63,10 +64,11 @@ pub(crate) fn report(config: &Config) -> Result<String, Failure> {
     } else {
         rank_table(config, &holdings)?
     };
+    let placement = hosts.map_or_else(String::new, |hosts| placement(config, hosts));
     let total: u64 = holdings.iter().map(|h| h.bytes.total() as u64).sum();
     let total = total * config.layout.dp as u64;
     let notes = format!(
-        "{}\n{table}\nall ranks together: {} ({} bytes); activations come on top\n",
+        "{}\n{table}{placement}\nall ranks together: {} ({} bytes); activations come on top\n",
         summary(config),
         human_bytes(total),
         grouped(total)
@@ -141,6 +143,20 @@ fn rank_table(config: &Config, holdings: &[Holding]) -> Result<String, Failure> 
         table.row([rank, dp, stage, tp, holds, parameters, weights, gradients, optimizer, bytes]);
     }
     Ok(table.render())
+}
+
+/// Which ranks each host has, and of which stages.
+fn placement(config: &Config, hosts: &[String]) -> String {
+    let mut text = String::from("\n");
+    let mut first = 0;
+    for run in hosts.chunk_by(|one, other| one == other) {
+        let last = first + run.len() - 1;
+        let each = config.layout.dp * config.layout.tp;
+        let (ranks, stages) = (span(first, last), span(first / each, last / each));
+        text.push_str(&format!("host {}: ranks {ranks}, stages {stages}\n", run[0]));
+        first = last + 1;
+    }
+    text
 }
 
 /// One row for ranks that hold alike.

@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Usage(anyhow::Error),
     /// Something went wrong while working: exit code 1.
     Run(anyhow::Error),
+    /// Another process says why; this is the code to end with.
+    Silent(u8),
 }
 
 impl Failure {
@@ -21,14 +23,38 @@ impl Failure {
         Self::Usage(anyhow::anyhow!("{message}"))
     }
 
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Run(_) => 1,
+            Self::Silent(code) => *code,
+        }
+    }
+
+    /// Whether another rank's failure is behind it.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn is_aborted(&self) -> bool {
+        // Libraries hand errors on under their own names; the words stay.
+        matches!(self, Self::Run(_)) && self.to_string().contains("stopped by rank ")
+    }
+
     /// Prints the message once, without a backtrace, and gives the exit code.
     pub(crate) fn report(self) -> ExitCode {
-        let (code, error) = match self {
-            Self::Usage(error) => (2, error),
-            Self::Run(error) => (1, error),
-        };
-        output::complain(&format!("error: {}", said_once(&error)));
+        let code = self.code();
+        if let Self::Usage(error) | Self::Run(error) = &self {
+            output::complain(&format!("error: {}", said_once(error)));
+        }
         ExitCode::from(code)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Usage(error) | Self::Run(error) => f.write_str(&said_once(error)),
+            Self::Silent(_) => Ok(()),
+        }
     }
 }
 

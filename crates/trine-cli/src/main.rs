@@ -14,9 +14,13 @@ mod args;
 mod commands;
 mod dry_run;
 mod failure;
+mod launcher;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod output;
 mod progress;
 mod select;
+mod side;
 
 use args::{Bench, Cli, Command, ScheduleCommand};
 use clap::Parser;
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Train(args) => commands::train::run(args),
+        Command::Launch(args) => commands::launch::run(args),
         Command::Presets(args) => commands::presets::run(args),
         Command::Schedule(ScheduleCommand::Show(args)) => commands::schedule::show(args),
         Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),

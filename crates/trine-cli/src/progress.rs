@@ -224,7 +224,10 @@ fn summary_text(summary: &Summary, directory: &Path) -> String {
     for rank in &summary.ranks {
         let (planned, measured) = (rank.bytes_planned.total(), rank.bytes_measured.total());
         line(
-            &format!("rank {} ({})", rank.rank, rank.place),
+            &match rank.host.as_str() {
+                "" => format!("rank {} ({})", rank.rank, rank.place),
+                host => format!("rank {} ({}) on {host}", rank.rank, rank.place),
+            },
             format!(
                 "{} planned, {} held, {} activations at most",
                 human_bytes(planned as u64),

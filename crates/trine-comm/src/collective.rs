@@ -8,7 +8,7 @@ use crate::{Operation, ReduceOp};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
-use trine_buffer::{Buf, BufferError, DType, Element};
+use trine_buffer::{Buf, BufferError, DType, Element, Slice, SliceMut};
 
 /// Elements that are combined at a time.
 const BLOCK: usize = 1024;
@@ -135,6 +135,54 @@ pub(crate) fn execute(operation: Operation, payloads: &mut [Payload]) -> Result<
         Some(DType::U64) => typed::<u64>(operation, payloads),
         Some(DType::U32) => typed::<u32>(operation, payloads),
         Some(DType::U8) => typed::<u8>(operation, payloads),
+    }
+}
+
+/// Combines several ranks' contributions in the order of [`tree_fold`](crate::tree_fold), as every
+/// backend's reductions do: `contributions` holds ranks × n elements, rank after rank, `out` n.
+/// What a backend calls that moves bytes itself.
+///
+/// ```
+/// use trine_buffer::{Buf, DType, Slice};
+/// use trine_comm::{ReduceOp, reduce};
+///
+/// let mut out = Buf::zeros(DType::F32, 2);
+/// reduce(ReduceOp::Sum, Slice::new(&[1.0f32, 2.0, 10.0, 20.0]), out.slice_mut())?;
+/// assert_eq!(out.typed::<f32>()?, [11.0, 22.0]);
+/// # Ok::<(), trine_buffer::BufferError>(())
+/// ```
+///
+/// # Errors
+/// Buffers of two types.
+///
+/// # Panics
+/// If the contributions are not a multiple of `out` long.
+pub fn reduce(
+    op: ReduceOp,
+    contributions: Slice<'_>,
+    out: SliceMut<'_>,
+) -> Result<(), BufferError> {
+    fn typed<T: Number>(
+        op: ReduceOp,
+        contributions: Slice<'_>,
+        out: SliceMut<'_>,
+    ) -> Result<(), BufferError> {
+        let (all, out) = (contributions.typed::<T>()?, out.typed::<T>()?);
+        if out.is_empty() {
+            return Ok(());
+        }
+        assert!(all.len().is_multiple_of(out.len()), "contributions of unequal length");
+        reduce_scatter(op, &all.chunks_exact(out.len()).collect::<Vec<_>>(), vec![out]);
+        Ok(())
+    }
+    match out.dtype() {
+        DType::F64 => typed::<f64>(op, contributions, out),
+        DType::F32 => typed::<f32>(op, contributions, out),
+        DType::Bf16 => typed::<bf16>(op, contributions, out),
+        DType::F16 => typed::<f16>(op, contributions, out),
+        DType::U64 => typed::<u64>(op, contributions, out),
+        DType::U32 => typed::<u32>(op, contributions, out),
+        DType::U8 => typed::<u8>(op, contributions, out),
     }
 }
 

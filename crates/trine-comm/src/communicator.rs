@@ -1,6 +1,6 @@
 //! The trait that backends implement, and the calls built on it.
 
-use crate::{CommError, Group, Name, Operation, Pending, ReduceOp, Request, Site};
+use crate::{CommError, Group, Name, Operation, Pending, Recorder, ReduceOp, Request, Site};
 use std::fmt::Debug;
 use std::panic::Location;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use trine_mesh::{Axis, Mesh};
 
 /// A group of ranks that exchange buffers, seen by one of them.
 ///
-/// Four methods are what a backend or a wrapper provides; the calls that everybody uses are
+/// Five methods are what a backend or a wrapper provides; the calls that everybody uses are
 /// methods of `dyn Communicator`. They are not in the trait because a call through a trait object
 /// would lose its call site.
 ///
@@ -41,6 +41,10 @@ pub trait Communicator: Debug + Send + Sync {
     /// Stops every rank of the world: what is pending and what is called later fails with the
     /// world's first cause. Later causes are ignored.
     fn abort(&self, cause: &str);
+
+    /// The calling rank's flight recorder, one for all its groups: the backend notes operations
+    /// there, and whoever runs the rank where it is.
+    fn recorder(&self) -> &Arc<Recorder>;
 }
 
 impl dyn Communicator + '_ {
@@ -63,7 +67,7 @@ impl dyn Communicator + '_ {
         recv: Option<Buf>,
     ) -> Result<Pending, CommError> {
         let site = Location::caller();
-        self.start(Request { operation, name: name.into(), send, recv, site })
+        self.start(Request { send, recv, ..Request::new(operation, name, site) })
     }
 
     /// Posts a message to the rank `to`; done when `buf` may be written again.

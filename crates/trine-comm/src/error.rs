@@ -1,6 +1,7 @@
 //! What can go wrong between ranks. Every message stands alone: it names the ranks, the
 //! operations, their sequence numbers and their call sites.
 
+use crate::diagnosis::ranks;
 use crate::{Call, Site};
 use std::fmt;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub enum RankState {
     Waiting(Box<Call>),
     /// It has returned.
     Finished,
+    /// A process that has not come; the latest that has been heard of it, if anything.
+    Unheard(Option<Box<str>>),
 }
 
 impl fmt::Display for Missing {
@@ -53,6 +56,10 @@ impl fmt::Display for Missing {
             }
             RankState::Waiting(call) => write!(f, "{call} (waiting)"),
             RankState::Finished => write!(f, "rank {} has finished", self.rank),
+            RankState::Unheard(None) => write!(f, "rank {} has not been heard of yet", self.rank),
+            RankState::Unheard(Some(latest)) => {
+                write!(f, "rank {} has not come; the latest heard of it: {latest}", self.rank)
+            }
         }
     }
 }
@@ -70,11 +77,6 @@ impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, waits for {}", self.call, ranks(&self.waits_for))
     }
-}
-
-fn ranks(all: &[usize]) -> String {
-    let numbers: Vec<String> = all.iter().map(ToString::to_string).collect();
-    format!("{} {}", if all.len() == 1 { "rank" } else { "ranks" }, numbers.join(", "))
 }
 
 /// One item a line, indented.
@@ -96,6 +98,22 @@ pub enum CommError {
         /// What each rank called, as far as they have come.
         calls: Vec<Call>,
     },
+    /// A rank of another process does something else: what both said of themselves.
+    #[error("ranks disagree on operation #{} of group {}:\n  {own}\n  {theirs}", own.sequence, own.group)]
+    Conflict {
+        /// This rank's call.
+        own: Box<Call>,
+        /// The other one's, as it described it.
+        theirs: String,
+    },
+    /// What carries the messages failed.
+    #[error("{backend}: {message}")]
+    Backend {
+        /// Whose message it is, such as `MPI_Isend`.
+        backend: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// Ranks wait for each other in a circle, or for ranks that have finished.
     #[error(
         "deadlock: {} can never go on:{}{}", ranks(&stuck.iter().map(|s| s.call.rank).collect::<Vec<_>>()),
@@ -116,6 +134,18 @@ pub enum CommError {
         waited: Duration,
         /// Who did not come.
         missing: Vec<Missing>,
+    },
+    /// Elements arrived that were not sent.
+    #[error(
+        "{call}: its elements were altered on the way: checksum {found:016x} instead of {sent:016x}"
+    )]
+    Corrupt {
+        /// The sender's side of the operation.
+        call: Box<Call>,
+        /// The checksum that it was sealed with.
+        sent: u64,
+        /// The checksum of what arrived.
+        found: u64,
     },
     /// Another rank failed first.
     #[error("stopped by {cause}")]
@@ -174,4 +204,27 @@ pub enum CommError {
     /// A buffer refused.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+}
+
+impl CommError {
+    /// The world rank that the error is about, where that is another one than the rank that found it.
+    pub fn blamed(&self) -> Option<usize> {
+        match self {
+            Self::Deadline { missing, .. } => missing.first().map(|missing| missing.rank),
+            Self::Deadlock { stuck, finished } => {
+                finished.first().copied().or_else(|| stuck.first().map(|stuck| stuck.call.rank))
+            }
+            Self::Corrupt { call, .. } => Some(call.rank),
+            Self::Mismatch { .. }
+            | Self::Conflict { .. }
+            | Self::Backend { .. }
+            | Self::Aborted { .. }
+            | Self::Shape { .. }
+            | Self::Rank { .. }
+            | Self::Mesh { .. }
+            | Self::Taken { .. }
+            | Self::Injected { .. }
+            | Self::Buffer(_) => None,
+        }
+    }
 }

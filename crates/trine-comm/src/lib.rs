@@ -10,6 +10,8 @@
 //! * [`SelfComm`] is the group of one rank: free, for every axis of degree 1.
 //! * [`threads`] runs ranks as threads of one process: the reference for every other backend.
 //! * [`wrap::Tap`] puts a closure in front of a communicator: to delay, drop, alter or fail.
+//! * Every rank has a [`Recorder`]: its latest operations and where in the run it is. A run that
+//!   fails leaves a [`Diagnosis`] of the first cause and the [`FlightRecord`]s of its ranks.
 //! * Feature `conformance` exports the suite that every backend's test runs.
 //! * [`tree_fold`] is the order of every reduction.
 //!
@@ -37,20 +39,29 @@ mod collective;
 mod communicator;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod diagnosis;
 mod error;
 mod group;
 mod local;
 mod pending;
+mod place;
+mod recorder;
 mod request;
 pub mod threads;
 mod tree;
 pub mod wrap;
 
+pub use collective::reduce;
 pub use communicator::Communicator;
+pub use diagnosis::{
+    Beat, Diagnosis, Doing, FlightEntry, FlightRecord, Meeting, PostMortem, Sighting, judge,
+};
 pub use error::{Cause, CommError, Missing, RankState, Stuck};
 pub use group::Group;
 pub use local::SelfComm;
 pub use pending::{Done, Pending, Progress};
-pub use request::{Call, Extent, Name, Operation, ReduceOp, Request, Site};
+pub use place::{ActionText, Phase, Place};
+pub use recorder::{OPERATIONS_KEPT, Recorder};
+pub use request::{Call, Extent, Name, Operation, ReduceOp, Request, Seal, Site, checksum};
 pub use threads::Delivery;
 pub use tree::tree_fold;

@@ -1,16 +1,20 @@
 //! The group of one rank.
 
-use crate::{Cause, CommError, Communicator, Done, Group, Operation, Pending, Request, Site};
+use crate::{
+    Cause, CommError, Communicator, Done, Group, Operation, Pending, Recorder, Request, Site,
+};
 use std::sync::{Arc, OnceLock};
 
 /// A communicator of one rank: every operation is over when it is posted, and costs a check and at
-/// most a copy. What a degree of 1 uses, and a serial run.
+/// most a copy. What a degree of 1 uses, and a serial run. Its operations are not recorded: none of
+/// them can wait for anybody.
 #[derive(Debug)]
 pub struct SelfComm {
     group: Group,
     /// The group that it was split from: aborting must reach the others.
     parent: Option<Arc<dyn Communicator>>,
     aborted: OnceLock<Cause>,
+    recorder: Arc<Recorder>,
 }
 
 impl SelfComm {
@@ -21,14 +25,18 @@ impl SelfComm {
     }
 
     /// The group `name` of the world rank `rank` alone, split from `parent`, which an abort is
-    /// handed on to.
+    /// handed on to and whose recorder it shares.
     pub fn within(
         name: &str,
         rank: usize,
         parent: Option<Arc<dyn Communicator>>,
     ) -> Arc<dyn Communicator> {
         let group = Group::new(name, vec![rank], 0).expect("invariant: a group of one has rank 0");
-        Arc::new(Self { group, parent, aborted: OnceLock::new() })
+        let recorder = match &parent {
+            Some(parent) => parent.recorder().clone(),
+            None => Recorder::new(rank, ""),
+        };
+        Arc::new(Self { group, parent, aborted: OnceLock::new(), recorder })
     }
 }
 
@@ -70,7 +78,10 @@ impl Communicator for SelfComm {
         if let Some(cause) = self.aborted.get() {
             return Err(CommError::Aborted { cause: cause.clone() });
         }
-        Ok(Self::within(name, self.group.world_rank(), self.parent.clone()))
+        let group = Group::new(name, vec![self.group.world_rank()], 0);
+        let group = group.expect("invariant: a group of one has rank 0");
+        let (parent, recorder) = (self.parent.clone(), self.recorder.clone());
+        Ok(Arc::new(Self { group, parent, aborted: OnceLock::new(), recorder }))
     }
 
     fn abort(&self, cause: &str) {
@@ -79,6 +90,10 @@ impl Communicator for SelfComm {
         if let Some(parent) = &self.parent {
             parent.abort(&cause.message);
         }
+    }
+
+    fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
     }
 }
 

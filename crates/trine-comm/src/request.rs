@@ -1,6 +1,6 @@
 //! What a rank asks of its communicator: one operation, its buffers, its name and its call site.
 
-use crate::{CommError, Group};
+use crate::{CommError, Group, Place};
 use std::fmt;
 use std::panic::Location;
 use trine_buffer::{Buf, DType};
@@ -195,9 +195,60 @@ pub struct Request {
     pub recv: Option<Buf>,
     /// Where it was called.
     pub site: Site,
+    /// What a rank promises about `send`, where operations are sealed ([`crate::wrap::Sealed`]). A
+    /// backend compares it where the elements arrive.
+    pub seal: Option<Seal>,
+}
+
+/// Number and checksum of what a rank contributes to an operation, made before anything could happen
+/// to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seal {
+    /// The number of what goes out, as the caller counts: per group for collectives, per ordered
+    /// pair of ranks for messages. Ranks must agree; one that was lost or came twice is found by it.
+    pub outgoing: u64,
+    /// The number of what comes in.
+    pub incoming: u64,
+    /// xxh3-64 of the bytes of `send`; 0 without.
+    pub checksum: u64,
+}
+
+impl Seal {
+    /// The number that is shown of an operation: what comes in, where something does.
+    pub fn number(&self, operation: Operation) -> u64 {
+        match operation {
+            Operation::Recv { .. } | Operation::Exchange { .. } => self.incoming,
+            Operation::Send { .. }
+            | Operation::Broadcast { .. }
+            | Operation::AllReduce(_)
+            | Operation::AllGather
+            | Operation::ReduceScatter(_)
+            | Operation::AllToAll
+            | Operation::Barrier => self.outgoing,
+        }
+    }
+
+    /// Whether `buf` holds what was sealed; else its checksum.
+    ///
+    /// # Errors
+    /// The checksum of what it holds.
+    pub fn check(&self, buf: &Buf) -> Result<(), u64> {
+        let found = checksum(buf);
+        if found == self.checksum { Ok(()) } else { Err(found) }
+    }
+}
+
+/// The checksum of a [`Seal`].
+pub fn checksum(buf: &Buf) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(buf.slice().bytes())
 }
 
 impl Request {
+    /// A request without buffers and without a seal.
+    pub fn new(operation: Operation, name: impl Into<Name>, site: Site) -> Self {
+        Self { operation, name: name.into(), send: None, recv: None, site, seal: None }
+    }
+
     /// Checks everything that one rank can see alone: the peers exist, the buffers are the ones
     /// that the operation takes, and their lengths fit together.
     ///
@@ -305,6 +356,8 @@ impl Request {
             recv: self.recv.as_ref().map(Extent::of),
             group: group.clone(),
             site: self.site,
+            sealed: self.seal.map(|seal| seal.number(self.operation)),
+            place: Place::default(),
         }
     }
 }
@@ -328,11 +381,45 @@ pub struct Call {
     pub group: Group,
     /// The call site.
     pub site: Site,
+    /// The number under which its caller has sealed it, if it has.
+    pub sealed: Option<u64>,
+    /// Where in the run the rank was.
+    pub place: Place,
 }
 
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rank {} in ", self.rank)?;
+impl Call {
+    /// The call without its rank and place.
+    pub fn text(&self) -> String {
+        struct Text<'a>(&'a Call);
+        impl fmt::Display for Text<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.describe(f)
+            }
+        }
+        Text(self).to_string()
+    }
+
+    /// World ranks of all others that take part.
+    pub fn others(&self) -> Vec<usize> {
+        let world = |member: usize| self.group.ranks()[member];
+        let mut others = match self.operation {
+            Operation::Send { to: member } | Operation::Recv { from: member } => {
+                vec![world(member)]
+            }
+            Operation::Exchange { to, from } => vec![world(to), world(from)],
+            Operation::Broadcast { .. }
+            | Operation::AllReduce(_)
+            | Operation::AllGather
+            | Operation::ReduceScatter(_)
+            | Operation::AllToAll
+            | Operation::Barrier => self.group.ranks().to_vec(),
+        };
+        others.retain(|rank| *rank != self.rank);
+        others.dedup();
+        others
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.operation.describe(&self.group, f)?;
         write!(f, " \"{}\" #{}", self.name, self.sequence)?;
         match (self.send, self.recv) {
@@ -340,6 +427,17 @@ impl fmt::Display for Call {
             (Some(one), None) | (None, Some(one)) => write!(f, ", {one}")?,
             (None, None) => {}
         }
+        if let Some(number) = self.sealed.filter(|number| *number != self.sequence) {
+            write!(f, ", sealed as #{number}")?;
+        }
         write!(f, ", group {}, at {}", self.group, self.site)
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} in ", self.rank)?;
+        self.describe(f)?;
+        if self.place.is_empty() { Ok(()) } else { write!(f, ", in {}", self.place) }
     }
 }

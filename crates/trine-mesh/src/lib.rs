@@ -22,10 +22,12 @@
 
 mod axis;
 mod mesh;
+mod placement;
 mod shard;
 
 pub use axis::{Axis, AxisSet};
 pub use mesh::{Coordinate, Degrees, Group, Mesh};
+pub use placement::Placement;
 pub use shard::{DimPlacement, Shard, shard};
 
 /// What can be wrong with a mesh or a shard.
@@ -45,6 +47,21 @@ pub enum MeshError {
         world: usize,
         /// The nearest layouts whose product is `world`, best first.
         nearest: String,
+    },
+    /// Ranks of one tensor-parallel group would be on two hosts.
+    #[error(
+        "tp {tp} would cross the hosts {first} and {second}; tensor-parallel ranks exchange too much \
+         for that: nearest valid value: layout.tp = {nearest}"
+    )]
+    CrossesHosts {
+        /// The tensor-parallel degree.
+        tp: usize,
+        /// One host.
+        first: String,
+        /// The other.
+        second: String,
+        /// The greatest degree that fits the ranks of all hosts.
+        nearest: usize,
     },
     /// A degree is zero.
     #[error("layout {asked}: {axis} is 0; every degree is at least 1")]

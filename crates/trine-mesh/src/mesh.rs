@@ -53,7 +53,7 @@ impl fmt::Display for Degrees {
 }
 
 /// A rank's position on every axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Coordinate {
     /// Which replica.
     pub dp: usize,

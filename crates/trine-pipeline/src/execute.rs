@@ -92,12 +92,16 @@ pub fn execute(
         let size = execution.comm.size();
         return Err(PipelineError::Ranks { ranks: schedule.ranks(), size });
     }
+    let recorder = execution.comm.recorder();
     let mut runner = Runner { execution, rank, ready: HashMap::new() };
     for (position, action) in schedule.actions[rank].iter().enumerate() {
         observe(position, action, Moment::Begin);
+        // What hangs or fails from here on is reported with the action it was in.
+        recorder.begin_action(position, action);
         runner.run(action, stage).map_err(|failure| failure.at(rank, position, *action))?;
         observe(position, action, Moment::End);
     }
+    recorder.end_actions();
     Ok(())
 }
 

@@ -3,12 +3,12 @@
 use crate::TrainError;
 use crate::config::Config;
 use crate::engine::{Batch, Engine, EngineConfig, RankPlan};
-use crate::run::RANKS;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
-use trine_comm::{Name, threads};
+use trine_comm::Name;
+use trine_comm::threads::{self, Explained, WorldOptions};
 use trine_kernels::{CpuOps, Isa, KernelTime, Ops, Profiled, Team};
 use trine_rng::Stream;
 
@@ -70,7 +70,8 @@ impl StepTimes {
 /// What does not fit, an instruction set that this processor lacks, or the first failure of a rank.
 pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainError> {
     let engine = config.engine(request.cores)?;
-    let ranks = threads::run(engine.degrees.world(), &RANKS, |comm| {
+    let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
+    let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
         let plan = RankPlan::new(&engine, comm.rank())?;
         let team = Team::new(engine.threads);
         let cpu = match request.isa {
@@ -87,7 +88,10 @@ pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainEr
         })?;
         Ok::<_, TrainError>((loss, times, isa))
     })
-    .map_err(|error| TrainError::Ranks(error.to_string()))?;
+    .map_err(|failed: Explained<TrainError>| TrainError::Ranks {
+        diagnosis: Box::new(failed.post_mortem.diagnosis),
+        flight: None,
+    })?;
     let (loss, (steps, _), isa) = ranks[0].clone();
     let mut kernels = BTreeMap::<_, KernelTime>::new();
     for (kernel, time) in ranks.into_iter().flat_map(|(_, (_, kernels), _)| kernels) {

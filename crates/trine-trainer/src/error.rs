@@ -1,10 +1,10 @@
 //! What can go wrong in a run.
 
 use crate::config::ConfigError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use trine_buffer::BufferError;
 use trine_checkpoint::CheckpointError;
-use trine_comm::CommError;
+use trine_comm::{CommError, Diagnosis};
 use trine_data::DataError;
 use trine_dp::DpError;
 use trine_generate::GenerateError;
@@ -120,9 +120,37 @@ pub enum TrainError {
     /// Metrics could not be written as JSON.
     #[error("metrics: {0}")]
     Json(String),
-    /// A rank failed: the first of them, and why.
+    /// Arguments or files were refused before the run; the message says why.
     #[error("{0}")]
-    Ranks(String),
+    Refused(String),
+    /// Another rank, in another process, could not go on.
+    #[error("{place}: {message}")]
+    Elsewhere {
+        /// Which, and where.
+        place: String,
+        /// What it said.
+        message: String,
+        /// Whether other arguments or files would help.
+        is_usage: bool,
+    },
+    /// Processes that should have the same have not.
+    #[error("the ranks do not have the same {what}: {first}, {other}")]
+    Unlike {
+        /// What.
+        what: String,
+        /// One of them.
+        first: String,
+        /// The first that differs.
+        other: String,
+    },
+    /// A rank failed: the first cause, and what everybody did then.
+    #[error("{diagnosis}{}", kept(flight.as_deref()))]
+    Ranks {
+        /// Which rank, what happened, where everybody was.
+        diagnosis: Box<Diagnosis>,
+        /// The folder with the flight recorders, if there is one.
+        flight: Option<PathBuf>,
+    },
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -170,6 +198,10 @@ pub enum TrainError {
     Buffer(#[from] BufferError),
 }
 
+fn kept(flight: Option<&Path>) -> String {
+    flight.map_or_else(String::new, |folder| format!("\n  flight recorders: {}", folder.display()))
+}
+
 impl TrainError {
     /// Whether other arguments, another configuration or other files would help: the run has not
     /// begun.
@@ -189,6 +221,9 @@ impl TrainError {
                 | Self::Data(_)
                 | Self::Mesh(_)
                 | Self::Spec(_)
+                | Self::Refused(_)
+                | Self::Unlike { .. }
+                | Self::Elsewhere { is_usage: true, .. }
         )
     }
 }

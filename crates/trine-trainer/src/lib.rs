@@ -25,4 +25,4 @@ pub mod run;
 mod stage;
 
 pub use error::TrainError;
-pub use run::{TrainRequest, train};
+pub use run::{Process, Ranks, TrainRequest, train};

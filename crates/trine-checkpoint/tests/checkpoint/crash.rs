@@ -2,98 +2,14 @@
 
 use crate::world::{MOMENTS, Options, World, run_state, save_each, save_step, tiny_gpt};
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use trine_buffer::{Buf, DType};
 use trine_checkpoint::{
-    BoxError, Check, Checkpoint, CheckpointError, Disk, SaveRequest, Storage, StorageFile,
-    estimate_bytes, latest, save,
+    BoxError, Check, Checkpoint, CheckpointError, Disk, FailingDisk, SaveRequest, Storage,
+    StorageFile, estimate_bytes, latest, save,
 };
 use trine_comm::threads;
-
-/// A file system that fails for good after some operations: the power cut, or the disk full.
-#[derive(Debug, Clone)]
-struct Failing(Arc<AtomicUsize>);
-
-impl Failing {
-    fn after(operations: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(operations)))
-    }
-
-    fn step(&self) -> io::Result<()> {
-        let took =
-            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        took.map(drop).map_err(|_| io::Error::other("injected"))
-    }
-}
-
-struct FailingFile(Failing, Box<dyn StorageFile>);
-
-impl Read for FailingFile {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.1.read(buf)
-    }
-}
-
-impl Write for FailingFile {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if let Err(error) = self.0.step() {
-            // Half of it gets through.
-            self.1.write_all(&buf[..buf.len() / 2])?;
-            return Err(error);
-        }
-        self.1.write_all(buf).map(|()| buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.1.flush()
-    }
-}
-
-impl Seek for FailingFile {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.1.seek(to)
-    }
-}
-
-impl StorageFile for FailingFile {
-    fn sync(&mut self) -> io::Result<()> {
-        self.0.step()
-    }
-}
-
-impl Storage for Failing {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.step()?;
-        Disk.create_dir(path)
-    }
-
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.step()?;
-        Disk.free_bytes(dir)
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-        self.step()?;
-        Ok(Box::new(FailingFile(self.clone(), Disk.create(path)?)))
-    }
-
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        self.step()
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step()?;
-        Disk.rename(from, to)
-    }
-
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.step()?;
-        Disk.remove_dir(path)
-    }
-}
 
 fn names(dir: &Path) -> Vec<String> {
     let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
@@ -108,7 +24,7 @@ fn fail_everywhere(step: u64) -> usize {
     for operations in 0..1000 {
         let dir = tempfile::tempdir().unwrap();
         save_step(&world, dir.path(), &Options::step(1));
-        let storage = Failing::after(operations);
+        let storage = FailingDisk::after(operations);
         let options = Options { storage: &storage, keep_last: 1, ..Options::step(step) };
         let mut outcomes = save_each::<f32>(&world, dir.path(), &options);
         let found = latest(dir.path(), Check::Checksums).unwrap();

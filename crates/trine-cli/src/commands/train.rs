@@ -2,6 +2,7 @@
 
 use crate::args::TrainArgs;
 use crate::failure::Failure;
+use crate::launcher::{self, Backend};
 use crate::progress::Screen;
 use crate::{dry_run, output, select};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -10,8 +11,9 @@ use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use trine_trainer::TrainRequest;
 use trine_trainer::config::{self, Config};
+use trine_trainer::run::{Reporter, Seams};
+use trine_trainer::{Ranks, TrainRequest};
 
 /// Runs the command.
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
@@ -19,23 +21,49 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
     if args.help_config {
         return output::print(&key_list());
     }
+    let env = |name: &str| std::env::var(name).ok();
+    let launched = launcher::find(&env)?;
+    match launcher::choose(&args.backend, launched.as_ref(), &env, cfg!(feature = "mpi"))? {
+        Backend::Threads => alone(args, started),
+        #[cfg(feature = "mpi")]
+        Backend::Mpi => crate::mpi::run(args, launched.as_ref(), started),
+        #[cfg(not(feature = "mpi"))]
+        Backend::Mpi => unreachable!("refused by `choose`"),
+    }
+}
+
+/// Trains with ranks that are threads.
+fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
     let config = select::of_train(args)?;
     if args.dry_run {
-        return output::print(&dry_run::report(&config)?);
+        return output::print(&dry_run::report(&config, None)?);
     }
-    train(config, args, started)
+    let screen = Mutex::new(Screen::new(config.log.every_seconds));
+    train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
+}
+
+/// What to train, and with which ranks.
+pub(crate) struct Run<'a> {
+    pub(crate) config: Config,
+    pub(crate) args: &'a TrainArgs,
+    pub(crate) started: Instant,
+    pub(crate) ranks: Ranks<'a>,
 }
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
-fn train(config: Config, args: &TrainArgs, started: Instant) -> Result<(), Failure> {
-    if let Some(path) = &args.trace {
+pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
+    let Run { config, args, started, ranks } = run;
+    let is_first = match ranks {
+        Ranks::Threads => true,
+        Ranks::Process(process) => process.world().rank() == 0,
+    };
+    if let (Some(path), true) = (&args.trace, is_first) {
         // Found out now, and not after the last step.
         File::options().append(true).create(true).open(path).map_err(|error| {
             Failure::usage(format!("--trace {}: cannot create it: {error}", path.display()))
         })?;
     }
     let stop = stop_on_signals()?;
-    let screen = Mutex::new(Screen::new(config.log.every_seconds));
     let request = TrainRequest {
         config,
         resume: args.resume.is_some(),
@@ -43,8 +71,9 @@ fn train(config: Config, args: &TrainArgs, started: Instant) -> Result<(), Failu
         stop: &stop,
         started,
         cores: cores(),
+        seams: Seams::REAL,
     };
-    trine_trainer::train(&request, &screen)?;
+    trine_trainer::train(&request, ranks, reporter)?;
     Ok(())
 }
 

@@ -69,6 +69,14 @@ impl Scratch {
         Run { path: self.path(out) }
     }
 
+    /// A program that runs in it.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn program(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+    }
+
     /// `trine`, with backtraces switched on to see that none appears.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trine"));

@@ -9,4 +9,6 @@ mod contents;
 mod failures;
 mod kill;
 mod layouts;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod resume;

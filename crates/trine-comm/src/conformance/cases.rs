@@ -95,11 +95,9 @@ impl Collective {
         // Nothing may be left of what the buffer held before.
         let recv = recv.map(|len| serial::data(self.dtype, len, !self.case, comm.rank()));
         let request = Request {
-            operation: self.operation,
-            name: "conformance".into(),
             send: Some(self.send(comm.size(), comm.rank())),
             recv,
-            site: Location::caller(),
+            ..Request::new(self.operation, "conformance", Location::caller())
         };
         comm.start(request).map_err(text)
     }

@@ -9,8 +9,13 @@ use super::deadlock::Waits;
 use super::record::Record;
 use super::slots::Slot;
 use crate::collective::Payload;
-use crate::{Call, Cause, CommError, Done, Group, Missing, Name, Operation, RankState, Site};
+use crate::{
+    Beat, Call, Cause, CommError, Diagnosis, Doing, Done, Group, Missing, Name, Operation,
+    RankState, Recorder, Site,
+};
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// What a posted operation still waits for.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +32,8 @@ pub(super) enum Needs {
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) record: Record,
+    /// Its number in the rank's recorder.
+    pub(super) number: u64,
     pub(super) needs: Needs,
     /// Directions (of an exchange) or collectives still open.
     open: u8,
@@ -67,12 +74,12 @@ impl GroupState {
     }
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Rank {
+#[derive(Debug)]
+struct Rank {
     finished: bool,
     /// Tickets that its threads wait for: one, as a rule.
     waits: Vec<usize>,
-    pub(super) latest: Option<Record>,
+    recorder: Arc<Recorder>,
 }
 
 /// Why the world stopped, and whom that concerns directly.
@@ -81,6 +88,8 @@ struct Failure {
     error: CommError,
     concerned: Vec<usize>,
     cause: Cause,
+    /// What all ranks did at that moment.
+    beats: Vec<Beat>,
 }
 
 /// A subgroup that some of its members have joined.
@@ -95,16 +104,21 @@ struct Forming {
 pub(super) struct Board {
     pub(super) groups: Vec<GroupState>,
     forming: HashMap<(usize, u64, u64), Forming>,
-    pub(super) ranks: Vec<Rank>,
+    ranks: Vec<Rank>,
     tickets: Vec<Option<Ticket>>,
     free: Vec<usize>,
     failure: Option<Failure>,
 }
 
 impl Board {
-    pub(super) fn new(world: Group) -> Self {
+    pub(super) fn new(world: Group, recorders: &[Arc<Recorder>]) -> Self {
+        let rank = |recorder: &Arc<Recorder>| Rank {
+            finished: false,
+            waits: Vec::new(),
+            recorder: recorder.clone(),
+        };
         Self {
-            ranks: (0..world.size()).map(|_| Rank::default()).collect(),
+            ranks: recorders.iter().map(rank).collect(),
             groups: vec![GroupState::new(world)],
             forming: HashMap::new(),
             tickets: Vec::new(),
@@ -130,7 +144,38 @@ impl Board {
             CommError::Aborted { cause } => cause.clone(),
             other => Cause { rank, message: other.to_string().into() },
         };
-        self.failure.get_or_insert(Failure { error, concerned, cause });
+        if self.failure.is_none() {
+            let beats = self.beats();
+            self.failure = Some(Failure { error, concerned, cause, beats });
+        }
+    }
+
+    /// What all ranks do, with exactly the ranks that those that wait lack.
+    fn beats(&self) -> Vec<Beat> {
+        let beat = |rank: &Rank| {
+            let mut beat = rank.recorder.beat();
+            if let (Doing::Waiting { waits_for, .. }, Some(id)) =
+                (&mut beat.doing, rank.waits.first())
+            {
+                *waits_for = self.missing(*id);
+            }
+            beat
+        };
+        self.ranks.iter().map(beat).collect()
+    }
+
+    /// The first cause as it is to be told, if the world has failed.
+    pub(super) fn diagnosis(&self) -> Option<Diagnosis> {
+        self.failure.as_ref().map(|failure| Diagnosis {
+            rank: failure.error.blamed().unwrap_or(failure.cause.rank),
+            failure: failure.cause.message.to_string(),
+            beats: failure.beats.clone(),
+        })
+    }
+
+    /// The same for a world that did not fail until all ranks had returned.
+    pub(super) fn diagnosis_of(&self, rank: usize, failure: String) -> Diagnosis {
+        Diagnosis { rank, failure, beats: self.beats() }
     }
 
     pub(super) fn cause(&self) -> Option<&Cause> {
@@ -147,7 +192,7 @@ impl Board {
         self.fail(last.rank, error, concerned);
     }
 
-    fn call(&self, record: &Record) -> Call {
+    pub(super) fn call(&self, record: &Record) -> Call {
         let group = &self.groups[record.group].group;
         let index = group.ranks().iter().position(|rank| *rank == record.rank);
         let group = index.and_then(|index| group.seen_by(index));
@@ -160,13 +205,21 @@ impl Board {
             recv: record.recv,
             group: group.expect("invariant: records are made by members"),
             site: record.site,
+            sealed: record.seal.map(|seal| seal.number(record.operation)),
+            place: record.place,
         }
+    }
+
+    /// Tells the rank's recorder of a posted operation.
+    pub(super) fn note(&self, record: &Record) -> u64 {
+        self.ranks[record.rank].recorder.post(self.call(record))
     }
 
     // ---- tickets ----
 
-    pub(super) fn issue(&mut self, record: Record, needs: Needs, open: u8) -> usize {
-        let ticket = Ticket { record, needs, open, done: Done::default(), abandoned: false };
+    pub(super) fn issue(&mut self, record: Record, number: u64, needs: Needs, open: u8) -> usize {
+        let done = Done::default();
+        let ticket = Ticket { record, number, needs, open, done, abandoned: false };
         match self.free.pop() {
             Some(id) => {
                 self.tickets[id] = Some(ticket);
@@ -265,6 +318,8 @@ impl Board {
             recv: None,
             group,
             site,
+            sealed: None,
+            place: Default::default(),
         };
         let first = self.groups[id].group.clone();
         let error = CommError::Mismatch {
@@ -278,6 +333,7 @@ impl Board {
     // ---- waiting ----
 
     pub(super) fn begin_wait(&mut self, rank: usize, id: usize) {
+        self.ranks[rank].recorder.wait(self.ticket(id).number);
         self.ranks[rank].waits.push(id);
     }
 
@@ -287,6 +343,7 @@ impl Board {
 
     pub(super) fn finish(&mut self, rank: usize) {
         self.ranks[rank].finished = true;
+        self.ranks[rank].recorder.end();
     }
 
     /// World ranks that must act before ticket `id` can be over.
@@ -319,23 +376,52 @@ impl Board {
         super::deadlock::find(self, rank)
     }
 
-    /// Fails the world because a rank waited too long for ticket `id`.
-    pub(super) fn fail_deadline(&mut self, rank: usize, id: usize, waited: std::time::Duration) {
-        let missing = self.missing(id).into_iter();
-        let missing = missing.map(|rank| Missing { rank, state: self.state(rank) }).collect();
-        let call = Box::new(self.call(&self.ticket(id).record));
-        self.fail(rank, CommError::Deadline { call, waited, missing }, vec![rank]);
-    }
-
-    fn state(&self, rank: usize) -> RankState {
-        let Rank { finished, waits, latest } = &self.ranks[rank];
-        match (finished, waits.first()) {
-            (true, _) => RankState::Finished,
-            (false, Some(id)) => RankState::Waiting(Box::new(self.call(&self.ticket(*id).record))),
-            (false, None) => {
-                RankState::Running(latest.as_ref().map(|record| Box::new(self.call(record))))
+    /// The ranks that run and that ticket `id` waits for, directly or by way of ranks that wait.
+    fn awaited(&self, id: usize) -> Vec<usize> {
+        let (mut seen, mut next) = (vec![false; self.ranks.len()], self.missing(id));
+        let mut running = Vec::new();
+        while let Some(rank) = next.pop() {
+            if std::mem::replace(&mut seen[rank], true) {
+                continue;
+            }
+            match self.ranks[rank].waits.first() {
+                Some(wait) => next.extend(self.missing(*wait)),
+                None => running.push(rank),
             }
         }
+        running
+    }
+
+    /// How much longer `rank`, which has waited in vain for `waited`, waits for ticket `id`, and for
+    /// whom: a rank that makes progress, or is in a phase that may take longer, is waited for.
+    pub(super) fn time_left(
+        &self,
+        (rank, id): (usize, usize),
+        waited: Duration,
+        deadline: Duration,
+    ) -> (Duration, Option<usize>) {
+        let phase = |rank: usize| self.ranks[rank].recorder.place().phase.deadline;
+        let allowed = deadline.max(phase(rank).unwrap_or_default());
+        let left = |rank: usize| {
+            let quiet = self.ranks[rank].recorder.quiet().min(waited);
+            allowed.max(phase(rank).unwrap_or_default()).saturating_sub(quiet)
+        };
+        let first = self.awaited(id).into_iter().map(|rank| (left(rank), Some(rank))).min();
+        // Nobody is missing: a rank that has everything works on it.
+        first.unwrap_or((deadline, None))
+    }
+
+    /// Fails the world because a rank waited too long for ticket `id`, in the end for `late`.
+    pub(super) fn fail_deadline(
+        &mut self,
+        (rank, id): (usize, usize),
+        late: usize,
+        waited: Duration,
+    ) {
+        let latest = self.ranks[late].recorder.latest().map(Box::new);
+        let missing = vec![Missing { rank: late, state: RankState::Running(latest) }];
+        let call = Box::new(self.call(&self.ticket(id).record));
+        self.fail(rank, CommError::Deadline { call, waited, missing }, vec![rank]);
     }
 
     /// Operations that nobody matched, once all ranks have finished.

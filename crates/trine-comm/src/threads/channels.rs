@@ -39,8 +39,18 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
+    /// The message's side of the sender.
+    pub(super) fn record(&self) -> &Record {
+        &self.send.record
+    }
+
     pub(super) fn execute(&mut self) -> Result<(), CommError> {
         Ok(self.recv.buf.slice_mut().copy_from(self.send.buf.slice())?)
+    }
+
+    /// What has arrived.
+    pub(super) fn arrived(&self) -> &Buf {
+        &self.recv.buf
     }
 }
 
@@ -50,18 +60,28 @@ impl Board {
         !self.groups[group].channel(from, to).recvs.is_empty()
     }
 
-    /// A ticket for a message to a member, the wish for one from a member, or both.
+    /// A ticket for a message of `own` to a member, the wish for one from a member, or both; and the
+    /// operation's number in its rank's recorder.
     pub(super) fn open_message(
         &mut self,
-        record: Record,
+        mut record: Record,
+        own: usize,
         to: Option<usize>,
         from: Option<usize>,
-    ) -> Result<usize, CommError> {
+    ) -> Result<(usize, u64), CommError> {
         self.check(record.rank)?;
+        let state = &mut self.groups[record.group];
+        // What reports show of an exchange is the incoming direction's number.
+        record.sequence = match (to, from) {
+            (_, Some(from)) => state.channel(from, own).recvs_posted,
+            (Some(to), None) => state.channel(own, to).sends_posted,
+            (None, None) => 0,
+        };
+        let number = self.note(&record);
         let ranks = self.groups[record.group].group.ranks();
         let (to, from) = (to.map(|member| ranks[member]), from.map(|member| ranks[member]));
         let open = u8::from(to.is_some()) + u8::from(from.is_some());
-        Ok(self.issue(record, Needs::Peers { to, from }, open))
+        Ok((self.issue(record, number, Needs::Peers { to, from }, open), number))
     }
 
     /// Posts the outgoing direction of ticket `id`: matched at once, or queued (as `staged` copy,
@@ -79,7 +99,6 @@ impl Board {
         record.sequence = channel.sends_posted;
         channel.sends_posted += 1;
         let receiver = channel.recvs.pop_front();
-        self.note(id, record);
         if let Some(recv) = receiver {
             return self.matched(Outgoing { record, ticket: Some(id), buf }, recv);
         }
@@ -111,7 +130,6 @@ impl Board {
         record.sequence = channel.recvs_posted;
         channel.recvs_posted += 1;
         let sender = channel.sends.pop_front();
-        self.note(id, record);
         let recv = Incoming { record, ticket: id, buf };
         if let Some(send) = sender {
             return self.matched(send, recv);
@@ -120,16 +138,8 @@ impl Board {
         None
     }
 
-    /// What reports show of a message is its latest direction's number.
-    fn note(&mut self, id: usize, record: Record) {
-        let ticket = self.ticket_mut(id);
-        ticket.record.sequence = record.sequence;
-        let whole = ticket.record;
-        self.ranks[record.rank].latest = Some(whole);
-    }
-
     fn matched(&mut self, send: Outgoing, recv: Incoming) -> Option<Transfer> {
-        if send.record.send != recv.record.recv || send.record.name != recv.record.name {
+        if !send.record.suits(&recv.record) {
             let records = [send.record, recv.record];
             self.fail_mismatch(&records, vec![send.record.rank, recv.record.rank]);
             return None;

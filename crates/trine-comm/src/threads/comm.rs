@@ -8,14 +8,17 @@ use super::shared::{Seat, Shared};
 use super::slots::{Complete, Posted};
 use crate::collective::{self, Payload};
 use crate::{
-    CommError, Communicator, Done, Group, Name, Operation, Pending, Progress, Request, SelfComm,
-    Site,
+    CommError, Communicator, Done, Group, Operation, Pending, Progress, Recorder, Request,
+    SelfComm, Site,
 };
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use trine_buffer::{Buf, Queue};
+
+/// How long a rank that is overdue gets at most to show progress after all.
+const GRACE_MAX: Duration = Duration::from_secs(2);
 
 /// One rank's view of one group.
 pub(super) struct ThreadComm {
@@ -54,21 +57,42 @@ impl ThreadComm {
     }
 
     fn start_collective(&self, request: Request) -> Result<Pending, CommError> {
-        let record = Record::new(self.seat.rank, self.id, &request);
+        let record = self.record(&request);
         let payload = Payload { send: request.send, recv: request.recv };
         match self.act(|board| board.arrive(record, self.group.rank(), payload))? {
-            Posted::Ticket(id) => Ok(self.pending(id)),
+            Posted::Ticket(id, number) => Ok(self.pending(id, number)),
             Posted::Complete(complete) => self.complete(complete).map(Pending::finished),
         }
     }
 
     /// The last arriver's share: it works for everybody, outside the lock.
     fn complete(&self, mut complete: Complete) -> Result<Done, CommError> {
+        self.check_seals(complete.contributions())?;
         let executed = collective::execute(complete.operation, &mut complete.payloads);
         self.succeed(executed.map_err(CommError::from))?;
+        let number = complete.number;
         let (done, wake) = self.shared().lock().close_collective(complete);
+        self.recorder().finish(number);
         self.shared().wake(wake);
         Ok(done)
+    }
+
+    fn record(&self, request: &Request) -> Record {
+        Record::new(self.seat.rank, self.id, request, self.recorder().place())
+    }
+
+    /// Stops the world if elements are not what their rank has sealed.
+    fn check_seals<'a>(
+        &self,
+        mut contributions: impl Iterator<Item = (&'a Record, &'a Buf)>,
+    ) -> Result<(), CommError> {
+        let altered = contributions.find_map(|(record, buf)| {
+            let seal = record.seal?;
+            seal.check(buf).err().map(|found| (record, seal.checksum, found))
+        });
+        let Some((record, sent, found)) = altered else { return Ok(()) };
+        let call = Box::new(self.shared().lock().call(record));
+        self.succeed(Err(CommError::Corrupt { call, sent, found }))
     }
 
     /// Stops the world if work for others failed, because they wait for it.
@@ -83,11 +107,11 @@ impl ThreadComm {
     }
 
     fn start_message(&self, request: Request, peers: Peers) -> Result<Pending, CommError> {
-        let record = Record::new(self.seat.rank, self.id, &request);
+        let record = self.record(&request);
         let staged = self.stage(&request, peers)?;
         let own = self.group.rank();
-        let (id, transfers) = self.act(|board| {
-            let id = board.open_message(record, peers.to, peers.from)?;
+        let (id, number, transfers) = self.act(|board| {
+            let (id, number) = board.open_message(record, own, peers.to, peers.from)?;
             let mut transfers = [None, None];
             if let (Some(to), Some(buf)) = (peers.to, request.send) {
                 transfers[0] = board.post_send(id, (own, to), buf, staged);
@@ -96,17 +120,18 @@ impl ThreadComm {
                 transfers[1] = board.post_recv(id, (from, own), buf);
             }
             board.check(self.seat.rank)?;
-            Ok((id, transfers))
+            Ok((id, number, transfers))
         })?;
         for transfer in transfers.into_iter().flatten() {
             self.transfer(transfer)?;
         }
-        Ok(self.pending(id))
+        Ok(self.pending(id, number))
     }
 
     /// Whoever comes second copies the message, outside the lock.
     fn transfer(&self, mut transfer: Transfer) -> Result<(), CommError> {
         self.succeed(transfer.execute())?;
+        self.check_seals([(transfer.record(), transfer.arrived())].into_iter())?;
         let wake = self.shared().lock().close_transfer(transfer);
         self.shared().wake(wake.into_iter().flatten());
         Ok(())
@@ -129,18 +154,17 @@ impl ThreadComm {
         }
     }
 
-    fn pending(&self, id: usize) -> Pending {
-        Pending::started(Box::new(ThreadPending { seat: self.seat.clone(), ticket: Some(id) }))
+    fn pending(&self, id: usize, number: u64) -> Pending {
+        let seat = self.seat.clone();
+        Pending::started(Box::new(ThreadPending { seat, ticket: Some(id), number }))
     }
 
     /// Everybody's colour, in the group's order.
     fn colours(&self, colour: u64, site: Site) -> Result<Vec<u64>, CommError> {
         let request = Request {
-            operation: Operation::AllGather,
-            name: Name::new("split"),
             send: Some(Buf::from_vec(vec![colour])),
             recv: Some(Buf::from_vec(vec![0u64; self.group.size()])),
-            site,
+            ..Request::new(Operation::AllGather, "split", site)
         };
         let all = self.start(request)?.wait(&Queue::Host)?.into_recv(site)?;
         Ok(all.into_vec()?)
@@ -200,6 +224,10 @@ impl Communicator for ThreadComm {
     fn abort(&self, cause: &str) {
         self.shared().abort(self.seat.rank, cause);
     }
+
+    fn recorder(&self) -> &Arc<Recorder> {
+        &self.shared().recorders[self.seat.rank]
+    }
 }
 
 /// A posted operation of a rank that is a thread.
@@ -207,6 +235,8 @@ struct ThreadPending {
     seat: Arc<Seat>,
     /// `None` once it has been waited for.
     ticket: Option<usize>,
+    /// The operation's number in its rank's recorder.
+    number: u64,
 }
 
 impl Progress for ThreadPending {
@@ -222,6 +252,7 @@ impl Progress for ThreadPending {
         board.check(self.seat.rank)?;
         let done = if board.is_done(id) { fetch(board, id) } else { self.park(board, id)? };
         self.ticket = None;
+        self.seat.shared.recorders[self.seat.rank].finish(self.number);
         Ok(done)
     }
 }
@@ -236,13 +267,25 @@ impl ThreadPending {
         let (rank, shared) = (self.seat.rank, &self.seat.shared);
         board.begin_wait(rank, id);
         board.fail_if_stuck(rank);
-        let since = Instant::now();
+        let (since, mut warned) = (Instant::now(), false);
         while board.check(rank).is_ok() && !board.is_done(id) {
-            let left = shared.options.deadline.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                board.fail_deadline(rank, id, since.elapsed());
-            } else {
-                board = shared.park(rank, board, left);
+            let (waited, deadline) = (since.elapsed(), shared.options.deadline);
+            let (left, late) = match deadline.checked_sub(waited) {
+                Some(left) if !left.is_zero() => (left, None),
+                Some(_) | None => board.time_left((rank, id), waited, deadline),
+            };
+            match late {
+                // Once more, a little: a process that was suspended as a whole wakes up with all
+                // its deadlines passed.
+                Some(_) if left.is_zero() && !warned => {
+                    warned = true;
+                    board = shared.park(rank, board, (deadline / 8).min(GRACE_MAX));
+                }
+                Some(late) if left.is_zero() => board.fail_deadline((rank, id), late, waited),
+                Some(_) | None => {
+                    warned = false;
+                    board = shared.park(rank, board, left);
+                }
             }
         }
         board.end_wait(rank, id);

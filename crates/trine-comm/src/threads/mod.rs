@@ -20,7 +20,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use crate::{Call, Communicator, Group, SelfComm};
+use crate::{Call, Communicator, Group, PostMortem, SelfComm};
 use comm::ThreadComm;
 use shared::{Seat, Shared};
 use std::any::Any;
@@ -44,7 +44,8 @@ pub enum Delivery {
 pub struct WorldOptions {
     /// When a message is over for its sender.
     pub delivery: Delivery,
-    /// How long a rank waits for ranks that run but do not come.
+    /// How long a rank waits for ranks that run, but neither come nor make progress: they begin and
+    /// end no action, operation or phase. A phase may have a longer one ([`crate::Phase`]).
     pub deadline: Duration,
     /// Stack of each rank's thread in bytes.
     pub stack_bytes: usize,
@@ -98,6 +99,16 @@ pub enum WorldError<E: Debug + Display> {
     },
 }
 
+/// A world that did not finish, with what is known of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Explained<E: Debug + Display> {
+    /// Its first failure.
+    pub error: WorldError<E>,
+    /// What everybody did at that moment, and all flight recorders.
+    pub post_mortem: Box<PostMortem>,
+}
+
 /// A world's communicators, one a rank, in rank order, for callers with threads of their own;
 /// [`run`] is simpler. A rank is over when its communicators and pending operations are dropped.
 pub fn connect(ranks: usize, options: &WorldOptions) -> Vec<Arc<dyn Communicator>> {
@@ -146,12 +157,76 @@ where
     E: Debug + Display + Send,
     F: Fn(Arc<dyn Communicator>) -> Result<T, E> + Sync,
 {
+    run_explained(ranks, options, body).map_err(|failed| failed.error)
+}
+
+/// [`run`], with a diagnosis and the flight recorders if it fails.
+///
+/// ```
+/// use trine_comm::{Name, threads};
+///
+/// let failed = threads::run_explained(2, &Default::default(), |comm| {
+///     comm.recorder().begin_phase(Name::new("training").with("step", 3));
+///     match comm.rank() {
+///         0 => comm.barrier("end").map_err(|error| error.to_string()),
+///         _ => Err("out of memory".to_owned()),
+///     }
+/// })
+/// .unwrap_err();
+/// let text = failed.post_mortem.diagnosis.to_string();
+/// assert!(text.starts_with("rank 1: out of memory"), "{text}");
+/// assert!(text.contains("rank 1, in training step 3, runs"), "{text}");
+/// ```
+///
+/// # Errors
+/// The first failure, explained.
+pub fn run_explained<T, E, F>(
+    ranks: usize,
+    options: &WorldOptions,
+    body: F,
+) -> Result<Vec<T>, Explained<E>>
+where
+    T: Send,
+    E: Debug + Display + Send,
+    F: Fn(Arc<dyn Communicator>) -> Result<T, E> + Sync,
+{
     let Some(World { shared, comms }) = open(ranks, options) else { return Ok(Vec::new()) };
+    run_in(&shared, comms, options, body).map_err(|error| {
+        let post_mortem = Box::new(post_mortem(&shared, &error));
+        Explained { error, post_mortem }
+    })
+}
+
+/// What everybody did when the world failed; now, if it did not fail before all had returned.
+fn post_mortem<E: Debug + Display>(shared: &Shared, error: &WorldError<E>) -> PostMortem {
+    let board = shared.lock();
+    let rank = match error {
+        WorldError::Failed { rank, .. }
+        | WorldError::Panicked { rank, .. }
+        | WorldError::Spawn { rank, .. } => *rank,
+        WorldError::Unmatched { calls } => calls.first().map_or(0, |call| call.rank),
+    };
+    let diagnosis =
+        board.diagnosis().unwrap_or_else(|| board.diagnosis_of(rank, error.to_string()));
+    let records = shared.recorders.iter().map(|recorder| recorder.record()).collect();
+    PostMortem { diagnosis, records }
+}
+
+fn run_in<T, E, F>(
+    shared: &Arc<Shared>,
+    comms: Vec<Arc<dyn Communicator>>,
+    options: &WorldOptions,
+    body: F,
+) -> Result<Vec<T>, WorldError<E>>
+where
+    T: Send,
+    E: Debug + Display + Send,
+    F: Fn(Arc<dyn Communicator>) -> Result<T, E> + Sync,
+{
     let body = &body;
     let outcomes = crossbeam::thread::scope(|scope| {
-        let mut handles = Vec::with_capacity(ranks);
+        let mut handles = Vec::with_capacity(comms.len());
         for (rank, comm) in comms.into_iter().enumerate() {
-            let shared = &shared;
             let thread = scope.builder().name(format!("rank {rank}"));
             let spawned = thread
                 .stack_size(options.stack_bytes)
@@ -170,7 +245,7 @@ where
             .collect())
     });
     let outcomes: Vec<_> = outcomes.expect("invariant: all threads are joined")?;
-    conclude(outcomes, &shared)
+    conclude(outcomes, shared)
 }
 
 /// How a rank ended, if not well.

@@ -1,6 +1,6 @@
 //! What is known of a posted operation apart from its buffers.
 
-use crate::{Extent, Name, Operation, Request, Site};
+use crate::{Extent, Name, Operation, Place, Request, Seal, Site};
 
 /// A posted operation without its buffers: what is compared and reported.
 #[derive(Debug, Clone, Copy)]
@@ -13,10 +13,12 @@ pub(super) struct Record {
     pub(super) send: Option<Extent>,
     pub(super) recv: Option<Extent>,
     pub(super) site: Site,
+    pub(super) seal: Option<Seal>,
+    pub(super) place: Place,
 }
 
 impl Record {
-    pub(super) fn new(rank: usize, group: usize, request: &Request) -> Self {
+    pub(super) fn new(rank: usize, group: usize, request: &Request, place: Place) -> Self {
         Self {
             rank,
             group,
@@ -26,6 +28,8 @@ impl Record {
             send: request.send.as_ref().map(Extent::of),
             recv: request.recv.as_ref().map(Extent::of),
             site: request.site,
+            seal: request.seal,
+            place,
         }
     }
 
@@ -35,5 +39,13 @@ impl Record {
             && self.name == other.name
             && self.send == other.send
             && self.recv == other.recv
+            && self.seal.map(|seal| seal.outgoing) == other.seal.map(|seal| seal.outgoing)
+    }
+
+    /// Whether a message that this rank sends is the one that the other wants.
+    pub(super) fn suits(&self, receiver: &Self) -> bool {
+        self.send == receiver.recv
+            && self.name == receiver.name
+            && self.seal.map(|seal| seal.outgoing) == receiver.seal.map(|seal| seal.incoming)
     }
 }

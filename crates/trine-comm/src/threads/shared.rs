@@ -2,7 +2,7 @@
 
 use super::WorldOptions;
 use super::board::Board;
-use crate::{Cause, CommError, Group};
+use crate::{Cause, CommError, Group, Recorder};
 use crossbeam::utils::CachePadded;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,8 @@ pub(super) struct Shared {
     bells: Vec<CachePadded<Condvar>>,
     /// Staged messages.
     pub(super) pool: Pool,
+    /// One a rank.
+    pub(super) recorders: Vec<Arc<Recorder>>,
     pub(super) options: WorldOptions,
 }
 
@@ -28,7 +30,9 @@ impl fmt::Debug for Shared {
 impl Shared {
     pub(super) fn new(world: Group, options: WorldOptions) -> Self {
         let bells = (0..world.size()).map(|_| CachePadded::default()).collect();
-        Self { bells, board: Mutex::new(Board::new(world)), pool: Pool::new(), options }
+        let recorders: Vec<_> = world.ranks().iter().map(|rank| Recorder::new(*rank, "")).collect();
+        let board = Mutex::new(Board::new(world, &recorders));
+        Self { bells, board, pool: Pool::new(), recorders, options }
     }
 
     // A rank that panics does so outside the lock, except for bugs of this crate; the others must

@@ -4,6 +4,7 @@ use super::board::{Board, Needs};
 use super::record::Record;
 use crate::collective::Payload;
 use crate::{CommError, Done, Operation};
+use trine_buffer::Buf;
 
 /// A member's contribution to a collective. The last arriver needs no ticket.
 #[derive(Debug)]
@@ -24,15 +25,27 @@ pub(super) struct Slot {
 #[derive(Debug)]
 pub(super) struct Complete {
     pub(super) operation: Operation,
+    /// Whose contributions, in the group's order.
+    records: Vec<Record>,
     pub(super) payloads: Vec<Payload>,
+    /// The last arriver's operation in its recorder.
+    pub(super) number: u64,
     tickets: Vec<Option<usize>>,
+}
+
+impl Complete {
+    /// Every contribution with its buffer.
+    pub(super) fn contributions(&self) -> impl Iterator<Item = (&Record, &Buf)> {
+        let all = self.records.iter().zip(&self.payloads);
+        all.filter_map(|(record, payload)| Some((record, payload.send.as_ref()?)))
+    }
 }
 
 /// How a member's arrival ended.
 #[derive(Debug)]
 pub(super) enum Posted {
-    /// Others are missing; here is the ticket.
-    Ticket(usize),
+    /// Others are missing; here are the ticket and the operation's number in its rank's recorder.
+    Ticket(usize, u64),
     /// It was the last one.
     Complete(Complete),
 }
@@ -47,9 +60,11 @@ impl Board {
     ) -> Result<Posted, CommError> {
         self.check(record.rank)?;
         let state = &mut self.groups[record.group];
-        let size = state.group.size();
         record.sequence = state.next[member];
         state.next[member] += 1;
+        let number = self.note(&record);
+        let state = &mut self.groups[record.group];
+        let size = state.group.size();
         let at = (record.sequence - state.first) as usize;
         if at == state.slots.len() {
             let mut slot = state.spare.pop().unwrap_or_default();
@@ -61,19 +76,18 @@ impl Board {
         let last = slot.arrived == size;
         let agrees = slot.arrivals.iter().flatten().next().is_none_or(|a| a.record.agrees(&record));
         slot.arrivals[member] = Some(Arrival { record, ticket: None, payload });
-        self.ranks[record.rank].latest = Some(record);
         if !agrees {
             self.disagree(record, at);
             self.check(record.rank)?;
         }
         if last {
-            return Ok(Posted::Complete(self.take_front(record.group)));
+            return Ok(Posted::Complete(self.take_front(record.group, number)));
         }
-        let id = self.issue(record, Needs::Group, 1);
+        let id = self.issue(record, number, Needs::Group, 1);
         if let Some(arrival) = &mut self.groups[record.group].slots[at].arrivals[member] {
             arrival.ticket = Some(id);
         }
-        Ok(Posted::Ticket(id))
+        Ok(Posted::Ticket(id, number))
     }
 
     fn disagree(&mut self, last: Record, at: usize) {
@@ -86,15 +100,17 @@ impl Board {
     }
 
     /// Members arrive in sequence, so the slot that fills up is always the first.
-    fn take_front(&mut self, group: usize) -> Complete {
+    fn take_front(&mut self, group: usize, number: u64) -> Complete {
         let state = &mut self.groups[group];
         let mut slot = state.slots.pop_front().expect("invariant: a full slot is there");
         state.first += 1;
         let mut payloads = Vec::with_capacity(slot.arrivals.len());
         let mut tickets = Vec::with_capacity(slot.arrivals.len());
+        let mut records = Vec::with_capacity(slot.arrivals.len());
         let mut operation = Operation::Barrier;
         for arrival in slot.arrivals.drain(..).flatten() {
             operation = arrival.record.operation;
+            records.push(arrival.record);
             payloads.push(arrival.payload);
             tickets.push(arrival.ticket);
         }
@@ -103,7 +119,7 @@ impl Board {
         for id in tickets.iter().flatten() {
             self.ticket_mut(*id).needs = Needs::Nobody;
         }
-        Complete { operation, payloads, tickets }
+        Complete { operation, records, payloads, number, tickets }
     }
 
     /// Hands the results out: the last arriver's own, and the ranks to wake.

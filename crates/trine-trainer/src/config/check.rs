@@ -10,6 +10,9 @@ use trine_spec::SpecError;
 /// Entries that a byte-level tokenizer cannot do without: the bytes and the end of a text.
 const VOCAB_MIN: usize = 257;
 
+/// Seconds of a year.
+const DEADLINE_S_MAX: f64 = 31_536_000.0;
+
 /// Sequences of the largest batch.
 pub(super) const BATCH_MAX: usize = 1 << 24;
 
@@ -113,7 +116,7 @@ impl Check<'_> {
     }
 
     fn numbers(&mut self) {
-        let Config { train, optimizer, lr, log, sample, .. } = self.config;
+        let Config { train, optimizer, lr, comm, log, sample, .. } = self.config;
         let rows = [
             ("train.minutes_max", train.minutes_max, Range::NotNegative),
             ("train.clip_norm", train.clip_norm, Range::NotNegative),
@@ -125,6 +128,8 @@ impl Check<'_> {
             ("optimizer.momentum", optimizer.momentum, Range::BelowOne),
             ("lr.min_ratio", lr.min_ratio, Range::UpToOne),
             ("lr.decay_fraction", lr.decay_fraction, Range::UpToOne),
+            ("comm.deadline_s", comm.deadline_s, Range::Positive { nearest: 60.0 }),
+            ("comm.long_deadline_s", comm.long_deadline_s, Range::Positive { nearest: 600.0 }),
             ("log.every_seconds", log.every_seconds, Range::Positive { nearest: 5.0 }),
             ("sample.temperature", sample.temperature, Range::NotNegative),
             ("sample.top_p", sample.top_p, Range::PositiveUpToOne),
@@ -133,6 +138,17 @@ impl Check<'_> {
             if let Some((rule, nearest)) = range.broken_by(value) {
                 self.report(key, value, rule, nearest);
             }
+        }
+        for (key, seconds) in
+            [("comm.deadline_s", comm.deadline_s), ("comm.long_deadline_s", comm.long_deadline_s)]
+        {
+            if seconds > DEADLINE_S_MAX {
+                self.report(key, seconds, "must be at most a year", DEADLINE_S_MAX);
+            }
+        }
+        if comm.long_deadline_s < comm.deadline_s {
+            let rule = format!("must be at least comm.deadline_s = {}", comm.deadline_s);
+            self.report("comm.long_deadline_s", comm.long_deadline_s, rule, comm.deadline_s);
         }
         if train.zero > 1 {
             self.report("train.zero", train.zero, "ZeRO stages 0 and 1 exist", 1);

@@ -2,7 +2,7 @@
 
 use super::schema::{Field, Key, Kind};
 use super::sections::{
-    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, Optimizer, Output, Sample, Train,
+    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, Output, Sample, Train,
 };
 
 /// Stands for a whole run's configuration.
@@ -101,6 +101,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
         Lr::KEYS,
         Eval::KEYS,
         Checkpoint::KEYS,
+        Comm::KEYS,
         Log::KEYS,
         Output::KEYS,
         Sample::KEYS,

@@ -37,8 +37,8 @@ pub use error::{ConfigError, Origin, Violation};
 pub use keys::keys;
 pub use schema::{Key, Kind};
 pub use sections::{
-    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Precision,
-    Sample, Source, Train,
+    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output,
+    Precision, Sample, Source, Train,
 };
 pub use typed::{File, Setting, Typed};
 
@@ -82,6 +82,8 @@ pub struct Config {
     pub eval: Eval,
     /// `[checkpoint]`: saving.
     pub checkpoint: Checkpoint,
+    /// `[comm]`: how ranks wait for each other.
+    pub comm: Comm,
     /// `[log]`: progress.
     pub log: Log,
     /// `[output]`: the run directory.

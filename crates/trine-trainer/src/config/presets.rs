@@ -3,8 +3,8 @@
 //! Each is the general configuration changed where it must be, so that a reader sees what differs.
 
 use super::sections::{
-    Batch, Checkpoint, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Precision,
-    Sample, Source, Train,
+    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output,
+    Precision, Sample, Source, Train,
 };
 use super::{Config, DEFAULT_PRESET};
 use trine_nn::Numerics;
@@ -92,6 +92,7 @@ fn general(preset: &Preset) -> Config {
         lr: Lr { kind: LrKind::Cosine, warmup_steps: 100, min_ratio: 0.1, decay_fraction: 0.2 },
         eval: Eval { every: 100, windows_max: 64, final_windows_max: 0 },
         checkpoint: Checkpoint { every: 0, keep_last: 2 },
+        comm: Comm { deadline_s: 60.0, long_deadline_s: 600.0, checksum: false },
         log: Log { every_seconds: 5.0 },
         output: Output { dir: "".into() },
         sample: sample(),

@@ -3,6 +3,7 @@
 use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind};
 use crate::engine::{BUCKET_ELEMENTS, EngineConfig};
 use std::path::PathBuf;
+use std::time::Duration;
 use trine_dp::ZeroStage;
 use trine_mesh::{Degrees, Mesh, MeshError};
 use trine_optim::{LrSchedule, OptimizerConfig};
@@ -84,6 +85,16 @@ impl Config {
     pub fn lr_schedule(&self) -> LrSchedule {
         let Lr { kind, warmup_steps, min_ratio, decay_fraction } = self.lr;
         LrSchedule { kind, warmup_steps: warmup_steps as u64, min_ratio, decay_fraction }
+    }
+
+    /// How long a rank without progress is waited for.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_secs_f64(self.comm.deadline_s)
+    }
+
+    /// The same in phases that are long by nature.
+    pub fn long_deadline(&self) -> Duration {
+        Duration::from_secs_f64(self.comm.long_deadline_s)
     }
 
     /// Sequences of one data-parallel replica in a step.

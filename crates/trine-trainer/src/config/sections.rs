@@ -211,6 +211,18 @@ section! {
 }
 
 section! {
+    /// `[comm]`: how ranks wait for each other.
+    Comm in "comm" {
+        /// seconds that a rank is waited for that begins and ends no action or operation
+        deadline_s: f64, "above 0";
+        /// the same in phases that are long by nature: building the model, restoring, saving
+        long_deadline_s: f64, "at least comm.deadline_s";
+        /// check that what ranks send each other arrives unaltered, at the cost of a pass over it at both ends
+        checksum: bool, "any";
+    }
+}
+
+section! {
     /// `[log]`: progress.
     Log in "log" {
         /// seconds between lines when the output is no terminal

@@ -314,6 +314,13 @@ const RULES: &[(&[&str], &str, &str)] = &[
     (&["lr.min_ratio=1.5"], "lr.min_ratio = 1.5: must lie in 0..=1", "1"),
     (&["checkpoint.keep_last=0"], "checkpoint.keep_last = 0", "1"),
     (&["log.every_seconds=0"], "log.every_seconds = 0", "5"),
+    (&["comm.deadline_s=0"], "comm.deadline_s = 0", "60"),
+    (
+        &["comm.deadline_s=4e7", "comm.long_deadline_s=1e9"],
+        "comm.deadline_s = 40000000",
+        "31536000",
+    ),
+    (&["comm.long_deadline_s=30"], "comm.long_deadline_s = 30", "60"),
     (&["sample.top_p=0"], "sample.top_p = 0: must be above 0 and at most 1", "1"),
     (&["name=a/b"], "name = \"a/b\": the name of a directory", "\"a-b\""),
     (&["name=.."], "name = \"..\"", "\"run\""),

@@ -37,8 +37,9 @@ pub struct MetricsLine {
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    /// Locked by the operating system, so that no crash leaves it locked.
-    _lock: File,
+    /// Locked by the operating system, so that no crash leaves it locked; `None` for the ranks of
+    /// other processes than rank 0's.
+    _lock: Option<File>,
     metrics: Mutex<Option<File>>,
 }
 
@@ -72,9 +73,14 @@ impl RunDirectory {
             Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(path)),
             Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
         }
-        let directory = Self { path, _lock: lock, metrics: Mutex::new(None) };
+        let directory = Self { path, _lock: Some(lock), metrics: Mutex::new(None) };
         directory.check_space(config)?;
         Ok(directory)
+    }
+
+    /// The directory that another process holds, to read from.
+    pub(crate) fn follow(path: PathBuf) -> Self {
+        Self { path, _lock: None, metrics: Mutex::new(None) }
     }
 
     /// Where it is.

@@ -1,6 +1,7 @@
 //! Measured times of actions, and what follows from them.
 
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use trine_pipeline::Moment;
 use trine_schedule::{Action, Delivery, Schedule, simulate};
@@ -31,9 +32,9 @@ fn status_bytes(field: &str) -> Option<u64> {
 }
 
 /// One action of a trace: wall times in microseconds since the run's ranks started.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TraceEvent {
-    pub(crate) action: Action,
+    pub(crate) action: String,
     pub(crate) step: u64,
     pub(crate) start_us: f64,
     pub(crate) duration_us: f64,
@@ -85,7 +86,7 @@ impl ActionClock {
                 self.seconds[position] += thread_cpu_seconds() - cpu;
                 if let Some(trace) = &mut self.trace {
                     trace.push(TraceEvent {
-                        action: *action,
+                        action: action.to_string(),
                         step: self.step,
                         start_us: (wall - self.origin).as_secs_f64() * 1e6,
                         duration_us: wall.elapsed().as_secs_f64() * 1e6,

@@ -3,15 +3,18 @@
 use crate::TrainError;
 use crate::engine::{Engine, EngineConfig, Loss, WEIGHTS};
 use crate::run::data::RunData;
-use crate::run::measure::{ActionClock, TraceEvent, rss_bytes, thread_cpu_seconds};
+use crate::run::measure::{ActionClock, TraceEvent, peak_rss_bytes, rss_bytes, thread_cpu_seconds};
+use crate::run::process::texts;
 use crate::run::{Event, MetricsLine, Reporter, RunDirectory, TrainRequest};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
-use trine_checkpoint::{Checkpoint, Disk, RunState, SaveRequest, save};
-use trine_comm::{Communicator, Name};
-use trine_dp::RankBytes;
+use trine_checkpoint::{Checkpoint, CheckpointError, RunState, SaveRequest, save};
+use trine_comm::wrap::Sealed;
+use trine_comm::{Communicator, Name, Phase};
+use trine_dp::{RankBytes, planned_bytes};
 use trine_mesh::{Coordinate, Mesh};
 use trine_spec::StageLayout;
 
@@ -29,24 +32,39 @@ pub(crate) struct RankRun<'a> {
     pub(crate) directory: &'a RunDirectory,
     pub(crate) restored: Option<&'a Checkpoint>,
     pub(crate) reporter: &'a Mutex<dyn Reporter + 'a>,
+    /// The machine; empty where all ranks are threads of this process.
+    pub(crate) host: &'a str,
+    /// A rank's share of this machine's cores.
+    pub(crate) cores: f64,
 }
 
-/// A rank's actions over time.
-#[derive(Debug)]
-pub(crate) struct RankTrace {
+/// What a rank brings home from training: measurements, which rank 0 puts into the summary.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RankReport {
     pub(crate) coordinate: Coordinate,
+    /// Its machine; empty where all ranks are threads of one process.
+    pub(crate) host: String,
+    /// The process that it is, or is a thread of.
+    pub(crate) process: u32,
+    /// Its share of its machine's cores.
+    pub(crate) cores: f64,
+    pub(crate) bytes_planned: RankBytes,
+    pub(crate) bytes_measured: RankBytes,
+    pub(crate) activation_bytes_max: usize,
+    /// Most memory that its process held, where the system tells.
+    pub(crate) peak_rss_bytes: Option<u64>,
+    pub(crate) train_cpu_s: f64,
+    /// Mean time of each action of its list.
+    pub(crate) action_seconds: Vec<f64>,
+    /// Its actions over time, if a trace was asked for.
     pub(crate) events: Vec<TraceEvent>,
 }
 
-/// What a rank brings home.
+/// What came of a run: alike on all ranks, but for the times, which are rank 0's in the end.
 #[derive(Debug)]
-pub(crate) struct RankResult {
-    pub(crate) trace: RankTrace,
-    pub(crate) action_seconds: Vec<f64>,
-    pub(crate) layout: StageLayout,
-    pub(crate) bytes: RankBytes,
-    pub(crate) activation_bytes_max: usize,
-    pub(crate) train_cpu_s: f64,
+pub(crate) struct RunResult {
+    /// Of every rank.
+    pub(crate) ranks: Vec<RankReport>,
     pub(crate) train_wall_s: f64,
     pub(crate) trained_tokens: u64,
     pub(crate) steps_done: u64,
@@ -88,13 +106,33 @@ struct Progress {
 }
 
 impl RankRun<'_> {
+    /// Makes the directory ready, and tells that the ranks start. Called once.
+    pub(crate) fn begin(&self) -> Result<(), TrainError> {
+        let run = self.restored.map(|checkpoint| checkpoint.manifest().run.step);
+        let (config, first_step) = (&self.request.config, run.unwrap_or(0));
+        self.directory.begin(config, first_step)?;
+        let started = Event::Started {
+            config,
+            engine: self.engine,
+            data: self.data.report(),
+            directory: self.directory.path(),
+            first_step,
+        };
+        report(self.reporter, &started);
+        Ok(())
+    }
+
     /// A rank's life: build, restore, step by step, evaluate, save.
-    pub(crate) fn run(&self, world: Arc<dyn Communicator>) -> Result<RankResult, TrainError> {
-        let mut engine = Engine::new(self.engine, world)?;
+    pub(crate) fn run(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
+        let recorder = world.recorder().clone();
+        recorder.begin_phase(self.long(Name::new("building the model")));
+        let mut engine = Engine::new(self.engine, self.front(world))?;
+        recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
         let actions = engine.plan().training.actions[engine.plan().coordinate.pp].len();
         let mut clock = ActionClock::new(actions, self.request.trace.is_some());
         while progress.step < progress.total {
+            recorder.begin_phase(Name::new("training").with("step", progress.step + 1));
             let decision = self.decide(&engine, &progress)?;
             if decision.total != progress.total {
                 self.note(
@@ -128,7 +166,18 @@ impl RankRun<'_> {
         }
         let asked = progress.stopped == StopReason::Asked;
         let validation = if asked { None } else { Some(self.evaluate(&mut engine, true)?) };
-        Ok(self.result(&engine, progress, clock, validation))
+        self.result(&engine, progress, clock, validation)
+    }
+
+    /// What the rank talks through: the communicator, and what the run puts in front of it.
+    fn front(&self, world: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        let wrapped = (self.request.seams.wrap)(world);
+        if self.request.config.comm.checksum { Sealed::around(wrapped) } else { wrapped }
+    }
+
+    /// A phase in which a rank may be busy with one thing for minutes.
+    fn long(&self, name: Name) -> Phase {
+        Phase { name, deadline: Some(self.request.config.long_deadline()) }
     }
 
     /// Weights, moments and place of the checkpoint, if there is one.
@@ -281,6 +330,7 @@ impl RankRun<'_> {
 
     /// The loss over validation windows, a global batch at a time.
     fn evaluate(&self, engine: &mut Engine, last: bool) -> Result<Loss, TrainError> {
+        engine.world().recorder().begin_phase(Name::new("evaluating"));
         let mut total = Loss { sum: 0.0, tokens: 0 };
         let rounds = self.data.windows(last).len().div_ceil(self.engine.global_batch as u64);
         for round in 0..rounds {
@@ -294,6 +344,8 @@ impl RankRun<'_> {
 
     /// Writes a checkpoint. A collective call.
     fn save(&self, engine: &Engine, progress: &mut Progress) -> Result<(), TrainError> {
+        let name = Name::new("saving").with("step", progress.step);
+        engine.world().recorder().begin_phase(self.long(name));
         let (config, degrees) = (&self.request.config, self.engine.degrees);
         let mesh = Mesh::new(degrees, degrees.world())?;
         let stage = |pp| (0..degrees.tp).map(|tp| self.engine.layout_of(pp, tp)).collect();
@@ -323,11 +375,17 @@ impl RankRun<'_> {
             run: &run,
             tokenizer: Some(self.data.tokenizer_path()),
             keep_last: config.checkpoint.keep_last,
-            storage: &Disk,
+            storage: self.request.seams.storage,
         };
-        let path = save(&request, &**engine.world(), &mut |quantity, bucket| {
+        let saved = save(&request, &**engine.world(), &mut |quantity, bucket| {
             engine.full_bucket(quantity, bucket).map_err(Into::into)
-        })?;
+        });
+        if let Err(CheckpointError::Writer(_)) = saved {
+            // Every rank has been told; the first cause is the rank that writes, with the system's
+            // reason. It stops the world while the others wait here.
+            engine.world().barrier("checkpoint failed")?;
+        }
+        let path = saved?;
         progress.saved_at = Some(progress.step);
         if is_first(engine) {
             report(self.reporter, &Event::Saved { path: &path });
@@ -341,22 +399,22 @@ impl RankRun<'_> {
         }
     }
 
+    /// What came of it, with what all ranks have measured.
     fn result(
         &self,
         engine: &Engine,
         progress: Progress,
         clock: ActionClock,
         validation: Option<Loss>,
-    ) -> RankResult {
-        let (action_seconds, events) = clock.finish();
+    ) -> Result<RunResult, TrainError> {
         let steps = progress.step - progress.started_at;
-        RankResult {
-            trace: RankTrace { coordinate: engine.plan().coordinate, events },
-            action_seconds,
-            layout: engine.plan().layout.clone(),
-            bytes: engine.bytes(),
-            activation_bytes_max: engine.pool().stats().bytes_in_use_max,
-            train_cpu_s: progress.train_cpu_s,
+        let own = self.report(engine, &progress, clock);
+        let own = serde_json::to_string(&own).map_err(|e| TrainError::Json(e.to_string()))?;
+        let all = texts(&**engine.world(), &own)?;
+        let read = |text: &String| serde_json::from_str(text);
+        let ranks: Result<_, _> = all.iter().map(read).collect();
+        Ok(RunResult {
+            ranks: ranks.map_err(|error| TrainError::Json(error.to_string()))?,
             train_wall_s: progress.train_wall.as_secs_f64(),
             trained_tokens: steps * self.data.tokens_per_step(self.engine),
             steps_done: progress.step,
@@ -370,6 +428,31 @@ impl RankRun<'_> {
             },
             final_loss: progress.final_loss,
             validation,
+        })
+    }
+
+    fn report(&self, engine: &Engine, progress: &Progress, clock: ActionClock) -> RankReport {
+        let (action_seconds, events) = clock.finish();
+        let (config, layout) = (self.engine, &engine.plan().layout);
+        let moments = config.optimizer.moments().len();
+        RankReport {
+            coordinate: engine.plan().coordinate,
+            host: self.host.to_owned(),
+            process: std::process::id(),
+            cores: self.cores,
+            bytes_planned: planned_bytes(
+                layout,
+                config.zero,
+                config.degrees.dp,
+                config.compute,
+                moments,
+            ),
+            bytes_measured: engine.bytes(),
+            activation_bytes_max: engine.pool().stats().bytes_in_use_max,
+            peak_rss_bytes: peak_rss_bytes(),
+            train_cpu_s: progress.train_cpu_s,
+            action_seconds,
+            events,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! `summary.json`: what a run came to.
 
 use crate::TrainError;
-use crate::run::measure::{peak_rss_bytes, replayed_bubble};
-use crate::run::rank::{RankResult, RankRun};
+use crate::run::measure::replayed_bubble;
+use crate::run::rank::{RankReport, RankRun, RunResult};
 use serde::{Deserialize, Serialize};
-use trine_dp::{RankBytes, planned_bytes};
+use std::collections::BTreeMap;
+use trine_dp::RankBytes;
 use trine_schedule::{Delivery, UniformCosts, simulate};
 
 /// Planned and measured bytes of one rank.
@@ -14,6 +15,9 @@ pub struct RankSummary {
     pub rank: usize,
     /// Where it stands.
     pub place: String,
+    /// Its machine; empty where all ranks are threads of one process.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
     /// Bytes that the plan says it holds between steps.
     pub bytes_planned: RankBytes,
     /// Bytes that its stores held.
@@ -56,7 +60,7 @@ pub struct Summary {
     pub model_flops_per_s: f64,
     /// Wall time of the whole process so far, in seconds.
     pub wall_s: f64,
-    /// Most memory that the process held, in bytes, where the system tells.
+    /// Most memory that the processes held, added up, in bytes, where the system tells.
     pub peak_rss_bytes: Option<u64>,
     /// The pipeline's bubble when the simulator replays the measured CPU times of all actions.
     pub bubble_measured: f64,
@@ -71,19 +75,18 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub(crate) fn new(shared: &RankRun<'_>, ranks: &[RankResult]) -> Result<Self, TrainError> {
-        let (engine, data, first) = (shared.engine, shared.data, &ranks[0]);
+    pub(crate) fn new(shared: &RankRun<'_>, run: &RunResult) -> Result<Self, TrainError> {
+        let (engine, data, ranks) = (shared.engine, shared.data, &run.ranks);
         let schedule = engine.training_schedule()?;
         // One pipeline stands for all: that of the first replica and shard.
-        let one =
-            |rank: &&RankResult| rank.trace.coordinate.dp == 0 && rank.trace.coordinate.tp == 0;
+        let one = |rank: &&RankReport| rank.coordinate.dp == 0 && rank.coordinate.tp == 0;
         let seconds: Vec<Vec<f64>> =
             ranks.iter().filter(one).map(|rank| rank.action_seconds.clone()).collect();
         let uniform = UniformCosts::new(&schedule);
         let predicted = simulate(&schedule, Delivery::Buffered, &uniform)?.bubble_fraction();
-        let (bigram, full) = match first.validation {
+        let (bigram, full) = match run.validation {
             Some(_) => {
-                let samples = first.steps_done * engine.global_batch as u64;
+                let samples = run.steps_done * engine.global_batch as u64;
                 let (bigram, full) = data.bigram_bits_per_byte(samples)?;
                 (Some(bigram), Some(full))
             }
@@ -91,52 +94,46 @@ impl Summary {
         };
         let nats_to_bits = |sum: f64| sum / std::f64::consts::LN_2;
         let bytes = data.validation_bytes(true) as f64;
-        let tokens_per_s = first.trained_tokens as f64 / first.train_wall_s.max(1e-9);
-        let cores = shared.request.cores.min(engine.degrees.world() * engine.threads) as f64;
+        let tokens_per_s = run.trained_tokens as f64 / run.train_wall_s.max(1e-9);
+        let cores: f64 = ranks.iter().map(|rank| rank.cores.min(engine.threads as f64)).sum();
         let cpu: f64 = ranks.iter().map(|rank| rank.train_cpu_s).sum();
         let summary = Self {
             params: engine.model.param_count(),
             layout: engine.degrees.to_string(),
-            steps: first.steps_done,
-            steps_total: first.steps_total,
-            steps_cut: first.steps_cut,
-            stopped_early: first.stopped_early.clone(),
-            tokens: first.steps_done * data.tokens_per_step(engine),
-            final_loss: first.final_loss,
-            val_loss: first.validation.map(|loss| loss.mean()),
-            val_bits_per_byte: first.validation.map(|loss| nats_to_bits(loss.sum) / bytes),
+            steps: run.steps_done,
+            steps_total: run.steps_total,
+            steps_cut: run.steps_cut,
+            stopped_early: run.stopped_early.clone(),
+            tokens: run.steps_done * data.tokens_per_step(engine),
+            final_loss: run.final_loss,
+            val_loss: run.validation.map(|loss| loss.mean()),
+            val_bits_per_byte: run.validation.map(|loss| nats_to_bits(loss.sum) / bytes),
             bigram_bits_per_byte: bigram,
             bigram_full_bits_per_byte: full,
             tokens_per_s,
             model_flops_per_s: tokens_per_s * engine.model.flops_per_token(engine.seq),
             wall_s: shared.request.started.elapsed().as_secs_f64(),
-            peak_rss_bytes: peak_rss_bytes(),
+            peak_rss_bytes: peak_rss_bytes(ranks),
             bubble_measured: replayed_bubble(&schedule, &seconds)?,
             bubble_predicted: predicted,
             // Helper threads of a rank compute too, and are not counted in its thread's time.
-            wait_share: (1.0
-                - cpu * engine.threads as f64 / (first.train_wall_s.max(1e-9) * cores))
+            wait_share: (1.0 - cpu * engine.threads as f64 / (run.train_wall_s.max(1e-9) * cores))
                 .clamp(0.0, 1.0),
             ranks: ranks
                 .iter()
                 .enumerate()
-                .map(|(rank, result)| RankSummary {
+                .map(|(rank, report)| RankSummary {
                     rank,
-                    place: result.trace.coordinate.to_string(),
-                    bytes_planned: planned_bytes(
-                        &result.layout,
-                        engine.zero,
-                        engine.degrees.dp,
-                        engine.compute,
-                        engine.optimizer.moments().len(),
-                    ),
-                    bytes_measured: result.bytes,
-                    activation_bytes_max: result.activation_bytes_max,
+                    place: report.coordinate.to_string(),
+                    host: report.host.clone(),
+                    bytes_planned: report.bytes_planned,
+                    bytes_measured: report.bytes_measured,
+                    activation_bytes_max: report.activation_bytes_max,
                 })
                 .collect(),
             corpus_hash: data.report().corpus_hash.clone(),
         };
-        let earlier = shared.directory.summary().filter(|_| first.trained_tokens == 0);
+        let earlier = shared.directory.summary().filter(|_| run.trained_tokens == 0);
         Ok(earlier.map_or(summary.clone(), |earlier| summary.with_speeds_of(earlier)))
     }
 
@@ -153,4 +150,12 @@ impl Summary {
             ..self
         }
     }
+}
+
+/// Most memory of all processes together.
+fn peak_rss_bytes(ranks: &[RankReport]) -> Option<u64> {
+    // Ranks that are threads of one process have the same memory.
+    let one = |rank: &RankReport| Some(((rank.host.clone(), rank.process), rank.peak_rss_bytes?));
+    let processes: Option<BTreeMap<_, _>> = ranks.iter().map(one).collect();
+    Some(processes?.values().sum())
 }

@@ -347,7 +347,7 @@ mod tests {
     fn message<T>(result: Result<T, Failure>) -> String {
         match result {
             Err(Failure::Usage(error)) => error.to_string(),
-            Err(Failure::Run(error)) => panic!("not usage: {error}"),
+            Err(error) => panic!("not usage: {error}"),
             Ok(_) => panic!("accepted"),
         }
     }

@@ -1,7 +1,13 @@
 //! A communicator in front of another: fault injection, and mutants of a working program without a
 //! switch in it.
 
-use crate::{CommError, Communicator, Done, Group, Pending, Request, Site};
+mod faults;
+mod sealed;
+
+pub use faults::{Fault, Faults, Injection};
+pub use sealed::Sealed;
+
+use crate::{CommError, Communicator, Done, Group, Pending, Recorder, Request, Site};
 use std::fmt;
 use std::sync::Arc;
 
@@ -86,5 +92,9 @@ impl Communicator for Tap {
 
     fn abort(&self, cause: &str) {
         self.inner.abort(cause);
+    }
+
+    fn recorder(&self) -> &Arc<Recorder> {
+        self.inner.recorder()
     }
 }

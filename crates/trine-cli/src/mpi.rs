@@ -1,0 +1,169 @@
+//! `trine train` as one process of several.
+
+use crate::args::TrainArgs;
+use crate::commands::train::{self, Run};
+use crate::failure::Failure;
+use crate::launcher::Launched;
+use crate::progress::Screen;
+use crate::side::{self, Side};
+use crate::{dry_run, output, select};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use trine_comm_mpi::{MpiOptions, World};
+use trine_mesh::{Mesh, Placement};
+use trine_trainer::config::Config;
+use trine_trainer::run::{Event, Reporter};
+use trine_trainer::{Process, Ranks, TrainError};
+
+/// How long a rank waits in one operation at last; before that, heartbeats tell who is stuck.
+const DEADLINE: Duration = Duration::from_secs(3600);
+
+/// The time for the news of a failure to get out.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Joins the other processes and trains with them. One of them speaks for all.
+pub(crate) fn run(
+    args: &TrainArgs,
+    launched: Option<&Launched>,
+    started: Instant,
+) -> Result<(), Failure> {
+    let options = MpiOptions { deadline: DEADLINE, ..MpiOptions::default() };
+    let world = World::join(options).map_err(|error| Failure::Run(error.into()))?;
+    let outcome = live(&world, args, launched, started);
+    match &outcome {
+        // Everybody knows, and goes the same way.
+        Ok(()) => world.leave().map_err(|error| Failure::Run(error.into()))?,
+        Err(Failure::Usage(_) | Failure::Silent(_)) => drop(world.leave()),
+        Err(failure @ Failure::Run(_)) => {
+            world.comm().abort(&failure.to_string());
+            world.flush(FAREWELL);
+        }
+    }
+    outcome
+}
+
+fn live(
+    world: &World,
+    args: &TrainArgs,
+    launched: Option<&Launched>,
+    started: Instant,
+) -> Result<(), Failure> {
+    let comm = |error: trine_comm::CommError| Failure::Run(error.into());
+    let all = Process::new(world.comm(), world.host()).map_err(comm)?;
+    let is_usage = TrainError::is_usage;
+    let config = match select::of_train(args) {
+        Ok(config) => Ok(config),
+        Err(failure) => Err(TrainError::Refused(failure.to_string())),
+    };
+    let config = spoken(&all, all.agree(config, is_usage))?;
+    let placement = spoken(&all, all.agree(place(world, launched, &config, &all), is_usage))?;
+    let process = Process::new(world.arranged(placement.order()), world.host()).map_err(comm)?;
+    if args.dry_run {
+        return match process.world().rank() {
+            0 => output::print(&dry_run::report(&config, Some(placement.hosts()))?),
+            _ => Ok(()),
+        };
+    }
+    let env = |name: &str| std::env::var(name).ok();
+    let supervisor = spoken(&process, side::supervisor(&env))?;
+    let side = Side::open(&process, &config, supervisor, args.interface);
+    let side = spoken(&process, side)?;
+    if process.world().rank() == 0 {
+        let by = launched.map_or("no launcher", |launched| &launched.by);
+        let library = trine_comm_mpi::library();
+        output::complain(&format!("{} ranks on {library}, by {by}", world.size()));
+        output::complain(&hosts_line(placement.hosts()));
+    }
+    let reporter = Mutex::new(Told {
+        screen: (process.world().rank() == 0).then(|| Screen::new(config.log.every_seconds)),
+        side: &side,
+    });
+    let run = Run { config, args, started, ranks: Ranks::Process(&process) };
+    let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
+    let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
+    drop(reporter);
+    match outcome {
+        Ok(()) => {
+            side.farewell();
+            Ok(())
+        }
+        Err(failure @ Failure::Usage(_)) => {
+            side.farewell();
+            let is_first = process.world().rank() == 0;
+            Err(if is_first { failure } else { Failure::Silent(failure.code()) })
+        }
+        Err(failure) => {
+            let cause = failure.to_string();
+            let code = side.failed(&process, &failure);
+            process.world().abort(&cause);
+            world.flush(FAREWELL);
+            // Nobody waits for the others any more.
+            signal_hook::low_level::exit(i32::from(code))
+        }
+    }
+}
+
+/// A panic's message.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    format!("panicked: {text}")
+}
+
+/// Rank 0's events on its screen, and where the run is to whoever watches over it.
+struct Told<'a> {
+    screen: Option<Screen>,
+    side: &'a Side,
+}
+
+impl Reporter for Told<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Started { directory, .. } = event {
+            self.side.put_directory(directory);
+        }
+        if let Some(screen) = &mut self.screen {
+            screen.event(event);
+        }
+    }
+}
+
+/// The world against the variables and the layout.
+fn place(
+    world: &World,
+    launched: Option<&Launched>,
+    config: &Config,
+    all: &Process,
+) -> Result<Placement, TrainError> {
+    if let Some(Launched { rank, size, by }) = launched
+        && (*rank != world.rank() || size.is_some_and(|size| size != world.size()))
+    {
+        return Err(TrainError::Refused(format!(
+            "{by}, but MPI says rank {} of {}: was this binary built against another MPI than the \
+             launcher's ({})?",
+            world.rank(),
+            world.size(),
+            trine_comm_mpi::library()
+        )));
+    }
+    let mesh = Mesh::new(config.degrees(), world.size()).map_err(|error| {
+        let by = launched.map_or("no launcher: `trine launch` starts them", |one| &one.by);
+        TrainError::Refused(format!("{error}; there are {} processes, by {by}", world.size()))
+    })?;
+    Ok(Placement::new(&mesh, all.hosts())?)
+}
+
+/// `4 ranks on nodea, 4 on nodeb`.
+fn hosts_line(hosts: &[String]) -> String {
+    let runs = hosts.chunk_by(|one, other| one == other);
+    let parts: Vec<String> = runs.map(|run| format!("{} on {}", run.len(), run[0])).collect();
+    format!("ranks: {}", parts.join(", "))
+}
+
+/// An outcome that all ranks have in common: rank 0 speaks for all.
+fn spoken<T>(process: &Process, outcome: Result<T, TrainError>) -> Result<T, Failure> {
+    outcome.map_err(|error| {
+        let failure = Failure::from(error);
+        if process.world().rank() == 0 { failure } else { Failure::Silent(failure.code()) }
+    })
+}

@@ -1,0 +1,196 @@
+//! A rank's side channel: heartbeats out, the first cause of a failure in.
+
+use crate::failure::Failure;
+use crate::output;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use trine_comm::{Diagnosis, PostMortem};
+use trine_rendezvous::{Client, RendezvousError, Store, StoreOptions, Token, Watch};
+use trine_trainer::config::Config;
+use trine_trainer::run::write_post_mortem;
+use trine_trainer::{Process, TrainError};
+
+/// Where `trine launch` listens.
+pub(crate) const STORE: &str = "TRINE_STORE";
+/// What it asks for.
+pub(crate) const TOKEN: &str = "TRINE_TOKEN";
+/// Under which key rank 0 says where the run is.
+pub(crate) const DIRECTORY: &str = "directory";
+
+/// The code of a run that may be started again: `EX_TEMPFAIL`.
+pub(crate) const TRY_AGAIN: u8 = 75;
+
+/// How long a rank that is told to stop has to say its last.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How long the flight recorders of the others are waited for.
+const RECORDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// A rank's side channel, open from the placement to the end.
+pub(crate) struct Side {
+    client: Client,
+    watch: Watch,
+    /// Of rank 0, where nobody outside of the run has one.
+    store: Option<Store>,
+    stopped: Arc<AtomicBool>,
+    supervised: bool,
+    /// Once it is known.
+    directory: Arc<OnceLock<String>>,
+}
+
+/// Where the supervisor listens, if there is one.
+pub(crate) fn supervisor(
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<(SocketAddr, Token)>, TrainError> {
+    let (Some(address), Some(token)) = (env(STORE), env(TOKEN)) else { return Ok(None) };
+    let refused = |what: &str| TrainError::Refused(format!("{what}: who has set it?"));
+    let address = address.parse().map_err(|_| refused(&format!("{STORE}={address}")))?;
+    let token = token.parse().map_err(|_| refused(TOKEN))?;
+    Ok(Some((address, token)))
+}
+
+impl Side {
+    /// Opens it. A collective call.
+    pub(crate) fn open(
+        process: &Process,
+        config: &Config,
+        supervisor: Option<(SocketAddr, Token)>,
+        interface: Option<IpAddr>,
+    ) -> Result<Self, TrainError> {
+        let refused = |error: RendezvousError| TrainError::Refused(error.to_string());
+        let is_first = process.world().rank() == 0;
+        let supervised = supervisor.is_some();
+        let mut store = None;
+        let (address, token) = match supervisor {
+            Some(known) => known,
+            None => {
+                let made = if is_first { Some(bind(process, config, interface)) } else { None };
+                store = process.agree(made.transpose(), TrainError::is_usage)?;
+                let said =
+                    store.as_ref().map_or_else(String::new, |(store, token): &(Store, Token)| {
+                        format!("{} {}", store.address(), token.reveal())
+                    });
+                let said = process.rank_0_says(&said)?;
+                let parts = said.split_once(' ').and_then(|(address, token)| {
+                    Some((address.parse().ok()?, token.parse().ok()?))
+                });
+                parts.ok_or_else(|| TrainError::Refused(format!("no address: {said}")))?
+            }
+        };
+        let (rank, host) = (process.world().rank(), process.host());
+        let client = Client::connect(address, &token, rank, host, config.deadline());
+        let client = process.agree(client.map_err(refused), TrainError::is_usage)?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (flag, world) = (stopped.clone(), process.world().clone());
+        let directory = Arc::new(OnceLock::new());
+        let run = directory.clone();
+        let on_stop = move |cause: Diagnosis| {
+            flag.store(true, Ordering::Release);
+            // Rank 0 speaks for all; if it is the one that is gone, the next one does. At once: other
+            // launchers than ours end all ranks as soon as one has ended.
+            if !supervised && (rank == 0 || (rank == 1 && cause.rank == 0)) {
+                explain(&cause, run.get());
+            }
+            world.abort(&cause.to_string());
+            std::thread::sleep(GRACE);
+            // The rank's own thread is stuck in a computation or in MPI.
+            signal_hook::low_level::exit(if supervised { 1 } else { i32::from(TRY_AGAIN) });
+        };
+        let watch = client.watch(process.world().recorder(), on_stop).map_err(refused);
+        let watch = process.agree(watch, TrainError::is_usage)?;
+        let store = store.map(|(store, _)| store);
+        Ok(Self { client, watch, store, stopped, supervised, directory })
+    }
+
+    /// Tells where the run is.
+    pub(crate) fn put_directory(&self, path: &std::path::Path) {
+        let path = path.display().to_string();
+        // Without it a supervisor cannot go on with the run, and says so.
+        let _ = self.client.put(DIRECTORY, path.as_bytes());
+        self.directory.get_or_init(|| path);
+    }
+
+    /// The rank has failed, or was stopped: who is told, and the code to end with.
+    pub(crate) fn failed(self, process: &Process, failure: &Failure) -> u8 {
+        let recorder = process.world().recorder().clone();
+        let was_stopped = self.stopped.load(Ordering::Acquire) || failure.is_aborted();
+        if !was_stopped {
+            let (rank, beats) = (recorder.rank(), vec![recorder.beat()]);
+            // Without a store the others find out by themselves.
+            let _ = self.client.fail(&Diagnosis { rank, failure: failure.to_string(), beats });
+        }
+        let _ = self.client.record(&recorder.record());
+        if self.supervised {
+            return 1;
+        }
+        if let Some(store) = &self.store {
+            // Rank 0 is the one that knows, and has said so when it was told to stop.
+            let records = store.records_within(RECORDS_WITHIN);
+            let diagnosis = store.cause_within(Duration::ZERO);
+            if let Some((diagnosis, directory)) = diagnosis.zip(self.directory.get()) {
+                keep(directory, &PostMortem { diagnosis, records });
+            }
+        }
+        TRY_AGAIN
+    }
+
+    /// The rank has done its work.
+    pub(crate) fn farewell(self) {
+        self.watch.farewell();
+        if let Some(store) = &self.store {
+            // The others' farewells would not find it any more.
+            store.over_within(GRACE);
+        }
+    }
+}
+
+/// Says why the run has ended, and how it goes on.
+fn explain(cause: &Diagnosis, directory: Option<&String>) {
+    output::complain(&format!("error: {cause}"));
+    if let Some(directory) = directory {
+        output::complain(&format!(
+            "resume: start it as before, with: trine train --resume {directory}"
+        ));
+    }
+}
+
+/// Writes the flight recorders, and says where they are.
+pub(crate) fn keep(directory: &str, post_mortem: &PostMortem) {
+    match write_post_mortem(directory.as_ref(), post_mortem) {
+        Ok(folder) => output::complain(&format!("flight recorders: {}", folder.display())),
+        Err(error) => output::complain(&format!("no flight recorders: {error}")),
+    }
+}
+
+/// Rank 0's store, on the given interface or on one that all ranks reach.
+fn bind(
+    process: &Process,
+    config: &Config,
+    interface: Option<IpAddr>,
+) -> Result<(Store, Token), TrainError> {
+    let refused = |error: RendezvousError| TrainError::Refused(error.to_string());
+    let host = process.host();
+    let is_alone = process.hosts().iter().all(|other| other == host);
+    let address = match interface {
+        Some(address) => address,
+        None if is_alone => Ipv4Addr::LOCALHOST.into(),
+        None => {
+            let found = (host, 0u16).to_socket_addrs().ok().and_then(|mut all| all.next());
+            let found = found.map(|address| address.ip()).filter(|address| !address.is_loopback());
+            found.ok_or_else(|| {
+                TrainError::Refused(format!(
+                    "{host} does not know an address of its own that other hosts reach; give one \
+                     with --interface ADDRESS"
+                ))
+            })?
+        }
+    };
+    let token = Token::generate().map_err(refused)?;
+    let options = StoreOptions {
+        deadline: config.deadline(),
+        ..StoreOptions::new((address, 0).into(), process.hosts().len(), token.clone())
+    };
+    Ok((Store::bind(options).map_err(refused)?, token))
+}

@@ -1,0 +1,283 @@
+//! Runs whose ranks are processes: the losses of threads, launchers, ranks that are killed or
+//! stopped, two hosts. Needs `mpirun`; the two hosts need namespaces, and so root. Eight processes on
+//! few cores are enough at a time: `cargo test … mpi -- --test-threads=1`.
+
+use crate::common::{ALL_AXES, Run, SERIAL, Scratch, small, text, wait_for};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const TRINE: &str = env!("CARGO_BIN_EXE_trine");
+const MPIRUN: [&str; 4] = ["--allow-run-as-root", "--oversubscribe", "--quiet", "-n"];
+
+/// Steps of the short runs, and what is the same in all of them.
+const STEPS: u64 = 40;
+const COMMON: &[&str] = &["--steps=40", "--numerics=reference", "--set=checkpoint.every=10"];
+/// A run that a test ends long before it would end by itself.
+const LONG: &[&str] = &["--steps=100000", "--set=checkpoint.every=10", "--set=comm.deadline_s=5"];
+
+fn threads(scratch: &Scratch) -> Run {
+    scratch.train("threads", &[ALL_AXES, COMMON].concat())
+}
+
+/// The arguments of `trine launch` for the small model.
+fn launch<'a>(options: &[&'a str], out: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    let train = small(out, args);
+    [&["launch"], options, &["--"], &train[1..]].concat()
+}
+
+#[track_caller]
+fn assert_same(run: &Run, reference: &Run) {
+    assert_eq!(reference.loss_texts().len(), STEPS as usize);
+    assert_eq!(run.loss_texts(), reference.loss_texts());
+    assert_eq!(run.numbers("grad_norm"), reference.numbers("grad_norm"));
+    let [ours, theirs] =
+        [run, reference].map(|run| run.checkpoint_file(STEPS, "model.safetensors"));
+    assert!(ours == theirs, "the weights");
+}
+
+/// A supervisor with its run, and what it says.
+struct Supervised {
+    child: Child,
+    log: PathBuf,
+    folder: PathBuf,
+}
+
+impl Supervised {
+    fn start(scratch: &Scratch, program: &str, args: &[&str]) -> Self {
+        let log = scratch.path("log.txt");
+        let file = fs::File::create(&log).unwrap();
+        let mut command = scratch.program(program);
+        command.args(args).stdout(Stdio::null()).stderr(file);
+        Self { child: command.spawn().unwrap(), log, folder: scratch.path("") }
+    }
+
+    /// The process of a rank, found by its variables and where it runs.
+    fn rank(&self, rank: usize) -> String {
+        let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
+        let is_it = |process: &Path| {
+            let environment = fs::read(process.join("environ")).unwrap_or_default();
+            let here = fs::read_link(process.join("cwd"))
+                .is_ok_and(|cwd| cwd == fs::canonicalize(&self.folder).unwrap());
+            here && environment.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes())
+        };
+        let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+        let mut found = processes.filter(|process| is_it(process));
+        let process = found.next().expect("the rank runs");
+        process.file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    /// Processes that run in the scratch folder.
+    fn left(&self) -> usize {
+        let here = fs::canonicalize(&self.folder).unwrap();
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        processes.filter(|p| fs::read_link(p.join("cwd")).is_ok_and(|cwd| cwd == here)).count()
+    }
+
+    /// Its exit code, the time until it came, and what it said.
+    fn end(&mut self, within: Duration) -> (Option<i32>, Duration, String) {
+        let began = Instant::now();
+        let mut code = None;
+        while code.is_none() {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                code = Some(status.code());
+            }
+            let log = fs::read_to_string(&self.log).unwrap();
+            assert!(began.elapsed() < within, "it does not end:\n{log}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        (code.flatten(), began.elapsed(), fs::read_to_string(&self.log).unwrap())
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn signal(process: &str, name: &str) {
+    assert!(Command::new("kill").args([name, process]).status().unwrap().success());
+}
+
+#[test]
+fn processes_have_the_losses_of_threads() {
+    let scratch = Scratch::new();
+    let reference = threads(&scratch);
+    let (_, said) = scratch.ok(&launch(&[], "mpi", &[ALL_AXES, COMMON].concat()));
+    assert!(said.contains("8 ranks on ") && said.contains("OMPI_COMM_WORLD_SIZE=8"), "{said}");
+    let run = scratch.at("mpi");
+    assert_same(&run, &reference);
+    let summary = run.summary();
+    assert_eq!(summary["ranks"].as_array().unwrap().len(), 8);
+    assert!(!summary["ranks"][7]["host"].as_str().unwrap().is_empty());
+    let seals = [ALL_AXES, COMMON, &["--set=comm.checksum=true"]].concat();
+    scratch.ok(&launch(&[], "sealed", &seals));
+    assert_same(&scratch.at("sealed"), &reference);
+}
+
+/// Under somebody else's mpirun: the binary finds its rank, and says so; mistakes name both sides.
+#[test]
+fn other_launchers_are_understood() {
+    let scratch = Scratch::new();
+    let mpirun = |ranks: &str, args: &[&str]| {
+        let mut command = scratch.program("mpirun");
+        command.args(MPIRUN).arg(ranks).arg(TRINE).args(args);
+        let output = command.output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let reference = threads(&scratch);
+    let (code, _, said) = mpirun("8", &small("direct", &[ALL_AXES, COMMON].concat()));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("mpirun of Open MPI (OMPI_COMM_WORLD_RANK=0"), "{said}");
+    assert_same(&scratch.at("direct"), &reference);
+    // The world against the layout: one message, and nothing is written.
+    let (code, _, said) = mpirun("3", &small("none", &[ALL_AXES, COMMON].concat()));
+    assert_eq!(code, Some(2), "{said}");
+    assert_eq!(said.matches("error:").count(), 1, "{said}");
+    assert!(said.contains("needs 8 ranks") && said.contains("OMPI_COMM_WORLD_SIZE=3"), "{said}");
+    assert!(!scratch.path("none").exists());
+    // A configuration that is refused is refused once.
+    let (code, _, said) = mpirun("2", &small("none", &["--tp=2", "--steps=-1"]));
+    assert_eq!((code, said.matches("error:").count()), (Some(2), 1), "{said}");
+    // The placement, without a run.
+    let (code, out, said) =
+        mpirun("8", &small("none", &[ALL_AXES, COMMON, &["--dry-run"]].concat()));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(out.contains(": ranks 0–7, stages 0–1"), "{out}");
+    let (code, _, said) = mpirun("2", &small("none", &["--tp=2", "--backend=threads"]));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("OMPI_COMM_WORLD_SIZE=2"), "{said}");
+    assert!(!scratch.path("none").exists());
+}
+
+#[test]
+fn a_failure_under_another_launcher_says_how_to_go_on() {
+    let scratch = Scratch::new();
+    let train = small("run", &[ALL_AXES, LONG].concat());
+    let args = [&MPIRUN[..], &["8", TRINE], &train].concat();
+    let mut run = Supervised::start(&scratch, "mpirun", &args);
+    wait_for("step 12", || scratch.at("run").lines().len() >= 12);
+    signal(&run.rank(5), "-STOP");
+    let (code, took, said) = run.end(Duration::from_secs(30));
+    assert_eq!(code, Some(75), "{said}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(said.contains("rank 5 on ") && said.contains("no heartbeat for"), "{said}");
+    assert!(said.contains("trine train --resume run"), "{said}");
+}
+
+#[test]
+fn a_killed_rank_is_named_and_the_run_goes_on() {
+    let scratch = Scratch::new();
+    let reference = threads(&scratch);
+    let mut killed = 0;
+    for rank in 0..8 {
+        let out = format!("killed-{rank}");
+        let args = launch(&["--restarts=1"], &out, &[ALL_AXES, COMMON].concat());
+        let args: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut run = Supervised::start(&scratch, TRINE, &args);
+        wait_for("step 12", || scratch.at(&out).lines().len() >= 12);
+        let process = run.rank(rank);
+        signal(&process, "-KILL");
+        let began = Instant::now();
+        let log = scratch.path("log.txt");
+        wait_for("the restart", || fs::read_to_string(&log).unwrap().contains("restart 1 of 1"));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(run.left() <= 1, "the supervisor is left, and nobody else");
+        let (code, _, said) = run.end(Duration::from_secs(60));
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains(&format!("error: rank {rank} on ")), "{said}");
+        assert!(said.contains("its process is gone"), "{said}");
+        assert_eq!(run.left(), 0, "no process stays");
+        assert_same(&scratch.at(&out), &reference);
+        let folder = scratch.path(&out).join("flight");
+        assert!(folder.join("diagnosis.txt").is_file());
+        killed += 1;
+    }
+    assert_eq!(killed, 8);
+}
+
+#[test]
+fn a_stopped_rank_is_named_within_the_deadline() {
+    let scratch = Scratch::new();
+    let mut run =
+        Supervised::start(&scratch, TRINE, &launch(&[], "run", &[ALL_AXES, LONG].concat()));
+    wait_for("step 12", || scratch.at("run").lines().len() >= 12);
+    signal(&run.rank(6), "-STOP");
+    let (code, took, said) = run.end(Duration::from_secs(30));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(took < Duration::from_secs(10), "{took:?}: {said}");
+    assert!(said.contains("error: rank 6 on ") && said.contains("no heartbeat for"), "{said}");
+    assert_eq!(run.left(), 0, "no process stays");
+}
+
+/// An interrupt of the supervisor finishes the step and saves, as with threads.
+#[test]
+fn an_interrupt_saves_and_ends_well() {
+    let scratch = Scratch::new();
+    let args = [&["--tp=2", "--pp=1", "--dp=1"], LONG].concat();
+    let mut run = Supervised::start(&scratch, TRINE, &launch(&[], "run", &args));
+    wait_for("step 3", || scratch.at("run").lines().len() >= 3);
+    signal(&run.child.id().to_string(), "-INT");
+    let (code, _, said) = run.end(Duration::from_secs(30));
+    assert_eq!(code, Some(0), "{said}");
+    let steps = scratch.at("run").lines().len() as u64;
+    assert!(!scratch.at("run").checkpoint_file(steps, "manifest.json").is_empty());
+    assert_eq!(run.left(), 0, "no process stays");
+}
+
+#[test]
+fn what_cannot_be_launched_is_refused_before_anything_starts() {
+    let scratch = Scratch::new();
+    let no_mpirun = launch(&["--mpirun=no-such-program"], "none", &[SERIAL, COMMON].concat());
+    scratch.fails(&no_mpirun, 2, &["no-such-program", "openmpi-bin"]);
+    let ranks = launch(&["-n", "3"], "none", &[ALL_AXES, COMMON].concat());
+    scratch.fails(&ranks, 2, &["-n 3", "needs 8 ranks"]);
+    let interface = launch(&["--interface=192.0.2.1"], "none", &[SERIAL, COMMON].concat());
+    scratch.fails(&interface, 2, &["192.0.2.1"]);
+}
+
+/// The script that makes two hosts of one machine.
+fn two_hosts(options: &[&str], out: &str, args: &[&str]) -> Vec<String> {
+    let train = small(out, args);
+    let all = [&[TRINE, "4"], options, &["--", "--"], &train[1..]].concat();
+    all.iter().map(|word| word.to_string()).collect()
+}
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/two-hosts.sh");
+
+#[test]
+#[ignore = "needs namespaces: root, util-linux, iproute2"]
+fn two_hosts_have_the_losses_of_threads() {
+    let scratch = Scratch::new();
+    let reference = threads(&scratch);
+    let mut script = scratch.program(SCRIPT);
+    let output =
+        script.args(two_hosts(&[], "hosts", &[ALL_AXES, COMMON].concat())).output().unwrap();
+    let (out, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("ranks: 4 on nodea, 4 on nodeb"), "{said}");
+    assert!(out.contains("rank 4 (dp 0 pp 1 tp 0) on nodeb"), "the pipeline crosses hosts: {out}");
+    assert_same(&scratch.at("hosts"), &reference);
+}
+
+#[test]
+#[ignore = "needs namespaces: root, util-linux, iproute2"]
+fn a_cut_link_stops_both_hosts() {
+    let scratch = Scratch::new();
+    let cut = ["--cut", "hosts/metrics.jsonl", "\"step\":12,"];
+    let args = two_hosts(&cut, "hosts", &[ALL_AXES, LONG].concat());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut run = Supervised::start(&scratch, SCRIPT, &args);
+    let when = scratch.path("hosts/metrics.jsonl.cut");
+    wait_for("the cut", || when.exists());
+    let (code, took, said) = run.end(Duration::from_secs(60));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(took < Duration::from_secs(10), "{took:?}: {said}");
+    assert!(said.contains("error: rank 4 on nodeb: no heartbeat for"), "{said}");
+    assert!(said.contains("the link to it is gone"), "{said}");
+    assert_eq!(run.left(), 0, "no process stays on either side");
+}

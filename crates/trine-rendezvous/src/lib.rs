@@ -1,0 +1,54 @@
+//! A side channel between the processes of a run, beside the communicator that moves their tensors.
+//!
+//! One process (the supervisor, or that of rank 0) has a [`Store`]; every rank has a [`Client`]. The
+//! ranks send heartbeats there; the store judges them ([`trine_comm::judge`]), keeps the **first**
+//! cause of a failure and tells everybody, so that a run in which one rank is killed, hangs or fails
+//! ends everywhere within seconds with the same diagnosis. It collects flight recorders, and holds
+//! small values under keys, for what processes have to agree on before they can talk.
+//!
+//! The protocol is JSON in frames with a length, over TCP on one given interface. A connection begins
+//! with the run's [`Token`]; without it, it is dropped. Frames have a limit, every read and write has
+//! a timeout, and what cannot be understood ends the connection and nothing else. The token keeps out
+//! strangers and strays of earlier runs; nothing is encrypted, so the interface must be one that the
+//! cluster trusts.
+//!
+//! ```
+//! use std::time::Duration;
+//! use trine_comm::{Diagnosis, Recorder};
+//! use trine_rendezvous::{Client, Store, StoreOptions, Token};
+//!
+//! let token = Token::generate()?;
+//! let bind = "127.0.0.1:0".parse()?;
+//! let store = Store::bind(StoreOptions { deadline: Duration::from_secs(60), ..StoreOptions::new(bind, 2, token.clone()) })?;
+//!
+//! // In each rank's process:
+//! let timeout = Duration::from_secs(5);
+//! let ranks: Vec<Client> = (0..2)
+//!     .map(|rank| Client::connect(store.address(), &token, rank, "localhost", timeout))
+//!     .collect::<Result<_, _>>()?;
+//! let watch = ranks[0].watch(&Recorder::new(0, "localhost"), |cause| {
+//!     println!("stop: {cause}"); // abort the communicator, then the process
+//! })?;
+//! ranks[1].put("id", b"7")?;
+//! assert_eq!(ranks[0].get("id", timeout)?, b"7");
+//!
+//! let failure = Diagnosis { rank: 1, failure: "out of memory".into(), beats: vec![] };
+//! ranks[1].fail(&failure)?;
+//! assert_eq!(store.cause_within(timeout).expect("rank 1 failed").failure, "out of memory");
+//! drop(watch);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod client;
+mod error;
+mod frame;
+mod message;
+mod state;
+mod store;
+mod token;
+
+pub use client::{Client, Watch};
+pub use error::RendezvousError;
+pub use frame::FRAME_BYTES_MAX;
+pub use store::{Store, StoreOptions};
+pub use token::Token;

@@ -1,0 +1,397 @@
+//! What a store knows: the ranks, the first cause, records and values. No sockets here.
+
+use crate::message::{Answer, Ask};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use trine_comm::{Beat, Diagnosis, FlightRecord, Sighting, judge};
+
+/// Limits of what ranks may keep in the store.
+const KEYS_MAX: usize = 4096;
+const KEY_BYTES_MAX: usize = 256;
+const VALUES_BYTES_MAX: usize = 64 << 20;
+
+/// What is known of a rank.
+#[derive(Debug)]
+struct Seen {
+    beat: Beat,
+    heard: Instant,
+    moved: Instant,
+    life: Life,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// It has not sent a heartbeat yet.
+    Expected,
+    Alive,
+    /// It has said farewell, or is gone.
+    Over,
+}
+
+#[derive(Debug)]
+struct Known {
+    ranks: Vec<Seen>,
+    cause: Option<Diagnosis>,
+    /// Whether the cause is only that a process is gone, and whoever started it may know how.
+    vague: bool,
+    records: BTreeMap<usize, FlightRecord>,
+    values: HashMap<String, Vec<u8>>,
+    value_bytes: usize,
+    judged: Instant,
+    closing: bool,
+}
+
+/// A store's state, shared by its threads.
+#[derive(Debug)]
+pub(crate) struct State {
+    known: Mutex<Known>,
+    changed: Condvar,
+    deadline: Duration,
+    join_within: Duration,
+    began: Instant,
+}
+
+impl State {
+    pub(crate) fn new(ranks: usize, deadline: Duration, join_within: Duration) -> Self {
+        let began = Instant::now();
+        let expected = |rank| Seen {
+            beat: Beat::unheard(rank, ""),
+            heard: began,
+            moved: began,
+            life: Life::Expected,
+        };
+        let known = Known {
+            ranks: (0..ranks).map(expected).collect(),
+            cause: None,
+            vague: false,
+            records: BTreeMap::new(),
+            values: HashMap::new(),
+            value_bytes: 0,
+            judged: began,
+            closing: false,
+        };
+        let known = Mutex::new(known);
+        Self { known, changed: Condvar::new(), deadline, join_within, began }
+    }
+
+    // No thread of the store may die of another one's bug.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.known().closing
+    }
+
+    pub(crate) fn close(&self) {
+        self.known().closing = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `look` finds something, at most for `timeout`.
+    fn wait_for<T>(&self, timeout: Duration, look: impl Fn(&Known) -> Option<T>) -> Option<T> {
+        let until = Instant::now() + timeout;
+        let mut known = self.known();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match look(&known) {
+                Some(found) => return Some(found),
+                None if left.is_zero() || known.closing => return None,
+                None => {
+                    let woken = self.changed.wait_timeout(known, left);
+                    known = woken.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn cause_within(&self, timeout: Duration) -> Option<Diagnosis> {
+        self.wait_for(timeout, |known| known.cause.clone())
+    }
+
+    /// Whether all ranks have said farewell in time.
+    pub(crate) fn over_within(&self, timeout: Duration) -> bool {
+        let is_over = |known: &Known| known.ranks.iter().all(|rank| rank.life == Life::Over);
+        self.wait_for(timeout, |known| is_over(known).then_some(())).is_some()
+    }
+
+    /// The flight recorders so far; waits for those of all ranks, at most for `timeout`.
+    pub(crate) fn records_within(&self, timeout: Duration) -> Vec<FlightRecord> {
+        let all = |known: &Known| known.records.len() == known.ranks.len();
+        let _ = self.wait_for(timeout, |known| all(known).then_some(()));
+        self.known().records.values().cloned().collect()
+    }
+
+    pub(crate) fn value(&self, key: &str) -> Option<Vec<u8>> {
+        self.known().values.get(key).cloned()
+    }
+
+    pub(crate) fn beats(&self) -> Vec<Beat> {
+        self.known().ranks.iter().map(|rank| rank.beat.clone()).collect()
+    }
+
+    /// A rank's connection asks for the first time to be its lifeline.
+    pub(crate) fn begin_life(&self, rank: usize, host: &str) -> Result<(), String> {
+        let mut known = self.known();
+        let seen = &mut known.ranks[rank];
+        match seen.life {
+            Life::Expected => {
+                (seen.beat, seen.life) = (Beat::unheard(rank, host), Life::Alive);
+                (seen.heard, seen.moved) = (Instant::now(), Instant::now());
+                Ok(())
+            }
+            Life::Alive => Err(format!("rank {rank} is here already, on {}", seen.beat.host)),
+            Life::Over => Err(format!("rank {rank} has gone already")),
+        }
+    }
+
+    /// Answers one question of a rank.
+    pub(crate) fn answer(&self, rank: usize, ask: Ask) -> Answer {
+        let mut known = self.known();
+        match ask {
+            Ask::Beat(beat) if beat.rank != rank => Answer::No("that is another rank's".into()),
+            Ask::Fail(diagnosis) if diagnosis.rank >= known.ranks.len() => {
+                Answer::No("there is no such rank".into())
+            }
+            Ask::Beat(beat) => {
+                let seen = &mut known.ranks[rank];
+                seen.heard = Instant::now();
+                if beat.progress != seen.beat.progress {
+                    seen.moved = seen.heard;
+                }
+                seen.beat = beat;
+                known.cause.clone().map_or(Answer::Fine, Answer::Stop)
+            }
+            Ask::Fail(diagnosis) => {
+                for beat in diagnosis.beats {
+                    if let Some(seen) = known.ranks.get_mut(beat.rank)
+                        && beat.progress >= seen.beat.progress
+                    {
+                        seen.beat = beat;
+                    }
+                }
+                known.fail(diagnosis.rank, diagnosis.failure, false);
+                self.changed.notify_all();
+                Answer::Fine
+            }
+            Ask::Record(record) if record.rank != rank => {
+                Answer::No("that is another rank's".into())
+            }
+            Ask::Record(record) => {
+                known.records.insert(rank, record);
+                self.changed.notify_all();
+                Answer::Fine
+            }
+            Ask::Put { key, value } => {
+                known.put(key, value).map_or_else(Answer::No, |()| Answer::Fine)
+            }
+            Ask::Get { key } => match known.values.get(&key) {
+                Some(value) => Answer::Value(value.clone()),
+                None => Answer::NotYet,
+            },
+            Ask::Farewell => {
+                known.ranks[rank].life = Life::Over;
+                self.changed.notify_all();
+                Answer::Fine
+            }
+        }
+    }
+
+    /// A rank's lifeline has ended. Without a farewell, that is a failure.
+    pub(crate) fn lost(&self, rank: usize, why: &str) {
+        let mut known = self.known();
+        if known.ranks[rank].life == Life::Alive && !known.closing {
+            known.ranks[rank].life = Life::Over;
+            let failure = format!("its process is gone: {why}");
+            known.fail(rank, failure, true);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Whoever started a rank's process knows how it ended.
+    pub(crate) fn note_exit(&self, rank: usize, how: &str) {
+        let mut known = self.known();
+        let Some(seen) = known.ranks.get_mut(rank) else { return };
+        seen.life = Life::Over;
+        known.fail(rank, how.to_owned(), false);
+        self.changed.notify_all();
+    }
+
+    /// Looks at all ranks, and finds the cause if the run cannot go on.
+    ///
+    /// A watcher that was asleep itself, such as one on a machine that was suspended, has not heard
+    /// anybody meanwhile and must not blame them: the time beyond `tick` is forgiven.
+    pub(crate) fn judge(&self, tick: Duration) {
+        let mut known = self.known();
+        let now = Instant::now();
+        let slept = (now - known.judged).saturating_sub(4 * tick);
+        known.judged = now;
+        for seen in &mut known.ranks {
+            seen.heard = (seen.heard + slept).min(now);
+            seen.moved = (seen.moved + slept).min(now);
+        }
+        let expected = |seen: &&Seen| seen.life == Life::Expected;
+        let absent: Vec<usize> =
+            known.ranks.iter().filter(expected).map(|seen| seen.beat.rank).collect();
+        if let Some(first) = absent.first()
+            && self.began.elapsed() >= self.join_within
+        {
+            let failure = format!(
+                "has not joined within {:.1?}; {} of {} ranks are missing",
+                self.join_within,
+                absent.len(),
+                known.ranks.len()
+            );
+            known.fail(*first, failure, false);
+        } else if known.cause.is_none() {
+            let sightings: Vec<Sighting<'_>> =
+                known.ranks.iter().filter_map(|seen| seen.sighting(now)).collect();
+            if let Some(found) = judge(&sightings, self.deadline) {
+                known.fail(found.rank, found.failure, false);
+            }
+        }
+        if known.cause.is_some() {
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Seen {
+    /// What the judge sees; of a rank that has not joined yet, nothing.
+    fn sighting(&self, now: Instant) -> Option<Sighting<'_>> {
+        let (unheard, quiet) = (now - self.heard, now - self.moved);
+        match self.life {
+            Life::Expected => None,
+            Life::Alive => Some(Sighting { beat: &self.beat, unheard, quiet }),
+            // It has nothing to say any more, but others may wait for it.
+            Life::Over => Some(Sighting { beat: &self.beat, unheard: Duration::ZERO, quiet }),
+        }
+    }
+}
+
+impl Known {
+    /// Keeps the first cause, and what everybody did then. A vague one is made precise by a later
+    /// report on the same rank.
+    fn fail(&mut self, rank: usize, failure: String, vague: bool) {
+        match &mut self.cause {
+            None => {
+                let beats = self.ranks.iter().map(|seen| seen.beat.clone()).collect();
+                self.cause = Some(Diagnosis { rank, failure, beats });
+                self.vague = vague;
+            }
+            Some(cause) if self.vague && !vague && cause.rank == rank => {
+                (cause.failure, self.vague) = (failure, false);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn put(&mut self, key: String, value: Vec<u8>) -> Result<(), String> {
+        let old = self.values.get(&key).map(Vec::len);
+        let bytes = self.value_bytes - old.unwrap_or(0) + value.len();
+        let keys = self.values.len() + usize::from(old.is_none());
+        if key.len() > KEY_BYTES_MAX || keys > KEYS_MAX || bytes > VALUES_BYTES_MAX {
+            return Err(format!(
+                "the store takes keys of at most {KEY_BYTES_MAX} bytes, {KEYS_MAX} of them, and \
+                 {VALUES_BYTES_MAX} bytes of values"
+            ));
+        }
+        self.values.insert(key, value);
+        self.value_bytes = bytes;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(ranks: usize) -> State {
+        State::new(ranks, Duration::from_secs(60), Duration::from_secs(60))
+    }
+
+    fn none(timeout_ms: u64) -> Duration {
+        Duration::from_millis(timeout_ms)
+    }
+
+    #[test]
+    fn the_first_cause_stays_and_a_vague_one_is_made_precise() {
+        let state = state(3);
+        for rank in 0..3 {
+            state.begin_life(rank, "a").unwrap();
+        }
+        state.lost(1, "the connection ended");
+        state.lost(2, "the connection ended");
+        let cause = || state.cause_within(none(0)).unwrap();
+        assert_eq!((cause().rank, cause().beats.len()), (1, 3));
+        state.note_exit(2, "was killed by signal 15");
+        assert!(cause().failure.contains("the connection ended"));
+        state.note_exit(1, "was killed by signal 9");
+        assert_eq!(cause().failure, "was killed by signal 9");
+        state.note_exit(1, "something else");
+        assert_eq!(cause().failure, "was killed by signal 9");
+        let told = state.answer(0, Ask::Beat(Beat::unheard(0, "a")));
+        assert!(matches!(told, Answer::Stop(cause) if cause.rank == 1));
+    }
+
+    #[test]
+    fn who_says_farewell_is_not_lost() {
+        let state = state(1);
+        state.begin_life(0, "a").unwrap();
+        assert_eq!(state.begin_life(0, "b").unwrap_err(), "rank 0 is here already, on a");
+        assert!(!state.over_within(none(0)));
+        assert!(matches!(state.answer(0, Ask::Farewell), Answer::Fine));
+        state.lost(0, "the connection ended");
+        assert!(state.over_within(none(0)));
+        assert_eq!(state.cause_within(none(0)), None);
+        assert!(state.begin_life(0, "b").is_err());
+    }
+
+    #[test]
+    fn values_have_limits() {
+        let state = state(1);
+        let put = |key: &str, bytes: usize| {
+            let ask = Ask::Put { key: key.into(), value: vec![7; bytes] };
+            matches!(state.answer(0, ask), Answer::Fine)
+        };
+        assert!(put("a", 3) && put("a", VALUES_BYTES_MAX));
+        assert!(!put("b", 1));
+        assert!(put("a", 1) && put("b", 1));
+        assert!(!put(&"k".repeat(KEY_BYTES_MAX + 1), 1));
+        let got = state.answer(0, Ask::Get { key: "a".into() });
+        assert!(matches!(got, Answer::Value(value) if value == [7]));
+        assert!(matches!(state.answer(0, Ask::Get { key: "c".into() }), Answer::NotYet));
+        for number in 2..KEYS_MAX {
+            assert!(put(&number.to_string(), 0), "{number}");
+        }
+        assert!(!put("one more", 0));
+    }
+
+    #[test]
+    fn a_watcher_that_slept_blames_nobody() {
+        let state = State::new(1, none(50), Duration::from_secs(60));
+        state.begin_life(0, "a").unwrap();
+        std::thread::sleep(none(200));
+        // It has slept all the time, as far as it knows.
+        state.judge(none(1));
+        assert_eq!(state.cause_within(none(0)), None);
+        // Awake and without a heartbeat for as long.
+        for _ in 0..100 {
+            std::thread::sleep(none(2));
+            state.judge(none(10));
+        }
+        let cause = state.cause_within(none(0)).unwrap();
+        assert!(cause.failure.starts_with("no heartbeat"), "{cause}");
+    }
+
+    #[test]
+    fn ranks_that_never_join_are_named() {
+        let state = State::new(3, Duration::from_secs(60), none(0));
+        state.begin_life(0, "a").unwrap();
+        state.judge(none(10));
+        let cause = state.cause_within(none(0)).unwrap();
+        assert_eq!(cause.rank, 1);
+        assert!(cause.failure.contains("2 of 3 ranks are missing"), "{cause}");
+    }
+}

@@ -1,0 +1,248 @@
+//! The store: listens, serves each connection on a thread, and judges.
+
+use crate::frame::{self, Incoming};
+use crate::message::{Answer, Ask, Hello};
+use crate::state::State;
+use crate::{RendezvousError, Token};
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use trine_comm::{Beat, Diagnosis, FlightRecord};
+
+/// How long a connection may take to say who it is, and a frame to be complete or to be taken.
+const FRAME_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often threads look whether the store closes.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// What a store is made of.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The interface to listen on, and the port; 0: any free one.
+    pub bind: SocketAddr,
+    /// Ranks of the run.
+    pub ranks: usize,
+    /// The run's secret.
+    pub token: Token,
+    /// How long a rank may be unheard of, or keep others waiting without progress.
+    pub deadline: Duration,
+    /// How long ranks may take until their first heartbeat.
+    pub join_within: Duration,
+}
+
+impl StoreOptions {
+    /// A deadline of 60 s, and 120 s to join.
+    pub fn new(bind: SocketAddr, ranks: usize, token: Token) -> Self {
+        let deadline = Duration::from_secs(60);
+        Self { bind, ranks, token, deadline, join_within: 2 * deadline }
+    }
+
+    /// Connections at a time: what each rank needs, and some for strays.
+    fn connections_max(&self) -> usize {
+        4 * self.ranks + 16
+    }
+
+    /// How often the ranks are judged.
+    fn tick(&self) -> Duration {
+        (self.deadline / 20).clamp(Duration::from_millis(5), Duration::from_millis(250))
+    }
+}
+
+/// The meeting point of a run's processes. Dropping it ends all connections; ranks take that for the
+/// end of the run.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: StoreOptions,
+    state: State,
+    open: AtomicUsize,
+    connections: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Listens on the given interface.
+    ///
+    /// # Errors
+    /// An address that is not this host's or in use, or no thread.
+    pub fn bind(options: StoreOptions) -> Result<Self, RendezvousError> {
+        let bind = options.bind;
+        let refused = |source| RendezvousError::Bind { address: bind, source };
+        let listener = TcpListener::bind(bind).map_err(refused)?;
+        listener.set_nonblocking(true).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        let shared = Arc::new(Shared {
+            state: State::new(options.ranks, options.deadline, options.join_within),
+            options,
+            open: AtomicUsize::new(0),
+            connections: Mutex::default(),
+        });
+        let mut store = Self { shared: shared.clone(), address, threads: Vec::new() };
+        let accepting = shared.clone();
+        store.threads.push(spawn("store", move || accepting.accept(&listener))?);
+        store.threads.push(spawn("store judge", move || {
+            let tick = shared.options.tick();
+            while !shared.state.is_closing() {
+                thread::sleep(tick);
+                shared.state.judge(tick);
+            }
+        })?);
+        Ok(store)
+    }
+
+    /// Where it listens, with the port that was free.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The first cause of failure; waits for one, at most for `timeout`.
+    pub fn cause_within(&self, timeout: Duration) -> Option<Diagnosis> {
+        self.shared.state.cause_within(timeout)
+    }
+
+    /// Waits until all ranks have said farewell, at most for `timeout`; whether they have.
+    pub fn over_within(&self, timeout: Duration) -> bool {
+        self.shared.state.over_within(timeout)
+    }
+
+    /// The flight recorders that have come, in rank order; waits for those of all ranks, at most for
+    /// `timeout`.
+    pub fn records_within(&self, timeout: Duration) -> Vec<FlightRecord> {
+        self.shared.state.records_within(timeout)
+    }
+
+    /// The value that a rank has put under a key.
+    pub fn value(&self, key: &str) -> Option<Vec<u8>> {
+        self.shared.state.value(key)
+    }
+
+    /// What each rank said last.
+    pub fn beats(&self) -> Vec<Beat> {
+        self.shared.state.beats()
+    }
+
+    /// A rank's process has ended badly, as whoever started it knows: `was killed by signal 9`.
+    pub fn note_exit(&self, rank: usize, how: &str) {
+        self.shared.state.note_exit(rank, how);
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.shared.state.close();
+        let connections = &self.shared.connections;
+        let connections = std::mem::take(&mut *lock(connections));
+        for thread in self.threads.drain(..).chain(connections) {
+            // A thread that panicked has nothing more to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, RendezvousError> {
+    let spawned = thread::Builder::new().name(name.into()).spawn(body);
+    spawned.map_err(|source| RendezvousError::System { what: "start a thread", source })
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        while !self.state.is_closing() {
+            // More than it serves wait in the system's queue; the silent ones are dropped soon.
+            let is_full = self.open.load(Ordering::Relaxed) >= self.options.connections_max();
+            let accepted = if is_full { None } else { listener.accept().ok() };
+            let Some((stream, _)) = accepted else {
+                // Nobody, or a connection that broke at once, or no file left: later again.
+                thread::sleep(SLICE / 5);
+                continue;
+            };
+            let mut connections = lock(&self.connections);
+            connections.retain(|thread| !thread.is_finished());
+            self.open.fetch_add(1, Ordering::Relaxed);
+            let shared = self.clone();
+            let served = spawn("store connection", move || {
+                // What goes wrong with a connection ends it, and nothing else.
+                let _ = shared.serve(stream);
+                shared.open.fetch_sub(1, Ordering::Relaxed);
+            });
+            match served {
+                Ok(thread) => connections.push(thread),
+                Err(_) => drop(self.open.fetch_sub(1, Ordering::Relaxed)),
+            }
+        }
+    }
+
+    fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(FRAME_WITHIN))?;
+        let Some(hello) = self.greet(&mut stream)? else { return Ok(()) };
+        if hello.rank >= self.options.ranks {
+            let why = format!("the run has ranks 0..{}", self.options.ranks);
+            return reply(&mut stream, &Answer::No(why));
+        }
+        reply(&mut stream, &Answer::Fine)?;
+        let mut lifeline = false;
+        let ended = self.converse(&mut stream, &hello, &mut lifeline);
+        if lifeline {
+            let why = match &ended {
+                Ok(()) => "its connection has ended".to_owned(),
+                Err(error) => format!("its connection broke ({error})"),
+            };
+            self.state.lost(hello.rank, &why);
+        }
+        ended
+    }
+
+    /// Who is there; `None` for whoever does not know the run's token, and for silence.
+    fn greet(&self, stream: &mut TcpStream) -> io::Result<Option<Hello>> {
+        match frame::read::<Hello, _>(stream, FRAME_WITHIN, FRAME_WITHIN)? {
+            Incoming::Frame(hello) if self.options.token.admits(&hello.token) => Ok(Some(hello)),
+            Incoming::Frame(_) | Incoming::Idle | Incoming::Closed => Ok(None),
+        }
+    }
+
+    /// Question and answer, until one side ends it.
+    fn converse(
+        &self,
+        stream: &mut TcpStream,
+        hello: &Hello,
+        lifeline: &mut bool,
+    ) -> io::Result<()> {
+        loop {
+            let ask = match frame::read(stream, SLICE, FRAME_WITHIN)? {
+                Incoming::Idle if !self.state.is_closing() => continue,
+                Incoming::Idle | Incoming::Closed => return Ok(()),
+                Incoming::Frame(ask) => ask,
+            };
+            if matches!(ask, Ask::Beat(_)) && !*lifeline {
+                if let Err(why) = self.state.begin_life(hello.rank, &hello.host) {
+                    return reply(stream, &Answer::No(why));
+                }
+                *lifeline = true;
+            }
+            reply(stream, &self.state.answer(hello.rank, ask))?;
+        }
+    }
+}
+
+fn reply(stream: &mut TcpStream, answer: &Answer) -> io::Result<()> {
+    let frame = frame::encode(answer).or_else(|bytes| {
+        frame::encode(&Answer::No(format!("the answer has {bytes} bytes, more than a frame")))
+    });
+    frame::write(stream, &frame.unwrap_or_default())
+}

@@ -1,0 +1,127 @@
+//! One thing goes wrong in a run: it ends with the numbers of an undisturbed one, or stops with a
+//! diagnosis of what happened and can be gone on with to these numbers. It never hangs, and never
+//! differs in silence.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers outside #[test] included"
+)]
+
+use std::collections::BTreeMap;
+use trine_comm::wrap::Fault;
+use trine_tests::faults::{Bench, Ended, What};
+
+/// Whether a run that was struck ended as it must for its kind of fault, and says what happened.
+fn check(seed: u64, ended: &Ended) {
+    let Ended { what, struck, diagnosis } = ended;
+    let at = format!("seed {seed}, {what:?}, struck {struck:?}");
+    let Some(diagnosis) = diagnosis else {
+        // Harmless, or later than the last operation that it suits.
+        let is_harmless = match what {
+            What::Operation(injection) => {
+                matches!(injection.fault, Fault::Delay(_) | Fault::Reorder)
+            }
+            What::Disk { .. } => false,
+        };
+        assert!(is_harmless || struck.is_none(), "{at}: unnoticed");
+        return;
+    };
+    let text = diagnosis.to_string();
+    let says = |part: &str| assert!(text.contains(part), "{at}: {part} not in {text}");
+    match what {
+        What::Disk { .. } => {
+            assert_eq!(diagnosis.rank, 0, "{at}: {text}");
+            says("injected");
+            says("in saving");
+        }
+        What::Operation(injection) => {
+            let struck = struck.as_ref().unwrap();
+            let rank = format!("rank {}", injection.rank);
+            says(&rank);
+            match injection.fault {
+                Fault::Delay(_) | Fault::Reorder => panic!("{at}: {text}"),
+                Fault::Corrupt { .. } => {
+                    assert_eq!(diagnosis.rank, injection.rank, "{at}: {text}");
+                    says("altered on the way");
+                    says(&struck.name.to_string());
+                }
+                Fault::KillBefore | Fault::KillAfter => {
+                    assert_eq!(diagnosis.rank, injection.rank, "{at}: {text}");
+                    says("was killed");
+                    says(&struck.name.to_string());
+                    says(&struck.place.to_string());
+                }
+                // Others notice it, at the latest when somebody has finished.
+                Fault::Drop | Fault::Duplicate => says("#"),
+            }
+        }
+    }
+    // Where everybody was: no rank is left out.
+    assert!(diagnosis.beats.iter().all(|beat| !beat.place.is_empty()), "{at}: {text}");
+}
+
+/// Runs the seeds, and returns how often each kind of fault ended how: (as if nothing had happened,
+/// stopped and gone on with).
+fn run(seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, (u64, u64)> {
+    let bench = Bench::new().unwrap();
+    let mut table = BTreeMap::new();
+    for seed in seeds {
+        let ended = bench.disturb(seed).unwrap_or_else(|error| panic!("{error}"));
+        check(seed, &ended);
+        let row: &mut (u64, u64) = table.entry(ended.what.label()).or_default();
+        match ended.diagnosis {
+            None => row.0 += 1,
+            Some(_) => row.1 += 1,
+        }
+    }
+    table
+}
+
+fn print(table: &BTreeMap<&'static str, (u64, u64)>) {
+    println!(
+        "{:<12} {:>10} {:>22} {:>8} {:>10}",
+        "fault", "bit-equal", "diagnosed, resumed", "hung", "differed"
+    );
+    for (kind, (equal, resumed)) in table {
+        println!("{kind:<12} {equal:>10} {resumed:>22} {:>8} {:>10}", 0, 0);
+    }
+}
+
+fn total(table: &BTreeMap<&'static str, (u64, u64)>) -> u64 {
+    table.values().map(|(equal, resumed)| equal + resumed).sum()
+}
+
+#[test]
+fn twenty_seeds() {
+    let table = run(0..20);
+    print(&table);
+    assert_eq!((table.len(), total(&table)), (8, 20));
+    assert!(
+        table["corrupt"].1 > 0 && table["kill after"].1 > 0 && table["delay"].0 > 0,
+        "{table:?}"
+    );
+}
+
+#[test]
+#[ignore = "minutes; a step of `cargo xtask ci --full` runs it and shows the table"]
+fn two_hundred_seeds() {
+    let table = run(0..200);
+    print(&table);
+    assert_eq!((table.len(), total(&table)), (8, 200));
+}
+
+#[test]
+fn the_same_seed_is_the_same_failure() {
+    let bench = Bench::new().unwrap();
+    let mut compared = 0;
+    // One of each kind.
+    for seed in 0..8 {
+        let (one, two) = (bench.disturb(seed).unwrap(), bench.disturb(seed).unwrap());
+        assert_eq!((one.what, &one.struck), (two.what, &two.struck), "seed {seed}");
+        assert_eq!(one.diagnosis.is_some(), two.diagnosis.is_some(), "seed {seed}");
+        compared += 1;
+    }
+    assert_eq!(compared, 8);
+    // Another bench makes the same choices.
+    assert_eq!(bench.of_seed(17), Bench::new().unwrap().of_seed(17));
+    assert_ne!(bench.of_seed(17), bench.of_seed(25));
+}
