@@ -24,8 +24,8 @@ pub struct ClosedForm {
     /// and whoever needs the number simulates.
     ///
     /// GPipe, 1F1B, forward-only and breadth-first: always. Interleaved 1F1B, ZB-H1 (any m), ZB-H2
-    /// (m ≥ p) and ZB-V (m ≥ 2p): if F, B and W (interleaved: F and B + W) differ by a factor of at
-    /// most 3, and a transfer takes at most a fifth of the shortest.
+    /// (m ≥ p) and ZB-V (m ≥ 2p): if F, B and W differ by a factor of at most 3, and a transfer takes
+    /// at most a fifth of the shortest.
     pub exact: bool,
 }
 
@@ -53,7 +53,8 @@ impl UniformStage {
     }
 
     /// True if times differ little enough for the chains of [`zb_v`] and the like to be the longest.
-    fn is_balanced(&self, times: &[f64]) -> bool {
+    fn is_balanced(&self) -> bool {
+        let times = [self.forward, self.backward_input, self.backward_weight];
         let least = times.iter().copied().fold(f64::INFINITY, f64::min);
         let most = times.iter().copied().fold(0.0, f64::max);
         most <= TIMES_RATIO_MAX * least && self.transfer <= TRANSFER_RATIO_MAX * least
@@ -76,15 +77,12 @@ impl ScheduleKind {
         let (p, v) = (shape.ranks as f64, shape.chunks as f64);
         let m = shape.micro_batches as f64;
         let work = m * v * (forward + backward);
-        let balanced = one.is_balanced(&[forward, backward_input, backward_weight]);
+        let balanced = one.is_balanced();
         let (extra, exact) = match self {
             ScheduleKind::GPipe => (one.longest(&gpipe(p)), true),
             ScheduleKind::OneFOneB => (one.longest(&one_f_one_b(p, m)), true),
             ScheduleKind::Interleaved if v == 1.0 => (one.longest(&one_f_one_b(p, m)), true),
-            ScheduleKind::Interleaved => {
-                let exact = p == 1.0 || one.is_balanced(&[forward, backward]);
-                (one.longest(&interleaved(p, v)), exact)
-            }
+            ScheduleKind::Interleaved => (one.longest(&interleaved(p, v)), p == 1.0 || balanced),
             ScheduleKind::BreadthFirst => (breadth_first(p, v, m, one) - work, true),
             // Nothing stands apart in one micro-batch.
             ScheduleKind::ZbH1 | ScheduleKind::ZbH2 if m == 1.0 => (one.longest(&gpipe(p)), true),
@@ -171,10 +169,10 @@ fn zb_h2(p: f64, m: f64) -> [Chain; 3] {
     [[q, 0.0, 0.0, q], [q, q, -(m - 1.0).min(2.0 * q), 2.0 * q], [(p - m).max(-q), q, 0.0, 2.0 * q]]
 }
 
-fn zb_v(p: f64) -> [Chain; 9] {
+fn zb_v(p: f64) -> [Chain; 10] {
     let q = p - 1.0;
     if q == 0.0 {
-        return [[0.0; 4]; 9];
+        return [[0.0; 4]; 10];
     }
     [
         [2.0 * p - 3.0, -(p - 2.0), 0.0, 3.0 * p - 5.0],
@@ -186,6 +184,7 @@ fn zb_v(p: f64) -> [Chain; 9] {
         [p - 2.0, 1.0, 0.0, 5.0 * p - 7.0],
         [p - 2.0, p, -2.0 * q, 6.0 * p - 8.0],
         [2.0 * p - 3.0, 1.0, -2.0 * q, 4.0 * p - 6.0],
+        [2.0 * q, 0.0, -2.0 * q - 1.0, 4.0 * q],
     ]
 }
 

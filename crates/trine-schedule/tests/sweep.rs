@@ -176,7 +176,7 @@ fn zb_h1_puts_weights_where_a_rank_would_wait() {
     assert_eq!(
         words(&schedule.actions[1]),
         "RA1.0<0 F1.0 SA1.0>2+RA1.1<0 F1.1 SA1.1>2+RG1.0<2 B1.0 SG1.0>0+RA1.2<0 F1.2 \
-         SA1.2>2+RG1.1<2 B1.1 SG1.1>0 W1.0 RA1.3<0 F1.3 SA1.3>2+RG1.2<2 B1.2 SG1.2>0 W1.1 RG1.3<2 \
+         SA1.2>2+RG1.1<2 B1.1 SG1.1>0 W1.0 RA1.3<0 RG1.2<2 F1.3 SA1.3>2 B1.2 SG1.2>0 W1.1 RG1.3<2 \
          B1.3 SG1.3>0 W1.2 W1.3"
     );
 }

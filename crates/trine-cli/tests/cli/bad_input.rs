@@ -79,7 +79,7 @@ const CASES: &[(&[&str], &[&str])] = &[
     ),
     (
         &["train", "--schedule", "zigzag"],
-        &["--schedule zigzag", "must be one of \"gpipe\", \"1f1b\""],
+        &["--schedule zigzag", "must be one of \"gpipe\", \"1f1b\", \"zb-h1\", \"zb-h2\""],
     ),
     (&["train", "--precision", "f16"], &["--precision f16", "\"f32\", \"bf16\", \"f64\""]),
     (
@@ -140,6 +140,11 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["bench", "kernels", "--filter", "gella"], &["--filter gella", "nearest valid: gelu"]),
     (&["schedule", "show", "gpip"], &["gpip", "gpipe"]),
     (&["schedule", "show", "1f1b", "--stages", "0"], &["0 stages", "at least 1"]),
+    (&["schedule", "show", "zb-v", "--virtual", "3"], &["zb-v", "not 3", "the nearest is 2"]),
+    (
+        &["schedule", "show", "interleaved", "--micro-batches", "9"],
+        &["groups of as many as ranks (4)", "the nearest is 8"],
+    ),
     (&["schedule", "verify", "missing.txt"], &["missing.txt: cannot read the schedule"]),
     (&["schedule", "verify", "good.toml"], &["good.toml: "]),
 ];
