@@ -96,6 +96,8 @@ pub struct Cluster {
     pub about: String,
     /// Its accelerators, all alike.
     pub device: Device,
+    /// A published run of this device belongs here if its source contains one of these.
+    pub sources: Vec<String>,
     /// From the inside out; the last one holds every device of the machine.
     pub levels: Vec<Level>,
     /// Price of one device for an hour in US dollars; 0 if not known.
@@ -118,6 +120,8 @@ struct Row {
     name: String,
     about: String,
     device: String,
+    #[serde(default)]
+    sources: Vec<String>,
     #[serde(default)]
     dollars_per_device_hour: f64,
     level: Vec<Level>,
@@ -154,6 +158,7 @@ pub fn clusters(more: &[&str]) -> Result<Vec<Cluster>, PlanError> {
                 name: row.name,
                 about: row.about,
                 device: device.clone(),
+                sources: row.sources,
                 levels: row.level,
                 dollars_per_device_hour: row.dollars_per_device_hour,
             });

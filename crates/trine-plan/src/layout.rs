@@ -20,7 +20,8 @@ pub enum Recompute {
 }
 
 /// How attention is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Attention {
     /// Fused and tiled, scores never stored (Dao 2023, FlashAttention-2, and later).
     Flash2,

@@ -4,7 +4,7 @@
 //! * [`clusters()`]: machines as data; [`stacks()`]: software as data; [`Constants`]: what was calibrated, and on what.
 //! * [`Planner`]: one model on one machine under one stack. [`Planner::estimate`] takes microseconds and allocates
 //!   nothing, so that searches can ask for every layout.
-//! * [`published`]: published runs as data; [`evaluate`]: predicted against published; [`calibrate`]: the fit.
+//! * [`published`]: published runs as data; [`mod@evaluate`]: predicted against published; [`mod@calibrate`]: the fit.
 //!
 //! Pure: no clock, file, thread, environment or tensor.
 //!
@@ -40,16 +40,20 @@
 //! # Ok::<(), PlanError>(())
 //! ```
 
+pub mod calibrate;
 pub mod cluster;
 mod collectives;
 mod constants;
+mod csv;
 mod error;
+pub mod evaluate;
 mod flops;
 mod kernels;
 mod layout;
 mod memory;
 mod model;
 mod pipeline;
+pub mod published;
 pub mod stack;
 mod time;
 

@@ -1,6 +1,6 @@
 //! Software stacks as data: what a framework keeps, stores and overlaps. What trine itself does is one of them.
 
-use crate::{PlanError, Precision};
+use crate::{Attention, PlanError, Precision};
 use serde::Deserialize;
 
 /// Bytes of one parameter's training state before sharding.
@@ -44,6 +44,11 @@ pub struct Stack {
     pub bf16: StateBytes,
     /// Bytes per element of the gradient reduction: (f16, bf16).
     pub reduce_bytes: [f64; 2],
+    /// How attention is computed where a run does not say.
+    pub attention: Attention,
+    /// ZeRO stage where a run does not say.
+    #[serde(default)]
+    pub zero: u8,
     /// Whether dropout masks are stored (1 byte an element).
     pub dropout_masks: bool,
     /// Extra stored bytes per token and hidden element for norms that keep an upcast copy.
