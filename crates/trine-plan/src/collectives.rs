@@ -44,13 +44,26 @@ impl Network<'_> {
 
     /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings, one hierarchy level at a
     /// time. The k members inside a unit share out what crosses to the next level among their k links, and all
-    /// levels work at once, so the slowest decides. Latencies add up: a ring inside, a tree between
-    /// units (NCCL chooses so for small and large messages).
-    pub(crate) fn gather_s(&self, bytes: f64, group: Group) -> f64 {
+    /// levels work at once, so the slowest decides. A ring waits for every member in turn, for each of the
+    /// `calls` that the bytes are cut into.
+    pub(crate) fn gather_s(&self, bytes: f64, calls: f64, group: Group) -> f64 {
+        let (transfer, ring, _) = self.parts_s(bytes, group);
+        transfer + calls * ring
+    }
+
+    /// Seconds of an all-reduce: a reduce-scatter and an all-gather around rings, or up and down a tree, whichever
+    /// waits less.
+    pub(crate) fn all_reduce_s(&self, bytes: f64, calls: f64, group: Group) -> f64 {
+        let (transfer, ring, tree) = self.parts_s(bytes, group);
+        2.0 * (transfer + calls * ring.min(tree))
+    }
+
+    /// Transfer of a reduce-scatter, latency of its rings, latency of a tree between nodes.
+    fn parts_s(&self, bytes: f64, group: Group) -> (f64, f64, f64) {
         if group.size <= 1 {
-            return 0.0;
+            return (0.0, 0.0, 0.0);
         }
-        let (mut slowest, mut latency) = (0.0f64, 0.0);
+        let (mut slowest, mut ring, mut tree) = (0.0f64, 0.0, 0.0);
         let mut inside = 1;
         for (index, level) in self.cluster.levels.iter().enumerate() {
             let outermost = index + 1 == self.cluster.levels.len();
@@ -63,7 +76,8 @@ impl Network<'_> {
             if units > 1.0 {
                 let share = (units - 1.0) / units * bytes / inside as f64;
                 slowest = slowest.max(share / self.bandwidth(level));
-                latency += level.latency
+                ring += level.latency * (units - 1.0);
+                tree += level.latency
                     * match level.link {
                         Link::Inside => units - 1.0,
                         Link::Between => units.log2(),
@@ -74,12 +88,7 @@ impl Network<'_> {
                 break;
             }
         }
-        slowest + latency
-    }
-
-    /// Seconds of an all-reduce: a reduce-scatter and an all-gather.
-    pub(crate) fn all_reduce_s(&self, bytes: f64, group: Group) -> f64 {
-        2.0 * self.gather_s(bytes, group)
+        (slowest, ring, tree)
     }
 
     /// How many nodes hold so many devices.
@@ -108,15 +117,15 @@ mod tests {
         machine.levels.iter_mut().for_each(|level| level.latency = 0.0);
         let network = Network { cluster: &machine, device: &ideal };
         // Inside a node: 2 (P − 1) / P · n / β.
-        let node = network.all_reduce_s(8e9, Group { size: 8, stride: 1 });
+        let node = network.all_reduce_s(8e9, 1.0, Group { size: 8, stride: 1 });
         assert!((node - 2.0 * 7.0 / 8.0 * 8e9 / 300e9).abs() < 1e-12);
         // Thirty-two whole nodes: each device's link carries 1/8 of the tensor between nodes.
-        let nodes = network.all_reduce_s(8e9, Group { size: 256, stride: 1 });
+        let nodes = network.all_reduce_s(8e9, 1.0, Group { size: 256, stride: 1 });
         assert!((nodes - 2.0 * 31.0 / 32.0 * 1e9 / 25e9).abs() < 1e-12);
         // One rank a node: everything crosses its one link.
-        let apart = network.gather_s(8e9, Group { size: 32, stride: 8 });
+        let apart = network.gather_s(8e9, 1.0, Group { size: 32, stride: 8 });
         assert!((apart - 31.0 / 32.0 * 8e9 / 25e9).abs() < 1e-12);
-        assert_eq!(network.gather_s(8e9, Group { size: 1, stride: 8 }), 0.0);
+        assert_eq!(network.gather_s(8e9, 1.0, Group { size: 1, stride: 8 }), 0.0);
         assert!((network.message_s(25e9, 8) - 1.0).abs() < 1e-12);
         assert_eq!(network.nodes(20), 3);
     }

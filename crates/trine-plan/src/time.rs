@@ -217,7 +217,7 @@ impl Planner<'_> {
             layout.tokens() * self.model.spec.hidden as f64 * element_bytes(layout.precision);
         let group = Group { size: tp, stride: 1 };
         let overlap = if layout.sequence_parallel { self.stack.tensor_overlap } else { 0.0 };
-        let two = 2.0 * network.all_reduce_s(bytes, group) * (1.0 - overlap);
+        let two = 2.0 * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap);
         let again = matches!(layout.recompute, Recompute::Full { .. });
         (two, if again { 2.0 * two } else { two })
     }
@@ -275,8 +275,11 @@ impl Planner<'_> {
         let group = Group { size: d.tp, stride: 1 };
         let split = self.stack.split_messages || layout.sequence_parallel;
         let sent = if split { bytes / d.tp as f64 } else { bytes };
-        let gather =
-            if split && !layout.sequence_parallel { network.gather_s(bytes, group) } else { 0.0 };
+        let gather = if split && !layout.sequence_parallel {
+            network.gather_s(bytes, 1.0, group)
+        } else {
+            0.0
+        };
         network.message_s(sent, d.tp * d.cp * d.dp) + gather
     }
 
@@ -296,9 +299,11 @@ impl Planner<'_> {
         }
         let tp = d.tp as f64;
         let elements = self.model.stage_elements(blocks, d.pp == 1, d.pp == 1, tp);
-        let reduce =
-            network.gather_s(elements * self.stack.reduce_bytes(layout.precision), replicas);
-        let gather = network.gather_s(elements * element_bytes(layout.precision), replicas);
+        let calls = blocks.max(1.0);
+        let reduced = elements * self.stack.reduce_bytes(layout.precision);
+        let gathered = elements * element_bytes(layout.precision);
+        let reduce = network.gather_s(reduced, calls, replicas);
+        let gather = network.gather_s(gathered, calls, replicas);
         let over = self.device.interference;
         if layout.zero == 3 {
             let m = layout.micro_batches() as f64;
@@ -311,9 +316,13 @@ impl Planner<'_> {
         // interleaved) each.
         let chunks = layout.virtual_stages as f64;
         let window = overlap / chunks.max(1.0);
-        let second = if layout.zero == 0 { reduce } else { gather };
-        partly_hidden(reduce, (slowest.backward + slowest.weight) * window, over, overlap)
-            + partly_hidden(second, slowest.forward * window, over, overlap)
+        let backward = (slowest.backward + slowest.weight) * window;
+        if layout.zero == 0 {
+            let all = network.all_reduce_s(reduced, calls, replicas);
+            return partly_hidden(all, backward, over, overlap);
+        }
+        partly_hidden(reduce, backward, over, overlap)
+            + partly_hidden(gather, slowest.forward * window, over, overlap)
     }
 
     /// Adam reads and writes master weights and two moments, reads gradients (twice: the norm), writes weights.
