@@ -5,6 +5,21 @@ use crate::{Attention, Device, DeviceConstants, Precision};
 /// Output tile of a product on the devices at hand; the constants are relative to it.
 const TILE: f64 = 128.0 * 256.0;
 
+/// How much longer a product takes than its work alone: whole waves of whole tiles, and a start and an end (`tail` waves
+/// of the largest tile); with the tile that wastes least. Small tiles read more for each product.
+fn waves_s(m: f64, n: f64, units: f64, tail: f64) -> f64 {
+    let mut best = f64::INFINITY;
+    for (rows, columns, efficiency) in
+        [(256.0, 128.0, 1.0), (128.0, 256.0, 1.0), (128.0, 128.0, 0.93), (128.0, 64.0, 0.8)]
+    {
+        let tiles: f64 = f64::ceil(m / rows) * f64::ceil(n / columns);
+        let waves = (tiles / units).ceil();
+        let tile = rows * columns / efficiency;
+        best = best.min(waves * tile + tail * TILE);
+    }
+    best * units / (m * n)
+}
+
 /// Loss of a product whose rows do not start at 16 bytes: tensor cores are fed element by element.
 const MISALIGNED: f64 = 1.9;
 
@@ -50,8 +65,7 @@ impl Kernels<'_> {
             }
             precision => (self.device.peak(precision), c.gemm_efficiency),
         };
-        let waves = m * n / (TILE * self.device.units);
-        let slower = (1.0 + c.wave_tail / waves) * (1.0 + c.inner_half / k);
+        let slower = waves_s(m, n, self.device.units, c.wave_tail) * (1.0 + c.inner_half / k);
         let work = 2.0 * m * n * k / (peak * efficiency) * slower;
         let bytes = self.element_bytes() * (m * n + m * k + n * k);
         work.max(self.stream_s(bytes))
