@@ -198,7 +198,7 @@ impl Problem<'_> {
 }
 
 /// How strongly a constant that nothing determines stays where it was; the unit is its whole range.
-const PULL: f64 = 0.02;
+const PULL: f64 = 0.03;
 
 /// Logarithms of predicted over published time and memory, and by how much a row that fitted is predicted not to, or
 /// the other way round.

@@ -1,7 +1,7 @@
 //! What one rank of a stage holds at its peak, item by item.
 
 use crate::pipeline::{blocks_of, in_flight};
-use crate::{Layout, Planner, Precision, Recompute};
+use crate::{Attention, Layout, Planner, Precision, Recompute};
 
 /// Bytes of one rank, itemised. Everything is live at the peak, except [`Memory::reserve`] and
 /// [`Memory::context`], which the allocator and the driver add.
@@ -163,13 +163,25 @@ impl Planner<'_> {
             / sequence_parts(layout)
     }
 
+    /// Gradients of scores and probabilities, and without a fused kernel their f32 copies.
+    fn score_gradient_bytes(&self, layout: &Layout) -> f64 {
+        let elements = layout.tokens() * layout.seq as f64 * self.model.spec.heads as f64
+            / layout.degrees.tp as f64;
+        match layout.attention {
+            Attention::Unfused => 12.0 * elements,
+            Attention::FusedSoftmax => 4.0 * elements,
+            Attention::Flash1 | Attention::Flash2 => 0.0,
+        }
+    }
+
     fn working_set(&self, layout: &Layout, last: bool) -> f64 {
         let spec = &self.model.spec;
         let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
         let compute = element_bytes(layout.precision);
         let inner = (spec.ffn * if spec.gated() { 2 } else { 1 }) as f64;
         // Gradients of the residual stream and of the MLP's inside, at both ends of its activation.
-        let gradients = tokens * compute * (2.0 * spec.hidden as f64 + 2.0 * inner / tp);
+        let gradients = tokens * compute * (2.0 * spec.hidden as f64 + 2.0 * inner / tp)
+            + self.score_gradient_bytes(layout);
         let recomputed = match layout.recompute {
             Recompute::None => 0.0,
             Recompute::Selective if layout.attention.stores_scores() => self.score_bytes(layout),
@@ -180,7 +192,8 @@ impl Planner<'_> {
             }
         };
         let logits = if last {
-            tokens * self.model.vocab_local(tp) * self.stack.logit_bytes
+            let parts = if self.stack.logits_whole { 1.0 } else { tp };
+            tokens * self.model.vocab_local(parts) * self.stack.logit_bytes
                 + tokens * spec.hidden as f64 * compute * 2.0
         } else {
             0.0

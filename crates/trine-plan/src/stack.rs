@@ -77,6 +77,9 @@ pub struct Stack {
     pub short_ends: bool,
     /// Bytes per logit of the vocabulary loss: the logits, their f32 copy, their gradient.
     pub logit_bytes: f64,
+    /// Whether every tensor rank holds the logits of the whole vocabulary for the loss.
+    #[serde(default)]
+    pub logits_whole: bool,
     /// Bytes of a device's context, communicators and libraries, as the driver's tool counts them.
     pub context_bytes: f64,
     /// Bytes of buckets and workspaces inside the framework's allocator.
