@@ -5,12 +5,40 @@ use crate::published::{Outcome, PublishedRun};
 use crate::{Cluster, Constants, DeviceConstants, PlanError, Stack, StackConstants};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Constants that are not fitted for a device but are those of `shared`, and the only rows that the rest may be
-/// fitted on.
-const MI250X: &str = "mi250x";
-const MI250X_OWN: [&str; 3] = ["gemm_efficiency", "inside_efficiency", "between_efficiency"];
-const MI250X_ROWS: [&str; 2] = ["LUMI-PORO-34B", "FRONTIER-22B-script"];
-const MI250X_SHARED: &str = "a100";
+/// A device with too few complete rows: all constants but three are those of another device.
+#[derive(Debug, Clone, Copy)]
+struct Shared {
+    device: &'static str,
+    from: &'static str,
+    own: [&'static str; 3],
+    /// The only rows it may be fitted on, if not those that the hash chooses.
+    rows: &'static [&'static str],
+}
+
+const SHARED: [Shared; 3] = [
+    Shared {
+        device: "mi250x",
+        from: "a100",
+        own: ["gemm_efficiency", "inside_efficiency", "between_efficiency"],
+        rows: &["LUMI-PORO-34B", "FRONTIER-22B-script"],
+    },
+    Shared {
+        device: "h100-500w",
+        from: "h100",
+        own: ["gemm_efficiency", "fp8_efficiency", "flash_efficiency"],
+        rows: &[],
+    },
+    Shared {
+        device: "gb200",
+        from: "h100",
+        own: ["gemm_efficiency", "fp8_efficiency", "flash_efficiency"],
+        rows: &[],
+    },
+];
+
+fn shared(device: &str) -> Option<&'static Shared> {
+    SHARED.iter().find(|shared| shared.device == device)
+}
 
 /// Errors beyond this count linearly, not squared: a few odd rows must not bend the constants.
 const ROBUST: f64 = 0.05;
@@ -26,7 +54,7 @@ pub fn fnv1a(text: &str) -> u64 {
 }
 
 /// Which rows are for the fit: those with hash(row_id) mod 4 = 0, where rows that are equal in layout go by the
-/// smallest row_id among them, and where for MI250X the two named rows are all there are. If that is more than a quarter,
+/// smallest row_id among them, and where devices with named rows (MI250X) go by those. If that is more than a quarter,
 /// the rows with the largest hashes go back.
 pub fn fit_rows(rows: &[PublishedRun], clusters: &[Cluster]) -> Vec<bool> {
     let mut first: BTreeMap<String, &str> = BTreeMap::new();
@@ -38,16 +66,20 @@ pub fn fit_rows(rows: &[PublishedRun], clusters: &[Cluster]) -> Vec<bool> {
     let mut chosen: Vec<bool> = rows
         .iter()
         .map(|row| match &row.run {
-            Ok(run) if clusters[run.cluster].device.constants == MI250X => {
-                MI250X_ROWS.contains(&row.row_id.as_str())
-            }
-            Ok(_) => hash(row).is_multiple_of(4),
+            Ok(run) => match shared(&clusters[run.cluster].device.constants) {
+                Some(shared) if !shared.rows.is_empty() => {
+                    shared.rows.contains(&row.row_id.as_str())
+                }
+                _ => hash(row).is_multiple_of(4),
+            },
             Err(_) => false,
         })
         .collect();
     while chosen.iter().filter(|fit| **fit).count() * 4 > rows.len() {
-        let open =
-            |index: &usize| chosen[*index] && !MI250X_ROWS.contains(&rows[*index].row_id.as_str());
+        let named = |row: &PublishedRun| {
+            SHARED.iter().any(|shared| shared.rows.contains(&row.row_id.as_str()))
+        };
+        let open = |index: &usize| chosen[*index] && !named(&rows[*index]);
         let Some(last) = (0..rows.len()).filter(open).map(|index| hash(&rows[index])).max() else {
             break;
         };
@@ -80,12 +112,28 @@ pub struct Fit<'a> {
 impl Fit<'_> {
     /// Fits every constant that some row touches, by damped least squares on logarithms of predicted over published
     /// time and memory, each source counting as the square root of its rows; constants are drawn weakly to where they
-    /// start.
+    /// start. Devices with few rows come second, so that they do not move what they share.
     ///
     /// # Errors
     /// A device or stack without constants to start from.
     pub fn run(&self, rows: &[&PublishedRun]) -> Result<Constants, PlanError> {
-        let knobs = self.knobs(rows);
+        let few = |row: &&PublishedRun| match &row.run {
+            Ok(run) => shared(&self.clusters[run.cluster].device.constants).is_some(),
+            Err(_) => false,
+        };
+        let (few, many): (Vec<&PublishedRun>, Vec<&PublishedRun>) =
+            rows.iter().copied().partition(few);
+        let constants = self.round(&many, &few)?;
+        Fit { start: &constants, ..*self }.round(&few, &many)
+    }
+
+    /// Fits the constants of devices and stacks that have more rows here than elsewhere.
+    fn round(
+        &self,
+        rows: &[&PublishedRun],
+        elsewhere: &[&PublishedRun],
+    ) -> Result<Constants, PlanError> {
+        let knobs = self.knobs(rows, elsewhere);
         let weights = weights(rows);
         let problem = Problem { fit: self, rows, weights: &weights, knobs: &knobs };
         let mut at: Vec<f64> = knobs.iter().map(|knob| position(self.start, knob)).collect();
@@ -111,23 +159,26 @@ impl Fit<'_> {
         Ok(problem.constants(&at))
     }
 
-    /// The constants that rows touch. MI250X has three of its own; fp8 only where there are fp8 rows.
-    fn knobs(&self, rows: &[&PublishedRun]) -> Vec<Knob> {
+    /// The constants that rows touch; of devices with few rows, their own three.
+    fn knobs(&self, rows: &[&PublishedRun], elsewhere: &[&PublishedRun]) -> Vec<Knob> {
+        let count = |rows: &[&PublishedRun], stack: usize| {
+            let of = |row: &&&PublishedRun| row.run.as_ref().is_ok_and(|run| run.stack == stack);
+            rows.iter().filter(of).count()
+        };
         let mut knobs = BTreeSet::new();
         for row in rows {
             let Ok(run) = &row.run else { continue };
             let device = &self.clusters[run.cluster].device.constants;
             if row.time_s.is_some() {
                 for (index, info) in DeviceConstants::INFO.iter().enumerate() {
-                    if device != MI250X || MI250X_OWN.contains(&info.name) {
+                    if shared(device).is_none_or(|shared| shared.own.contains(&info.name)) {
                         knobs.insert(Knob { device: true, owner: device.clone(), index });
                     }
                 }
             }
-            let stack = &self.stacks[run.stack].name;
-            for index in 0..StackConstants::INFO.len() {
-                // The Frontier rows may not move what other rows share.
-                if device != MI250X {
+            if count(rows, run.stack) > count(elsewhere, run.stack) {
+                let stack = &self.stacks[run.stack].name;
+                for index in 0..StackConstants::INFO.len() {
                     knobs.insert(Knob { device: false, owner: stack.clone(), index });
                 }
             }
@@ -223,14 +274,15 @@ fn robust(miss: f64) -> f64 {
     flat.copysign(miss)
 }
 
-/// MI250X has everything but three constants from another device.
+/// Gives devices with few rows the constants that they share.
 fn share(constants: &mut Constants) {
-    let Some(shared) = constants.device.get(MI250X_SHARED).copied() else { return };
-    if let Some(own) = constants.device.get_mut(MI250X) {
-        let mut values = shared.values();
+    for shared in SHARED {
+        let from = constants.device.get(shared.from).copied();
+        let Some((from, own)) = from.zip(constants.device.get_mut(shared.device)) else { continue };
+        let mut values = from.values();
         for ((value, info), own) in values.iter_mut().zip(&DeviceConstants::INFO).zip(own.values())
         {
-            if MI250X_OWN.contains(&info.name) {
+            if shared.own.contains(&info.name) {
                 *value = own;
             }
         }

@@ -13,8 +13,10 @@ pub enum Precision {
     Bf16,
     /// half precision with f32 sums and loss scaling.
     F16,
-    /// fp8 in the linear layers, bf16 elsewhere.
+    /// fp8 in the linear layers with one scale a tensor, bf16 elsewhere.
     Fp8,
+    /// fp8 with a scale for each row: accumulators are rescaled in software, at bf16's rate at best.
+    Fp8Rows,
 }
 
 /// One accelerator: facts of its data sheet, and under which name its calibrated constants stand.
@@ -42,12 +44,19 @@ pub struct Device {
     pub units: f64,
 }
 
+impl Precision {
+    /// Whether products take casts to fp8.
+    pub fn is_fp8(self) -> bool {
+        matches!(self, Self::Fp8 | Self::Fp8Rows)
+    }
+}
+
 impl Device {
     /// Peak of a precision, FLOP/s. A device without fp8 computes it in bf16.
     pub fn peak(&self, precision: Precision) -> f64 {
         match precision {
             Precision::F32 => self.peak_f32,
-            Precision::Bf16 | Precision::F16 => self.peak_bf16,
+            Precision::Bf16 | Precision::F16 | Precision::Fp8Rows => self.peak_bf16,
             Precision::Fp8 if self.peak_fp8 > 0.0 => self.peak_fp8,
             Precision::Fp8 => self.peak_bf16,
         }

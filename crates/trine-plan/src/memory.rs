@@ -56,6 +56,7 @@ impl Planner<'_> {
         let p = layout.degrees.pp;
         let (first, last) = (stage == 0, stage == p - 1);
         let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let state = self.stack.states(layout.precision);
         let mut memory = self.states(layout, blocks, first, last);
         let tokens = layout.tokens();
         let compute = element_bytes(layout.precision);
@@ -82,7 +83,13 @@ impl Planner<'_> {
         if p > 1 {
             memory.buffers += 2.0 * compute * stream;
         }
-        memory.reserve = self.costs.reserve * memory.allocated();
+        let owned = if state.master > 0.0 { memory.master / state.master } else { 0.0 };
+        memory.reserve = self.costs.reserve * memory.allocated()
+            + if layout.precision == Precision::F16 {
+                self.stack.step_gradient_bytes * owned
+            } else {
+                0.0
+            };
         memory.context = self.stack.context_bytes;
         memory
     }

@@ -34,7 +34,7 @@ pub fn in_flight(layout: &Layout, stage: usize, weight_part: f64) -> f64 {
         Pipeline::OneFOneB => m.min(after + 1) as f64,
         // Megatron's warm-up: 2 (p - i - 1) + (v - 1) p chunks, and the one in work.
         Pipeline::Interleaved => {
-            let chunks = if m == p { m * v } else { 2 * after + (v - 1) * p + 1 };
+            let chunks = 2 * after + (v - 1) * p + 1;
             chunks.min(m * v) as f64 / v as f64
         }
         Pipeline::ZbH1 => (m as f64).min(after as f64 + 1.0 + stage as f64 * weight_part),

@@ -313,6 +313,7 @@ impl Row<'_> {
 
     fn precision(&self) -> Precision {
         match self.lower("precision").as_str() {
+            text if text.contains("fp8") && text.contains("row") => Precision::Fp8Rows,
             text if text.contains("fp8") => Precision::Fp8,
             text if text.starts_with("fp16") => Precision::F16,
             "fp32" | "f32" => Precision::F32,

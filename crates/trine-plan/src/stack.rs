@@ -85,6 +85,10 @@ pub struct Stack {
     /// Bytes of buckets and workspaces inside the framework's allocator.
     #[serde(default)]
     pub buffer_bytes: f64,
+    /// Bytes per element of the gradient that the optimizer casts its own part to, from memory that is not used
+    /// again.
+    #[serde(default)]
+    pub step_gradient_bytes: f64,
     /// Kernels that a block launches in forward.
     pub kernels: f64,
 }
@@ -94,7 +98,7 @@ impl Stack {
     pub fn states(&self, precision: Precision) -> StateBytes {
         match precision {
             Precision::F16 => self.f16,
-            Precision::Bf16 | Precision::Fp8 => self.bf16,
+            Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.bf16,
             Precision::F32 => StateBytes { weights: 4.0, gradients: 4.0, master: 0.0, ..self.bf16 },
         }
     }
@@ -103,7 +107,7 @@ impl Stack {
     pub fn reduce_bytes(&self, precision: Precision) -> f64 {
         match precision {
             Precision::F16 => self.reduce_bytes[0],
-            Precision::Bf16 | Precision::Fp8 => self.reduce_bytes[1],
+            Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.reduce_bytes[1],
             Precision::F32 => 4.0,
         }
     }

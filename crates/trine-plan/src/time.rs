@@ -195,7 +195,7 @@ impl Planner<'_> {
         let inner = f * if spec.gated() { 3.0 } else { 2.0 };
         let masks = if self.stack.dropout_masks { h } else { 0.0 };
         let mut elements = (10.0 * h + masks) / parts + (2.0 * heads + inner) / tp;
-        if layout.precision == Precision::Fp8 {
+        if layout.precision.is_fp8() {
             // Inputs of products are cast, and transposed for the weight gradient.
             elements += 1.5 * (2.0 * h + (spec.q_dim() as f64 + f) / tp);
         }
@@ -203,7 +203,7 @@ impl Planner<'_> {
             layout.tokens() * element_bytes(layout.precision) * elements * self.costs.traffic;
         // fp8 casts and transposes launch kernels of their own.
         let launched =
-            self.stack.kernels * if layout.precision == Precision::Fp8 { FP8_KERNELS } else { 1.0 };
+            self.stack.kernels * if layout.precision.is_fp8() { FP8_KERNELS } else { 1.0 };
         let gaps = launched * self.device.kernel_gap;
         Passes {
             forward: kernels.stream_s(bytes) + gaps,
@@ -248,11 +248,7 @@ impl Planner<'_> {
         let vocab = self.model.vocab_local(tp);
         // The output layer stays in the wider type where blocks are fp8.
         let wide = Kernels {
-            precision: if layout.precision == Precision::Fp8 {
-                Precision::Bf16
-            } else {
-                layout.precision
-            },
+            precision: if layout.precision.is_fp8() { Precision::Bf16 } else { layout.precision },
             ..*kernels
         };
         let mut passes = wide.linear(tokens, self.model.spec.hidden as f64, vocab);
