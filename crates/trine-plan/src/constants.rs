@@ -49,25 +49,25 @@ macro_rules! constants {
 constants! {
     /// What software reaches of one type of device.
     DeviceConstants, 12:
-    gemm_efficiency = 0.2 ..= 1.0, "share of the peak that a very large matrix product reaches";
-    wave_tail = 0.0 ..= 3.0, "waves of output tiles that a product loses at its end (imperfect last wave, ramp-up)";
-    inner_half = 0.0 ..= 1024.0, "inner dimension at which a tile spends as long on prologue and epilogue as on products";
-    fp8_efficiency = 0.2 ..= 1.0, "share of the fp8 peak that a very large product reaches (0.2 where there is none)";
+    gemm_efficiency = 0.4 ..= 0.9, "share of the peak that a very large matrix product reaches";
+    wave_tail = 0.0 ..= 2.0, "waves of output tiles that a product loses at its end (imperfect last wave, ramp-up)";
+    inner_half = 0.0 ..= 512.0, "inner dimension at which a tile spends as long on prologue and epilogue as on products";
+    fp8_efficiency = 0.2 ..= 0.75, "share of the fp8 peak that a very large product reaches (0.2 where there is none)";
     flash_efficiency = 0.1 ..= 1.0, "share of the peak of fused attention with very long rows";
     flash_half = 0.0 ..= 2048.0, "sequence length at which fused attention reaches half of that";
-    bandwidth_efficiency = 0.2 ..= 1.0, "share of the memory bandwidth that element-wise kernels reach";
-    kernel_gap = 0.0 ..= 3e-5, "seconds between two kernels: launch, drain, fill";
-    inside_efficiency = 0.1 ..= 1.0, "share of the link bandwidth inside a node that collectives reach";
-    between_efficiency = 0.1 ..= 1.0, "share of the link bandwidth between nodes that collectives reach";
-    interference = 0.0 ..= 1.0, "share of hidden communication that comes back as slower computation";
-    straggling = 0.0 ..= 0.03, "spread of a node's step time: the slowest of n nodes is sqrt(2 ln n) spreads late";
+    bandwidth_efficiency = 0.5 ..= 0.95, "share of the memory bandwidth that element-wise kernels reach";
+    kernel_gap = 1e-6 ..= 2e-5, "seconds between two kernels: launch, drain, fill";
+    inside_efficiency = 0.3 ..= 0.95, "share of the link bandwidth inside a node that collectives reach";
+    between_efficiency = 0.15 ..= 0.95, "share of the link bandwidth between nodes that collectives reach";
+    interference = 0.0 ..= 0.8, "share of hidden communication that comes back as slower computation";
+    straggling = 0.0 ..= 0.01, "spread of a node's step time: the slowest of n nodes is sqrt(2 ln n) spreads late";
 }
 
 constants! {
     /// What one software stack costs or saves.
     StackConstants, 3:
-    host_overhead = 0.8 ..= 1.6, "time of all kernels relative to a stack that launches nothing needless";
-    traffic = 0.3 ..= 4.0, "bytes that element-wise kernels move, relative to well-fused ones";
+    host_overhead = 0.85 ..= 1.4, "time of all kernels relative to a stack that launches nothing needless";
+    traffic = 0.5 ..= 4.0, "bytes that element-wise kernels move, relative to well-fused ones";
     reserve = 0.0 ..= 0.3, "memory that the allocator holds beyond what is live, relative to it";
 }
 
