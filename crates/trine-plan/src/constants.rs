@@ -56,7 +56,7 @@ constants! {
     flash_efficiency = 0.1 ..= 1.0, "share of the peak of fused attention with very long rows";
     flash_half = 0.0 ..= 2048.0, "sequence length at which fused attention reaches half of that";
     bandwidth_efficiency = 0.5 ..= 0.95, "share of the memory bandwidth that element-wise kernels reach";
-    kernel_gap = 1e-6 ..= 2e-5, "seconds between two kernels: launch, drain, fill";
+    kernel_gap = 1e-6 ..= 6e-4, "seconds that the host needs from one kernel to the next";
     inside_efficiency = 0.3 ..= 0.95, "share of the link bandwidth inside a node that collectives reach";
     between_efficiency = 0.15 ..= 0.95, "share of the link bandwidth between nodes that collectives reach";
     interference = 0.0 ..= 0.8, "share of hidden communication that comes back as slower computation";

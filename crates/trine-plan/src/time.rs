@@ -9,6 +9,9 @@ use crate::{Layout, Planner, Precision, Recompute};
 /// Kernels of an fp8 block relative to a bf16 one: a cast and a transpose beside each product's operands.
 const FP8_KERNELS: f64 = 1.8;
 
+/// How sharply the slower of host and device decides.
+const SHARPNESS: i32 = 3;
+
 /// Seconds of a step, itemised: what the slowest pipeline rank does, then what it waits for. The items add up to
 /// [`Time::step`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -163,10 +166,17 @@ impl Planner<'_> {
             kernels.attention(layout.attention, tokens, seq, heads, spec.head_dim as f64);
         let rest = self.element_wise(layout, kernels);
         let over = self.costs.host_overhead;
+        // fp8 casts and transposes launch kernels of their own.
+        let launched =
+            self.stack.kernels * if layout.precision.is_fp8() { FP8_KERNELS } else { 1.0 };
+        let host = launched * self.device.kernel_gap;
+        let forward = launched_s(products.forward + attention.forward + rest.forward, host);
+        let both = products.backward + products.weight + attention.backward + rest.backward;
+        let slower = launched_s(both, 2.0 * host) / both;
         let all = Passes {
-            forward: (products.forward + attention.forward + rest.forward) * over,
-            backward: (products.backward + attention.backward + rest.backward) * over,
-            weight: products.weight * over,
+            forward: forward * over,
+            backward: (both - products.weight) * slower * over,
+            weight: products.weight * slower * over,
         };
         let again = match layout.recompute {
             Recompute::None => 0.0,
@@ -176,7 +186,7 @@ impl Planner<'_> {
                 let flops = h * (q + 2.0 * kv) + q * h + h * inner + f * h;
                 products.forward * (h * kv + q * h + h * f) / flops + rest.forward
             }
-            Recompute::Full { .. } => products.forward + attention.forward + rest.forward,
+            Recompute::Full { .. } => forward,
         } * over;
         let (tensor_forward, tensor_backward) = self.tensor_s(layout, network);
         let context = self.context_s(layout, network, attention.forward + attention.backward);
@@ -201,13 +211,9 @@ impl Planner<'_> {
         }
         let bytes =
             layout.tokens() * element_bytes(layout.precision) * elements * self.costs.traffic;
-        // fp8 casts and transposes launch kernels of their own.
-        let launched =
-            self.stack.kernels * if layout.precision.is_fp8() { FP8_KERNELS } else { 1.0 };
-        let gaps = launched * self.device.kernel_gap;
         Passes {
-            forward: kernels.stream_s(bytes) + gaps,
-            backward: 1.6 * kernels.stream_s(bytes) + 2.0 * gaps,
+            forward: kernels.stream_s(bytes),
+            backward: 1.6 * kernels.stream_s(bytes),
             weight: 0.0,
         }
     }
@@ -338,6 +344,12 @@ impl Planner<'_> {
             + 2.0 * elements.min(owned * 2.0) * state.gradients;
         kernels.stream_s(bytes)
     }
+}
+
+/// The host launches kernels while the device computes: whichever takes longer, and a little more where they are
+/// alike.
+fn launched_s(device: f64, host: f64) -> f64 {
+    (device.powi(SHARPNESS) + host.powi(SHARPNESS)).powf(1.0 / f64::from(SHARPNESS))
 }
 
 /// What remains of communication behind computation: what is longer than it, and the slowing of what is not.
