@@ -19,6 +19,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train a model
     Train(Box<TrainArgs>),
+    /// Find the best layout of a model on a machine: time, memory, days and cost, before a device is used
+    Plan(Box<crate::plan_args::PlanArgs>),
     /// List what can be trained: parameters, shapes, sane layouts
     Presets(PresetsArgs),
     /// Look at pipeline schedules
