@@ -193,6 +193,15 @@ pub(crate) enum Bench {
     Step(Box<BenchStepArgs>),
     /// The kernels one by one, beside what the machine can do at best
     Kernels(BenchKernelsArgs),
+    /// Planning: layouts evaluated in a second, simulated steps of a large pipeline
+    Plan(BenchPlanArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPlanArgs {
+    /// Measure so many times and keep the best
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) rounds: usize,
 }
 
 #[derive(Debug, Args)]

@@ -72,6 +72,9 @@ pub(crate) struct TaskArgs {
     /// Only this recompute: none, selective or full
     #[arg(long, value_name = "WHAT")]
     pub(crate) recompute: Option<String>,
+    /// Only with (true) or without (false) sequence parallelism
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) sequence_parallel: Option<bool>,
     /// Only layouts that trine itself runs
     #[arg(long)]
     pub(crate) runnable: bool,

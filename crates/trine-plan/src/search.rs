@@ -51,6 +51,8 @@ pub struct Fixed {
     pub zero: Option<u8>,
     /// What backward computes again.
     pub recompute: Option<Recompute>,
+    /// Whether the residual stream is split over tensor parallelism.
+    pub sequence_parallel: Option<bool>,
     /// Only layouts that trine's own trainer runs: one stage a rank, ZeRO-0 or -1, blocks recomputed whole or not at
     /// all, no context parallelism.
     pub runnable: bool,
@@ -231,8 +233,16 @@ impl Ranking {
     }
 }
 
-/// Keeps the `most` fastest, sorted.
+/// Keeps the `most` fastest, sorted. Of layouts that differ in their ZeRO stage alone and take equally long, the first
+/// (with the lowest stage) stands for all.
 fn insert(list: &mut Vec<Choice>, choice: Choice, most: usize) {
+    let same = |one: &Choice| {
+        one.estimate.time.step == choice.estimate.time.step
+            && one.layout == Layout { zero: one.layout.zero, ..choice.layout }
+    };
+    if list.iter().any(same) {
+        return;
+    }
     let slower = |one: &Choice| one.estimate.time.step <= choice.estimate.time.step;
     let at = list.partition_point(slower);
     if at < most {
@@ -270,7 +280,7 @@ fn for_each_layout(planner: &Planner<'_>, request: &Request, mut each: impl FnMu
 
 /// ZeRO, recompute and sequence parallelism: nothing about these can be invalid.
 fn with_options(request: &Request, base: Layout, each: &mut impl FnMut(&Layout)) {
-    let Fixed { zero, recompute, runnable, .. } = request.fixed;
+    let Fixed { zero, recompute, sequence_parallel, runnable, .. } = request.fixed;
     let replicas = base.degrees.dp * base.degrees.cp;
     for stage in 0..=3_u8 {
         // One replica has nothing to share out, and trine shares out optimizer state only.
@@ -284,7 +294,8 @@ fn with_options(request: &Request, base: Layout, each: &mut impl FnMut(&Layout))
                 continue;
             }
             let splits: &[bool] = if base.degrees.tp > 1 { &[false, true] } else { &[false] };
-            for &sequence_parallel in splits {
+            let kept = |split: &bool| sequence_parallel.is_none_or(|fixed| fixed == *split);
+            for sequence_parallel in splits.iter().copied().filter(kept) {
                 each(&Layout { zero: stage, recompute: again, sequence_parallel, ..base });
             }
         }

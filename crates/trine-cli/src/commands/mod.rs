@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod bench_kernels;
+pub(crate) mod bench_plan;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod plan;

@@ -241,6 +241,7 @@ fn fixed(args: &TaskArgs) -> Result<Fixed, Failure> {
         micro_batch: args.micro_batch,
         zero: args.zero,
         recompute,
+        sequence_parallel: args.sequence_parallel,
         runnable: args.runnable,
     })
 }
