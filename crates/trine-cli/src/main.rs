@@ -15,6 +15,7 @@ mod commands;
 mod dry_run;
 mod failure;
 mod output;
+mod plan_args;
 mod progress;
 mod select;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Train(args) => commands::train::run(args),
+        Command::Plan(args) => commands::plan::run(args),
         Command::Presets(args) => commands::presets::run(args),
         Command::Schedule(ScheduleCommand::Show(args)) => commands::schedule::show(args),
         Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),
@@ -45,5 +47,6 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Bench(Bench::Layouts(args)) => commands::bench::layouts(args),
         Command::Bench(Bench::Step(args)) => commands::bench::step(args),
         Command::Bench(Bench::Kernels(args)) => commands::bench_kernels::run(args),
+        Command::Bench(Bench::Plan(args)) => commands::bench_plan::run(args),
     }
 }

@@ -1,7 +1,7 @@
 //! What can be wrong with a cluster file, a layout or a file of published runs.
 
 /// Why something cannot be planned.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
     /// A cluster or constants file does not parse, or names what does not exist.
@@ -37,6 +37,9 @@ pub enum PlanError {
     /// The model itself, or its split, is wrong.
     #[error(transparent)]
     Spec(#[from] trine_spec::SpecError),
+    /// The pipeline's schedule is not defined for the layout.
+    #[error(transparent)]
+    Schedule(#[from] trine_schedule::ScheduleError),
     /// A CSV file cannot be read.
     #[error("line {line}: {why}")]
     Csv {

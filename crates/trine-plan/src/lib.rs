@@ -45,6 +45,7 @@ pub mod cluster;
 mod collectives;
 mod constants;
 mod csv;
+mod draw;
 mod error;
 pub mod evaluate;
 mod flops;
@@ -54,18 +55,30 @@ mod memory;
 mod model;
 mod pipeline;
 pub mod published;
+mod scaling;
+mod search;
+mod sensitivity;
+mod simulate;
 pub mod stack;
 mod time;
 
 pub use cluster::{Cluster, Device, Level, Link, Precision, clusters, find as find_cluster};
 pub use collectives::Group;
 pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
+pub use draw::memory_svg;
 pub use error::PlanError;
 pub use flops::{Convention, Flops, flops};
 pub use layout::{Attention, Layout, Pipeline, Recompute};
 pub use memory::Memory;
 pub use model::Model;
 pub use pipeline::{StageTime, blocks_of, bubble_s, in_flight};
+pub use scaling::{Scaling, ScalingPoint, scale};
+pub use search::{
+    Choice, Fixed, Found, Impossible, Limit, Request, SearchError, default_global_batch,
+    explain_lead, items, rank, search,
+};
+pub use sensitivity::{Factor, Sensitivity, sensitivity};
+pub use simulate::{SimulatedStep, simulate_step};
 pub use stack::{Stack, StateBytes, find as find_stack, stacks};
 pub use time::Time;
 

@@ -149,6 +149,14 @@ impl Planner<'_> {
         time
     }
 
+    /// Seconds of one micro-batch in one block, in the head, and in a message between stages.
+    pub(crate) fn unit_times(&self, layout: &Layout) -> (StageTime, StageTime, f64) {
+        let (network, kernels) = (self.network(), self.kernels(layout.precision));
+        let block = self.block(layout, &kernels, &network).stage_time();
+        let head = self.head(layout, &kernels).stage_time();
+        (block, head, self.message_s(layout, &network))
+    }
+
     pub(crate) fn network(&self) -> Network<'_> {
         Network { cluster: self.cluster, device: self.device }
     }

@@ -1,0 +1,18 @@
+//! `trine plan`: what a run would take, before a device is used.
+
+mod scale;
+mod search;
+mod task;
+
+use crate::failure::Failure;
+use crate::plan_args::{PlanArgs, PlanCommand};
+
+pub(crate) use task::Task;
+
+/// Dispatches the subcommands; without one, searches.
+pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
+    match &args.command {
+        None => search::run(&args.search),
+        Some(PlanCommand::Scale(args)) => scale::run(args),
+    }
+}
