@@ -79,25 +79,35 @@ impl Unit {
 }
 
 impl Planner<'_> {
+    /// Seconds of one micro-batch on a pipeline rank, all its virtual stages together: what a simulation of the schedule
+    /// takes as costs. Messages between ranks are apart ([`Planner::message_s`]).
+    pub fn stage_time(&self, layout: &Layout, stage: usize) -> StageTime {
+        let network = self.network();
+        let kernels = self.kernels(layout.precision);
+        let block = self.block(layout, &kernels, &network);
+        let head = self.head(layout, &kernels, &network);
+        self.unit(layout, stage, &block, &head).stage_time()
+    }
+
+    /// The work of a pipeline rank: its blocks, and on the last the head.
+    fn unit(&self, layout: &Layout, stage: usize, block: &Unit, head: &Unit) -> Unit {
+        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let last = f64::from(u8::from(stage == layout.degrees.pp - 1));
+        Unit::default().scaled(blocks, block).scaled(last, head)
+    }
+
     /// Seconds of one optimizer step.
     pub fn time(&self, layout: &Layout) -> Time {
         let network = self.network();
         let kernels = self.kernels(layout.precision);
         let block = self.block(layout, &kernels, &network);
-        let head = self.head(layout, &kernels);
+        let head = self.head(layout, &kernels, &network);
         let p = layout.degrees.pp;
         let m = layout.micro_batches() as f64;
         let layers = self.model.spec.layers;
-        let stage = |index: usize| {
-            let blocks = blocks_of(layers, layout, self.stack, index);
-            Unit::default()
-                .scaled(blocks, &block)
-                .scaled(f64::from(u8::from(index == p - 1)), &head)
-        };
-        // The first rank has as many blocks as any; the last has the head.
-        let (near, end) = (stage(usize::from(p > 2)), stage(p - 1));
-        let first = stage(0);
-        let slow = [first, near, end]
+        // The first ranks have as many blocks as any, the last has the head.
+        let slow = [0, usize::from(p > 2), p - 1]
+            .map(|stage| self.unit(layout, stage, &block, &head))
             .into_iter()
             .max_by(|a, b| a.stage_time().total().total_cmp(&b.stage_time().total()))
             .expect("invariant: three stages");
@@ -108,7 +118,7 @@ impl Planner<'_> {
             backward: all.backward - slowest.backward,
             weight: all.weight - slowest.weight,
         };
-        let message = self.message_s(layout, &network);
+        let message = self.message_s(layout);
         let v = layout.virtual_stages as f64;
         let fill = 2.0 * (p - 1) as f64 * message;
         let mut time = Time {
@@ -256,7 +266,7 @@ impl Planner<'_> {
     }
 
     /// Final norm, output layer and loss of one micro-batch.
-    fn head(&self, layout: &Layout, kernels: &Kernels<'_>) -> Unit {
+    fn head(&self, layout: &Layout, kernels: &Kernels<'_>, network: &Network<'_>) -> Unit {
         let tp = layout.degrees.tp as f64;
         let tokens = layout.tokens();
         let vocab = self.model.vocab_local(tp);
@@ -267,10 +277,18 @@ impl Planner<'_> {
         };
         let mut passes = wide.linear(tokens, self.model.spec.hidden as f64, vocab);
         // The loss in f32: cast, maximum, exponentials, sum; and the gradient.
-        let loss = wide.stream_s(tokens * vocab * 12.0);
+        let held = if self.stack.logits_whole { vocab * tp } else { vocab };
+        let loss = wide.stream_s(tokens * held * 12.0);
         passes += Passes { forward: loss, backward: loss, weight: 0.0 };
         let over = self.costs.host_overhead;
+        let group = Group { size: layout.degrees.tp, stride: 1 };
+        let whole = if self.stack.logits_whole {
+            network.gather_s(tokens * held * element_bytes(layout.precision), 1.0, group)
+        } else {
+            0.0
+        };
         Unit {
+            tensor_forward: whole,
             kernels: Passes {
                 forward: passes.forward * over,
                 backward: passes.backward * over,
@@ -280,8 +298,9 @@ impl Planner<'_> {
         }
     }
 
-    /// One message between stages.
-    fn message_s(&self, layout: &Layout, network: &Network<'_>) -> f64 {
+    /// Seconds of one message between pipeline ranks.
+    pub fn message_s(&self, layout: &Layout) -> f64 {
+        let network = self.network();
         let d = &layout.degrees;
         if d.pp == 1 {
             return 0.0;
