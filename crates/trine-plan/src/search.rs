@@ -352,7 +352,9 @@ fn pipelines(planner: &Planner<'_>, request: &Request, pp: usize) -> Vec<(Pipeli
     for chunks in divisors(layers / pp).filter(|v| *v > 1 && layers.is_multiple_of(pp * v)) {
         all.extend([Pipeline::Interleaved, Pipeline::BreadthFirst].map(|kind| (kind, chunks)));
     }
-    all.push((Pipeline::ZbV, 2));
+    if layers.is_multiple_of(2 * pp) {
+        all.push((Pipeline::ZbV, 2));
+    }
     all.retain(keeps);
     all
 }

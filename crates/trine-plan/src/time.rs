@@ -153,8 +153,8 @@ impl Planner<'_> {
     pub(crate) fn unit_times(&self, layout: &Layout) -> (StageTime, StageTime, f64) {
         let (network, kernels) = (self.network(), self.kernels(layout.precision));
         let block = self.block(layout, &kernels, &network).stage_time();
-        let head = self.head(layout, &kernels).stage_time();
-        (block, head, self.message_s(layout, &network))
+        let head = self.head(layout, &kernels, &network).stage_time();
+        (block, head, self.message_s(layout))
     }
 
     pub(crate) fn network(&self) -> Network<'_> {
