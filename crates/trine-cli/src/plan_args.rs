@@ -16,6 +16,42 @@ pub(crate) struct PlanArgs {
 pub(crate) enum PlanCommand {
     /// Weak and strong scaling of the best layout, or of the one that is given, up to many devices
     Scale(ScaleArgs),
+    /// Hold predicted time and memory against published runs
+    Evaluate(EvaluateArgs),
+    /// Fit the constants again on a quarter of the published runs, and test them on the rest
+    Calibrate(CalibrateArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    /// Published runs, with the columns of runs.csv [default: those that come with trine]
+    #[arg(long, value_name = "FILE.csv")]
+    pub(crate) runs: Option<PathBuf>,
+    /// More machines, in the format of the built-in ones (docs/planning.md)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cluster_file: Option<PathBuf>,
+    /// Other constants, as `trine plan calibrate --out` writes them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) constants: Option<PathBuf>,
+    /// Every row, with its layout and where its time and memory go
+    #[arg(long)]
+    pub(crate) by_row: bool,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "markdown")]
+    pub(crate) json: bool,
+    /// Print the tables of docs/planning-rows.md
+    #[arg(long)]
+    pub(crate) markdown: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArgs {
+    /// Write the constants to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Also fit without each source in turn, and say how well its rows are then predicted
+    #[arg(long)]
+    pub(crate) leave_one_source_out: bool,
 }
 
 /// What is planned, and where.

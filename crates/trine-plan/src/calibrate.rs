@@ -98,6 +98,38 @@ struct Knob {
     index: usize,
 }
 
+/// Errors of each source's rows when no row of that source was in the fit.
+///
+/// # Errors
+/// A device or stack without constants to start from.
+pub fn leave_one_source_out<'a>(
+    fit: &Fit<'_>,
+    rows: &'a [PublishedRun],
+    chosen: &[bool],
+) -> Result<Vec<(&'a str, Vec<f64>)>, PlanError> {
+    let sources: BTreeSet<&str> = rows.iter().map(|row| row.source.as_str()).collect();
+    let mut left_out = Vec::new();
+    for source in sources {
+        let others: Vec<&PublishedRun> = rows
+            .iter()
+            .zip(chosen)
+            .filter(|(row, fit)| **fit && row.source != source)
+            .map(|(row, _)| row)
+            .collect();
+        let constants = fit.run(&others)?;
+        let world = World { clusters: fit.clusters, stacks: fit.stacks, constants: &constants };
+        let mut errors = Vec::new();
+        for row in rows.iter().filter(|row| row.source == source) {
+            let compared = world.compare(std::slice::from_ref(row))?;
+            errors.extend(compared[0].time_error().map(f64::abs));
+        }
+        if !errors.is_empty() {
+            left_out.push((source, errors));
+        }
+    }
+    Ok(left_out)
+}
+
 /// What to fit on.
 #[derive(Debug, Clone, Copy)]
 pub struct Fit<'a> {

@@ -82,6 +82,7 @@ pub struct Constants {
 }
 
 const BUILT_IN: &str = include_str!("../data/constants.toml");
+const PRIORS: &str = include_str!("../data/priors.toml");
 
 impl Constants {
     /// The committed constants, as `trine plan calibrate` wrote them.
@@ -90,6 +91,14 @@ impl Constants {
     /// Never, unless the committed file is broken.
     pub fn built_in() -> Result<Self, PlanError> {
         Self::parse(BUILT_IN)
+    }
+
+    /// Where the fit starts: what data sheets and microbenchmarks say before any run is looked at.
+    ///
+    /// # Errors
+    /// Never, unless the committed file is broken.
+    pub fn priors() -> Result<Self, PlanError> {
+        Self::parse(PRIORS)
     }
 
     /// Reads constants.

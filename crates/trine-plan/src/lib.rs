@@ -55,6 +55,7 @@ mod memory;
 mod model;
 mod pipeline;
 pub mod published;
+pub mod report;
 mod scaling;
 mod search;
 mod sensitivity;

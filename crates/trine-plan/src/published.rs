@@ -3,6 +3,7 @@
 use crate::csv::Table;
 use crate::flops::{Convention, flops};
 use crate::{Attention, Cluster, Layout, Model, Pipeline, PlanError, Precision, Recompute, Stack};
+use std::collections::BTreeSet;
 use trine_mesh::Degrees;
 use trine_spec::{Family, ModelSpec};
 
@@ -36,6 +37,8 @@ pub struct Run {
     pub model: Model,
     /// The layout.
     pub layout: Layout,
+    /// The device's name.
+    pub device: String,
     /// Index into the clusters.
     pub cluster: usize,
     /// Index into the stacks.
@@ -80,13 +83,13 @@ impl PublishedRun {
         let (spec, layout) = (&run.model.spec, &run.layout);
         let family = if spec.gated() { "gated" } else { "plain" };
         Some(format!(
-            "{} layers, hidden {}, {family}, seq {}, batch {}, {} devices, {}",
+            "{} layers, hidden {}, {family}, seq {}, batch {}, {} × {}",
             spec.layers,
             spec.hidden,
             layout.seq,
             layout.global_batch,
             layout.devices(),
-            run.cluster
+            run.device
         ))
     }
 }
@@ -107,6 +110,26 @@ pub fn read(
     }
     let rows = table.rows.iter().map(|(_, fields)| Row { table: &table, fields });
     Ok(rows.map(|row| row.published(clusters, stacks)).collect())
+}
+
+const BUILT_IN: [&str; 3] = [
+    include_str!("../data/published/runs.csv"),
+    include_str!("../data/published/layout_sweep.csv"),
+    include_str!("../data/published/frontier.csv"),
+];
+
+/// The published runs that lie in this repository, each once.
+///
+/// # Errors
+/// Never, unless a committed file is broken.
+pub fn built_in(clusters: &[Cluster], stacks: &[Stack]) -> Result<Vec<PublishedRun>, PlanError> {
+    let mut rows: Vec<PublishedRun> = Vec::new();
+    let mut known = BTreeSet::new();
+    for text in BUILT_IN {
+        let read = read(text, clusters, stacks)?;
+        rows.extend(read.into_iter().filter(|row| known.insert(row.row_id.clone())));
+    }
+    Ok(rows)
 }
 
 struct Row<'a> {
@@ -179,7 +202,8 @@ impl Row<'_> {
         let model = Model::new(&spec).map_err(|error| error.to_string())?;
         let layout = self.layout(&stacks[stack], &mut assumed)?;
         layout.check(&model).map_err(|error| error.to_string())?;
-        Ok(Run { model, layout, cluster, stack, assumed })
+        let device = clusters[cluster].device.name.clone();
+        Ok(Run { model, layout, device, cluster, stack, assumed })
     }
 
     fn model(&self, assumed: &mut Vec<String>) -> Result<ModelSpec, String> {

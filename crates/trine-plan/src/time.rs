@@ -79,16 +79,6 @@ impl Unit {
 }
 
 impl Planner<'_> {
-    /// Seconds of one micro-batch on a pipeline rank, all its virtual stages together: what a simulation of the schedule
-    /// takes as costs. Messages between ranks are apart ([`Planner::message_s`]).
-    pub fn stage_time(&self, layout: &Layout, stage: usize) -> StageTime {
-        let network = self.network();
-        let kernels = self.kernels(layout.precision);
-        let block = self.block(layout, &kernels, &network);
-        let head = self.head(layout, &kernels, &network);
-        self.unit(layout, stage, &block, &head).stage_time()
-    }
-
     /// The work of a pipeline rank: its blocks, and on the last the head.
     fn unit(&self, layout: &Layout, stage: usize, block: &Unit, head: &Unit) -> Unit {
         let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
@@ -299,7 +289,7 @@ impl Planner<'_> {
     }
 
     /// Seconds of one message between pipeline ranks.
-    pub fn message_s(&self, layout: &Layout) -> f64 {
+    fn message_s(&self, layout: &Layout) -> f64 {
         let network = self.network();
         let d = &layout.degrees;
         if d.pp == 1 {

@@ -1,5 +1,7 @@
 //! `trine plan`: what a run would take, before a device is used.
 
+mod calibrate;
+mod evaluate;
 mod scale;
 mod search;
 mod task;
@@ -12,5 +14,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     match &args.command {
         None => search::run(&args.search),
         Some(PlanCommand::Scale(args)) => scale::run(args),
+        Some(PlanCommand::Evaluate(args)) => evaluate::run(args),
+        Some(PlanCommand::Calibrate(args)) => calibrate::run(args),
     }
 }
