@@ -79,6 +79,29 @@ pub fn all() -> Vec<Layout> {
     layouts
 }
 
+/// Zero-bubble schedules, which keep B and W apart: every number of stages, with a choice of the rest.
+pub fn zero_bubble() -> Vec<Layout> {
+    let mut layouts = Vec::new();
+    for schedule in [ScheduleKind::ZbH1, ScheduleKind::ZbH2] {
+        for (tp, pp, dp, zero) in [
+            (1, 2, 1, ZeroStage::Zero0),
+            (1, 4, 1, ZeroStage::Zero0),
+            (2, 2, 1, ZeroStage::Zero0),
+            (1, 2, 2, ZeroStage::Zero1),
+            (2, 2, 2, ZeroStage::Zero1),
+        ] {
+            layouts.push(Layout {
+                degrees: Degrees { tp, pp, dp, ..Degrees::SERIAL },
+                schedule,
+                zero,
+                recompute: dp == 2,
+                sequence_parallel: tp == 2,
+            });
+        }
+    }
+    layouts
+}
+
 /// A fixed part of [`all`] in which every pair of choices (of degrees and an option, or of two
 /// options) occurs: the combination that covers most pairs not yet seen is taken again and again.
 pub fn pairwise() -> Vec<Layout> {

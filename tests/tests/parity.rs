@@ -91,6 +91,13 @@ fn a_covering_set_of_layouts_is_bit_equal_in_reference_numerics() {
 }
 
 #[test]
+fn zero_bubble_schedules_agree_with_the_serial_run() {
+    let layouts = layouts::zero_bubble();
+    assert_eq!(fast(&layouts), 3 * 2 * layouts.len());
+    assert_eq!(reference(&layouts), 3 * 2 * layouts.len());
+}
+
+#[test]
 #[ignore = "all layouts: minutes; `cargo xtask ci --full` runs it"]
 fn all_layouts_meet_the_bound_in_fast_numerics() {
     let layouts = layouts::all();

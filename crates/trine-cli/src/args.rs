@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Train(Box<TrainArgs>),
     /// Start the processes of a run by mpirun, and watch over them
     Launch(LaunchArgs),
+    /// Find the best layout of a model on a machine: time, memory, days and cost, before a device is used
+    Plan(Box<crate::plan_args::PlanArgs>),
     /// List what can be trained: parameters, shapes, sane layouts
     Presets(PresetsArgs),
     /// Look at pipeline schedules
@@ -61,7 +63,7 @@ pub(crate) struct ConfigArgs {
     /// Data-parallel replicas (layout.dp)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) dp: Option<String>,
-    /// Pipeline schedule: 1f1b or gpipe (layout.schedule)
+    /// Pipeline schedule: 1f1b, gpipe, zb-h1 or zb-h2 (layout.schedule)
     #[arg(long, value_name = "NAME")]
     pub(crate) schedule: Option<String>,
     /// Micro-batches of a rank in a step (sets batch.micro)
@@ -154,12 +156,15 @@ pub(crate) enum ScheduleCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
-    /// Its name: 1f1b, gpipe or forward-only
+    /// Its name: gpipe, 1f1b, interleaved, breadth-first, zb-h1, zb-h2, zb-v or forward-only
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Pipeline stages
+    /// Pipeline ranks, with one stage each unless the schedule has virtual ones
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) stages: usize,
+    /// Virtual stages of each rank [default: 2 of interleaved, breadth-first and zb-v, else 1]
+    #[arg(long, value_name = "V")]
+    pub(crate) r#virtual: Option<usize>,
     /// Micro-batches
     #[arg(long, value_name = "M", default_value_t = 8)]
     pub(crate) micro_batches: usize,
@@ -221,6 +226,15 @@ pub(crate) enum Bench {
     Step(Box<BenchStepArgs>),
     /// The kernels one by one, beside what the machine can do at best
     Kernels(BenchKernelsArgs),
+    /// Planning: layouts evaluated in a second, simulated steps of a large pipeline
+    Plan(BenchPlanArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPlanArgs {
+    /// Measure so many times and keep the best
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) rounds: usize,
 }
 
 #[derive(Debug, Args)]

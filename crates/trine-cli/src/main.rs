@@ -18,6 +18,7 @@ mod launcher;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod output;
+mod plan_args;
 mod progress;
 mod select;
 mod side;
@@ -42,6 +43,7 @@ fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Train(args) => commands::train::run(args),
         Command::Launch(args) => commands::launch::run(args),
+        Command::Plan(args) => commands::plan::run(args),
         Command::Presets(args) => commands::presets::run(args),
         Command::Schedule(ScheduleCommand::Show(args)) => commands::schedule::show(args),
         Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),
@@ -50,5 +52,6 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Bench(Bench::Layouts(args)) => commands::bench::layouts(args),
         Command::Bench(Bench::Step(args)) => commands::bench::step(args),
         Command::Bench(Bench::Kernels(args)) => commands::bench_kernels::run(args),
+        Command::Bench(Bench::Plan(args)) => commands::bench_plan::run(args),
     }
 }

@@ -29,6 +29,37 @@ pub enum ScheduleError {
         /// The most micro-batches that are possible with that many stages.
         nearest: usize,
     },
+    /// A kind of schedule is not defined for so many stages on a rank.
+    #[error(
+        "{name} has {fewest} to {most} stages on each rank, not {asked}; the nearest is {nearest}"
+    )]
+    Chunks {
+        /// The kind's name.
+        name: &'static str,
+        /// Stages of a rank asked for.
+        asked: usize,
+        /// The fewest it may have.
+        fewest: usize,
+        /// The most it may have.
+        most: usize,
+        /// The nearest number it may have.
+        nearest: usize,
+    },
+    /// A kind of schedule takes micro-batches in groups of as many as there are ranks.
+    #[error(
+        "{name} takes micro-batches in groups of as many as ranks ({ranks}); {asked} is no multiple, \
+         the nearest is {nearest}"
+    )]
+    Groups {
+        /// The kind's name.
+        name: &'static str,
+        /// Pipeline ranks.
+        ranks: usize,
+        /// Micro-batches asked for.
+        asked: usize,
+        /// The nearest number of micro-batches.
+        nearest: usize,
+    },
     /// No schedule has this name.
     #[error("no schedule is called `{asked}`; did you mean `{nearest}`? There are: {all}")]
     UnknownKind {

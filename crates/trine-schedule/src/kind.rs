@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::generate::{self, Shape};
 use crate::nearest::nearest;
-use crate::{Purpose, Schedule, ScheduleError, generate};
+use crate::{Purpose, Schedule, ScheduleError};
 
 /// A schedule that can be asked for by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -14,6 +15,16 @@ pub enum ScheduleKind {
     GPipe,
     /// [`generate::one_f_one_b`].
     OneFOneB,
+    /// [`generate::interleaved`].
+    Interleaved,
+    /// [`generate::breadth_first`].
+    BreadthFirst,
+    /// [`generate::zb_h1`].
+    ZbH1,
+    /// [`generate::zb_h2`].
+    ZbH2,
+    /// [`generate::zb_v`].
+    ZbV,
     /// [`generate::forward_only`].
     ForwardOnly,
 }
@@ -31,17 +42,26 @@ pub struct KindInfo {
     pub summary: &'static str,
     /// Where it was published; empty if it never was.
     pub paper: &'static str,
-    generate: fn(usize, usize) -> Result<Schedule, ScheduleError>,
+    /// The fewest and the most stages that a rank may hold (virtual stages).
+    pub chunks: (usize, usize),
+    /// The usual number of stages of a rank.
+    pub chunks_usual: usize,
+    generate: fn(Shape) -> Result<Schedule, ScheduleError>,
 }
 
-const KINDS: [KindInfo; 3] = [
+/// More chunks than this are refused; real models have fewer layers a rank.
+const CHUNKS_MAX: usize = 1 << 10;
+
+const KINDS: [KindInfo; 8] = [
     KindInfo {
         kind: ScheduleKind::GPipe,
         name: "gpipe",
         purpose: Purpose::Train,
         summary: "all forwards, then all backwards; m micro-batches in flight",
         paper: "arXiv 1811.06965",
-        generate: generate::gpipe,
+        chunks: (1, 1),
+        chunks_usual: 1,
+        generate: |shape| generate::gpipe(shape.ranks, shape.micro_batches),
     },
     KindInfo {
         kind: ScheduleKind::OneFOneB,
@@ -49,7 +69,59 @@ const KINDS: [KindInfo; 3] = [
         purpose: Purpose::Train,
         summary: "one forward, one backward; min(p - rank, m) micro-batches in flight",
         paper: "arXiv 2006.09503",
-        generate: generate::one_f_one_b,
+        chunks: (1, 1),
+        chunks_usual: 1,
+        generate: |shape| generate::one_f_one_b(shape.ranks, shape.micro_batches),
+    },
+    KindInfo {
+        kind: ScheduleKind::Interleaved,
+        name: "interleaved",
+        purpose: Purpose::Train,
+        summary: "1F1B over the chunks of a rank; a bubble v times shorter, v times the messages",
+        paper: "arXiv 2104.04473",
+        chunks: (1, CHUNKS_MAX),
+        chunks_usual: 2,
+        generate: |shape| generate::interleaved(shape.ranks, shape.chunks, shape.micro_batches),
+    },
+    KindInfo {
+        kind: ScheduleKind::BreadthFirst,
+        name: "breadth-first",
+        purpose: Purpose::Train,
+        summary: "every micro-batch through a chunk, then the next chunk; v m in flight",
+        paper: "arXiv 2211.05953",
+        chunks: (1, CHUNKS_MAX),
+        chunks_usual: 2,
+        generate: |shape| generate::breadth_first(shape.ranks, shape.chunks, shape.micro_batches),
+    },
+    KindInfo {
+        kind: ScheduleKind::ZbH1,
+        name: "zb-h1",
+        purpose: Purpose::Train,
+        summary: "B and W apart: a third of the bubble of 1F1B, min(p, m) in flight",
+        paper: "arXiv 2401.10241",
+        chunks: (1, 1),
+        chunks_usual: 1,
+        generate: |shape| generate::zb_h1(shape.ranks, shape.micro_batches),
+    },
+    KindInfo {
+        kind: ScheduleKind::ZbH2,
+        name: "zb-h2",
+        purpose: Purpose::Train,
+        summary: "B and W apart: no rank waits once begun, min(2p - 1, m) in flight",
+        paper: "arXiv 2401.10241",
+        chunks: (1, 1),
+        chunks_usual: 1,
+        generate: |shape| generate::zb_h2(shape.ranks, shape.micro_batches),
+    },
+    KindInfo {
+        kind: ScheduleKind::ZbV,
+        name: "zb-v",
+        purpose: Purpose::Train,
+        summary: "two chunks a rank as a V: no rank waits once begun, 2p half-size activations in flight",
+        paper: "arXiv 2401.10241",
+        chunks: (2, 2),
+        chunks_usual: 2,
+        generate: |shape| generate::zb_v(shape.ranks, shape.micro_batches),
     },
     KindInfo {
         kind: ScheduleKind::ForwardOnly,
@@ -57,7 +129,9 @@ const KINDS: [KindInfo; 3] = [
         purpose: Purpose::Evaluate,
         summary: "forwards for evaluation; nothing in flight",
         paper: "",
-        generate: generate::forward_only,
+        chunks: (1, 1),
+        chunks_usual: 1,
+        generate: |shape| generate::forward_only(shape.ranks, shape.micro_batches),
     },
 ];
 
@@ -77,13 +151,45 @@ impl ScheduleKind {
         self.info().name
     }
 
+    /// The compute-only lists of this kind, with its usual number of stages on each rank; see
+    /// [`ScheduleKind::generate_shape`].
+    ///
+    /// # Errors
+    /// As [`ScheduleKind::generate_shape`].
+    pub fn generate(self, ranks: usize, micro_batches: usize) -> Result<Schedule, ScheduleError> {
+        self.generate_shape(Shape { ranks, chunks: self.info().chunks_usual, micro_batches })
+    }
+
     /// The compute-only lists of this kind; the declared bounds of activations in flight are in
     /// [`Schedule::in_flight_max`].
     ///
     /// # Errors
-    /// [`ScheduleError::Zero`] or [`ScheduleError::TooLarge`].
-    pub fn generate(self, stages: usize, micro_batches: usize) -> Result<Schedule, ScheduleError> {
-        (self.info().generate)(stages, micro_batches)
+    /// [`ScheduleError::Zero`], [`ScheduleError::TooLarge`]; [`ScheduleError::Chunks`] or
+    /// [`ScheduleError::Groups`] if the kind is not defined for so many stages on a rank, or so many
+    /// micro-batches.
+    pub fn generate_shape(self, shape: Shape) -> Result<Schedule, ScheduleError> {
+        self.check_shape(&shape)?;
+        (self.info().generate)(shape)
+    }
+
+    /// Says whether the kind is defined for a shape.
+    ///
+    /// # Errors
+    /// As [`ScheduleKind::generate_shape`].
+    pub fn check_shape(self, shape: &Shape) -> Result<(), ScheduleError> {
+        shape.check()?;
+        let (fewest, most) = self.info().chunks;
+        let (asked, nearest) = (shape.chunks, shape.chunks.clamp(fewest, most));
+        if asked != nearest {
+            return Err(ScheduleError::Chunks { name: self.name(), asked, fewest, most, nearest });
+        }
+        let (ranks, asked) = (shape.ranks, shape.micro_batches);
+        let in_groups = self == ScheduleKind::Interleaved && shape.chunks > 1;
+        if in_groups && !asked.is_multiple_of(ranks) {
+            let nearest = ((asked + ranks / 2) / ranks).max(1) * ranks;
+            return Err(ScheduleError::Groups { name: self.name(), ranks, asked, nearest });
+        }
+        Ok(())
     }
 }
 

@@ -32,9 +32,11 @@
 //! written by hand. [`lower()`] finds the places of the messages for any of them.
 
 mod action;
+mod closed_form;
 pub mod draw;
 mod engine;
 mod error;
+mod flow;
 pub mod generate;
 mod grid;
 mod kind;
@@ -47,7 +49,10 @@ mod text;
 mod verify;
 
 pub use action::{Action, Payload, Transfer};
+pub use closed_form::ClosedForm;
 pub use error::ScheduleError;
+pub use flow::{StageCosts, StepTimes, UniformStage, step_times};
+pub use generate::Shape;
 pub use kind::{KindInfo, ScheduleKind};
 pub use lower::{add_grad_sync, add_transfers, fuse_exchanges, lower};
 pub use parse::ParseError;

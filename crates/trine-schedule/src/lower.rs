@@ -2,7 +2,7 @@
 //!
 //! Each pass takes a schedule and returns another. [`lower()`] runs them in order.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 
 use crate::action::Message;
 use crate::grid::{describe, grid};
@@ -23,8 +23,8 @@ pub fn lower(schedule: &Schedule, sync: Option<&SyncPlan>) -> Result<Schedule, S
 
 /// Adds the sends and receives that the placement asks for.
 ///
-/// The lists of all ranks are traced together. A send follows what produced it (after W when B and W
-/// stand back to back, for then they are one unit), a receive comes as late as it can: where the
+/// The lists of all ranks are traced together. A send follows what produced it (a gradient after W
+/// when every W of the schedule stands right behind its B, for then they are one unit), a receive comes as late as it can: where the
 /// next compute action needs it. Only when every rank waits is a message received early. A transfer
 /// is put into the lists of both ends at the same moment of the trace, so each list is a part of one
 /// common order; hence no rank can wait for another in a circle, even if a send completes only when
@@ -90,7 +90,7 @@ fn is_transfer(action: &Action) -> bool {
     matches!(action, Action::Send(_) | Action::Recv(_) | Action::Exchange { .. })
 }
 
-fn expect_only(
+pub(crate) fn expect_only(
     schedule: &Schedule,
     expected: &'static str,
     fits: impl Fn(&Action) -> bool,
@@ -106,6 +106,15 @@ fn expect_only(
         }
     }
     Ok(())
+}
+
+/// True if every W stands right behind its B, as in GPipe and 1F1B: the two are then one unit.
+pub(crate) fn keeps_backward_whole(schedule: &Schedule) -> bool {
+    let is_input = |action: &Action| matches!(action, Action::BackwardInput { .. });
+    schedule.actions.iter().all(|list| {
+        let mut inputs = list.iter().enumerate().filter(|(_, action)| is_input(action));
+        inputs.all(|(index, _)| is_backward_pair(list, index))
+    })
 }
 
 /// True if `list[index]` is B and `list[index + 1]` its W.
@@ -131,12 +140,13 @@ struct Tracer<'a> {
     lowered: Vec<Action>,
 }
 
-/// The joint execution of all compute-only lists that decides where messages go.
+/// The joint execution of all compute-only lists that decides where messages go. Every action takes
+/// one unit of time: nearly what a balanced pipeline does.
 struct Trace<'a> {
     schedule: &'a Schedule,
+    /// Whether gradients are sent after W, not after B.
+    backward_whole: bool,
     ranks: Vec<Tracer<'a>>,
-    /// Ranks that may be able to go on.
-    awake: VecDeque<usize>,
 }
 
 impl<'a> Trace<'a> {
@@ -149,13 +159,15 @@ impl<'a> Trace<'a> {
             lowered: Vec::with_capacity(2 * list.len()),
         };
         let ranks = schedule.actions.iter().map(tracer).collect();
-        Self { schedule, ranks, awake: (0..schedule.ranks()).collect() }
+        Self { schedule, backward_whole: keeps_backward_whole(schedule), ranks }
     }
 
     fn run(mut self) -> Result<Vec<Vec<Action>>, ScheduleError> {
         loop {
-            while let Some(rank) = self.awake.pop_front() {
-                self.advance(rank);
+            // One unit of time: messages that can go, then an action on every rank that has its input.
+            while self.deliver_wanted() || self.deliver_for_the_sender() {}
+            if self.compute() {
+                continue;
             }
             if let Some(sender) = self.ranks.iter().position(|rank| rank.sending.is_some()) {
                 self.deliver(sender);
@@ -167,26 +179,47 @@ impl<'a> Trace<'a> {
         }
     }
 
-    /// Computes until the rank has to wait, then completes the transfers that both ends want.
-    fn advance(&mut self, rank: usize) {
-        while self.ranks[rank].sending.is_none() && self.wanted(rank).is_none() {
+    /// Completes the transfers that both ends want; false if there were none.
+    fn deliver_wanted(&mut self) -> bool {
+        let mut delivered = false;
+        for sender in 0..self.ranks.len() {
+            if let Some(send) = self.ranks[sender].sending
+                && self.wanted(send.peer).map(|recv| recv.received()) == send.sent()
+            {
+                self.deliver(sender);
+                delivered = true;
+            }
+        }
+        delivered
+    }
+
+    /// Completes one transfer whose sender could go on computing, if there is one. The receiver takes
+    /// it early; its message is there, so it does not wait.
+    fn deliver_for_the_sender(&mut self) -> bool {
+        let could_go_on = |rank: usize| {
+            let tracer = &self.ranks[rank];
+            tracer.sending.is_some()
+                && tracer.next < tracer.compute.len()
+                && self.wanted(rank).is_none()
+        };
+        let sender = (0..self.ranks.len()).find(|&rank| could_go_on(rank));
+        sender.inspect(|&sender| self.deliver(sender)).is_some()
+    }
+
+    /// Computes one action on every rank that can; false if none could.
+    fn compute(&mut self) -> bool {
+        let can = |rank: usize| self.ranks[rank].sending.is_none() && self.wanted(rank).is_none();
+        let able: Vec<usize> = (0..self.ranks.len()).filter(|&rank| can(rank)).collect();
+        let mut computed = false;
+        for rank in able {
             let tracer = &mut self.ranks[rank];
-            let Some(&action) = tracer.compute.get(tracer.next) else { break };
+            let Some(&action) = tracer.compute.get(tracer.next) else { continue };
             tracer.lowered.push(action);
             tracer.next += 1;
-            let produced = self.produced(rank, self.ranks[rank].next - 1);
-            self.ranks[rank].sending = produced;
+            self.ranks[rank].sending = self.produced(rank, self.ranks[rank].next - 1);
+            computed = true;
         }
-        if let Some(send) = self.ranks[rank].sending
-            && self.wanted(send.peer).map(|recv| recv.received()) == send.sent()
-        {
-            self.deliver(rank);
-        }
-        if let Some(recv) = self.wanted(rank)
-            && self.ranks[recv.peer].sending.and_then(|s| s.sent()) == Some(recv.received())
-        {
-            self.deliver(recv.peer);
-        }
+        computed
     }
 
     /// Completes what `sender` sends, whether or not the receiver needs it next.
@@ -202,7 +235,6 @@ impl<'a> Trace<'a> {
             micro_batch: message.micro_batch,
             peer: sender,
         }));
-        self.awake.extend([sender, send.peer]);
     }
 
     /// The message that the next compute action of a rank still lacks.
@@ -234,15 +266,12 @@ impl<'a> Trace<'a> {
 
     /// What is ready to be sent once the compute action at `index` is done.
     fn produced(&self, rank: usize, index: usize) -> Option<Transfer> {
-        let list = self.ranks[rank].compute;
-        let (payload, stage, micro_batch) = match list[index] {
+        let (payload, stage, micro_batch) = match self.ranks[rank].compute[index] {
             Action::Forward { stage, micro_batch } => (Payload::Activation, stage, micro_batch),
-            Action::BackwardInput { stage, micro_batch, .. } if !is_backward_pair(list, index) => {
+            Action::BackwardInput { stage, micro_batch, .. } if !self.backward_whole => {
                 (Payload::Gradient, stage, micro_batch)
             }
-            Action::BackwardWeight { stage, micro_batch, .. }
-                if index > 0 && is_backward_pair(list, index - 1) =>
-            {
+            Action::BackwardWeight { stage, micro_batch, .. } if self.backward_whole => {
                 (Payload::Gradient, stage, micro_batch)
             }
             Action::BackwardInput { .. }
@@ -264,10 +293,15 @@ impl<'a> Trace<'a> {
             .filter(|&rank| self.wanted(rank).is_some())
             .map(|rank| (rank, self.ranks[rank].next))
             .collect();
-        ScheduleError::Stuck {
-            what: format!("every rank waits for an input: {}", describe(self.schedule, &waiting)),
-            grid: grid(self.schedule, &waiting),
-        }
+        stuck(self.schedule, &waiting)
+    }
+}
+
+/// The error of compute lists whose ranks wait at these cells for ever.
+pub(crate) fn stuck(schedule: &Schedule, waiting: &[(usize, usize)]) -> ScheduleError {
+    ScheduleError::Stuck {
+        what: format!("every rank waits for an input: {}", describe(schedule, waiting)),
+        grid: grid(schedule, waiting),
     }
 }
 

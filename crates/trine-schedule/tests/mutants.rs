@@ -349,13 +349,15 @@ fn passes_refuse_what_is_lowered_already() {
 
 #[test]
 fn generators_refuse_nothing_and_too_much() {
-    for kind in ScheduleKind::all() {
-        for (stages, micro_batches) in [(0, 1), (1, 0)] {
-            let error = kind.kind.generate(stages, micro_batches).unwrap_err();
+    for info in ScheduleKind::all() {
+        for (ranks, micro_batches) in [(0, 1), (1, 0)] {
+            let error = info.kind.generate(ranks, micro_batches).unwrap_err();
+            let stages = ranks * info.chunks_usual;
             assert_eq!(error, ScheduleError::Zero { stages, micro_batches });
         }
-        let error = kind.kind.generate(1 << 20, 1 << 20).unwrap_err();
-        assert!(error.to_string().contains("at most 16 micro-batches"), "{error}");
+        let error = info.kind.generate(1 << 20, 1 << 20).unwrap_err();
+        let most = format!("at most {} micro-batches", 16 / info.chunks_usual);
+        assert!(error.to_string().contains(&most), "{error}");
     }
 }
 

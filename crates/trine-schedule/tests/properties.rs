@@ -102,7 +102,13 @@ fn exercise(schedule: &Schedule) {
 /// A right schedule with a few random edits: near enough to reach the late checks.
 fn edited() -> impl Strategy<Value = Schedule> {
     let edit = (any::<Index>(), any::<Index>(), any::<Index>(), proptest::option::of(action()));
-    let kinds = prop_oneof![Just(ScheduleKind::GPipe), Just(ScheduleKind::OneFOneB)];
+    let kinds = prop_oneof![
+        Just(ScheduleKind::GPipe),
+        Just(ScheduleKind::OneFOneB),
+        Just(ScheduleKind::BreadthFirst),
+        Just(ScheduleKind::ZbH1),
+        Just(ScheduleKind::ZbV),
+    ];
     let edits = proptest::collection::vec(edit, 1..4);
     (kinds, 1_usize..5, 1_usize..5, any::<bool>(), edits).prop_map(|(kind, p, m, tied, edits)| {
         let mut schedule = lowered(&kind.generate(p, m).unwrap(), tied);

@@ -19,7 +19,7 @@ use trine_models::{StageModel, StageParts};
 use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
 use trine_optim::{Optimizer, OptimizerConfig, Update};
 use trine_pipeline::{Execution, Moment, execute};
-use trine_schedule::{Action, Schedule, ScheduleKind, SyncPlan, TiedSegment, lower, verify};
+use trine_schedule::{Action, Schedule, ScheduleKind, Shape, SyncPlan, TiedSegment, lower, verify};
 use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest, split_layers};
 
 /// A gradient bucket is closed once it holds this many elements: large enough that a reduction is
@@ -109,8 +109,8 @@ impl EngineConfig {
             let tied = buckets.iter().enumerate().filter(|(_, bucket)| bucket.tied);
             plan.tied.extend(tied.map(|(segment, _)| TiedSegment { stage, segment }));
         }
-        let order = self.schedule.generate(self.degrees.pp, self.micro_batches())?;
-        let schedule = lower(&order, Some(&plan))?;
+        let shape = Shape::plain(self.degrees.pp, self.micro_batches());
+        let schedule = lower(&self.schedule.generate_shape(shape)?, Some(&plan))?;
         verify(&schedule)?;
         Ok(schedule)
     }

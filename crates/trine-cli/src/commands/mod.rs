@@ -2,9 +2,11 @@
 
 pub(crate) mod bench;
 pub(crate) mod bench_kernels;
+pub(crate) mod bench_plan;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod launch;
+pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod schedule;
 pub(crate) mod train;

@@ -4,12 +4,19 @@ use crate::args::{ShowArgs, VerifyArgs};
 use crate::failure::Failure;
 use crate::output;
 use anyhow::Context;
-use trine_schedule::{Delivery, Schedule, ScheduleKind, UniformCosts, draw, lower, simulate};
+use trine_schedule::{
+    Delivery, Schedule, ScheduleKind, Shape, UniformCosts, draw, lower, simulate,
+};
 
 /// Draws a schedule: forward 1, input gradient 1 and weight gradient 1 unit of time, messages free.
 pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
     let kind: ScheduleKind = args.name.parse().map_err(Failure::usage)?;
-    let order = kind.generate(args.stages, args.micro_batches).map_err(Failure::usage)?;
+    let shape = Shape {
+        ranks: args.stages,
+        chunks: args.r#virtual.unwrap_or(kind.info().chunks_usual),
+        micro_batches: args.micro_batches,
+    };
+    let order = kind.generate_shape(shape).map_err(Failure::usage)?;
     let schedule = lower(&order, None).context("cannot complete the schedule")?;
     if args.text {
         return output::print(&schedule.to_string());
@@ -23,7 +30,7 @@ pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
             output::print(&format!(
                 "{}: {} stages, {} micro-batches\n",
                 path.display(),
-                args.stages,
+                shape.stages(),
                 args.micro_batches
             ))
         }

@@ -79,7 +79,7 @@ const CASES: &[(&[&str], &[&str])] = &[
     ),
     (
         &["train", "--schedule", "zigzag"],
-        &["--schedule zigzag", "must be one of \"gpipe\", \"1f1b\""],
+        &["--schedule zigzag", "must be one of \"gpipe\", \"1f1b\", \"zb-h1\", \"zb-h2\""],
     ),
     (&["train", "--precision", "f16"], &["--precision f16", "\"f32\", \"bf16\", \"f64\""]),
     (
@@ -140,6 +140,30 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["bench", "kernels", "--filter", "gella"], &["--filter gella", "nearest valid: gelu"]),
     (&["schedule", "show", "gpip"], &["gpip", "gpipe"]),
     (&["schedule", "show", "1f1b", "--stages", "0"], &["0 stages", "at least 1"]),
+    (&["schedule", "show", "zb-v", "--virtual", "3"], &["zb-v", "not 3", "the nearest is 2"]),
+    (
+        &["schedule", "show", "interleaved", "--micro-batches", "9"],
+        &["groups of as many as ranks (4)", "the nearest is 8"],
+    ),
+    (&["plan", "--model", "frontier-2t"], &["frontier-2t", "frontier-1t"]),
+    (&["plan", "--cluster", "frontear"], &["no cluster is called", "frontear", "frontier"]),
+    (
+        &["plan", "--stack", "megatrom"],
+        &["no software stack is called", "megatrom", "megatron-core"],
+    ),
+    (&["plan", "--cluster-file", "missing.toml"], &["missing.toml: cannot read the clusters"]),
+    (&["plan", "--memory-headroom", "1.5"], &["--memory-headroom 1.5", "below 1"]),
+    (&["plan", "--precision", "int8"], &["--precision int8", "bf16, f16, f32, fp8"]),
+    (&["plan", "--schedule", "zb-h3"], &["zb-h3", "zb-h"]),
+    (&["plan", "--schedule", "forward-only"], &["--schedule forward-only: does not train"]),
+    (&["plan", "--recompute", "half"], &["--recompute half", "none, selective, full"]),
+    (&["plan", "--zero", "4"], &["ZeRO has stages 0 to 3"]),
+    (&["plan", "--tokens", "many"], &["--tokens many", "300B or 20T"]),
+    (&["plan", "--gpus", "0"], &["0 devices", "--gpus 1"]),
+    (&["plan", "--global-batch", "0"], &["--global-batch 0", "at least 1"]),
+    (&["plan", "--seq", "0"], &["--seq 0", "at least 1"]),
+    (&["plan", "scale", "--to", "10"], &["--to 10", "at least --gpus 3072"]),
+    (&["bench", "plan", "--rounds", "0"], &["--rounds 0", "at least 1"]),
     (&["schedule", "verify", "missing.txt"], &["missing.txt: cannot read the schedule"]),
     (&["schedule", "verify", "good.toml"], &["good.toml: "]),
 ];
@@ -161,7 +185,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 48);
+    assert_eq!(cases, 66);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

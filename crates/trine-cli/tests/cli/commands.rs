@@ -184,15 +184,25 @@ fn schedules_are_drawn_written_and_verified() {
     let svg = fs::read_to_string(folder.path().join("gpipe.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
 
-    for name in ["gpipe", "1f1b", "forward-only"] {
-        let text = ok(folder.path(), &["schedule", "show", name, "--stages", "3", "--text"]);
+    for (name, stages) in [
+        ("gpipe", 4),
+        ("1f1b", 4),
+        ("interleaved", 8),
+        ("breadth-first", 8),
+        ("zb-h1", 4),
+        ("zb-h2", 4),
+        ("zb-v", 8),
+        ("forward-only", 4),
+    ] {
+        let text = ok(folder.path(), &["schedule", "show", name, "--text"]);
         fs::write(folder.path().join("schedule.txt"), text).unwrap();
         let report = ok(folder.path(), &["schedule", "verify", "schedule.txt"]);
-        assert!(
-            report.contains(&format!("{name} is right: 3 stages on 3 ranks, 8 micro-batches")),
-            "{report}"
-        );
+        let expected = format!("{name} is right: {stages} stages on 4 ranks, 8 micro-batches");
+        assert!(report.contains(&expected), "{report}");
     }
+    let text = ok(folder.path(), &["schedule", "show", "interleaved", "--virtual", "4"]);
+    assert!(text.contains("interleaved: 16 stages on 4 ranks, 8 micro-batches"), "{text}");
+    assert!(text.contains("bubble 8.6 %"), "{text}");
 }
 
 #[test]

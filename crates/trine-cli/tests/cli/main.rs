@@ -4,3 +4,4 @@ mod bad_input;
 mod bench_kernels;
 mod commands;
 mod common;
+mod plan;

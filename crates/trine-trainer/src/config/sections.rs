@@ -73,7 +73,8 @@ choice! {
 
 // Enums of the crates that act on them. A test sets every word.
 impl Field for ScheduleKind {
-    const KIND: Kind = Kind::Choice(&["gpipe", "1f1b"]);
+    // The engine builds one stage on each rank: those that may have several are planned, not run.
+    const KIND: Kind = Kind::Choice(&["gpipe", "1f1b", "zb-h1", "zb-h2"]);
 }
 
 impl Field for Numerics {
@@ -114,7 +115,7 @@ section! {
         /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198)
         sequence_parallel: bool, "tp divides the tokens of a micro-batch";
         /// order of work in the pipeline
-        schedule: ScheduleKind, "a known schedule";
+        schedule: ScheduleKind, "a schedule with one stage on each rank";
         /// blocks of each stage; empty: as even as possible
         layers: Vec<usize>, "empty, or pp positive numbers that add up to model.layers";
         /// threads that compute for one rank; 0: the cores are shared out

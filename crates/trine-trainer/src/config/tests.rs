@@ -4,7 +4,7 @@ use super::*;
 use std::collections::BTreeSet;
 use trine_buffer::DType;
 use trine_dp::ZeroStage;
-use trine_schedule::{Purpose, ScheduleKind};
+use trine_schedule::{KindInfo, Purpose, ScheduleKind};
 
 fn typed(file: &str, settings: &[&str]) -> Typed {
     let file = (!file.is_empty()).then(|| File { name: "run.toml".into(), text: file.into() });
@@ -185,7 +185,11 @@ fn wrong_types_and_words_say_what_was_expected() {
         ),
         (
             "[layout]\nschedule = \"1f2b\"\n",
-            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\"; nearest: \"1f1b\"",
+            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\", \"zb-h1\", \"zb-h2\"; nearest: \"1f1b\"",
+        ),
+        (
+            "[layout]\nschedule = \"zb-v\"\n",
+            "run.toml:2:1: layout.schedule = \"zb-v\": must be one of \"gpipe\", \"1f1b\", \"zb-h1\", \"zb-h2\";",
         ),
         ("[model]\nfamily = \"lama\"\n", "nearest: \"llama\""),
         (
@@ -406,7 +410,9 @@ fn every_choice_can_be_set() {
             }
         }
     }
-    let schedules = ScheduleKind::all().iter().filter(|info| info.purpose == Purpose::Train);
+    // Those that the engine can run: one stage on each rank.
+    let runs = |info: &&KindInfo| info.purpose == Purpose::Train && info.chunks == (1, 1);
+    let schedules = ScheduleKind::all().iter().filter(runs);
     let others = "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd gpt llama";
     assert_eq!(words, schedules.count() + others.split(' ').count());
 }

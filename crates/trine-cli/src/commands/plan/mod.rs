@@ -1,0 +1,20 @@
+//! `trine plan`: what a run would take, before a device is used.
+
+mod calibrate;
+mod evaluate;
+mod scale;
+mod search;
+mod task;
+
+use crate::failure::Failure;
+use crate::plan_args::{PlanArgs, PlanCommand};
+
+/// Dispatches the subcommands; without one, searches.
+pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
+    match &args.command {
+        None => search::run(&args.search),
+        Some(PlanCommand::Scale(args)) => scale::run(args),
+        Some(PlanCommand::Evaluate(args)) => evaluate::run(args),
+        Some(PlanCommand::Calibrate(args)) => calibrate::run(args),
+    }
+}

@@ -1,0 +1,424 @@
+//! `trine plan`: the best layouts, why each beats the next, and what they would take.
+
+use super::task::{Task, describe, recompute_word};
+use crate::failure::Failure;
+use crate::output::{self, Align, Table, grouped};
+use crate::plan_args::SearchArgs;
+use anyhow::Context;
+use serde_json::json;
+use std::path::Path;
+use trine_plan::{
+    Choice, Convention, Fixed, Found, Planner, Request, explain_lead, flops, items, memory_svg,
+    search, sensitivity,
+};
+use trine_schedule::{Action, Delivery, Shape, draw, lower, simulate};
+
+/// More micro-batches than twice the ranks make a timeline longer, not clearer.
+const DRAWN_ACTIONS_MAX: usize = 1 << 14;
+
+/// Searches and reports.
+pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
+    let task = Task::new(&args.task)?;
+    let planner = task.planner()?;
+    let tokens = match &args.tokens {
+        Some(text) => parse_tokens(text)?,
+        None => 20.0 * planner.model.params,
+    };
+    let found = search(&planner, &task.request).map_err(|error| task.failure(error))?;
+    let runnable = runnable(&planner, &task.request, &found);
+    if let Some(path) = &args.svg {
+        write(path, &svg(&planner, &found.best[0])?)?;
+    }
+    if let Some(path) = &args.config {
+        let choice = runnable.as_ref().ok_or_else(|| {
+            Failure::usage(
+                "--config: no layout that trine itself runs fits (one stage a rank, ZeRO-0 or -1)",
+            )
+        })?;
+        write(path, &config(&task, choice))?;
+    }
+    if args.json {
+        let value = as_json(&task, &planner, &found, tokens, args);
+        return output::print(&format!("{value:#}\n"));
+    }
+    let mut text = task.headline();
+    text += &summary(&planner, &found, args.top);
+    text += &leads(&found, args.top);
+    text += &nearly(&found, task.request.headroom);
+    text += &budget(&planner, &found.best[0], tokens);
+    if args.explain {
+        text += &explain(&found.best[0]);
+    }
+    if args.sensitivity {
+        text += &ranking(&planner, &found.best[0], task.request.headroom);
+    }
+    text += &match &runnable {
+        Some(choice) => format!(
+            "\nThe best that trine itself runs ({:+.1} % time): {}\n\n{}",
+            100.0 * (choice.step() / found.best[0].step() - 1.0),
+            describe(choice),
+            config(&task, choice)
+        ),
+        None => {
+            "\nNo layout that trine itself runs fits (one stage a rank, ZeRO-0 or -1).\n".into()
+        }
+    };
+    output::print(&text)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}
+
+/// `300B`, `1.4T` or plain digits.
+fn parse_tokens(text: &str) -> Result<f64, Failure> {
+    let units = [("k", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12), ("", 1.0)];
+    let parse = |(unit, factor): (&str, f64)| -> Option<f64> {
+        Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor)
+    };
+    let tokens = units.into_iter().find_map(parse);
+    tokens.filter(|tokens| tokens.is_finite() && *tokens > 0.0).ok_or_else(|| {
+        Failure::usage(format!("--tokens {text}: must be a positive number such as 300B or 20T"))
+    })
+}
+
+/// The best layout that trine's own trainer runs, if one fits.
+fn runnable(planner: &Planner<'_>, request: &Request, found: &Found) -> Option<Choice> {
+    let request = Request { fixed: Fixed { runnable: true, ..request.fixed }, ..*request };
+    if request.fixed.runnable && found.best.is_empty() {
+        return None;
+    }
+    search(planner, &request).ok().map(|found| found.best[0])
+}
+
+fn teraflops(planner: &Planner<'_>, choice: &Choice) -> (f64, f64) {
+    let count = flops(planner.model, &choice.layout, Convention::FullAttention);
+    let device_seconds = choice.step() * choice.layout.devices() as f64 * 1e12;
+    (count.model / device_seconds, count.hardware / device_seconds)
+}
+
+fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
+    let mut table = Table::new(&[
+        ("#", Align::Right),
+        ("tp", Align::Right),
+        ("pp", Align::Right),
+        ("cp", Align::Right),
+        ("dp", Align::Right),
+        ("schedule", Align::Left),
+        ("micro", Align::Right),
+        ("zero", Align::Right),
+        ("recompute", Align::Left),
+        ("seconds", Align::Right),
+        ("TFLOP/s", Align::Right),
+        ("MFU", Align::Right),
+        ("HFU", Align::Right),
+        ("bubble", Align::Right),
+        ("GB", Align::Right),
+    ]);
+    let peak = |choice: &Choice| planner.cluster.device.peak(choice.layout.precision) / 1e12;
+    for (index, choice) in found.best.iter().take(top).enumerate() {
+        let layout = &choice.layout;
+        let chunks = match layout.virtual_stages {
+            1 => String::new(),
+            chunks => format!(" × {chunks}"),
+        };
+        let split = if layout.sequence_parallel { " sp" } else { "" };
+        let (model, hardware) = teraflops(planner, choice);
+        table.row([
+            (index + 1).to_string(),
+            format!("{}{split}", layout.degrees.tp),
+            layout.degrees.pp.to_string(),
+            layout.degrees.cp.to_string(),
+            layout.degrees.dp.to_string(),
+            format!("{}{chunks}", layout.pipeline.kind()),
+            format!("{} of {}", layout.micro_batch, layout.micro_batches()),
+            layout.zero.to_string(),
+            recompute_word(layout.recompute).to_owned(),
+            format!("{:.2}", choice.step()),
+            format!("{model:.1}"),
+            format!("{:.1} %", 100.0 * model / peak(choice)),
+            format!("{:.1} %", 100.0 * hardware / peak(choice)),
+            format!("{:.1} %", 100.0 * choice.simulated.map_or(0.0, |s| s.bubble_fraction)),
+            format!("{:.1}", choice.estimate.memory.total() / 1e9),
+        ]);
+    }
+    format!(
+        "{} layouts evaluated, {} fit; the best {} simulated. TFLOP/s and MFU count what the model needs (every query with \
+         every key), HFU what is computed again too.\n\n{}",
+        grouped(found.evaluated as u64),
+        grouped(found.feasible as u64),
+        found.best.len(),
+        table.render()
+    )
+}
+
+fn leads(found: &Found, top: usize) -> String {
+    let mut text = String::from("\nWhy each beats the next:\n");
+    for (index, pair) in found.best.windows(2).take(top.saturating_sub(1)).enumerate() {
+        let lead = 100.0 * (pair[1].step() / pair[0].step() - 1.0);
+        let reasons: Vec<String> = explain_lead(&pair[0], &pair[1])
+            .into_iter()
+            .take(3)
+            .map(|(name, saved)| format!("{name} {:+.2} s", -saved))
+            .collect();
+        let reasons = match reasons.is_empty() {
+            true => "no item differs by a thousandth of the step".to_owned(),
+            false => reasons.join(", "),
+        };
+        text += &format!("  {} by {lead:.2} % over {}: {reasons}\n", index + 1, index + 2);
+    }
+    text
+}
+
+fn nearly(found: &Found, headroom: f64) -> String {
+    let mut text = String::new();
+    for choice in found.tight(headroom).take(3) {
+        text += &format!(
+            "Nearly infeasible ({:.1} % of the memory): {}\n",
+            100.0 * choice.memory_share(),
+            describe(choice)
+        );
+    }
+    for choice in found.near.iter().take(3) {
+        let allowed = choice.estimate.memory_bytes * (1.0 - headroom);
+        text += &format!(
+            "Would be {:.1} % faster, but needs {:.1} GB more than allowed: {}\n",
+            100.0 * (1.0 - choice.step() / found.best[0].step()),
+            (choice.estimate.memory.total() - allowed) / 1e9,
+            describe(choice)
+        );
+    }
+    if text.is_empty() { text } else { format!("\n{text}") }
+}
+
+fn budget(planner: &Planner<'_>, best: &Choice, tokens: f64) -> String {
+    let (days, dollars) = days_and_dollars(planner, best, tokens);
+    let price = match dollars {
+        Some(dollars) => format!("{:.2} million dollars", dollars / 1e6),
+        None => format!("no price known for {}", planner.cluster.name),
+    };
+    let energy = days * 24.0 * best.layout.devices() as f64 / 1e6;
+    format!(
+        "\n{:.3} T tokens: {days:.1} days, {energy:.2} million device hours, {price}.\n",
+        tokens / 1e12
+    )
+}
+
+fn days_and_dollars(planner: &Planner<'_>, best: &Choice, tokens: f64) -> (f64, Option<f64>) {
+    let rate = (best.layout.global_batch * best.layout.seq) as f64 / best.step();
+    let days = tokens / rate / 86400.0;
+    let price = planner.cluster.dollars_per_device_hour;
+    let dollars = (price > 0.0).then(|| price * days * 24.0 * best.layout.devices() as f64);
+    (days, dollars)
+}
+
+fn explain(best: &Choice) -> String {
+    let time = &best.estimate.time;
+    let mut text =
+        format!("\nWhere the {:.2} s of a step go (closed form {:.2}):\n", best.step(), time.step);
+    for (name, seconds) in items(time) {
+        text += &format!("  {name:<20} {seconds:>9.3} s {:>6.2} %\n", 100.0 * seconds / time.step);
+    }
+    let memory = &best.estimate.memory;
+    text += &format!("What a rank of the fullest stage ({}) holds:\n", best.estimate.stage);
+    for (name, bytes) in [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("master weights", memory.master),
+        ("moments", memory.moments),
+        ("activations", memory.activations),
+        ("working set", memory.working_set),
+        ("buffers", memory.buffers),
+        ("allocator reserve", memory.reserve),
+        ("device context", memory.context),
+        ("all", memory.total()),
+    ] {
+        text += &format!("  {name:<20} {:>9.3} GB\n", bytes / 1e9);
+    }
+    text
+}
+
+fn ranking(planner: &Planner<'_>, best: &Choice, headroom: f64) -> String {
+    let found = sensitivity(planner, &best.layout, headroom);
+    let mut text = format!(
+        "\nWhat moves throughput: mean |Shapley value| over a full grid of {} layouts, {} of which fit (the others count \
+         as 0):\n",
+        grouped(found.trials as u64),
+        grouped(found.feasible as u64)
+    );
+    for factor in &found.factors {
+        let means: Vec<String> = factor
+            .values
+            .iter()
+            .zip(&factor.means)
+            .map(|(value, mean)| format!("{value}: {mean:.1}"))
+            .collect();
+        text += &format!(
+            "  {:<16} {:>6.2} TFLOP/s   mean at {}\n",
+            factor.name,
+            factor.weight,
+            means.join(", ")
+        );
+    }
+    text
+}
+
+/// The configuration of a layout that trine runs.
+fn config(task: &Task, choice: &Choice) -> String {
+    let layout = &choice.layout;
+    let precision = match layout.precision {
+        trine_plan::Precision::F32 => "f32",
+        // trine computes in bf16 where others take a 16-bit or smaller type.
+        _ => "bf16",
+    };
+    format!(
+        "# {}\npreset = \"{}\"\n\n[data]\nseq = {}\n\n[layout]\ntp = {}\npp = {}\ndp = {}\n\
+         sequence_parallel = {}\nschedule = \"{}\"\n\n[batch]\nglobal = {}\nmicro = {}\n\n[train]\n\
+         precision = \"{precision}\"\nrecompute = {}\nzero = {}\n",
+        describe(choice),
+        task.preset,
+        layout.seq,
+        layout.degrees.tp,
+        layout.degrees.pp,
+        layout.degrees.dp,
+        layout.sequence_parallel,
+        layout.pipeline.kind(),
+        layout.global_batch,
+        layout.micro_batch,
+        layout.recompute != trine_plan::Recompute::None,
+        layout.zero,
+    )
+}
+
+/// Timeline and memory of a layout in one picture. A long step is drawn with fewer micro-batches.
+fn svg(planner: &Planner<'_>, choice: &Choice) -> Result<String, Failure> {
+    let mut shape = choice.layout.shape();
+    let few =
+        (DRAWN_ACTIONS_MAX / (3 * shape.stages())).max(1).min(2 * shape.ranks).max(shape.ranks);
+    let most = shape.micro_batches.min(few / shape.ranks * shape.ranks).max(1);
+    shape = Shape { micro_batches: most, ..shape };
+    let timeline = timeline(planner, choice, shape)?;
+    let memory = memory_svg(planner, &choice.layout);
+    let (top_width, top_height) = size(&timeline);
+    let (bottom_width, bottom_height) = size(&memory);
+    let width = top_width.max(bottom_width);
+    let (height, note) = (top_height + bottom_height + 32.0, describe(choice));
+    Ok(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
+         height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
+         <text x=\"12\" y=\"20\">{note}; {most} of {} micro-batches drawn</text>\n\
+         <g transform=\"translate(0 32)\">{timeline}</g>\n\
+         <g transform=\"translate(0 {:.0})\">{memory}</g>\n</svg>\n",
+        choice.layout.micro_batches(),
+        32.0 + top_height
+    ))
+}
+
+fn timeline(planner: &Planner<'_>, choice: &Choice, shape: Shape) -> Result<String, Failure> {
+    let kind = choice.layout.pipeline.kind();
+    let order = kind.generate_shape(shape).context("cannot make the schedule")?;
+    let costs = planner.stage_costs(&choice.layout, &order.placement);
+    let lowered = lower(&order, None).context("cannot complete the schedule")?;
+    let cost = |_: usize, _: usize, action: &Action| match *action {
+        Action::Forward { stage, .. } => costs.forward[stage],
+        Action::BackwardInput { stage, .. } => costs.backward_input[stage],
+        Action::BackwardWeight { stage, .. } => costs.backward_weight[stage],
+        Action::Send(_)
+        | Action::Recv(_)
+        | Action::Exchange { .. }
+        | Action::ReduceTied { .. }
+        | Action::ReduceGrad { .. }
+        | Action::AwaitGrad { .. } => 0.0,
+    };
+    let timeline = simulate(&lowered, Delivery::Buffered, &cost).context("cannot simulate")?;
+    Ok(draw::svg(&timeline))
+}
+
+/// Width and height that an SVG gives itself.
+fn size(svg: &str) -> (f64, f64) {
+    let of = |name: &str| -> Option<f64> {
+        let (_, rest) = svg.split_once(&format!(" {name}=\""))?;
+        rest.split_once('"')?.0.parse().ok()
+    };
+    (of("width").unwrap_or(900.0), of("height").unwrap_or(300.0))
+}
+
+fn as_json(
+    task: &Task,
+    planner: &Planner<'_>,
+    found: &Found,
+    tokens: f64,
+    args: &SearchArgs,
+) -> serde_json::Value {
+    let best = &found.best[0];
+    let (days, dollars) = days_and_dollars(planner, best, tokens);
+    let near = found.near.iter().map(|one| choice_json(planner, one));
+    let mut value = json!({
+        "model": task.preset,
+        "parameters": planner.model.params,
+        "cluster": planner.cluster.name,
+        "stack": planner.stack.name,
+        "devices": task.request.devices,
+        "global_batch": task.request.global_batch,
+        "seq": task.request.seq,
+        "memory_headroom": task.request.headroom,
+        "flops_convention": "every query with every key; model: without recompute, hardware: with it",
+        "evaluated": found.evaluated,
+        "feasible": found.feasible,
+        "best": found.best.iter().take(args.top).map(|one| choice_json(planner, one)).collect::<Vec<_>>(),
+        "nearly_feasible": near.collect::<Vec<_>>(),
+        "tokens": tokens,
+        "days": days,
+        "dollars": dollars,
+    });
+    if args.sensitivity {
+        let ranked = sensitivity(planner, &best.layout, task.request.headroom);
+        let factors: Vec<_> = ranked
+            .factors
+            .iter()
+            .map(|one| json!({
+                "name": one.name, "weight_tflops": one.weight, "values": one.values, "mean_tflops": one.means,
+            }))
+            .collect();
+        value["sensitivity"] =
+            json!({ "trials": ranked.trials, "feasible": ranked.feasible, "factors": factors });
+    }
+    value
+}
+
+fn choice_json(planner: &Planner<'_>, choice: &Choice) -> serde_json::Value {
+    let layout = &choice.layout;
+    let (model, hardware) = teraflops(planner, choice);
+    let peak = planner.cluster.device.peak(layout.precision) / 1e12;
+    let memory = &choice.estimate.memory;
+    let time: serde_json::Map<String, serde_json::Value> = items(&choice.estimate.time)
+        .into_iter()
+        .map(|(name, seconds)| (name.replace(' ', "_"), json!(seconds)))
+        .collect();
+    json!({
+        "tp": layout.degrees.tp, "pp": layout.degrees.pp, "dp": layout.degrees.dp, "cp": layout.degrees.cp,
+        "schedule": layout.pipeline.kind().name(),
+        "virtual_stages": layout.virtual_stages,
+        "micro_batch": layout.micro_batch,
+        "micro_batches": layout.micro_batches(),
+        "sequence_parallel": layout.sequence_parallel,
+        "zero": layout.zero,
+        "recompute": recompute_word(layout.recompute),
+        "step_s": choice.step(),
+        "closed_form_step_s": choice.estimate.time.step,
+        "bubble_fraction": choice.simulated.map(|simulated| simulated.bubble_fraction),
+        "model_tflops_per_device": model,
+        "hardware_tflops_per_device": hardware,
+        "mfu": model / peak,
+        "hfu": hardware / peak,
+        "memory_bytes": {
+            "weights": memory.weights, "gradients": memory.gradients, "master": memory.master,
+            "moments": memory.moments, "activations": memory.activations, "working_set": memory.working_set,
+            "buffers": memory.buffers, "reserve": memory.reserve, "context": memory.context,
+            "total": memory.total(),
+        },
+        "memory_share": choice.memory_share(),
+        "time_s": time,
+    })
+}

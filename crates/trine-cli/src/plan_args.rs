@@ -1,0 +1,156 @@
+//! The options of `trine plan`.
+
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct PlanArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<PlanCommand>,
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanCommand {
+    /// Weak and strong scaling of the best layout, or of the one that is given, up to many devices
+    Scale(ScaleArgs),
+    /// Hold predicted time and memory against published runs
+    Evaluate(EvaluateArgs),
+    /// Fit the constants again on a quarter of the published runs, and test them on the rest
+    Calibrate(CalibrateArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    /// Published runs, with the columns of runs.csv [default: those that come with trine]
+    #[arg(long, value_name = "FILE.csv")]
+    pub(crate) runs: Option<PathBuf>,
+    /// More machines, in the format of the built-in ones (docs/planning.md)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cluster_file: Option<PathBuf>,
+    /// Other constants, as `trine plan calibrate --out` writes them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) constants: Option<PathBuf>,
+    /// Every row, with its layout and where its time and memory go
+    #[arg(long)]
+    pub(crate) by_row: bool,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "markdown")]
+    pub(crate) json: bool,
+    /// Print the tables of docs/planning-rows.md
+    #[arg(long)]
+    pub(crate) markdown: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArgs {
+    /// Write the constants to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Also fit without each source in turn, and say how well its rows are then predicted
+    #[arg(long)]
+    pub(crate) leave_one_source_out: bool,
+}
+
+/// What is planned, and where.
+#[derive(Debug, Args)]
+pub(crate) struct TaskArgs {
+    /// Model (see `trine presets`)
+    #[arg(long, value_name = "NAME", default_value = "frontier-1t")]
+    pub(crate) model: String,
+    /// Machine: frontier, lumi, a100-80gb, h100, h200, gb200, tpu-v4, tpu-v5p or one of --cluster-file
+    #[arg(long, value_name = "NAME", default_value = "frontier")]
+    pub(crate) cluster: String,
+    /// More machines, in the format of the built-in ones (docs/planning.md)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cluster_file: Option<PathBuf>,
+    /// Software [default: megatron-deepspeed on MI250X, else megatron-core]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) stack: Option<String>,
+    /// Devices
+    #[arg(long, value_name = "N", default_value_t = 3072)]
+    pub(crate) gpus: usize,
+    /// Sequences of a step [default: about 16 Mi tokens]
+    #[arg(long, value_name = "N")]
+    pub(crate) global_batch: Option<usize>,
+    /// Tokens of a sequence [default: the model's longest]
+    #[arg(long, value_name = "N")]
+    pub(crate) seq: Option<usize>,
+    /// Share of each device's memory that stays free
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub(crate) memory_headroom: f64,
+    /// Type of products: bf16, f16, f32 or fp8
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub(crate) precision: String,
+    /// Only this tensor-parallel degree
+    #[arg(long, value_name = "N")]
+    pub(crate) tp: Option<usize>,
+    /// Only so many pipeline ranks
+    #[arg(long, value_name = "N")]
+    pub(crate) pp: Option<usize>,
+    /// Only this context-parallel degree
+    #[arg(long, value_name = "N")]
+    pub(crate) cp: Option<usize>,
+    /// Only so many stages of each pipeline rank
+    #[arg(long, value_name = "V")]
+    pub(crate) r#virtual: Option<usize>,
+    /// Only this pipeline schedule
+    #[arg(long, value_name = "NAME")]
+    pub(crate) schedule: Option<String>,
+    /// Only so many sequences of a micro-batch
+    #[arg(long, value_name = "N")]
+    pub(crate) micro_batch: Option<usize>,
+    /// Only this ZeRO stage, 0 to 3
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) zero: Option<u8>,
+    /// Only this recompute: none, selective or full
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) recompute: Option<String>,
+    /// Only with (true) or without (false) sequence parallelism
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) sequence_parallel: Option<bool>,
+    /// Only layouts that trine itself runs
+    #[arg(long)]
+    pub(crate) runnable: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SearchArgs {
+    #[command(flatten)]
+    pub(crate) task: TaskArgs,
+    /// Tokens to train on, such as 300B or 20T [default: 20 for each parameter]
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<String>,
+    /// Layouts to show
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) top: usize,
+    /// Break time and memory of the best layout down
+    #[arg(long)]
+    pub(crate) explain: bool,
+    /// Rank the choices by how much they move throughput
+    #[arg(long)]
+    pub(crate) sensitivity: bool,
+    /// Draw timeline and memory of the best layout into an SVG file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Write the configuration of the best layout that trine itself runs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScaleArgs {
+    #[command(flatten)]
+    pub(crate) task: TaskArgs,
+    /// The largest number of devices
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub(crate) to: usize,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

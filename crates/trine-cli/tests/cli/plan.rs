@@ -1,0 +1,138 @@
+//! `trine plan`: what it prints, writes and refuses.
+
+use crate::common::{fails, ok};
+use std::fs;
+
+/// A search that is over in a moment.
+const SMALL: [&str; 7] = ["plan", "--model", "frontier-22b", "--gpus", "64", "--tp", "2"];
+
+fn small(folder: &std::path::Path, more: &[&str]) -> String {
+    ok(folder, &[&SMALL[..], more].concat())
+}
+
+#[test]
+fn the_best_layouts_are_ranked_with_reasons_days_and_a_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        small(folder.path(), &["--tokens", "440B", "--top", "4", "--explain", "--sensitivity"]);
+    for part in [
+        "frontier-22b (22.1 B parameters) on frontier: 64 × MI250X GCD, 8192 sequences of 2048 tokens",
+        "layouts evaluated",
+        "HFU what is computed again too",
+        "Why each beats the next:",
+        "  1 by ",
+        "0.440 T tokens: ",
+        "no price known for frontier",
+        "Where the ",
+        "tensor parallelism",
+        "What a rank of the fullest stage",
+        "mean |Shapley value|",
+        "The best that trine itself runs",
+        "preset = \"frontier-22b\"",
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+    let rows: Vec<f64> = text
+        .lines()
+        .skip_while(|line| !line.trim_start().starts_with('#'))
+        .skip(1)
+        .take(4)
+        .map(|line| {
+            let cells: Vec<&str> = line.split_whitespace().collect();
+            let percent = cells.iter().position(|cell| *cell == "%").unwrap();
+            // seconds, TFLOP/s, MFU
+            cells[percent - 3].parse().unwrap()
+        })
+        .collect();
+    assert!(rows.len() == 4 && rows.is_sorted(), "{rows:?}");
+}
+
+#[test]
+fn json_says_the_same_as_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = small(folder.path(), &["--json", "--top", "3"]);
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&value["model"], &value["devices"]), (&"frontier-22b".into(), &64.into()));
+    assert_eq!(value["global_batch"], 8192);
+    let best = value["best"].as_array().unwrap();
+    assert_eq!(best.len(), 3);
+    for one in best {
+        let degrees = ["tp", "pp", "dp", "cp"].map(|name| one[name].as_u64().unwrap());
+        assert_eq!((degrees.iter().product::<u64>(), degrees[0]), (64, 2));
+        let total = one["memory_bytes"]["total"].as_f64().unwrap();
+        assert!(total < 0.9 * 64.0 * 1.1e9, "{total}");
+        let [mfu, hfu] = ["mfu", "hfu"].map(|name| one[name].as_f64().unwrap());
+        assert!(mfu > 0.05 && mfu <= hfu && hfu < 0.7, "{mfu} {hfu}");
+    }
+    let rate = 8192.0 * 2048.0 / best[0]["step_s"].as_f64().unwrap();
+    let days = value["tokens"].as_f64().unwrap() / rate / 86400.0;
+    assert!((value["days"].as_f64().unwrap() / days - 1.0).abs() < 1e-9);
+    assert_eq!(value["dollars"], serde_json::Value::Null);
+}
+
+#[test]
+fn the_written_configuration_is_one_that_trine_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    small(folder.path(), &["--config", "run.toml", "--svg", "plan.svg"]);
+    let dry = ok(folder.path(), &["train", "run.toml", "--dry-run"]);
+    assert!(dry.contains("tp = 2") || dry.contains("tp 2"), "{dry}");
+    let svg = fs::read_to_string(folder.path().join("plan.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+    assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
+    assert!(svg.contains("memory of each pipeline rank") && svg.contains("micro-batches drawn"));
+}
+
+#[test]
+fn scaling_says_where_and_why_it_bends() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        "plan",
+        "scale",
+        "--model",
+        "frontier-175b",
+        "--gpus",
+        "1024",
+        "--tp",
+        "4",
+        "--pp",
+        "16",
+        "--schedule",
+        "1f1b",
+    ];
+    let text = ok(folder.path(), &[&args[..], &["--global-batch", "3200"]].concat());
+    for part in ["weak scaling", "strong scaling", "100.0 %", "It bends at ", "the bubble takes"] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+    let json = ok(folder.path(), &[&args[..], &["--json"]].concat());
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let weak = value["curves"]["weak"].as_array().unwrap();
+    assert_eq!(weak[0]["efficiency"], 1.0);
+    assert!(weak.last().unwrap()["devices"].as_u64().unwrap() > 60_000, "{json}");
+}
+
+#[test]
+fn impossible_requests_name_the_limit_and_the_nearest_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], &[&str]); 5] = [
+        (
+            &["plan", "--gpus", "64", "--global-batch", "1024"],
+            &["memory binds", "GB too few", "the nearest possible request is --gpus "],
+        ),
+        (
+            &["plan", "--gpus", "100000"],
+            &["frontier has 1 to 75776", "the nearest possible request is --gpus 75776"],
+        ),
+        (
+            &["plan", "--tp", "8", "--pp", "64", "--global-batch", "1000"],
+            &["the batch binds: 1000 sequences", "--global-batch 1002"],
+        ),
+        (&["plan", "--tp", "7"], &["no layout has all that is fixed"]),
+        (
+            &["plan", "--memory-headroom", "0.95", "--global-batch", "6144", "--tp", "8"],
+            &["memory binds", "or --memory-headroom 0."],
+        ),
+    ];
+    for (args, said) in cases {
+        fails(folder.path(), args, 2, said);
+    }
+}

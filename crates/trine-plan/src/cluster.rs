@@ -1,0 +1,258 @@
+//! Machines as data: devices, and the levels of the network between them.
+
+use crate::PlanError;
+use serde::{Deserialize, Serialize};
+
+/// What a matrix product is computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    F32,
+    /// bfloat16 with f32 sums.
+    Bf16,
+    /// half precision with f32 sums and loss scaling.
+    F16,
+    /// fp8 in the linear layers with one scale a tensor, bf16 elsewhere.
+    Fp8,
+    /// fp8 with a scale for each row: accumulators are rescaled in software, at bf16's rate at best.
+    Fp8Rows,
+}
+
+/// One accelerator: facts of its data sheet, and under which name its calibrated constants stand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// As published runs spell it.
+    pub name: String,
+    /// Where the facts come from.
+    pub source: String,
+    /// The row of [`crate::Constants`] that holds for it.
+    pub constants: String,
+    /// Dense peak in bf16 and f16, FLOP/s.
+    pub peak_bf16: f64,
+    /// Dense peak in fp8, FLOP/s; 0 where there is none.
+    #[serde(default)]
+    pub peak_fp8: f64,
+    /// Dense peak in f32 (or its matrix mode), FLOP/s.
+    pub peak_f32: f64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Memory bandwidth, bytes/s.
+    pub bandwidth: f64,
+    /// Streaming multiprocessors, compute units or cores that share out the tiles of a product.
+    pub units: f64,
+}
+
+impl Precision {
+    /// Whether products take casts to fp8.
+    pub fn is_fp8(self) -> bool {
+        matches!(self, Self::Fp8 | Self::Fp8Rows)
+    }
+}
+
+impl Device {
+    /// Peak of a precision, FLOP/s. A device without fp8 computes it in bf16.
+    pub fn peak(&self, precision: Precision) -> f64 {
+        match precision {
+            Precision::F32 => self.peak_f32,
+            Precision::Bf16 | Precision::F16 | Precision::Fp8Rows => self.peak_bf16,
+            Precision::Fp8 if self.peak_fp8 > 0.0 => self.peak_fp8,
+            Precision::Fp8 => self.peak_bf16,
+        }
+    }
+}
+
+/// Which calibrated share of a link's data-sheet bandwidth collectives reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Link {
+    /// Inside a node: NVLink, Infinity Fabric, a torus.
+    Inside,
+    /// Between nodes.
+    Between,
+}
+
+/// One level of the network, from the inside out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// What it is.
+    pub name: String,
+    /// How many devices one unit of this level holds: a group of neighbours that fits into it never leaves it.
+    pub devices: usize,
+    /// Bytes/s that one device can send across this level while all others do, one direction.
+    pub bandwidth: f64,
+    /// Seconds of a smallest message.
+    pub latency: f64,
+    /// How much less is left when the whole level is busy (a tapered fabric): divides the bandwidth; 1 = none.
+    #[serde(default = "one")]
+    pub contention: f64,
+    /// Whether it lies inside or between nodes.
+    pub link: Link,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// What it is called on the command line.
+    pub name: String,
+    /// One line for people.
+    pub about: String,
+    /// Its accelerators, all alike.
+    pub device: Device,
+    /// A published run of this device belongs here if its source contains one of these.
+    pub sources: Vec<String>,
+    /// From the inside out; the last one holds every device of the machine.
+    pub levels: Vec<Level>,
+    /// Price of one device for an hour in US dollars; 0 if not known.
+    pub dollars_per_device_hour: f64,
+}
+
+/// A file of clusters.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    device: Vec<Device>,
+    #[serde(default)]
+    cluster: Vec<Row>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    name: String,
+    about: String,
+    device: String,
+    #[serde(default)]
+    sources: Vec<String>,
+    #[serde(default)]
+    dollars_per_device_hour: f64,
+    level: Vec<Level>,
+}
+
+const BUILT_IN: &str = include_str!("../data/clusters.toml");
+
+/// The machines that trine knows, and those of `more`, texts in the same format that may use the known devices.
+///
+/// # Errors
+/// A text that does not parse, a cluster of an unknown device, levels that do not grow.
+pub fn clusters(more: &[&str]) -> Result<Vec<Cluster>, PlanError> {
+    let mut devices: Vec<Device> = Vec::new();
+    let mut found: Vec<Cluster> = Vec::new();
+    for (index, text) in std::iter::once(&BUILT_IN).chain(more).enumerate() {
+        let what =
+            if index == 0 { "built-in clusters".into() } else { format!("cluster file {index}") };
+        let bad = |why: String| PlanError::Data { what: what.clone(), why };
+        let file: File = toml::from_str(text).map_err(|error| bad(error.to_string()))?;
+        for device in file.device {
+            check_device(&device).map_err(bad)?;
+            devices.retain(|known| known.name != device.name);
+            devices.push(device);
+        }
+        for row in file.cluster {
+            let Some(device) = devices.iter().find(|device| device.name == row.device) else {
+                let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
+                let all = names.join(", ");
+                return Err(PlanError::Unknown { kind: "device", name: row.device, all });
+            };
+            check_levels(&row).map_err(bad)?;
+            found.retain(|known| known.name != row.name);
+            found.push(Cluster {
+                name: row.name,
+                about: row.about,
+                device: device.clone(),
+                sources: row.sources,
+                levels: row.level,
+                dollars_per_device_hour: row.dollars_per_device_hour,
+            });
+        }
+    }
+    Ok(found)
+}
+
+fn check_device(device: &Device) -> Result<(), String> {
+    let positive = [
+        ("peak_bf16", device.peak_bf16),
+        ("peak_f32", device.peak_f32),
+        ("memory_bytes", device.memory_bytes as f64),
+        ("bandwidth", device.bandwidth),
+        ("units", device.units),
+    ];
+    match positive.into_iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+        Some((field, value)) => {
+            Err(format!("device \"{}\": {field} = {value} must be positive", device.name))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_levels(row: &Row) -> Result<(), String> {
+    if row.level.is_empty() {
+        return Err(format!("cluster \"{}\" has no level", row.name));
+    }
+    let mut inner = 1;
+    for level in &row.level {
+        let at = format!("cluster \"{}\", level \"{}\"", row.name, level.name);
+        if level.devices < inner || !level.devices.is_multiple_of(inner) {
+            return Err(format!(
+                "{at}: devices = {} must be a multiple of the {inner} of the level inside it",
+                level.devices
+            ));
+        }
+        let sane = level.bandwidth > 0.0 && level.latency >= 0.0 && level.contention >= 1.0;
+        if !sane {
+            return Err(format!("{at}: bandwidth > 0, latency >= 0 and contention >= 1 must hold"));
+        }
+        inner = level.devices;
+    }
+    Ok(())
+}
+
+/// The cluster of this name.
+///
+/// # Errors
+/// [`PlanError::Unknown`] with every name there is.
+pub fn find<'a>(all: &'a [Cluster], name: &str) -> Result<&'a Cluster, PlanError> {
+    all.iter().find(|cluster| cluster.name == name).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|cluster| cluster.name.as_str()).collect();
+        PlanError::Unknown { kind: "cluster", name: name.into(), all: names.join(", ") }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_of_a_die_is_what_the_papers_percentages_mean() {
+        let all = clusters(&[]).unwrap();
+        let frontier = find(&all, "frontier").unwrap();
+        // 73.5 TFLOPS are 38.38 %, 69.2 are 36.14 % (2312.12705).
+        assert!((73.5e12 / 0.3838 / frontier.device.peak_bf16 - 1.0).abs() < 1e-3);
+        assert!((69.2e12 / 0.3614 / frontier.device.peak_bf16 - 1.0).abs() < 1e-3);
+        assert_eq!(frontier.levels[1].devices, 8);
+        assert_eq!(all.len(), 11);
+    }
+
+    #[test]
+    fn users_add_clusters_and_bad_ones_are_refused() {
+        let mine = "[[cluster]]\nname = \"mine\"\nabout = \"two nodes\"\ndevice = \"A100-80GB\"\n\
+                    [[cluster.level]]\nname = \"node\"\ndevices = 4\nbandwidth = 1e11\nlatency = 1e-6\nlink = \"inside\"\n";
+        assert_eq!(find(&clusters(&[mine]).unwrap(), "mine").unwrap().device.units, 108.0);
+        let unknown = mine.replace("A100-80GB", "A1000");
+        assert!(clusters(&[&unknown]).unwrap_err().to_string().contains("A100-40GB"));
+        let extra = format!(
+            "{mine}[[cluster.level]]\nname = \"all\"\ndevices = 6\nbandwidth = 1e9\nlatency = 1e-6\nlink = \"between\"\n"
+        );
+        assert!(clusters(&[&extra]).unwrap_err().to_string().contains("multiple of the 4"));
+        assert!(clusters(&["[[cluster]]\nnam = 1"]).unwrap_err().to_string().contains("nam"));
+        let text = find(&clusters(&[]).unwrap(), "fronteer").unwrap_err().to_string();
+        assert!(text.contains("fronteer") && text.contains("frontier"), "{text}");
+    }
+}

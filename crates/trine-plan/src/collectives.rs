@@ -1,0 +1,132 @@
+//! How long messages and collectives take, by the levels of the network that a group crosses.
+
+use crate::{Cluster, DeviceConstants, Level, Link};
+
+/// A group of ranks that stand `stride` devices apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Group {
+    /// How many ranks.
+    pub size: usize,
+    /// Devices from one to the next.
+    pub stride: usize,
+}
+
+/// The network as collectives see it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Network<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) device: &'a DeviceConstants,
+}
+
+impl Network<'_> {
+    fn bandwidth(&self, level: &Level) -> f64 {
+        let efficiency = match level.link {
+            Link::Inside => self.device.inside_efficiency,
+            Link::Between => self.device.between_efficiency,
+        };
+        level.bandwidth * efficiency / level.contention
+    }
+
+    /// The innermost level that holds two devices `distance` apart.
+    fn level_of(&self, distance: usize) -> &Level {
+        let levels = &self.cluster.levels;
+        levels
+            .iter()
+            .find(|level| level.devices > distance)
+            .unwrap_or_else(|| levels.last().expect("invariant: a cluster has levels"))
+    }
+
+    /// Seconds of a message to the rank `stride` devices away: α + n/β.
+    pub(crate) fn message_s(&self, bytes: f64, stride: usize) -> f64 {
+        let level = self.level_of(stride);
+        level.latency + bytes / self.bandwidth(level)
+    }
+
+    /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings, one hierarchy level at a
+    /// time. The k members inside a unit share out what crosses to the next level among their k links, and all
+    /// levels work at once, so the slowest decides. A ring waits for every member in turn, for each of the
+    /// `calls` that the bytes are cut into.
+    pub(crate) fn gather_s(&self, bytes: f64, calls: f64, group: Group) -> f64 {
+        let (transfer, ring, _) = self.parts_s(bytes, group);
+        transfer + calls * ring
+    }
+
+    /// Seconds of an all-reduce: a reduce-scatter and an all-gather around rings, or up and down a tree, whichever
+    /// waits less.
+    pub(crate) fn all_reduce_s(&self, bytes: f64, calls: f64, group: Group) -> f64 {
+        let (transfer, ring, tree) = self.parts_s(bytes, group);
+        2.0 * (transfer + calls * ring.min(tree))
+    }
+
+    /// Transfer of a reduce-scatter, latency of its rings, latency of a tree between nodes.
+    fn parts_s(&self, bytes: f64, group: Group) -> (f64, f64, f64) {
+        if group.size <= 1 {
+            return (0.0, 0.0, 0.0);
+        }
+        let (mut slowest, mut ring, mut tree) = (0.0f64, 0.0, 0.0);
+        let mut inside = 1;
+        for (index, level) in self.cluster.levels.iter().enumerate() {
+            let outermost = index + 1 == self.cluster.levels.len();
+            let holds = if outermost {
+                group.size
+            } else {
+                (level.devices / group.stride).clamp(1, group.size)
+            };
+            let units = holds as f64 / inside as f64;
+            if units > 1.0 {
+                let share = (units - 1.0) / units * bytes / inside as f64;
+                slowest = slowest.max(share / self.bandwidth(level));
+                ring += level.latency * (units - 1.0);
+                tree += level.latency
+                    * match level.link {
+                        Link::Inside => units - 1.0,
+                        Link::Between => units.log2(),
+                    };
+            }
+            inside = inside.max(holds);
+            if inside == group.size {
+                break;
+            }
+        }
+        (slowest, ring, tree)
+    }
+
+    /// How many nodes hold so many devices.
+    pub(crate) fn nodes(&self, devices: usize) -> usize {
+        let inside = |level: &&Level| level.link == Link::Inside;
+        let node = self.cluster.levels.iter().filter(inside).map(|level| level.devices).max();
+        devices.div_ceil(node.unwrap_or(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Constants, cluster};
+
+    #[test]
+    fn collectives_follow_the_ring_and_the_levels() {
+        let all = cluster::clusters(&[]).unwrap();
+        let constants = Constants::built_in().unwrap();
+        let ideal = DeviceConstants {
+            inside_efficiency: 1.0,
+            between_efficiency: 1.0,
+            ..constants.device["a100"]
+        };
+        let mut machine = cluster::find(&all, "a100-80gb").unwrap().clone();
+        machine.levels.iter_mut().for_each(|level| level.latency = 0.0);
+        let network = Network { cluster: &machine, device: &ideal };
+        // Inside a node: 2 (P − 1) / P · n / β.
+        let node = network.all_reduce_s(8e9, 1.0, Group { size: 8, stride: 1 });
+        assert!((node - 2.0 * 7.0 / 8.0 * 8e9 / 300e9).abs() < 1e-12);
+        // Thirty-two whole nodes: each device's link carries 1/8 of the tensor between nodes.
+        let nodes = network.all_reduce_s(8e9, 1.0, Group { size: 256, stride: 1 });
+        assert!((nodes - 2.0 * 31.0 / 32.0 * 1e9 / 25e9).abs() < 1e-12);
+        // One rank a node: everything crosses its one link.
+        let apart = network.gather_s(8e9, 1.0, Group { size: 32, stride: 8 });
+        assert!((apart - 31.0 / 32.0 * 8e9 / 25e9).abs() < 1e-12);
+        assert_eq!(network.gather_s(8e9, 1.0, Group { size: 1, stride: 8 }), 0.0);
+        assert!((network.message_s(25e9, 8) - 1.0).abs() < 1e-12);
+        assert_eq!(network.nodes(20), 3);
+    }
+}

@@ -1,0 +1,51 @@
+//! What can be wrong with a cluster file, a layout or a file of published runs.
+
+/// Why something cannot be planned.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// A cluster or constants file does not parse, or names what does not exist.
+    #[error("{what}: {why}")]
+    Data {
+        /// Which text.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No cluster, device or stack has this name.
+    #[error("no {kind} is called \"{name}\"; there are: {all}")]
+    Unknown {
+        /// What was looked for.
+        kind: &'static str,
+        /// The name asked for.
+        name: String,
+        /// Every name there is.
+        all: String,
+    },
+    /// A layout breaks a rule.
+    #[error("{field} {value}: {rule}; nearest valid: {nearest}")]
+    Layout {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What must hold.
+        rule: String,
+        /// A value that would do.
+        nearest: String,
+    },
+    /// The model itself, or its split, is wrong.
+    #[error(transparent)]
+    Spec(#[from] trine_spec::SpecError),
+    /// The pipeline's schedule is not defined for the layout.
+    #[error(transparent)]
+    Schedule(#[from] trine_schedule::ScheduleError),
+    /// A CSV file cannot be read.
+    #[error("line {line}: {why}")]
+    Csv {
+        /// Line of the file, from 1.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
+}

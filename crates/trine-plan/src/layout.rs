@@ -1,0 +1,154 @@
+//! How a model is laid out over devices: what a plan varies.
+
+use crate::{Model, PlanError, Precision};
+use trine_mesh::Degrees;
+
+/// What the backward pass computes again instead of keeping it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Recompute {
+    /// Everything is kept.
+    None,
+    /// The attention core alone (Korthikanti et al., 2205.05198).
+    Selective,
+    /// Every second matrix product and all element-wise operations (torchtitan's per-operator checkpoints).
+    SelectiveOps,
+    /// Whole blocks: the input of every `every`-th block is kept.
+    Full {
+        /// Blocks between two kept inputs, at least 1.
+        every: usize,
+    },
+}
+
+/// How attention is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attention {
+    /// Fused and tiled, scores never stored (Dao 2023, FlashAttention-2, and later).
+    Flash2,
+    /// The first FlashAttention: one block a head and batch row, slower.
+    Flash1,
+    /// Batched products with a fused scale, mask and softmax between them (Megatron's kernel).
+    FusedSoftmax,
+    /// Batched products and separate element-wise kernels.
+    Unfused,
+}
+
+impl Attention {
+    /// Whether the scores are stored in memory.
+    pub fn stores_scores(self) -> bool {
+        matches!(self, Self::FusedSoftmax | Self::Unfused)
+    }
+}
+
+/// A pipeline schedule, as its closed forms know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pipeline {
+    /// Huang et al., 1811.06965.
+    GPipe,
+    /// Narayanan et al., 2006.09503.
+    OneFOneB,
+    /// 1F1B over several virtual stages a rank (Narayanan et al., 2104.04473).
+    Interleaved,
+    /// All micro-batches through one virtual stage before the next (Lamy-Poirier, 2211.05953).
+    BreadthFirst,
+    /// Zero bubble within 1F1B's memory (Qi et al., 2401.10241).
+    ZbH1,
+    /// Zero bubble with up to twice 1F1B's memory.
+    ZbH2,
+    /// Zero bubble over a V of two chunks a rank, within 1F1B's memory.
+    ZbV,
+}
+
+/// A layout and the batch that runs through it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Layout {
+    /// dp, pp, tp, cp.
+    pub degrees: Degrees,
+    /// Virtual stages of a pipeline rank.
+    pub virtual_stages: usize,
+    /// The order of forwards and backwards.
+    pub pipeline: Pipeline,
+    /// Sequences of a micro-batch.
+    pub micro_batch: usize,
+    /// Sequences of an optimizer step, over all replicas.
+    pub global_batch: usize,
+    /// Tokens of a sequence.
+    pub seq: usize,
+    /// Whether what tensor parallelism replicates is split along the sequence (Korthikanti et al.).
+    pub sequence_parallel: bool,
+    /// What backward computes again.
+    pub recompute: Recompute,
+    /// How attention is computed.
+    pub attention: Attention,
+    /// ZeRO stage, 0 to 3 (3 = FSDP).
+    pub zero: u8,
+    /// What products are computed in.
+    pub precision: Precision,
+}
+
+impl Layout {
+    /// Micro-batches of a replica in one step.
+    pub fn micro_batches(&self) -> usize {
+        self.global_batch / (self.micro_batch * self.degrees.dp)
+    }
+
+    /// Devices.
+    pub fn devices(&self) -> usize {
+        self.degrees.world()
+    }
+
+    /// Tokens of one micro-batch that one rank of a tensor group sees.
+    pub fn tokens(&self) -> f64 {
+        self.micro_batch as f64 * self.seq as f64 / self.degrees.cp as f64
+    }
+
+    /// Checks the layout against a model. A batch that is no multiple of dp × micro-batch is refused.
+    ///
+    /// # Errors
+    /// The first rule that is broken, with the nearest value that would do.
+    pub fn check(&self, model: &Model) -> Result<(), PlanError> {
+        let bad = |field, value: &dyn std::fmt::Display, rule: String, nearest: String| {
+            Err(PlanError::Layout { field, value: value.to_string(), rule, nearest })
+        };
+        let d = &self.degrees;
+        for (field, value) in [
+            ("dp", d.dp),
+            ("pp", d.pp),
+            ("tp", d.tp),
+            ("cp", d.cp),
+            ("virtual stages", self.virtual_stages),
+            ("micro-batch", self.micro_batch),
+            ("global batch", self.global_batch),
+            ("seq", self.seq),
+        ] {
+            if value == 0 {
+                return bad(field, &0, "must be at least 1".into(), "1".into());
+            }
+        }
+        if self.zero > 3 {
+            return bad("zero", &self.zero, "ZeRO has stages 0 to 3".into(), "3".into());
+        }
+        model.spec.check_layout(d.tp, d.pp)?;
+        let chunks = d.pp * self.virtual_stages;
+        // The first and the last chunk may hold the embedding and the head alone.
+        if self.virtual_stages > 1 && chunks > model.spec.layers + 2 {
+            let rule = format!(
+                "pp × virtual stages = {chunks} is more than the {} layers, embedding and head",
+                model.spec.layers
+            );
+            let nearest = (model.spec.layers / d.pp).max(1).to_string();
+            return bad("virtual stages", &self.virtual_stages, rule, nearest);
+        }
+        let step = self.micro_batch * d.dp;
+        if !self.global_batch.is_multiple_of(step) {
+            let rule = format!("must be a multiple of dp × micro-batch = {step}");
+            let nearest = self.global_batch.next_multiple_of(step).to_string();
+            return bad("global batch", &self.global_batch, rule, nearest);
+        }
+        if matches!(self.recompute, Recompute::Full { every: 0 }) {
+            let rule = "blocks between checkpoints must be at least 1".into();
+            return bad("recompute every", &0, rule, "1".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! What one rank of a stage holds at its peak, item by item.
+
+use crate::pipeline::{blocks_of, in_flight};
+use crate::{Attention, Layout, Planner, Precision, Recompute};
+
+/// Bytes of one rank, itemised. Everything is live at the peak, except [`Memory::reserve`] and
+/// [`Memory::context`], which the allocator and the driver add.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Memory {
+    /// Weights that kernels read.
+    pub weights: f64,
+    /// Gradients, with the wider second ones of stacks that have them.
+    pub gradients: f64,
+    /// f32 master weights.
+    pub master: f64,
+    /// Optimizer moments.
+    pub moments: f64,
+    /// What forward passes in flight have saved.
+    pub activations: f64,
+    /// What a block needs while it works: recomputed activations, gradients of activations; or, if larger, the
+    /// vocabulary logits and their gradient.
+    pub working_set: f64,
+    /// Weights and gradients gathered around a block (ZeRO-3), buckets, messages.
+    pub buffers: f64,
+    /// Held by the allocator, not live.
+    pub reserve: f64,
+    /// Context of the device, communicators, libraries.
+    pub context: f64,
+}
+
+impl Memory {
+    /// Live bytes at the peak: what a framework's allocator counts as allocated.
+    pub fn allocated(&self) -> f64 {
+        self.states() + self.activations + self.working_set + self.buffers
+    }
+
+    /// Weights, gradients, master weights and moments.
+    pub fn states(&self) -> f64 {
+        self.weights + self.gradients + self.master + self.moments
+    }
+
+    /// What the allocator has taken from the device.
+    pub fn reserved(&self) -> f64 {
+        self.allocated() + self.reserve
+    }
+
+    /// What the device's own tool shows, and what must fit.
+    pub fn total(&self) -> f64 {
+        self.reserved() + self.context
+    }
+}
+
+impl Planner<'_> {
+    /// Memory of each rank of one pipeline stage.
+    pub fn stage_memory(&self, layout: &Layout, stage: usize) -> Memory {
+        let p = layout.degrees.pp;
+        let (first, last) = (stage == 0, stage == p - 1);
+        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let state = self.stack.states(layout.precision);
+        let mut memory = self.states(layout, blocks, first, last);
+        let tokens = layout.tokens();
+        let compute = element_bytes(layout.precision);
+        let tp = layout.degrees.tp as f64;
+        let h = self.model.spec.hidden as f64;
+
+        let flight = in_flight(layout, stage, self.weight_part(layout));
+        let mut each = match layout.recompute {
+            Recompute::Full { every } => {
+                (blocks / every as f64).ceil() * self.checkpoint_bytes(layout)
+            }
+            _ => blocks * self.block_saved_bytes(layout, layout.recompute),
+        };
+        let stream = tokens * h / sequence_parts(layout);
+        if first && self.stack.dropout_masks {
+            each += stream;
+        }
+        if self.stack.stage_input_kept && p > 1 {
+            each += compute * tokens * h / tp;
+        }
+        memory.activations = flight * each;
+        memory.working_set = self.working_set(layout, last);
+        memory.buffers = self.stack.buffer_bytes + self.gathered(layout);
+        if p > 1 {
+            memory.buffers += 2.0 * compute * stream;
+        }
+        let owned = if state.master > 0.0 { memory.master / state.master } else { 0.0 };
+        memory.reserve = self.costs.reserve * memory.allocated()
+            + if layout.precision == Precision::F16 {
+                self.stack.step_gradient_bytes * owned
+            } else {
+                0.0
+            };
+        memory.context = self.stack.context_bytes;
+        memory
+    }
+
+    /// The stage whose rank needs most, and its memory. Ranks hold less the later they come, but for the first and
+    /// the last, which also hold the embedding and the head: so three stages are looked at.
+    pub fn peak_memory(&self, layout: &Layout) -> (usize, Memory) {
+        let p = layout.degrees.pp;
+        let mut worst = (0, self.stage_memory(layout, 0));
+        for stage in [1, p - 1] {
+            if stage < p && stage > worst.0 {
+                let memory = self.stage_memory(layout, stage);
+                if memory.total() > worst.1.total() {
+                    worst = (stage, memory);
+                }
+            }
+        }
+        worst
+    }
+
+    fn states(&self, layout: &Layout, blocks: f64, first: bool, last: bool) -> Memory {
+        let tp = layout.degrees.tp as f64;
+        let elements = self.model.stage_elements(blocks, first, last, tp);
+        let state = self.stack.states(layout.precision);
+        let replicas = (layout.degrees.dp * layout.degrees.cp) as f64;
+        let shared = |from: u8| if layout.zero >= from { elements / replicas } else { elements };
+        let main = if state.main_gradients_sharded { shared(1) } else { elements };
+        Memory {
+            weights: state.weights * shared(3),
+            gradients: state.gradients * shared(2) + state.main_gradients * main,
+            master: state.master * shared(1),
+            moments: state.moments * shared(1),
+            ..Memory::default()
+        }
+    }
+
+    /// Bytes that a block keeps for its backward pass, without recompute of whole blocks.
+    pub(crate) fn block_saved_bytes(&self, layout: &Layout, recompute: Recompute) -> f64 {
+        let spec = &self.model.spec;
+        let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
+        let compute = element_bytes(layout.precision);
+        let parts = sequence_parts(layout);
+        let (h, f) = (spec.hidden as f64, spec.ffn as f64);
+        let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
+        if recompute == Recompute::SelectiveOps {
+            // Kept: the block's input and every second product: q, v, gate, down; and the attention core.
+            return tokens * compute * (h / parts + (2.0 * q + kv + f) / tp + h / parts);
+        }
+        let [all, split, along] = self.model.saved;
+        let mut bytes = tokens * compute * (all + split / tp + along / parts);
+        let [all, split, along] = self.model.saved_sums;
+        bytes += tokens * 4.0 * (all + split / tp + along / parts);
+        // Two norms that keep an upcast copy of what they read.
+        bytes += tokens * 2.0 * self.stack.norm_extra_bytes * h / parts;
+        if self.stack.gate_activation && spec.gated() {
+            bytes += tokens * compute * f / tp;
+        }
+        if self.stack.dropout_masks {
+            bytes += tokens * 2.0 * h / parts;
+        }
+        if layout.attention.stores_scores() && recompute != Recompute::Selective {
+            bytes += self.score_bytes(layout);
+        }
+        bytes
+    }
+
+    /// Softmax output, and with dropout its mask and what is left (Korthikanti et al.: 5 a s² b; without: 2 a s² b).
+    fn score_bytes(&self, layout: &Layout) -> f64 {
+        let elements = layout.tokens() * layout.seq as f64 * self.model.spec.heads as f64
+            / layout.degrees.tp as f64;
+        let compute = element_bytes(layout.precision);
+        elements * if self.stack.dropout_masks { 2.0 * compute + 1.0 } else { 2.0 * compute }
+    }
+
+    /// The input of a block.
+    pub(crate) fn checkpoint_bytes(&self, layout: &Layout) -> f64 {
+        layout.tokens() * self.model.spec.hidden as f64 * element_bytes(layout.precision)
+            / sequence_parts(layout)
+    }
+
+    /// Gradients of scores and probabilities, and without a fused kernel their f32 copies.
+    fn score_gradient_bytes(&self, layout: &Layout) -> f64 {
+        let elements = layout.tokens() * layout.seq as f64 * self.model.spec.heads as f64
+            / layout.degrees.tp as f64;
+        match layout.attention {
+            Attention::Unfused => 12.0 * elements,
+            Attention::FusedSoftmax => 4.0 * elements,
+            Attention::Flash1 | Attention::Flash2 => 0.0,
+        }
+    }
+
+    fn working_set(&self, layout: &Layout, last: bool) -> f64 {
+        let spec = &self.model.spec;
+        let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
+        let compute = element_bytes(layout.precision);
+        let inner = (spec.ffn * if spec.gated() { 2 } else { 1 }) as f64;
+        // Gradients of the residual stream and of the MLP's inside, at both ends of its activation.
+        let gradients = tokens * compute * (2.0 * spec.hidden as f64 + 2.0 * inner / tp)
+            + self.score_gradient_bytes(layout);
+        let recomputed = match layout.recompute {
+            Recompute::None => 0.0,
+            Recompute::Selective if layout.attention.stores_scores() => self.score_bytes(layout),
+            Recompute::Selective => 0.0,
+            Recompute::SelectiveOps => self.block_saved_bytes(layout, Recompute::None),
+            Recompute::Full { every } => {
+                every as f64 * self.block_saved_bytes(layout, Recompute::None)
+            }
+        };
+        let logits = if last {
+            let parts = if self.stack.logits_whole { 1.0 } else { tp };
+            tokens * self.model.vocab_local(parts) * self.stack.logit_bytes
+                + tokens * spec.hidden as f64 * compute * 2.0
+        } else {
+            0.0
+        };
+        (gradients + recomputed).max(logits)
+    }
+
+    /// With ZeRO-3, two blocks' weights (one in use, one fetched ahead) and a block's gradient are whole; the
+    /// embedding too.
+    fn gathered(&self, layout: &Layout) -> f64 {
+        if layout.zero < 3 {
+            return 0.0;
+        }
+        let tp = layout.degrees.tp as f64;
+        let block = self.model.block.local(tp);
+        let ends = self.model.embedding.local(tp);
+        let compute = element_bytes(layout.precision);
+        3.0 * block * compute + ends * compute
+    }
+
+    /// Share of a block's saved bytes that weight gradients need: inputs of its products and their gradients.
+    fn weight_part(&self, layout: &Layout) -> f64 {
+        let spec = &self.model.spec;
+        let tp = layout.degrees.tp as f64;
+        let (h, f) = (spec.hidden as f64, spec.ffn as f64);
+        let inner = f * if spec.gated() { 2.0 } else { 1.0 };
+        let q = (spec.q_dim() + 2 * spec.kv_dim()) as f64;
+        let products = 4.0 * h + (q + spec.q_dim() as f64 + f + inner) / tp;
+        let bytes = layout.tokens() * element_bytes(layout.precision) * products;
+        (bytes / self.block_saved_bytes(layout, layout.recompute)).min(1.0)
+    }
+}
+
+/// Over how many ranks the residual stream is split.
+fn sequence_parts(layout: &Layout) -> f64 {
+    if layout.sequence_parallel { layout.degrees.tp as f64 } else { 1.0 }
+}
+
+pub(crate) fn element_bytes(precision: Precision) -> f64 {
+    if precision == Precision::F32 { 4.0 } else { 2.0 }
+}

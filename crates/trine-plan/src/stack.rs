@@ -1,0 +1,144 @@
+//! Software stacks as data: what a framework keeps, stores and overlaps. What trine itself does is one of them.
+
+use crate::{Attention, PlanError, Precision};
+use serde::Deserialize;
+
+/// Bytes of one parameter's training state before sharding.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateBytes {
+    /// The weights that kernels read.
+    pub weights: f64,
+    /// Gradients as backward writes them.
+    pub gradients: f64,
+    /// A second, wider gradient that the optimizer reads.
+    #[serde(default)]
+    pub main_gradients: f64,
+    /// Whether ZeRO-1 shards it with the optimizer state.
+    #[serde(default = "yes")]
+    pub main_gradients_sharded: bool,
+    /// f32 master weights.
+    pub master: f64,
+    /// The optimizer's moments.
+    pub moments: f64,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// One framework, as far as memory and time are concerned.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stack {
+    /// Its name; also of its constants.
+    pub name: String,
+    /// One line for people.
+    pub about: String,
+    /// A published run belongs to the first stack one of whose patterns its source contains.
+    #[serde(default)]
+    pub sources: Vec<String>,
+    /// Training state with f16 weights.
+    pub f16: StateBytes,
+    /// Training state with bf16 weights (and fp8 products).
+    pub bf16: StateBytes,
+    /// Bytes per element of the gradient reduction: (f16, bf16).
+    pub reduce_bytes: [f64; 2],
+    /// How attention is computed where a run does not say.
+    pub attention: Attention,
+    /// ZeRO stage where a run does not say.
+    #[serde(default)]
+    pub zero: u8,
+    /// Whether dropout masks are stored (1 byte an element).
+    pub dropout_masks: bool,
+    /// Extra stored bytes per token and hidden element for norms that keep an upcast copy.
+    #[serde(default)]
+    pub norm_extra_bytes: f64,
+    /// Whether the activation of a gated MLP's gate is stored beside gate, up and product.
+    #[serde(default)]
+    pub gate_activation: bool,
+    /// Whether the input of a pipeline stage is kept once more as a 1/tp part (DeepSpeed).
+    #[serde(default)]
+    pub stage_input_kept: bool,
+    /// Whether messages between stages are split over tensor parallelism (scatter/gather).
+    #[serde(default)]
+    pub split_messages: bool,
+    /// Share of messages between stages that hides behind computation.
+    #[serde(default)]
+    pub message_overlap: f64,
+    /// Share of tensor-parallel collectives that hides behind products.
+    #[serde(default)]
+    pub tensor_overlap: f64,
+    /// Share of the gradient reduction that can hide behind the last micro-batch's backward pass.
+    #[serde(default)]
+    pub gradient_overlap: f64,
+    /// Where layers do not divide by stages: whether the last and first stages take fewer (else later stages do).
+    #[serde(default)]
+    pub short_ends: bool,
+    /// Bytes per logit of the vocabulary loss: the logits, their f32 copy, their gradient.
+    pub logit_bytes: f64,
+    /// Whether every tensor rank holds the logits of the whole vocabulary for the loss.
+    #[serde(default)]
+    pub logits_whole: bool,
+    /// Bytes of a device's context, communicators and libraries, as the driver's tool counts them.
+    pub context_bytes: f64,
+    /// Bytes of buckets and workspaces inside the framework's allocator.
+    #[serde(default)]
+    pub buffer_bytes: f64,
+    /// Bytes per element of the gradient that the optimizer casts its own part to, from memory that is not used
+    /// again.
+    #[serde(default)]
+    pub step_gradient_bytes: f64,
+    /// Kernels that a block launches in forward.
+    pub kernels: f64,
+}
+
+impl Stack {
+    /// Training state of a precision.
+    pub fn states(&self, precision: Precision) -> StateBytes {
+        match precision {
+            Precision::F16 => self.f16,
+            Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.bf16,
+            Precision::F32 => StateBytes { weights: 4.0, gradients: 4.0, master: 0.0, ..self.bf16 },
+        }
+    }
+
+    /// Bytes per element of the gradient reduction.
+    pub fn reduce_bytes(&self, precision: Precision) -> f64 {
+        match precision {
+            Precision::F16 => self.reduce_bytes[0],
+            Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.reduce_bytes[1],
+            Precision::F32 => 4.0,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    stack: Vec<Stack>,
+}
+
+/// Every stack trine knows.
+///
+/// # Errors
+/// Never, unless the committed file is broken.
+pub fn stacks() -> Result<Vec<Stack>, PlanError> {
+    let bad = |error: toml::de::Error| PlanError::Data {
+        what: "built-in stacks".into(),
+        why: error.to_string(),
+    };
+    let file: File = toml::from_str(include_str!("../data/stacks.toml")).map_err(bad)?;
+    Ok(file.stack)
+}
+
+/// The stack of this name.
+///
+/// # Errors
+/// [`PlanError::Unknown`] with every name there is.
+pub fn find<'a>(all: &'a [Stack], name: &str) -> Result<&'a Stack, PlanError> {
+    all.iter().find(|stack| stack.name == name).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|stack| stack.name.as_str()).collect();
+        PlanError::Unknown { kind: "software stack", name: name.into(), all: names.join(", ") }
+    })
+}

@@ -1,0 +1,380 @@
+//! Seconds of one optimizer step, item by item.
+
+use crate::collectives::{Group, Network};
+use crate::kernels::{Kernels, Passes};
+use crate::memory::element_bytes;
+use crate::pipeline::{StageTime, blocks_of, bubble_s};
+use crate::{Layout, Planner, Precision, Recompute};
+
+/// Kernels of an fp8 block relative to a bf16 one: a cast and a transpose beside each product's operands.
+const FP8_KERNELS: f64 = 1.8;
+
+/// How sharply the slower of host and device decides.
+const SHARPNESS: i32 = 3;
+
+/// Seconds of a step, itemised: what the slowest pipeline rank does, then what it waits for. The items add up to
+/// [`Time::step`].
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Time {
+    /// Forward kernels.
+    pub forward: f64,
+    /// Backward kernels, without recompute.
+    pub backward: f64,
+    /// Forward kernels run again in backward.
+    pub recompute: f64,
+    /// Collectives of tensor parallelism that nothing hides.
+    pub tensor: f64,
+    /// Exchanges of context parallelism that attention does not hide.
+    pub context: f64,
+    /// Messages between stages that nothing hides.
+    pub messages: f64,
+    /// Waiting for the pipeline to fill and drain.
+    pub bubble: f64,
+    /// Gathering weights and reducing gradients over replicas, where computation does not hide it.
+    pub data: f64,
+    /// The optimizer's update and the gradient norm.
+    pub optimizer: f64,
+    /// Waiting for the slowest node.
+    pub straggling: f64,
+    /// All of it.
+    pub step: f64,
+}
+
+/// Seconds of one micro-batch in one block, or in the head.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unit {
+    kernels: Passes,
+    recompute: f64,
+    tensor_forward: f64,
+    tensor_backward: f64,
+    context: f64,
+}
+
+impl Unit {
+    fn stage_time(&self) -> StageTime {
+        StageTime {
+            forward: self.kernels.forward + self.tensor_forward + self.context / 3.0,
+            backward: self.kernels.backward
+                + self.recompute
+                + self.tensor_backward
+                + self.context * 2.0 / 3.0,
+            weight: self.kernels.weight,
+        }
+    }
+
+    fn scaled(&self, by: f64, of: &Self) -> Self {
+        let add = |a: f64, b: f64| a + by * b;
+        Self {
+            kernels: Passes {
+                forward: add(self.kernels.forward, of.kernels.forward),
+                backward: add(self.kernels.backward, of.kernels.backward),
+                weight: add(self.kernels.weight, of.kernels.weight),
+            },
+            recompute: add(self.recompute, of.recompute),
+            tensor_forward: add(self.tensor_forward, of.tensor_forward),
+            tensor_backward: add(self.tensor_backward, of.tensor_backward),
+            context: add(self.context, of.context),
+        }
+    }
+}
+
+impl Planner<'_> {
+    /// The work of a pipeline rank: its blocks, and on the last the head.
+    fn unit(&self, layout: &Layout, stage: usize, block: &Unit, head: &Unit) -> Unit {
+        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let last = f64::from(u8::from(stage == layout.degrees.pp - 1));
+        Unit::default().scaled(blocks, block).scaled(last, head)
+    }
+
+    /// Seconds of one optimizer step.
+    pub fn time(&self, layout: &Layout) -> Time {
+        let network = self.network();
+        let kernels = self.kernels(layout.precision);
+        let block = self.block(layout, &kernels, &network);
+        let head = self.head(layout, &kernels, &network);
+        let p = layout.degrees.pp;
+        let m = layout.micro_batches() as f64;
+        let layers = self.model.spec.layers;
+        // The first ranks have as many blocks as any, the last has the head.
+        let slow = [0, usize::from(p > 2), p - 1]
+            .map(|stage| self.unit(layout, stage, &block, &head))
+            .into_iter()
+            .max_by(|a, b| a.stage_time().total().total_cmp(&b.stage_time().total()))
+            .expect("invariant: three stages");
+        let slowest = slow.stage_time();
+        let all = Unit::default().scaled(layers as f64, &block).scaled(1.0, &head).stage_time();
+        let others = StageTime {
+            forward: all.forward - slowest.forward,
+            backward: all.backward - slowest.backward,
+            weight: all.weight - slowest.weight,
+        };
+        let message = self.message_s(layout);
+        let v = layout.virtual_stages as f64;
+        let fill = 2.0 * (p - 1) as f64 * message;
+        let mut time = Time {
+            forward: m * slow.kernels.forward,
+            backward: m * (slow.kernels.backward + slow.kernels.weight),
+            recompute: m * slow.recompute,
+            tensor: m * (slow.tensor_forward + slow.tensor_backward),
+            context: m * slow.context,
+            messages: m * 2.0 * v * message * (1.0 - self.stack.message_overlap),
+            bubble: bubble_s(layout, slowest, others) + fill,
+            ..Time::default()
+        };
+        let blocks = blocks_of(layers, layout, self.stack, usize::from(p > 2));
+        time.data = self.data_s(layout, &network, blocks, &slowest);
+        time.optimizer = self.optimizer_s(layout, &kernels, blocks);
+        let busy = time.forward
+            + time.backward
+            + time.recompute
+            + time.tensor
+            + time.context
+            + time.messages
+            + time.bubble
+            + time.data
+            + time.optimizer;
+        let nodes = network.nodes(layout.devices()) as f64;
+        time.straggling = busy * self.device.straggling * (2.0 * nodes.ln()).sqrt();
+        time.step = busy + time.straggling;
+        time
+    }
+
+    /// Seconds of one micro-batch in one block, in the head, and in a message between stages.
+    pub(crate) fn unit_times(&self, layout: &Layout) -> (StageTime, StageTime, f64) {
+        let (network, kernels) = (self.network(), self.kernels(layout.precision));
+        let block = self.block(layout, &kernels, &network).stage_time();
+        let head = self.head(layout, &kernels, &network).stage_time();
+        (block, head, self.message_s(layout))
+    }
+
+    pub(crate) fn network(&self) -> Network<'_> {
+        Network { cluster: self.cluster, device: self.device }
+    }
+
+    fn kernels(&self, precision: Precision) -> Kernels<'_> {
+        Kernels { device: &self.cluster.device, constants: self.device, precision }
+    }
+
+    /// One block, one micro-batch.
+    fn block(&self, layout: &Layout, kernels: &Kernels<'_>, network: &Network<'_>) -> Unit {
+        let spec = &self.model.spec;
+        let d = &layout.degrees;
+        let (tp, tokens, seq) = (d.tp as f64, layout.tokens(), layout.seq as f64);
+        let (h, f) = (spec.hidden as f64, spec.ffn as f64);
+        let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
+        let inner = f * if spec.gated() { 2.0 } else { 1.0 };
+        let heads = spec.heads as f64 / tp;
+        let mut products = Passes::default();
+        for (inputs, outputs) in
+            [(h, (q + 2.0 * kv) / tp), (q / tp, h), (h, inner / tp), (f / tp, h)]
+        {
+            products += kernels.linear(tokens, inputs, outputs);
+        }
+        let attention =
+            kernels.attention(layout.attention, tokens, seq, heads, spec.head_dim as f64);
+        let rest = self.element_wise(layout, kernels);
+        let over = self.costs.host_overhead;
+        // fp8 casts and transposes launch kernels of their own.
+        let launched =
+            self.stack.kernels * if layout.precision.is_fp8() { FP8_KERNELS } else { 1.0 };
+        let host = launched * self.device.kernel_gap;
+        let forward = launched_s(products.forward + attention.forward + rest.forward, host);
+        let both = products.backward + products.weight + attention.backward + rest.backward;
+        let slower = launched_s(both, 2.0 * host) / both;
+        let all = Passes {
+            forward: forward * over,
+            backward: (both - products.weight) * slower * over,
+            weight: products.weight * slower * over,
+        };
+        let again = match layout.recompute {
+            Recompute::None => 0.0,
+            Recompute::Selective => attention.forward,
+            Recompute::SelectiveOps => {
+                // k, output and up again; and everything element-wise.
+                let flops = h * (q + 2.0 * kv) + q * h + h * inner + f * h;
+                products.forward * (h * kv + q * h + h * f) / flops + rest.forward
+            }
+            Recompute::Full { .. } => forward,
+        } * over;
+        let (tensor_forward, tensor_backward) = self.tensor_s(layout, network);
+        let context = self.context_s(layout, network, attention.forward + attention.backward);
+        Unit { kernels: all, recompute: again, tensor_forward, tensor_backward, context }
+    }
+
+    /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: two norms read and write the
+    /// stream (4 h), two residual additions (6 h), rotary or the split into heads (2 (q + 2 kv)), the activation
+    /// (2 or 3 f). Backward reads and writes gradients of the same beside what was saved.
+    fn element_wise(&self, layout: &Layout, kernels: &Kernels<'_>) -> Passes {
+        let spec = &self.model.spec;
+        let tp = layout.degrees.tp as f64;
+        let parts = if layout.sequence_parallel { tp } else { 1.0 };
+        let (h, f) = (spec.hidden as f64, spec.ffn as f64);
+        let heads = (spec.q_dim() + 2 * spec.kv_dim()) as f64;
+        let inner = f * if spec.gated() { 3.0 } else { 2.0 };
+        let masks = if self.stack.dropout_masks { h } else { 0.0 };
+        let mut elements = (10.0 * h + masks) / parts + (2.0 * heads + inner) / tp;
+        if layout.precision.is_fp8() {
+            // Inputs of products are cast, and transposed for the weight gradient.
+            elements += 1.5 * (2.0 * h + (spec.q_dim() as f64 + f) / tp);
+        }
+        let bytes =
+            layout.tokens() * element_bytes(layout.precision) * elements * self.costs.traffic;
+        Passes {
+            forward: kernels.stream_s(bytes),
+            backward: 1.6 * kernels.stream_s(bytes),
+            weight: 0.0,
+        }
+    }
+
+    /// Exposed collectives of a block: two all-reduces each way (or the all-gathers and reduce-scatters that sequence
+    /// parallelism splits them into), and forward's again with recompute of whole blocks.
+    fn tensor_s(&self, layout: &Layout, network: &Network<'_>) -> (f64, f64) {
+        let tp = layout.degrees.tp;
+        if tp == 1 {
+            return (0.0, 0.0);
+        }
+        let bytes =
+            layout.tokens() * self.model.spec.hidden as f64 * element_bytes(layout.precision);
+        let group = Group { size: tp, stride: 1 };
+        let overlap = if layout.sequence_parallel { self.stack.tensor_overlap } else { 0.0 };
+        let two = 2.0 * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap);
+        let again = matches!(layout.recompute, Recompute::Full { .. });
+        (two, if again { 2.0 * two } else { two })
+    }
+
+    /// Ring attention sends keys and values around cp ranks, forward once and backward with their gradients, behind
+    /// the attention of the part at hand.
+    fn context_s(&self, layout: &Layout, network: &Network<'_>, attention: f64) -> f64 {
+        let d = &layout.degrees;
+        if d.cp == 1 {
+            return 0.0;
+        }
+        let kv = 2.0 * self.model.spec.kv_dim() as f64 / d.tp as f64;
+        let bytes = layout.tokens() * kv * element_bytes(layout.precision);
+        let all = 3.0 * (d.cp - 1) as f64 * network.message_s(bytes, d.tp);
+        hidden(all, attention, self.device.interference)
+    }
+
+    /// Final norm, output layer and loss of one micro-batch.
+    fn head(&self, layout: &Layout, kernels: &Kernels<'_>, network: &Network<'_>) -> Unit {
+        let tp = layout.degrees.tp as f64;
+        let tokens = layout.tokens();
+        let vocab = self.model.vocab_local(tp);
+        // The output layer stays in the wider type where blocks are fp8.
+        let wide = Kernels {
+            precision: if layout.precision.is_fp8() { Precision::Bf16 } else { layout.precision },
+            ..*kernels
+        };
+        let mut passes = wide.linear(tokens, self.model.spec.hidden as f64, vocab);
+        // The loss in f32: cast, maximum, exponentials, sum; and the gradient.
+        let held = if self.stack.logits_whole { vocab * tp } else { vocab };
+        let loss = wide.stream_s(tokens * held * 12.0);
+        passes += Passes { forward: loss, backward: loss, weight: 0.0 };
+        let over = self.costs.host_overhead;
+        let group = Group { size: layout.degrees.tp, stride: 1 };
+        let whole = if self.stack.logits_whole {
+            network.gather_s(tokens * held * element_bytes(layout.precision), 1.0, group)
+        } else {
+            0.0
+        };
+        Unit {
+            tensor_forward: whole,
+            kernels: Passes {
+                forward: passes.forward * over,
+                backward: passes.backward * over,
+                weight: passes.weight * over,
+            },
+            ..Unit::default()
+        }
+    }
+
+    /// Seconds of one message between pipeline ranks.
+    fn message_s(&self, layout: &Layout) -> f64 {
+        let network = self.network();
+        let d = &layout.degrees;
+        if d.pp == 1 {
+            return 0.0;
+        }
+        let bytes =
+            layout.tokens() * self.model.spec.hidden as f64 * element_bytes(layout.precision);
+        let group = Group { size: d.tp, stride: 1 };
+        let split = self.stack.split_messages || layout.sequence_parallel;
+        let sent = if split { bytes / d.tp as f64 } else { bytes };
+        let gather = if split && !layout.sequence_parallel {
+            network.gather_s(bytes, 1.0, group)
+        } else {
+            0.0
+        };
+        network.message_s(sent, d.tp * d.cp * d.dp) + gather
+    }
+
+    /// Exposed traffic over replicas. ZeRO-0: one all-reduce of the gradients; ZeRO-1 and 2: reduce-scatter and all-gather
+    /// of the weights; ZeRO-3: weights gathered around each block, forward and backward, in every micro-batch.
+    fn data_s(
+        &self,
+        layout: &Layout,
+        network: &Network<'_>,
+        blocks: f64,
+        slowest: &StageTime,
+    ) -> f64 {
+        let d = &layout.degrees;
+        let replicas = Group { size: d.dp * d.cp, stride: d.tp };
+        if replicas.size == 1 {
+            return 0.0;
+        }
+        let tp = d.tp as f64;
+        let elements = self.model.stage_elements(blocks, d.pp == 1, d.pp == 1, tp);
+        let calls = blocks.max(1.0);
+        let reduced = elements * self.stack.reduce_bytes(layout.precision);
+        let gathered = elements * element_bytes(layout.precision);
+        let reduce = network.gather_s(reduced, calls, replicas);
+        let gather = network.gather_s(gathered, calls, replicas);
+        let over = self.device.interference;
+        if layout.zero == 3 {
+            let m = layout.micro_batches() as f64;
+            let forward = hidden(gather, slowest.forward, over);
+            let backward = hidden(gather + reduce, slowest.backward + slowest.weight, over);
+            return m * (forward + backward);
+        }
+        let overlap = self.stack.gradient_overlap;
+        // Weights are gathered with forward, gradients reduced with backward, of one micro-batch (one chunk if
+        // interleaved) each.
+        let chunks = layout.virtual_stages as f64;
+        let window = overlap / chunks.max(1.0);
+        let backward = (slowest.backward + slowest.weight) * window;
+        if layout.zero == 0 {
+            let all = network.all_reduce_s(reduced, calls, replicas);
+            return partly_hidden(all, backward, over, overlap);
+        }
+        partly_hidden(reduce, backward, over, overlap)
+            + partly_hidden(gather, slowest.forward * window, over, overlap)
+    }
+
+    /// Adam reads and writes master weights and two moments, reads gradients (twice: the norm), writes weights.
+    fn optimizer_s(&self, layout: &Layout, kernels: &Kernels<'_>, blocks: f64) -> f64 {
+        let d = &layout.degrees;
+        let one = d.pp == 1;
+        let elements = self.model.stage_elements(blocks, one, one, d.tp as f64);
+        let owned = if layout.zero >= 1 { elements / (d.dp * d.cp) as f64 } else { elements };
+        let state = self.stack.states(layout.precision);
+        let bytes = owned * (2.0 * (state.master + state.moments) + state.weights)
+            + 2.0 * elements.min(owned * 2.0) * state.gradients;
+        kernels.stream_s(bytes)
+    }
+}
+
+/// The host launches kernels while the device computes: whichever takes longer, and a little more where they are
+/// alike.
+fn launched_s(device: f64, host: f64) -> f64 {
+    (device.powi(SHARPNESS) + host.powi(SHARPNESS)).powf(1.0 / f64::from(SHARPNESS))
+}
+
+/// What remains of communication behind computation: what is longer than it, and the slowing of what is not.
+fn hidden(communication: f64, computation: f64, interference: f64) -> f64 {
+    (communication - computation).max(0.0) + interference * communication.min(computation)
+}
+
+/// The same where nothing is hidden at all without overlap.
+fn partly_hidden(communication: f64, window: f64, interference: f64, overlap: f64) -> f64 {
+    if overlap == 0.0 { communication } else { hidden(communication, window, interference) }
+}

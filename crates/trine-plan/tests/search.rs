@@ -1,0 +1,250 @@
+//! The search, its explanations of what cannot be, scaling and sensitivity.
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, its helpers too")]
+
+use trine_plan::{
+    Attention, Cluster, Constants, Fixed, Impossible, Limit, Model, Pipeline, Planner, Precision,
+    Recompute, Request, Scaling, SearchError, Stack, clusters, default_global_batch, explain_lead,
+    find_cluster, find_stack, items, memory_svg, rank, scale, search, sensitivity, stacks,
+};
+
+struct Oak {
+    model: Model,
+    cluster: Cluster,
+    stack: Stack,
+    constants: Constants,
+}
+
+impl Oak {
+    fn new(preset: &str) -> Self {
+        let model = Model::new(&trine_spec::presets::find(preset).unwrap().model).unwrap();
+        let cluster = find_cluster(&clusters(&[]).unwrap(), "frontier").unwrap().clone();
+        let stack = find_stack(&stacks().unwrap(), "megatron-deepspeed").unwrap().clone();
+        Self { model, cluster, stack, constants: Constants::built_in().unwrap() }
+    }
+
+    fn planner(&self) -> Planner<'_> {
+        Planner::new(&self.model, &self.cluster, &self.stack, &self.constants).unwrap()
+    }
+}
+
+fn request(devices: usize, global_batch: usize, fixed: Fixed) -> Request {
+    Request {
+        devices,
+        global_batch,
+        seq: 2048,
+        headroom: 0.1,
+        precision: Precision::Bf16,
+        attention: Attention::Flash2,
+        fixed,
+    }
+}
+
+fn impossible(planner: &Planner<'_>, request: &Request) -> Impossible {
+    match search(planner, request) {
+        Err(SearchError::Impossible(why)) => *why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_hundred_thousand_layouts_are_ranked_and_the_best_simulated() {
+    let oak = Oak::new("frontier-1t");
+    let planner = oak.planner();
+    let asked = request(3072, 9600, Fixed::default());
+    let ranked = rank(&planner, &asked).unwrap();
+    assert!(ranked.evaluated >= 100_000, "{}", ranked.evaluated);
+    assert!(ranked.feasible > 1000 && ranked.feasible < ranked.evaluated);
+    assert!(ranked.best.iter().all(|one| one.simulated.is_none()));
+
+    // The same with fewer choices, simulated.
+    let fixed = Fixed { tp: Some(8), micro_batch: Some(1), ..Fixed::default() };
+    let found = search(&planner, &request(3072, 1536, fixed)).unwrap();
+    assert!(found.best.len() >= 20 && found.best.is_sorted_by(|a, b| a.step() <= b.step()));
+    for choice in &found.best {
+        assert!(choice.estimate.fits(0.1), "{choice:?}");
+        let simulated = choice.simulated.unwrap();
+        let time = &choice.estimate.time;
+        let error = simulated.step / time.step - 1.0;
+        // The form takes stages that are all alike; the last one has the head.
+        assert!(error.abs() < 0.05, "{error} {choice:?}");
+        let sum: f64 = items(time).iter().map(|(_, seconds)| seconds).sum();
+        assert!((sum / time.step - 1.0).abs() < 1e-9);
+    }
+    let best = found.best[0].step();
+    assert!(found.near.iter().all(|one| one.step() < best && !one.estimate.fits(0.1)));
+}
+
+#[test]
+fn a_lead_is_explained_by_the_items_that_differ() {
+    let oak = Oak::new("frontier-1t");
+    let planner = oak.planner();
+    let fixed = |pipeline| Fixed {
+        tp: Some(8),
+        pp: Some(64),
+        pipeline: Some(pipeline),
+        virtual_stages: Some(1),
+        micro_batch: Some(1),
+        zero: Some(1),
+        recompute: Some(Recompute::Full { every: 1 }),
+        sequence_parallel: Some(false),
+        ..Fixed::default()
+    };
+    let one = |pipeline| search(&planner, &request(3072, 9600, fixed(pipeline))).unwrap().best[0];
+    let (h1, plain) = (one(Pipeline::ZbH1), one(Pipeline::OneFOneB));
+    let reasons = explain_lead(&h1, &plain);
+    assert_eq!(reasons[0].0, "bubble");
+    let saved = plain.estimate.time.bubble - h1.estimate.time.bubble;
+    assert!((reasons[0].1 - saved).abs() < 1e-9 && saved > 0.0);
+    assert_eq!(explain_lead(&h1, &h1), []);
+}
+
+#[test]
+fn the_recipes_of_the_paper_are_feasible_and_near_the_first_choice() {
+    // Dash et al. (2312.12705): 175B as tp 4 × pp 16, 1T as tp 8 × pp 64, micro-batch 1, 1F1B, ZeRO-1, full recompute.
+    // The search may choose degrees and micro-batch freely within that software.
+    for (preset, devices, batch, tp, pp) in
+        [("frontier-175b", 1024, 10_240, 4, 16), ("frontier-1t", 3072, 9600, 8, 64)]
+    {
+        let oak = Oak::new(preset);
+        let planner = oak.planner();
+        let software = Fixed {
+            pipeline: Some(Pipeline::OneFOneB),
+            recompute: Some(Recompute::Full { every: 1 }),
+            sequence_parallel: Some(false),
+            zero: Some(1),
+            ..Fixed::default()
+        };
+        let first = search(&planner, &request(devices, batch, software)).unwrap().best[0];
+        let recipe = Fixed { tp: Some(tp), pp: Some(pp), micro_batch: Some(1), ..software };
+        let paper = search(&planner, &request(devices, batch, recipe)).unwrap().best[0];
+        let over = paper.step() / first.step() - 1.0;
+        println!("{preset}: {over} {:?}", first.layout);
+        assert!((0.0..0.12).contains(&over), "{preset}: {over} {:?}", first.layout);
+    }
+}
+
+#[test]
+fn too_little_memory_is_said_with_what_would_do() {
+    let oak = Oak::new("frontier-1t");
+    let planner = oak.planner();
+    let asked = request(64, 1024, Fixed::default());
+    let why = impossible(&planner, &asked);
+    let Limit::Memory { leanest } = why.limit else { panic!("{why:?}") };
+    // 16 B of state a parameter over 64 dies are 250 GB on each.
+    assert!(leanest.memory_share() > 2.0, "{leanest:?}");
+    let enough = why.devices.unwrap();
+    assert!(enough > 64);
+    let more = request(enough, enough * 16, Fixed::default());
+    assert!(rank(&planner, &more).unwrap().feasible > 0, "{enough}");
+
+    // Too much headroom is named too.
+    let tight = Request { headroom: 0.95, ..request(3072, 6144, Fixed::default()) };
+    let why = impossible(&planner, &tight);
+    let share = why.headroom.unwrap();
+    assert!(share < 0.95);
+    let looser = Request { headroom: share - 1e-9, ..tight };
+    assert!(rank(&planner, &looser).unwrap().feasible > 0, "{share}");
+}
+
+#[test]
+fn batches_and_device_counts_that_cannot_be_get_the_nearest() {
+    let oak = Oak::new("frontier-175b");
+    let planner = oak.planner();
+    let fixed = Fixed { tp: Some(4), pp: Some(16), ..Fixed::default() };
+    // 16 replicas.
+    let why = impossible(&planner, &request(1024, 500, fixed));
+    assert_eq!((why.limit, why.global_batch), (Limit::Batch, Some(496)));
+    assert!(search(&planner, &request(1024, 496, fixed)).is_ok());
+    for (devices, nearest) in [(0, 1), (1_000_000, 75_776)] {
+        let why = impossible(&planner, &request(devices, 640, Fixed::default()));
+        assert_eq!((why.limit, why.devices), (Limit::Devices, Some(nearest)));
+    }
+    // 5 does not divide 96 heads.
+    let fixed = Fixed { tp: Some(5), ..Fixed::default() };
+    assert_eq!(impossible(&planner, &request(640, 640, fixed)).limit, Limit::Fixed);
+}
+
+#[test]
+fn layouts_that_trine_runs_have_one_stage_a_rank() {
+    let oak = Oak::new("frontier-22b");
+    let planner = oak.planner();
+    let fixed = Fixed { runnable: true, ..Fixed::default() };
+    let found = search(&planner, &request(64, 512, fixed)).unwrap();
+    for choice in &found.best {
+        let layout = &choice.layout;
+        assert!(layout.virtual_stages == 1 && layout.zero <= 1 && layout.degrees.cp == 1);
+        assert_ne!(layout.recompute, Recompute::Selective);
+    }
+}
+
+#[test]
+fn the_default_batch_has_the_odd_part_of_the_devices() {
+    for (devices, seq, expected) in
+        [(3072, 2048, 6144), (1024, 2048, 8192), (1, 8192, 2048), (7, 1 << 30, 7)]
+    {
+        assert_eq!(default_global_batch(devices, seq), expected, "{devices} {seq}");
+    }
+}
+
+#[test]
+fn weak_scaling_holds_and_strong_scaling_bends_with_the_bubble() {
+    let oak = Oak::new("frontier-1t");
+    let planner = oak.planner();
+    let fixed = Fixed {
+        tp: Some(8),
+        pp: Some(64),
+        pipeline: Some(Pipeline::OneFOneB),
+        micro_batch: Some(1),
+        ..Fixed::default()
+    };
+    let base = search(&planner, &request(1024, 3200, fixed)).unwrap().best[0].layout;
+    let sizes = [1024, 2048, 3072, 16_384, 65_536, 98_304];
+    let weak = scale(&planner, &base, &sizes, Scaling::Weak).unwrap();
+    // 98,304 dies are more than Frontier has.
+    assert_eq!(weak.len(), 5);
+    assert_eq!((weak[0].efficiency, weak[0].bend), (1.0, None));
+    assert_eq!(weak[2].layout.global_batch, 9600);
+    assert!(weak[2].efficiency >= 0.97, "{:?}", weak[2]);
+    assert!(weak.is_sorted_by(|a, b| a.efficiency >= b.efficiency));
+    let strong = scale(&planner, &base, &sizes, Scaling::Strong).unwrap();
+    assert!(strong.iter().all(|point| point.layout.global_batch == 3200));
+    assert!(strong.is_sorted_by(|a, b| a.efficiency > b.efficiency));
+    let last = strong.last().unwrap();
+    // 3,200 sequences over 128 replicas leave 25 micro-batches to 64 ranks.
+    assert_eq!((last.layout.micro_batches(), last.bend.unwrap().0), (25, "bubble"));
+}
+
+#[test]
+fn sensitivity_ranks_the_choices_of_the_papers_search() {
+    let oak = Oak::new("frontier-175b");
+    let planner = oak.planner();
+    let fixed = Fixed { tp: Some(8), pp: Some(16), ..Fixed::default() };
+    let base = search(&planner, &request(128, 640, fixed)).unwrap().best[0].layout;
+    let found = sensitivity(&planner, &base, 0.0);
+    // 6 micro-batches × tensor {4, 8} × pipeline {1, 2, 4, 8, 12, 16} × {5, 10} × 2 sizes × ZeRO.
+    assert!(found.trials == 6 * 2 * 6 * 2 * 2 * 2 && found.feasible > 100, "{found:?}");
+    assert_eq!(found.factors.len(), 6);
+    assert!(found.factors.is_sorted_by(|a, b| a.weight >= b.weight));
+    for factor in &found.factors {
+        assert_eq!(factor.values.len(), factor.means.len());
+    }
+    // Shapley values add up: the mean over the grid is the same from every factor's means.
+    let mean = |index: usize| {
+        let means = &found.factors[index].means;
+        means.iter().sum::<f64>() / means.len() as f64
+    };
+    assert!((1..6).all(|index| (mean(index) / mean(0) - 1.0).abs() < 1e-9));
+}
+
+#[test]
+fn the_memory_of_every_rank_is_drawn() {
+    let oak = Oak::new("frontier-1t");
+    let planner = oak.planner();
+    let fixed = Fixed { tp: Some(8), pp: Some(64), ..Fixed::default() };
+    let best = search(&planner, &request(512, 1600, fixed)).unwrap().best[0];
+    let svg = memory_svg(&planner, &best.layout);
+    // A background, nine words of the legend, nine items on each of 64 ranks.
+    assert_eq!(svg.matches("<rect").count(), 1 + 9 + 9 * 64);
+    assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+    assert!(svg.contains("rank 63: activations") && svg.ends_with("</svg>\n"));
+}

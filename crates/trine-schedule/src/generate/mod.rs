@@ -1,0 +1,91 @@
+//! Generators: pure functions from a pipeline's shape to compute-only lists.
+//!
+//! They know nothing of messages or reductions; [`crate::lower()`] adds those.
+
+mod looped;
+mod plain;
+mod zero_bubble;
+
+pub use looped::{breadth_first, interleaved};
+pub use plain::{forward_only, gpipe, one_f_one_b};
+pub use zero_bubble::{zb_h1, zb_h2, zb_v};
+
+use crate::{Action, Schedule, ScheduleError, ScheduleKind};
+
+/// More pairs of stage and micro-batch than this are refused (the lists would not fit in memory).
+const PAIRS_MAX: usize = 1 << 24;
+
+/// How long a pipeline is and how much goes through it in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Pipeline ranks.
+    pub ranks: usize,
+    /// Stages of each rank (virtual stages).
+    pub chunks: usize,
+    /// Micro-batches of a step.
+    pub micro_batches: usize,
+}
+
+impl Shape {
+    /// One stage on each rank.
+    pub fn plain(stages: usize, micro_batches: usize) -> Self {
+        Self { ranks: stages, chunks: 1, micro_batches }
+    }
+
+    /// Stages of all ranks together.
+    pub fn stages(&self) -> usize {
+        self.ranks.saturating_mul(self.chunks)
+    }
+
+    /// Checks that lists of this shape exist and fit in memory.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Zero`] or [`ScheduleError::TooLarge`].
+    pub fn check(&self) -> Result<(), ScheduleError> {
+        let (stages, micro_batches) = (self.stages(), self.micro_batches);
+        if stages == 0 || micro_batches == 0 {
+            return Err(ScheduleError::Zero { stages, micro_batches });
+        }
+        if stages.saturating_mul(micro_batches) > PAIRS_MAX {
+            let nearest = PAIRS_MAX / stages;
+            return Err(ScheduleError::TooLarge { stages, micro_batches, max: PAIRS_MAX, nearest });
+        }
+        Ok(())
+    }
+}
+
+fn forward(stage: usize, micro_batch: usize) -> Action {
+    Action::Forward { stage, micro_batch }
+}
+
+fn backward_input(stage: usize, micro_batch: usize) -> Action {
+    Action::BackwardInput { stage, micro_batch, segment: None }
+}
+
+fn backward_weight(stage: usize, micro_batch: usize) -> Action {
+    Action::BackwardWeight { stage, micro_batch, segment: None }
+}
+
+/// B and W back to back: what F kept is still warm, and is freed at once.
+fn backward(stage: usize, micro_batch: usize) -> [Action; 2] {
+    [backward_input(stage, micro_batch), backward_weight(stage, micro_batch)]
+}
+
+/// Puts a schedule together; stage `s` lives on `home(s)`.
+fn schedule(
+    kind: ScheduleKind,
+    shape: Shape,
+    home: impl Fn(usize) -> usize,
+    list: impl Fn(usize) -> Vec<Action>,
+) -> Result<Schedule, ScheduleError> {
+    kind.check_shape(&shape)?;
+    Ok(Schedule {
+        name: kind.name().to_owned(),
+        purpose: kind.info().purpose,
+        micro_batches: shape.micro_batches,
+        placement: (0..shape.stages()).map(home).collect(),
+        in_flight_max: (0..shape.ranks).map(|rank| kind.in_flight_max(&shape, rank)).collect(),
+        sync: None,
+        actions: (0..shape.ranks).map(list).collect(),
+    })
+}
