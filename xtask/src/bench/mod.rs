@@ -33,6 +33,9 @@ pub(crate) enum Bench {
     /// The kernels one by one
     #[command(disable_help_flag = true)]
     Kernels(Passed),
+    /// Ranks among each other: bandwidth, overlap on a slow link, the cost of the flight recorder
+    #[command(disable_help_flag = true)]
+    Comm(Passed),
     /// trine against PyTorch at the same steps, process by process, with targets
     Torch(torch::TorchArgs),
     /// trine against karpathy's llm.c at the shape that it trains
@@ -51,6 +54,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<ExitCo
         Bench::Layouts(passed) => trine::bench(workspace, "layouts", &passed.args),
         Bench::Step(passed) => trine::bench(workspace, "step", &passed.args),
         Bench::Kernels(passed) => trine::bench(workspace, "kernels", &passed.args),
+        Bench::Comm(passed) => trine::bench(workspace, "comm", &passed.args),
         Bench::Torch(args) => torch::run(workspace, args),
         Bench::LlmC(args) => llm_c::run(workspace, args),
     }
@@ -93,12 +97,13 @@ mod tests {
 
     #[test]
     fn what_trine_measures_itself_is_passed_through() {
-        for (name, at) in [("layouts", 0), ("step", 1), ("kernels", 2)] {
+        for (name, at) in [("layouts", 0), ("step", 1), ("kernels", 2), ("comm", 3)] {
             let typed = [name, "--help", "a.toml", "--set", "data.seq=-1"];
             let (found, passed) = match parsed(&typed).unwrap() {
                 Bench::Layouts(passed) => (0, passed),
                 Bench::Step(passed) => (1, passed),
                 Bench::Kernels(passed) => (2, passed),
+                Bench::Comm(passed) => (3, passed),
                 other => panic!("{name} became {other:?}"),
             };
             assert_eq!((found, passed.args), (at, typed[1..].iter().map(Into::into).collect()));
