@@ -12,10 +12,11 @@ use trine_checkpoint::{Disk, FailingDisk, Storage};
 use trine_comm::wrap::{Fault, Faults, Injection};
 use trine_comm::{Call, Communicator, Diagnosis};
 use trine_data::toy;
+use trine_nn::Numerics;
 use trine_rng::Stream;
 use trine_trainer::config::{Config, Setting, Typed};
 use trine_trainer::run::{Event, Reporter, Seams};
-use trine_trainer::{TrainError, TrainRequest, train};
+use trine_trainer::{Ranks, TrainError, TrainRequest, train};
 
 /// A run that takes longer than this hangs: undisturbed, it takes a fraction of a second.
 const HANGS_AFTER: Duration = Duration::from_secs(120);
@@ -128,6 +129,36 @@ impl Bench {
         Ok(bench)
     }
 
+    /// A run of two replicas in reference numerics that loses a rank and goes on with one; whether it
+    /// comes to the numbers of one that lost none.
+    ///
+    /// # Errors
+    /// Other numbers, a hang, or another failure.
+    pub fn shrink(&self) -> Result<Diagnosis, String> {
+        let config = |name: &str| -> Result<Config, String> {
+            let mut config = self.config(0, &self.path(name))?;
+            config.train.numerics = Numerics::Reference;
+            config.layout.elastic = true;
+            config.check().map_err(|error| error.to_string())?;
+            Ok(config)
+        };
+        let whole = config("whole")?;
+        watched(whole.clone(), false, None, Disk)?.map_err(|failed| failed.to_string())?;
+        let lost = config("lost")?;
+        let injection = Injection { fault: Fault::KillBefore, rank: 3, operation: 200 };
+        let faults = Faults::new(Some(injection));
+        let Err(diagnosis) = watched(lost.clone(), false, Some(&faults), Disk)? else {
+            return Err("the rank has too few operations to be lost at this one".into());
+        };
+        let left = lost.with_ranks_left(lost.world() - 1).ok_or("no replica is left")?;
+        if left.layout.dp != 1 {
+            return Err(format!("{} replicas are left", left.layout.dp));
+        }
+        watched(left, true, None, Disk)?.map_err(|failed| failed.to_string())?;
+        let (whole, lost) = (results(&whole.output.dir)?, results(&lost.output.dir)?);
+        if whole == lost { Ok(diagnosis) } else { Err("the numbers differ".into()) }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -195,7 +226,6 @@ impl Bench {
         Ok(Ended { what, struck: faults.struck(), diagnosis })
     }
 
-    /// A run to its end or to its failure, on a thread of its own so that a hang is noticed.
     fn run(
         &self,
         layout: usize,
@@ -204,15 +234,7 @@ impl Bench {
         faults: Option<&Faults>,
         storage: &(impl Storage + Clone + 'static),
     ) -> Result<Result<(), Diagnosis>, String> {
-        let config = self.config(layout, dir)?;
-        let (faults, storage) = (faults.cloned(), storage.clone());
-        let (tell, told) = channel();
-        std::thread::spawn(move || tell.send(train_once(config, resume, faults, &storage)));
-        match told.recv_timeout(HANGS_AFTER) {
-            Ok(ended) => ended,
-            Err(RecvTimeoutError::Timeout) => Err("it hangs".into()),
-            Err(RecvTimeoutError::Disconnected) => Err("the trainer panicked".into()),
-        }
+        watched(self.config(layout, dir)?, resume, faults, storage.clone())
     }
 
     fn config(&self, layout: usize, dir: &Path) -> Result<Config, String> {
@@ -230,6 +252,23 @@ impl Bench {
         settings.extend(numbers.map(|(key, number)| Setting::set(&format!("{key}={number}"))));
         let typed = Typed { settings, ..Typed::default() };
         Config::load(&typed).map_err(|error| error.to_string())
+    }
+}
+
+/// A run to its end or to its failure, on a thread of its own so that a hang is noticed.
+fn watched(
+    config: Config,
+    resume: bool,
+    faults: Option<&Faults>,
+    storage: impl Storage + 'static,
+) -> Result<Result<(), Diagnosis>, String> {
+    let faults = faults.cloned();
+    let (tell, told) = channel();
+    std::thread::spawn(move || tell.send(train_once(config, resume, faults, &storage)));
+    match told.recv_timeout(HANGS_AFTER) {
+        Ok(ended) => ended,
+        Err(RecvTimeoutError::Timeout) => Err("it hangs".into()),
+        Err(RecvTimeoutError::Disconnected) => Err("the trainer panicked".into()),
     }
 }
 
@@ -260,7 +299,7 @@ fn train_once(
         cores: 1,
         seams: Seams { wrap: &wrap, storage },
     };
-    match train(&request, &Mutex::new(Silent)) {
+    match train(&request, Ranks::Threads, &Mutex::new(Silent)) {
         Ok(_) => Ok(Ok(())),
         Err(TrainError::Ranks { diagnosis, flight: Some(flight) }) => {
             let recorders = (0..request.config.world()).map(|rank| format!("rank-{rank}.jsonl"));

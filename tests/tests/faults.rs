@@ -110,6 +110,13 @@ fn two_hundred_seeds() {
 }
 
 #[test]
+fn a_run_that_loses_a_rank_goes_on_with_fewer_replicas() {
+    let diagnosis = Bench::new().unwrap().shrink().unwrap();
+    assert_eq!(diagnosis.rank, 3);
+    assert!(diagnosis.to_string().contains("was killed before it"), "{diagnosis}");
+}
+
+#[test]
 fn the_same_seed_is_the_same_failure() {
     let bench = Bench::new().unwrap();
     let mut compared = 0;

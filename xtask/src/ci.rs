@@ -156,7 +156,33 @@ const STEPS: &[Step] = &[
         name: "long tests",
         when: When::Full,
         env: &[],
-        cargo: &["test", "--workspace", "--release", "--", "--ignored"],
+        cargo: &[
+            "test",
+            "--workspace",
+            "--release",
+            "--",
+            "--ignored",
+            "--skip",
+            "two_hundred_seeds",
+        ],
+    },
+    // Apart, because its table of faults and outcomes is to be seen.
+    Step {
+        name: "faults",
+        when: When::Full,
+        env: &[],
+        cargo: &[
+            "test",
+            "--package",
+            "trine-tests",
+            "--release",
+            "--test",
+            "faults",
+            "two_hundred_seeds",
+            "--",
+            "--ignored",
+            "--nocapture",
+        ],
     },
     // Compiles every crate from its archive, all dependencies included.
     Step {

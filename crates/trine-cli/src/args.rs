@@ -228,12 +228,24 @@ pub(crate) enum Bench {
     Kernels(BenchKernelsArgs),
     /// Planning: layouts evaluated in a second, simulated steps of a large pipeline
     Plan(BenchPlanArgs),
+    /// Ranks among each other: bandwidth, overlap on a slow link, the cost of the flight recorder
+    Comm(BenchCommArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchPlanArgs {
     /// Measure so many times and keep the best
     #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) rounds: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchCommArgs {
+    /// Time each row for so many seconds
+    #[arg(long, value_name = "S", default_value_t = 2.0, allow_negative_numbers = true)]
+    pub(crate) seconds: f64,
+    /// How often two that are compared take turns
+    #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) rounds: usize,
 }
 

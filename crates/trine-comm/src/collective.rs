@@ -8,10 +8,15 @@ use crate::{Operation, ReduceOp};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use trine_buffer::{Buf, BufferError, DType, Element, Slice, SliceMut};
 
 /// Elements that are combined at a time.
 const BLOCK: usize = 1024;
+
+/// Bytes of each rank's buffer below which a reduction is not worth another thread: starting one takes
+/// some tens of microseconds, as long as combining a few hundred KiB.
+const SHARE_BYTES_MIN: usize = 2 << 20;
 
 /// One rank's buffers.
 #[derive(Debug, Default)]
@@ -124,17 +129,24 @@ impl Number for f16 {
 
 /// Runs a collective: `payloads` holds every rank's buffers in rank order, of extents that
 /// [`Request::check`](crate::Request::check) has accepted on each rank and that are alike on all.
-pub(crate) fn execute(operation: Operation, payloads: &mut [Payload]) -> Result<(), BufferError> {
+///
+/// Large reductions are shared out to at most `helpers` threads more: as many as there are ranks that
+/// wait for this and so leave their cores idle. Each element is combined in the same order.
+pub(crate) fn execute(
+    operation: Operation,
+    payloads: &mut [Payload],
+    helpers: usize,
+) -> Result<(), BufferError> {
     let dtype = payloads.iter().find_map(|payload| payload.send.as_ref()).map(Buf::dtype);
     match dtype {
         None => Ok(()), // a barrier
-        Some(DType::F64) => typed::<f64>(operation, payloads),
-        Some(DType::F32) => typed::<f32>(operation, payloads),
-        Some(DType::Bf16) => typed::<bf16>(operation, payloads),
-        Some(DType::F16) => typed::<f16>(operation, payloads),
-        Some(DType::U64) => typed::<u64>(operation, payloads),
-        Some(DType::U32) => typed::<u32>(operation, payloads),
-        Some(DType::U8) => typed::<u8>(operation, payloads),
+        Some(DType::F64) => typed::<f64>(operation, payloads, helpers),
+        Some(DType::F32) => typed::<f32>(operation, payloads, helpers),
+        Some(DType::Bf16) => typed::<bf16>(operation, payloads, helpers),
+        Some(DType::F16) => typed::<f16>(operation, payloads, helpers),
+        Some(DType::U64) => typed::<u64>(operation, payloads, helpers),
+        Some(DType::U32) => typed::<u32>(operation, payloads, helpers),
+        Some(DType::U8) => typed::<u8>(operation, payloads, helpers),
     }
 }
 
@@ -186,9 +198,16 @@ pub fn reduce(
     }
 }
 
-fn typed<T: Number>(operation: Operation, payloads: &mut [Payload]) -> Result<(), BufferError> {
+fn typed<T: Number>(
+    operation: Operation,
+    payloads: &mut [Payload],
+    helpers: usize,
+) -> Result<(), BufferError> {
     match operation {
-        Operation::AllReduce(op) => all_reduce(op, &mut sends_mut::<T>(payloads)?),
+        Operation::AllReduce(op) => {
+            let shares = shares(sends_mut::<T>(payloads)?, helpers);
+            share_out(shares, |mut share| all_reduce(op, &mut share));
+        }
         Operation::Broadcast { root } => broadcast(root, &mut sends_mut::<T>(payloads)?),
         Operation::AllGather => {
             let (sends, recvs) = sends_and_recvs::<T>(payloads)?;
@@ -247,6 +266,48 @@ fn broadcast<T: Number>(root: usize, bufs: &mut [&mut [T]]) {
             buf.copy_from_slice(source);
         }
     }
+}
+
+/// Cuts all ranks' buffers at the same elements, into one share for this thread and one for each
+/// helper that is worth it.
+fn shares<T: Number>(bufs: Vec<&mut [T]>, helpers: usize) -> Vec<Vec<&mut [T]>> {
+    let len = bufs.first().map_or(0, |buf| buf.len());
+    let worth = size_of::<T>() * len / SHARE_BYTES_MIN;
+    let count = worth.clamp(1, helpers + 1);
+    let each = len.div_ceil(count).next_multiple_of(BLOCK);
+    let mut shares: Vec<Vec<&mut [T]>> = (0..count).map(|_| Vec::new()).collect();
+    for buf in bufs {
+        let mut rest = buf;
+        for share in &mut shares {
+            let (own, after) = rest.split_at_mut(each.min(rest.len()));
+            share.push(own);
+            rest = after;
+        }
+    }
+    shares
+}
+
+/// Works on the last share here and on each other one on a thread of its own; here too if the system
+/// has none to give.
+fn share_out<S: Send>(mut shares: Vec<S>, work: impl Fn(S) + Sync) {
+    let Some(own) = shares.pop() else { return };
+    if shares.is_empty() {
+        return work(own);
+    }
+    let (queue, work) = (&Mutex::new(shares), &work);
+    // A helper that cannot start leaves its share to the others.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    std::thread::scope(|scope| {
+        let helpers = queue.lock().unwrap_or_else(PoisonError::into_inner).len();
+        for _ in 0..helpers {
+            let help = move || next().into_iter().for_each(work);
+            let _ = std::thread::Builder::new().name("reduction".into()).spawn_scoped(scope, help);
+        }
+        work(own);
+        while let Some(left) = next() {
+            work(left);
+        }
+    });
 }
 
 fn all_reduce<T: Number>(op: ReduceOp, bufs: &mut [&mut [T]]) {
@@ -322,6 +383,35 @@ fn finish<T: Number>(op: ReduceOp, ranks: usize, sum: &mut [T::Acc]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// However many threads share the work, the bits are the same.
+    #[test]
+    fn shares_do_not_change_the_sum() {
+        let mut compared = 0;
+        for len in [0, 1, BLOCK, (5 << 20) + 3] {
+            let payloads = || -> Vec<Payload> {
+                let value = |rank: usize, at: usize| ((at * 7 + rank * 13) % 1001) as f32 * 0.37;
+                let buf = |rank| Buf::from_vec((0..len).map(|at| value(rank, at)).collect());
+                (0..3).map(|rank| Payload { send: Some(buf(rank)), recv: None }).collect()
+            };
+            let reduced = |helpers| {
+                let mut payloads = payloads();
+                execute(Operation::AllReduce(ReduceOp::Mean), &mut payloads, helpers).unwrap();
+                let sums = payloads.into_iter().filter_map(|payload| payload.send);
+                sums.map(|sum| sum.into_vec::<f32>().unwrap()).collect::<Vec<_>>()
+            };
+            let alone = reduced(0);
+            for helpers in [1, 2, 7] {
+                assert!(reduced(helpers) == alone, "{len} elements, {helpers} helpers");
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 12);
+        let mut bufs = [vec![0f32; 3 << 20], vec![0f32; 3 << 20]];
+        let all = bufs.iter_mut().map(Vec::as_mut_slice).collect();
+        let lens: Vec<usize> = shares(all, 1).iter().map(|share| share[0].len()).collect();
+        assert_eq!(lens, [3 << 19, 3 << 19]);
+    }
 
     #[test]
     fn bf16_is_rounded_as_half_does() {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use trine_buffer::{Buf, DType, Queue};
 use trine_comm::threads::{self, WorldError, WorldOptions};
-use trine_comm::{CommError, Communicator, Delivery, Name, ReduceOp};
+use trine_comm::{CommError, Communicator, Delivery, Name, Phase, ReduceOp};
 use trine_mesh::{Axis, Degrees, Mesh};
 
 type Comm = Arc<dyn Communicator>;
@@ -44,22 +44,139 @@ fn expect(ranks: usize, told: &[usize], wanted: &[&str], body: impl Fn(Comm) -> 
     }
 }
 
+/// A way in which ranks can fail to meet.
+struct Class {
+    name: &'static str,
+    ranks: usize,
+    /// The ranks whose error must hold everything `wanted`.
+    told: &'static [usize],
+    wanted: &'static [&'static str],
+    body: fn(Comm) -> Outcome,
+}
+
+/// The eight classes of mismatch: each names the ranks, what they called with group and number, where
+/// in the source, and where in the run.
+const CLASSES: [Class; 8] = [
+    Class {
+        name: "another operation",
+        ranks: 2,
+        told: &[0, 1],
+        wanted: &[
+            "disagree on operation #1 of group world[0,1]",
+            "rank 0 in all_reduce(sum) \"grad bucket 2\" #1, f32 × 4",
+            "rank 1 in barrier \"end\" #1",
+            "in training step 3, action 5 (G0/2)",
+        ],
+        body: |comm| {
+            comm.barrier("begin")?;
+            comm.recorder().begin_phase(Name::new("training").with("step", 3));
+            comm.recorder().begin_action(5, "G0/2");
+            if comm.rank() == 0 {
+                let name = Name::new("grad").with("bucket", 2);
+                comm.all_reduce(f32s(4), ReduceOp::Sum, name).map(drop)
+            } else {
+                comm.barrier("end")
+            }
+        },
+    },
+    Class {
+        name: "another shape",
+        ranks: 3,
+        told: &[0, 1, 2],
+        wanted: &["rank 2 in all_reduce(sum) \"x\" #0, f32 × 5", "f32 × 4"],
+        body: |comm| {
+            let len = if comm.rank() == 2 { 5 } else { 4 };
+            comm.all_reduce(f32s(len), ReduceOp::Sum, "x").map(drop)
+        },
+    },
+    Class {
+        name: "another type",
+        ranks: 2,
+        told: &[0, 1],
+        wanted: &["rank 0 in all_gather", "rank 1 in all_gather", "bf16 × 4", " f16 × 4"],
+        body: |comm| {
+            let dtype = if comm.rank() == 0 { DType::Bf16 } else { DType::F16 };
+            comm.all_gather(Buf::zeros(dtype, 4), Buf::zeros(dtype, 8), "w").map(drop)
+        },
+    },
+    Class {
+        name: "another order",
+        ranks: 2,
+        told: &[0, 1],
+        wanted: &["rank 0 in", "rank 1 in", "\"grad bucket 0\" #0", "\"grad bucket 1\" #0"],
+        body: |comm| {
+            for step in 0..2 {
+                let name = Name::new("grad").with("bucket", (step + comm.rank() as u64) % 2);
+                comm.all_reduce(f32s(4), ReduceOp::Sum, name)?;
+            }
+            Ok(())
+        },
+    },
+    Class {
+        name: "another group",
+        ranks: 4,
+        told: &[0, 1, 2, 3],
+        wanted: &["deadlock: ranks 0, 1, 2, 3", "group tp[0,1]", "group dp[1,3]", "waits for rank"],
+        body: |comm| {
+            let mesh = Mesh::new(Degrees { dp: 2, tp: 2, ..Degrees::SERIAL }, 4);
+            let mesh = mesh.expect("2 × 2 is 4");
+            let tp = comm.along(&mesh, &[Axis::Tp], "tp")?;
+            let dp = comm.along(&mesh, &[Axis::Dp], "dp")?;
+            // Ranks 0 and 3 begin with their tensor group, 1 and 2 with their data group.
+            let order = if [0, 3].contains(&comm.rank()) { [&tp, &dp] } else { [&dp, &tp] };
+            order
+                .iter()
+                .try_for_each(|group| group.all_reduce(f32s(4), ReduceOp::Sum, "x").map(drop))
+        },
+    },
+    Class {
+        name: "another root",
+        ranks: 3,
+        told: &[0, 1, 2],
+        wanted: &["broadcast(root rank 0) \"seed\" #0", "broadcast(root rank 1) \"seed\" #0"],
+        body: |comm| comm.broadcast(f32s(1), usize::from(comm.rank() == 1), "seed").map(drop),
+    },
+    Class {
+        name: "a missing participant",
+        ranks: 3,
+        // Whether one or both are parked when rank 1 ends depends on who is faster; both are told.
+        told: &[0, 2],
+        wanted: &[
+            "can never go on",
+            "in all_reduce(sum) \"norm\" #1, f32 × 1, group world[0,1,2]",
+            "rank 1 has finished",
+        ],
+        body: |comm| {
+            comm.barrier("begin")?;
+            if comm.rank() != 1 {
+                comm.all_reduce(f32s(1), ReduceOp::Sum, "norm")?;
+            }
+            Ok(())
+        },
+    },
+    Class {
+        name: "a circular wait",
+        ranks: 3,
+        told: &[0, 1, 2],
+        wanted: &[
+            "rank 0 in recv(from rank 1) \"grad\" #0, f32 × 2, group world[0,1,2]",
+            "rank 1 in recv(from rank 2)",
+            "rank 2 in recv(from rank 0)",
+            "waits for rank 0",
+        ],
+        body: |comm| comm.recv(f32s(2), (comm.rank() + 1) % 3, "grad").map(drop),
+    },
+];
+
 #[test]
-fn another_operation() {
-    let wanted = [
-        "disagree on operation #1 of group world[0,1]",
-        "rank 0 in all_reduce(sum) \"grad bucket 2\" #1, f32 × 4",
-        "rank 1 in barrier \"end\" #1",
-    ];
-    expect(2, &[0, 1], &wanted, |comm| {
-        comm.barrier("begin")?;
-        if comm.rank() == 0 {
-            let name = Name::new("grad").with("bucket", 2);
-            comm.all_reduce(f32s(4), ReduceOp::Sum, name).map(drop)
-        } else {
-            comm.barrier("end")
-        }
-    });
+fn eight_classes_of_mismatch() {
+    let mut names = Vec::new();
+    for Class { name, ranks, told, wanted, body } in CLASSES {
+        expect(ranks, told, wanted, body);
+        names.push(name);
+    }
+    names.dedup();
+    assert_eq!(names.len(), 8);
 }
 
 #[test]
@@ -71,11 +188,7 @@ fn another_reduction() {
 }
 
 #[test]
-fn another_length() {
-    expect(3, &[0, 1, 2], &["rank 2 in all_reduce(sum) \"x\" #0, f32 × 5", "f32 × 4"], |comm| {
-        comm.all_reduce(f32s(if comm.rank() == 2 { 5 } else { 4 }), ReduceOp::Sum, "x").map(drop)
-    });
-    // A message whose receiver expects another length.
+fn a_message_of_another_length() {
     let wanted =
         ["rank 0 in send(to rank 1) \"act mb 3\" #0, f32 × 4", "rank 1 in recv(from rank 0)"];
     expect(2, &[1], &wanted, |comm| {
@@ -89,24 +202,9 @@ fn another_length() {
     });
 }
 
+/// The second one is taken for the first.
 #[test]
-fn another_type() {
-    expect(2, &[0, 1], &["rank 0 in all_gather", "sends bf16 × 4", "sends f16 × 4"], |comm| {
-        let dtype = if comm.rank() == 0 { DType::Bf16 } else { DType::F16 };
-        comm.all_gather(Buf::zeros(dtype, 4), Buf::zeros(dtype, 8), "w").map(drop)
-    });
-}
-
-#[test]
-fn another_order() {
-    expect(2, &[0, 1], &["\"grad bucket 0\" #0", "\"grad bucket 1\" #0"], |comm| {
-        for step in 0..2 {
-            let name = Name::new("grad").with("bucket", (step + comm.rank() as u64) % 2);
-            comm.all_reduce(f32s(4), ReduceOp::Sum, name)?;
-        }
-        Ok(())
-    });
-    // Messages too: the second one is taken for the first.
+fn messages_in_another_order() {
     expect(2, &[1], &["\"act mb 1\" #0", "\"act mb 0\" #0"], |comm| {
         for step in 0..2 {
             if comm.rank() == 0 {
@@ -119,60 +217,9 @@ fn another_order() {
     });
 }
 
+/// One rank in a message, the other in a collective.
 #[test]
-fn another_group() {
-    let wanted = ["deadlock: ranks 0, 1, 2, 3", "group tp[0,1]", "group dp[1,3]", "waits for rank"];
-    expect(4, &[0, 1, 2, 3], &wanted, |comm| {
-        let mesh = Mesh::new(Degrees { dp: 2, tp: 2, ..Degrees::SERIAL }, 4);
-        let mesh = mesh.expect("2 × 2 is 4");
-        let tp = comm.along(&mesh, &[Axis::Tp], "tp")?;
-        let dp = comm.along(&mesh, &[Axis::Dp], "dp")?;
-        // Ranks 0 and 3 begin with their tensor group, 1 and 2 with their data group.
-        let order = if [0, 3].contains(&comm.rank()) { [&tp, &dp] } else { [&dp, &tp] };
-        for group in order {
-            group.all_reduce(f32s(4), ReduceOp::Sum, "x")?;
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn another_root() {
-    let wanted = ["broadcast(root rank 0) \"seed\" #0", "broadcast(root rank 1) \"seed\" #0"];
-    expect(3, &[0, 1, 2], &wanted, |comm| {
-        comm.broadcast(f32s(1), usize::from(comm.rank() == 1), "seed").map(drop)
-    });
-}
-
-#[test]
-fn a_missing_participant() {
-    // Whether one or both are parked when rank 1 ends depends on who is faster; both are told.
-    let wanted = [
-        "can never go on",
-        "in all_reduce(sum) \"norm\" #1, f32 × 1, group world[0,1,2]",
-        "rank 1 has finished",
-    ];
-    expect(3, &[0, 2], &wanted, |comm| {
-        comm.barrier("begin")?;
-        if comm.rank() != 1 {
-            comm.all_reduce(f32s(1), ReduceOp::Sum, "norm")?;
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn a_circular_wait() {
-    let wanted = [
-        "rank 0 in recv(from rank 1) \"grad\" #0, f32 × 2, group world[0,1,2]",
-        "rank 1 in recv(from rank 2)",
-        "rank 2 in recv(from rank 0)",
-        "waits for rank 0",
-    ];
-    expect(3, &[0, 1, 2], &wanted, |comm| {
-        comm.recv(f32s(2), (comm.rank() + 1) % 3, "grad").map(drop)
-    });
-    // One rank in a message, the other in a collective.
+fn a_circle_of_a_message_and_a_collective() {
     let wanted = ["rank 0 in recv(from rank 1) \"act\"", "rank 1 in all_reduce(max) \"x\""];
     expect(2, &[0, 1], &wanted, |comm| {
         if comm.rank() == 0 {
@@ -181,6 +228,70 @@ fn a_circular_wait() {
             comm.all_reduce(f32s(2), ReduceOp::Max, "x").map(drop)
         }
     });
+}
+
+/// What the terminal shows of a rank that hangs: who, where in the run, and who waits for it.
+#[test]
+fn a_rank_that_hangs_is_diagnosed_with_its_place() {
+    let options = WorldOptions { deadline: Duration::from_millis(50), ..Default::default() };
+    let over = AtomicBool::new(false);
+    let failed = threads::run_explained(3, &options, |comm| {
+        comm.recorder().begin_phase(Name::new("training").with("step", 9));
+        comm.recorder().begin_action(comm.rank(), "F0.0");
+        match comm.rank() {
+            // Waits for the one that waits for the one that hangs.
+            0 => comm.recv(f32s(1), 1, "act").map(drop),
+            1 => comm.recv(f32s(1), 2, "act").map(drop),
+            _ => {
+                while !over.load(Ordering::Acquire) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(())
+            }
+        }
+        .inspect_err(|_| over.store(true, Ordering::Release))
+    })
+    .expect_err("a rank hangs");
+    let diagnosis = &failed.post_mortem.diagnosis;
+    let text = diagnosis.to_string();
+    assert_eq!(diagnosis.rank, 2, "{text}");
+    for wanted in [
+        "rank 2, in training step 9, action 2 (F0.0), runs; it has not called anything yet",
+        "rank 0, in training step 9, action 0 (F0.0), waits for rank 1 in recv(from rank 1)",
+        "rank 1, in training step 9, action 1 (F0.0), waits for rank 2 in recv(from rank 2)",
+    ] {
+        assert!(text.contains(wanted), "{wanted} not in {text}");
+    }
+    let records = &failed.post_mortem.records;
+    let kept: Vec<usize> = records.iter().map(|record| record.operations.len()).collect();
+    assert_eq!(kept, [1, 1, 0]);
+    assert_eq!(records[0].operations[0].place, "training step 9, action 0 (F0.0)");
+}
+
+/// A rank that begins and ends actions is waited for, far beyond the deadline.
+#[test]
+fn a_rank_that_makes_progress_is_waited_for() {
+    let options = WorldOptions { deadline: Duration::from_millis(400), ..Default::default() };
+    threads::run(2, &options, |comm| {
+        if comm.rank() == 1 {
+            for action in 0..50 {
+                comm.recorder().begin_action(action, "F");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        comm.barrier("end")
+    })
+    .expect("nobody hangs");
+    // The same without progress, in a phase that may take longer.
+    threads::run(2, &options, |comm| {
+        if comm.rank() == 1 {
+            let deadline = Some(Duration::from_secs(30));
+            comm.recorder().begin_phase(Phase { name: Name::new("saving"), deadline });
+            std::thread::sleep(Duration::from_millis(900));
+        }
+        comm.barrier("end")
+    })
+    .expect("a long phase");
 }
 
 #[test]

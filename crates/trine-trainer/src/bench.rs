@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
-use trine_comm::Name;
 use trine_comm::threads::{self, Explained, WorldOptions};
+use trine_comm::{Communicator, Name};
 use trine_kernels::{CpuOps, Isa, KernelTime, Ops, Profiled, Team};
 use trine_rng::Stream;
 
@@ -45,6 +45,10 @@ pub struct StepTimes {
     pub threads: usize,
     /// The instruction set.
     pub isa: Isa,
+    /// Operations between ranks in a step, of the rank that has most.
+    pub operations: f64,
+    /// Actions of the schedule in a step, of the rank that has most.
+    pub actions: usize,
     /// Time by kernel, added up over the ranks and the timed steps; empty unless asked for.
     pub kernels: BTreeMap<&'static str, KernelTime>,
 }
@@ -69,6 +73,21 @@ impl StepTimes {
 /// # Errors
 /// What does not fit, an instruction set that this processor lacks, or the first failure of a rank.
 pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainError> {
+    steps_through(config, request, &|comm| comm)
+}
+
+/// Put in front of each rank's communicator.
+pub type Wrap<'a> = &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync);
+
+/// [`steps`], with a wrapper between the ranks: a slow link, a counter.
+///
+/// # Errors
+/// As [`steps`].
+pub fn steps_through(
+    config: &Config,
+    request: StepRequest,
+    wrap: Wrap<'_>,
+) -> Result<StepTimes, TrainError> {
     let engine = config.engine(request.cores)?;
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
     let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
@@ -82,19 +101,22 @@ pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainEr
         let cpu: Arc<dyn Ops> = Arc::new(cpu);
         let profiled = request.profile.then(|| Arc::new(Profiled::new(cpu.clone())));
         let ops = profiled.clone().map_or(cpu, |ops| ops as Arc<dyn Ops>);
-        let mut rank = Engine::with_ops(&engine, plan, comm, ops)?;
-        let (loss, times) = timed(config, &engine, &mut rank, request, &mut || {
+        let mut rank = Engine::with_ops(&engine, plan, wrap(comm), ops)?;
+        let actions = rank.plan().training.actions[rank.plan().coordinate.pp].len();
+        let timed = timed(config, &engine, &mut rank, request, &mut || {
             profiled.as_ref().map(|ops| ops.take()).unwrap_or_default()
         })?;
-        Ok::<_, TrainError>((loss, times, isa))
+        Ok::<_, TrainError>((timed, actions, isa))
     })
     .map_err(|failed: Explained<TrainError>| TrainError::Ranks {
         diagnosis: Box::new(failed.post_mortem.diagnosis),
         flight: None,
     })?;
-    let (loss, (steps, _), isa) = ranks[0].clone();
+    let operations = ranks.iter().map(|(timed, ..)| timed.operations).fold(0.0, f64::max);
+    let actions = ranks.iter().map(|(_, actions, _)| *actions).max().unwrap_or(0);
+    let (Timed { loss, steps, .. }, _, isa) = ranks[0].clone();
     let mut kernels = BTreeMap::<_, KernelTime>::new();
-    for (kernel, time) in ranks.into_iter().flat_map(|(_, (_, kernels), _)| kernels) {
+    for (kernel, time) in ranks.into_iter().flat_map(|(timed, ..)| timed.kernels) {
         let sum = kernels.entry(kernel).or_default();
         sum.calls += time.calls;
         sum.time += time.time;
@@ -102,10 +124,19 @@ pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainEr
     }
     let tokens = engine.global_batch * engine.seq;
     let flops = tokens as f64 * engine.model.flops_per_token(engine.seq);
-    Ok(StepTimes { steps, tokens, flops, loss, threads: engine.threads, isa, kernels })
+    let threads = engine.threads;
+    Ok(StepTimes { steps, tokens, flops, loss, threads, isa, operations, actions, kernels })
 }
 
-type Times = (Vec<Duration>, BTreeMap<&'static str, KernelTime>);
+/// What one rank has measured.
+#[derive(Debug, Clone)]
+struct Timed {
+    loss: f64,
+    steps: Vec<Duration>,
+    /// Operations of a step.
+    operations: f64,
+    kernels: BTreeMap<&'static str, KernelTime>,
+}
 
 /// Warms up, then repeats steps until there are enough of them; rank 0's clock decides for all.
 fn timed(
@@ -114,7 +145,7 @@ fn timed(
     rank: &mut Engine,
     request: StepRequest,
     profile: &mut dyn FnMut() -> BTreeMap<&'static str, KernelTime>,
-) -> Result<(f64, Times), TrainError> {
+) -> Result<Timed, TrainError> {
     let samples = engine.global_batch / engine.degrees.dp;
     let batch = synthetic(samples * engine.seq, engine.model.vocab, config.seed);
     let step = |rank: &mut Engine, number: u64| {
@@ -127,16 +158,19 @@ fn timed(
     }
     profile();
     rank.world().barrier("bench")?;
-    let (mut times, mut total) = (Vec::new(), Duration::ZERO);
+    let (mut steps, mut total) = (Vec::new(), Duration::ZERO);
+    let operations = |rank: &Engine| rank.world().recorder().operations();
+    let before = operations(rank);
     loop {
         let started = Instant::now();
-        let loss = step(rank, WARM_UP_STEPS + times.len() as u64)?;
-        times.push(started.elapsed());
+        let loss = step(rank, WARM_UP_STEPS + steps.len() as u64)?;
+        steps.push(started.elapsed());
         total += started.elapsed();
-        let enough = times.len() as u64 >= request.steps_min && total >= request.time_min;
+        let enough = steps.len() as u64 >= request.steps_min && total >= request.time_min;
         let word = Buf::from_vec(vec![u64::from(enough)]);
         if rank.world().broadcast(word, 0, Name::new("bench"))?.typed::<u64>()?[0] == 1 {
-            return Ok((loss, (times, profile())));
+            let operations = (operations(rank) - before) as f64 / steps.len() as f64;
+            return Ok(Timed { loss, steps, operations, kernels: profile() });
         }
     }
 }

@@ -203,6 +203,15 @@ fn kept(flight: Option<&Path>) -> String {
 }
 
 impl TrainError {
+    /// The one world rank that an error is about that every rank returns.
+    pub(crate) fn concerned(&self) -> Option<usize> {
+        if let Self::Dp(DpError::NonFinite { rank, .. }) = self {
+            return Some(*rank);
+        }
+        // World rank 0 writes.
+        matches!(self, Self::Checkpoint(CheckpointError::Writer(_))).then_some(0)
+    }
+
     /// Whether other arguments, another configuration or other files would help: the run has not
     /// begun.
     pub fn is_usage(&self) -> bool {

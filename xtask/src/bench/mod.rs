@@ -36,6 +36,9 @@ pub(crate) enum Bench {
     /// Planning: layouts evaluated in a second, simulated steps of a large pipeline
     #[command(disable_help_flag = true)]
     Plan(Passed),
+    /// Ranks among each other: bandwidth, overlap on a slow link, the cost of the flight recorder
+    #[command(disable_help_flag = true)]
+    Comm(Passed),
     /// trine against PyTorch at the same steps, process by process, with targets
     Torch(torch::TorchArgs),
     /// trine against karpathy's llm.c at the shape that it trains
@@ -55,6 +58,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<ExitCo
         Bench::Step(passed) => trine::bench(workspace, "step", &passed.args),
         Bench::Kernels(passed) => trine::bench(workspace, "kernels", &passed.args),
         Bench::Plan(passed) => trine::bench(workspace, "plan", &passed.args),
+        Bench::Comm(passed) => trine::bench(workspace, "comm", &passed.args),
         Bench::Torch(args) => torch::run(workspace, args),
         Bench::LlmC(args) => llm_c::run(workspace, args),
     }
@@ -97,13 +101,14 @@ mod tests {
 
     #[test]
     fn what_trine_measures_itself_is_passed_through() {
-        for (name, at) in [("layouts", 0), ("step", 1), ("kernels", 2), ("plan", 3)] {
+        for (name, at) in [("layouts", 0), ("step", 1), ("kernels", 2), ("plan", 3), ("comm", 4)] {
             let typed = [name, "--help", "a.toml", "--set", "data.seq=-1"];
             let (found, passed) = match parsed(&typed).unwrap() {
                 Bench::Layouts(passed) => (0, passed),
                 Bench::Step(passed) => (1, passed),
                 Bench::Kernels(passed) => (2, passed),
                 Bench::Plan(passed) => (3, passed),
+                Bench::Comm(passed) => (4, passed),
                 other => panic!("{name} became {other:?}"),
             };
             assert_eq!((found, passed.args), (at, typed[1..].iter().map(Into::into).collect()));

@@ -45,15 +45,14 @@ enum End {
 
 /// Runs the command.
 pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
-    let (typed, config) = checked(args)?;
-    let ranks = args.ranks.unwrap_or(config.world());
+    let (typed, mut config) = checked(args)?;
     // What outlives mpirun becomes a child of this process, which can then end it.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("cannot become the parent of what mpirun leaves behind")?;
     let signals = Signals::watch()?;
     let mut train = args.train.clone();
     for attempt in 0.. {
-        match once(args, &config, ranks, &train, &signals)? {
+        match once(args, &config, &train, &signals)? {
             End::Well => return Ok(()),
             End::Usage(code) => return Err(Failure::Silent(code)),
             End::Interrupted => return Err(Failure::Silent(130)),
@@ -72,6 +71,14 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
                 ));
                 std::thread::sleep(pause);
                 train = resumed(&typed, &directory.unwrap_or_default());
+                // Without the rank that is gone, where the configuration allows it.
+                let lost = diagnosis.and_then(|_| config.with_ranks_left(config.world() - 1));
+                if let Some(smaller) = lost {
+                    let dp = smaller.layout.dp;
+                    output::complain(&format!("dp shrinks from {} to {dp}", config.layout.dp));
+                    config = smaller;
+                }
+                train.extend(["--dp".into(), config.layout.dp.to_string().into()]);
             }
         }
     }
@@ -119,10 +126,10 @@ fn unexplained(args: &LaunchArgs, train: &[OsString]) -> Failure {
 fn once(
     args: &LaunchArgs,
     config: &Config,
-    ranks: usize,
     train: &[OsString],
     signals: &Signals,
 ) -> Result<End, Failure> {
+    let ranks = config.world();
     let token = Token::generate().context("no token for the run")?;
     let options = StoreOptions {
         deadline: config.deadline(),

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub(crate) mod bench;
+pub(crate) mod bench_comm;
 pub(crate) mod bench_kernels;
 pub(crate) mod bench_plan;
 pub(crate) mod generate;

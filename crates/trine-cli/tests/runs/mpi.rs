@@ -200,6 +200,22 @@ fn a_killed_rank_is_named_and_the_run_goes_on() {
     assert_eq!(killed, 8);
 }
 
+/// With one rank less, tp 2 × pp 2 has room for one replica: the samples and the losses stay.
+#[test]
+fn an_elastic_run_goes_on_with_fewer_replicas() {
+    let scratch = Scratch::new();
+    let reference = threads(&scratch);
+    let args = [ALL_AXES, COMMON, &["--set=layout.elastic=true"]].concat();
+    let mut run = Supervised::start(&scratch, TRINE, &launch(&["--restarts=1"], "run", &args));
+    wait_for("step 12", || scratch.at("run").lines().len() >= 12);
+    signal(&run.rank(3), "-KILL");
+    let (code, _, said) = run.end(Duration::from_secs(60));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("dp shrinks from 2 to 1"), "{said}");
+    assert_eq!(scratch.at("run").summary()["ranks"].as_array().unwrap().len(), 4);
+    assert_same(&scratch.at("run"), &reference);
+}
+
 #[test]
 fn a_stopped_rank_is_named_within_the_deadline() {
     let scratch = Scratch::new();

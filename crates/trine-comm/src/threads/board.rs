@@ -337,6 +337,11 @@ impl Board {
         self.ranks[rank].waits.push(id);
     }
 
+    /// Whether the rank of a ticket waits for it now.
+    pub(super) fn is_awaited(&self, id: usize) -> bool {
+        self.ranks[self.ticket(id).record.rank].waits.contains(&id)
+    }
+
     pub(super) fn end_wait(&mut self, rank: usize, id: usize) {
         self.ranks[rank].waits.retain(|other| *other != id);
     }

@@ -68,7 +68,8 @@ impl ThreadComm {
     /// The last arriver's share: it works for everybody, outside the lock.
     fn complete(&self, mut complete: Complete) -> Result<Done, CommError> {
         self.check_seals(complete.contributions())?;
-        let executed = collective::execute(complete.operation, &mut complete.payloads);
+        let executed =
+            collective::execute(complete.operation, &mut complete.payloads, complete.idle);
         self.succeed(executed.map_err(CommError::from))?;
         let number = complete.number;
         let (done, wake) = self.shared().lock().close_collective(complete);

@@ -28,6 +28,8 @@ pub(super) struct Complete {
     /// Whose contributions, in the group's order.
     records: Vec<Record>,
     pub(super) payloads: Vec<Payload>,
+    /// How many of its members wait for it, and leave their cores to whoever works.
+    pub(super) idle: usize,
     /// The last arriver's operation in its recorder.
     pub(super) number: u64,
     tickets: Vec<Option<usize>>,
@@ -119,7 +121,8 @@ impl Board {
         for id in tickets.iter().flatten() {
             self.ticket_mut(*id).needs = Needs::Nobody;
         }
-        Complete { operation, records, payloads, number, tickets }
+        let idle = tickets.iter().flatten().filter(|id| self.is_awaited(**id)).count();
+        Complete { operation, records, payloads, idle, number, tickets }
     }
 
     /// Hands the results out: the last arriver's own, and the ranks to wake.

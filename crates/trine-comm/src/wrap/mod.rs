@@ -2,9 +2,11 @@
 //! switch in it.
 
 mod faults;
+mod link;
 mod sealed;
 
 pub use faults::{Fault, Faults, Injection};
+pub use link::{Link, LinkSpeed, LinkTime};
 pub use sealed::Sealed;
 
 use crate::{CommError, Communicator, Done, Group, Pending, Recorder, Request, Site};

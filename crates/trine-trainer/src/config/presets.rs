@@ -75,6 +75,7 @@ fn general(preset: &Preset) -> Config {
             schedule: ScheduleKind::OneFOneB,
             layers: Vec::new(),
             threads_per_rank: 0,
+            elastic: false,
         },
         batch: Batch { global: degrees.dp * micro * micro_batches, micro },
         train: Train {

@@ -97,6 +97,23 @@ impl Config {
         Duration::from_secs_f64(self.comm.long_deadline_s)
     }
 
+    /// The run with as many replicas as `ranks` ranks can be, at most as many as it has: what an
+    /// elastic run goes on with from its last checkpoint when ranks are lost. `None` if it is not
+    /// elastic, or if not even one replica is left.
+    ///
+    /// Samples are numbered over the whole run and a step has as many as before, so the order in which
+    /// they are trained on is the same; in reference numerics, so is every number. The replicas' number
+    /// must divide the micro-batches of a step, so some ranks may have nothing to do.
+    pub fn with_ranks_left(&self, ranks: usize) -> Option<Self> {
+        let replica = self.layout.pp * self.layout.tp;
+        let most = (ranks / replica).min(self.layout.dp);
+        let divides = |dp: &usize| self.batch.global.is_multiple_of(dp * self.batch.micro);
+        let dp = (1..=most).rev().find(divides).filter(|_| self.layout.elastic)?;
+        let mut config = self.clone();
+        config.layout.dp = dp;
+        config.check().is_ok().then_some(config)
+    }
+
     /// Sequences of one data-parallel replica in a step.
     pub fn sequences_per_replica(&self) -> usize {
         self.batch.global / self.layout.dp

@@ -120,6 +120,8 @@ section! {
         layers: Vec<usize>, "empty, or pp positive numbers that add up to model.layers";
         /// threads that compute for one rank; 0: the cores are shared out
         threads_per_rank: usize, "any";
+        /// when ranks are lost, go on with fewer data-parallel replicas
+        elastic: bool, "any";
     }
 }
 

@@ -346,7 +346,7 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(RULES.len(), 34);
+    assert_eq!(RULES.len(), 37);
 }
 
 #[test]
@@ -421,4 +421,27 @@ fn every_choice_can_be_set() {
 fn missing_files_are_told() {
     let text = File::read("no/such.toml".as_ref()).unwrap_err().to_string();
     assert!(text.starts_with("no/such.toml: cannot read the configuration:"), "{text}");
+}
+
+#[test]
+fn an_elastic_run_goes_on_with_the_replicas_that_are_left() {
+    let load = |settings: &[&str]| {
+        let settings = settings.iter().map(|text| Setting::set(text)).collect();
+        Config::load(&Typed { settings, ..Typed::default() }).unwrap()
+    };
+    let layout = ["layout.dp=4", "layout.tp=2", "layout.pp=2", "batch.global=24", "batch.micro=2"];
+    let elastic = load(&[&layout[..], &["layout.elastic=true"]].concat());
+    let replicas = |ranks| elastic.with_ranks_left(ranks).map(|config| config.layout.dp);
+    let lost: Vec<_> = [16, 15, 11, 7, 3].map(replicas).into();
+    assert_eq!(lost, [Some(4), Some(3), Some(2), Some(1), None]);
+    // More ranks than before are no more replicas.
+    assert_eq!(replicas(64), Some(4));
+    let left = elastic.with_ranks_left(15).unwrap();
+    assert_eq!((left.batch, left.data), (elastic.batch, elastic.data.clone()));
+    // 16 sequences in micro-batches of 2 do not divide over three replicas.
+    let elastic = load(
+        &[&layout[..3], &["batch.global=16", "batch.micro=2", "layout.elastic=true"]].concat(),
+    );
+    assert_eq!(elastic.with_ranks_left(15).unwrap().layout.dp, 2);
+    assert_eq!(load(&layout).with_ranks_left(16), None);
 }

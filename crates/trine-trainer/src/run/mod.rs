@@ -19,23 +19,24 @@ pub use sample::{Completion, complete};
 pub use summary::{RankSummary, Summary};
 
 use crate::TrainError;
+use crate::bench::Wrap;
 use crate::config::Config;
 use crate::engine::EngineConfig;
 use crate::run::data::RunData;
 use crate::run::rank::{RankRun, RunResult};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_checkpoint::{Checkpoint, Disk, Storage};
 use trine_comm::threads::{self, Explained, WorldOptions};
-use trine_comm::{Communicator, Name, Phase};
+use trine_comm::{Name, Phase};
 
 /// What a run stands on. Tests put failures here; a real one has nothing in between.
 #[derive(Clone, Copy)]
 pub struct Seams<'a> {
     /// Put in front of each rank's communicator.
-    pub wrap: &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync),
+    pub wrap: Wrap<'a>,
     /// Where checkpoints are written.
     pub storage: &'a dyn Storage,
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
-use trine_checkpoint::{Checkpoint, CheckpointError, RunState, SaveRequest, save};
+use trine_checkpoint::{Checkpoint, RunState, SaveRequest, save};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
 use trine_dp::{RankBytes, planned_bytes};
@@ -122,8 +122,19 @@ impl RankRun<'_> {
         Ok(())
     }
 
-    /// A rank's life: build, restore, step by step, evaluate, save.
+    /// A rank's life, to its end or to its failure. An error that all ranks have been told, of one of
+    /// them, is for that one to report: it stops the world while the others wait here.
     pub(crate) fn run(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
+        self.live(world.clone()).map_err(|error| match error.concerned() {
+            Some(rank) if rank != world.rank() => {
+                world.barrier("failure of another rank").err().map_or(error, TrainError::from)
+            }
+            Some(_) | None => error,
+        })
+    }
+
+    /// Build, restore, step by step, evaluate, save.
+    fn live(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
         let recorder = world.recorder().clone();
         recorder.begin_phase(self.long(Name::new("building the model")));
         let mut engine = Engine::new(self.engine, self.front(world))?;
@@ -377,15 +388,9 @@ impl RankRun<'_> {
             keep_last: config.checkpoint.keep_last,
             storage: self.request.seams.storage,
         };
-        let saved = save(&request, &**engine.world(), &mut |quantity, bucket| {
+        let path = save(&request, &**engine.world(), &mut |quantity, bucket| {
             engine.full_bucket(quantity, bucket).map_err(Into::into)
-        });
-        if let Err(CheckpointError::Writer(_)) = saved {
-            // Every rank has been told; the first cause is the rank that writes, with the system's
-            // reason. It stops the world while the others wait here.
-            engine.world().barrier("checkpoint failed")?;
-        }
-        let path = saved?;
+        })?;
         progress.saved_at = Some(progress.step);
         if is_first(engine) {
             report(self.reporter, &Event::Saved { path: &path });

@@ -1,0 +1,295 @@
+//! A slow link between ranks that are threads: when results would be there on a network.
+
+use crate::{
+    CommError, Communicator, Done, Group, Name, Operation, Pending, Progress, Recorder, Request,
+    Site,
+};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use trine_buffer::Queue;
+
+/// Bandwidth and latency of a link.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinkSpeed {
+    /// Bytes per second, each way.
+    pub bytes_per_s: f64,
+    /// From the last byte sent to its arrival.
+    pub latency: Duration,
+}
+
+impl LinkSpeed {
+    /// How long a collective of `ranks` ranks takes, of which each contributes `bytes`, by the ring
+    /// algorithms (Patarasuk & Yuan, 2009): a reduce-scatter or a gather of all parts moves
+    /// (n − 1) / n of the whole in n − 1 hops, an all-reduce twice that.
+    fn time(&self, operation: Operation, ranks: usize, bytes: usize) -> Duration {
+        let (n, hops) = (ranks as f64, ranks.saturating_sub(1) as f64);
+        let (bytes, hops) = match operation {
+            Operation::Send { .. } | Operation::Recv { .. } | Operation::Exchange { .. } => {
+                (bytes as f64, 1.0)
+            }
+            Operation::AllReduce(_) => (2.0 * bytes as f64 * hops / n, 2.0 * hops),
+            Operation::ReduceScatter(_) | Operation::AllToAll => (bytes as f64 * hops / n, hops),
+            // Here a rank contributes its part only.
+            Operation::AllGather => (bytes as f64 * hops, hops),
+            Operation::Broadcast { .. } | Operation::Barrier => (bytes as f64, hops),
+        };
+        Duration::from_secs_f64(bytes / self.bytes_per_s) + self.latency.mul_f64(hops)
+    }
+}
+
+/// What the collectives of one label took on a link, summed over a rank's operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkTime {
+    /// Operations.
+    pub operations: u64,
+    /// Time that the link was busy with them.
+    pub transfer: Duration,
+    /// Time that the rank stood still for them: from the begin of its wait to the end of the transfer.
+    pub exposed: Duration,
+}
+
+impl LinkTime {
+    /// The part of the transfers during which the rank did something else.
+    pub fn hidden(&self) -> f64 {
+        1.0 - self.exposed.as_secs_f64() / self.transfer.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// A link that all ranks of a world of threads share: the collectives of each group go over it one
+/// after the other, from the moment when the last rank has come. Messages are not slowed down.
+#[derive(Debug, Clone)]
+pub struct Link(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    speed: LinkSpeed,
+    groups: Mutex<HashMap<Group, Traffic>>,
+    times: Mutex<HashMap<(usize, &'static str), LinkTime>>,
+}
+
+/// The collectives of one group, as seen by its first member.
+#[derive(Debug, Default)]
+struct Traffic {
+    free_at: Option<Instant>,
+    /// By number: how many ranks have come, and when it is over.
+    under_way: HashMap<u64, (usize, Option<Instant>)>,
+}
+
+impl Link {
+    /// A link of this speed.
+    pub fn new(speed: LinkSpeed) -> Self {
+        Self(Arc::new(State { speed, groups: Mutex::default(), times: Mutex::default() }))
+    }
+
+    /// A rank's communicator, over the link.
+    pub fn around(&self, inner: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        Arc::new(Linked { inner, link: self.0.clone(), count: AtomicU64::new(0) })
+    }
+
+    /// What the collectives called `label` took on the world rank `rank`.
+    pub fn time(&self, rank: usize, label: &'static str) -> LinkTime {
+        lock(&self.0.times).get(&(rank, label)).copied().unwrap_or_default()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Linked {
+    inner: Arc<dyn Communicator>,
+    link: Arc<State>,
+    count: AtomicU64,
+}
+
+impl fmt::Debug for Linked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Linked({:?})", self.inner)
+    }
+}
+
+impl State {
+    /// The group as a key that is the same for all its members.
+    fn key(group: &Group) -> Group {
+        group.seen_by(0).expect("invariant: a group has a first rank")
+    }
+
+    /// A rank has come to a collective; the last one starts the transfer.
+    fn arrive(&self, group: &Group, number: u64, transfer: Duration) {
+        let mut groups = lock(&self.groups);
+        let traffic = groups.entry(Self::key(group)).or_default();
+        let (arrived, over) = traffic.under_way.entry(number).or_default();
+        *arrived += 1;
+        if *arrived == group.size() {
+            let now = Instant::now();
+            let end = traffic.free_at.map_or(now, |free| free.max(now)) + transfer;
+            (*over, traffic.free_at) = (Some(end), Some(end));
+        }
+    }
+
+    /// When a collective that is over in memory is over on the link. Each rank asks once.
+    fn leave(&self, group: &Group, number: u64) -> Option<Instant> {
+        let mut groups = lock(&self.groups);
+        let under_way = &mut groups.get_mut(&Self::key(group))?.under_way;
+        let (left, over) = under_way.get_mut(&number)?;
+        let over = *over;
+        *left -= 1;
+        if *left == 0 {
+            under_way.remove(&number);
+        }
+        over
+    }
+
+    fn note(&self, rank: usize, name: Name, transfer: Duration, exposed: Duration) {
+        let mut times = lock(&self.times);
+        let time = times.entry((rank, name.label())).or_default();
+        time.operations += 1;
+        time.transfer += transfer;
+        time.exposed += exposed;
+    }
+}
+
+impl Communicator for Linked {
+    fn group(&self) -> &Group {
+        self.inner.group()
+    }
+
+    fn start(&self, request: Request) -> Result<Pending, CommError> {
+        let (operation, name) = (request.operation, request.name);
+        let is_message = matches!(
+            operation,
+            Operation::Send { .. } | Operation::Recv { .. } | Operation::Exchange { .. }
+        );
+        if self.group().size() == 1 || is_message {
+            return self.inner.start(request);
+        }
+        let bytes = request.send.as_ref().map_or(0, trine_buffer::Buf::size_bytes);
+        let transfer = self.link.speed.time(operation, self.group().size(), bytes);
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        self.link.arrive(self.group(), number, transfer);
+        let inner = Some(self.inner.start(request)?);
+        let (link, group) = (self.link.clone(), self.group().clone());
+        let slow = Slow { inner, link, group, number, name, transfer };
+        Ok(Pending::started(Box::new(slow)))
+    }
+
+    fn subgroup(
+        &self,
+        colour: u64,
+        name: &str,
+        site: Site,
+    ) -> Result<Arc<dyn Communicator>, CommError> {
+        let inner = self.inner.subgroup(colour, name, site)?;
+        Ok(Arc::new(Self { inner, link: self.link.clone(), count: AtomicU64::new(0) }))
+    }
+
+    fn abort(&self, cause: &str) {
+        self.inner.abort(cause);
+    }
+
+    fn recorder(&self) -> &Arc<Recorder> {
+        self.inner.recorder()
+    }
+}
+
+/// A collective on the link.
+struct Slow {
+    inner: Option<Pending>,
+    link: Arc<State>,
+    group: Group,
+    number: u64,
+    name: Name,
+    transfer: Duration,
+}
+
+impl Progress for Slow {
+    fn is_done(&self) -> bool {
+        let groups = lock(&self.link.groups);
+        let traffic = groups.get(&State::key(&self.group));
+        let over = traffic.and_then(|traffic| traffic.under_way.get(&self.number)?.1);
+        over.is_some_and(|over| over <= Instant::now())
+            && self.inner.as_ref().is_some_and(Pending::is_done)
+    }
+
+    fn wait(mut self: Box<Self>, on: &Queue) -> Result<Done, CommError> {
+        let began = Instant::now();
+        let Some(inner) = self.inner.take() else { return Ok(Done::default()) };
+        let done = inner.wait(on)?;
+        if let Some(over) = self.link.leave(&self.group, self.number) {
+            std::thread::sleep(over.saturating_duration_since(Instant::now()));
+            let exposed = over.saturating_duration_since(began);
+            self.link.note(self.group.world_rank(), self.name, self.transfer, exposed);
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        // Not waited for: nobody asks when it is over.
+        if self.inner.is_some() {
+            self.link.leave(&self.group, self.number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ReduceOp, threads};
+    use trine_buffer::Buf;
+
+    const MIB: usize = 1 << 20;
+
+    fn speed(bytes_per_s: f64, latency_us: u64) -> LinkSpeed {
+        LinkSpeed { bytes_per_s, latency: Duration::from_micros(latency_us) }
+    }
+
+    #[test]
+    fn ring_algorithms_take_their_time() {
+        let speed = speed(1e6, 100);
+        let micros = |operation, ranks, bytes| speed.time(operation, ranks, bytes).as_micros();
+        let sum = ReduceOp::Sum;
+        assert_eq!(micros(Operation::AllReduce(sum), 2, 1000), 1000 + 200);
+        assert_eq!(micros(Operation::AllReduce(sum), 4, 1000), 1500 + 600);
+        assert_eq!(micros(Operation::ReduceScatter(sum), 4, 1000), 750 + 300);
+        assert_eq!(micros(Operation::AllGather, 4, 250), 750 + 300);
+        assert_eq!(micros(Operation::Barrier, 2, 0), 100);
+    }
+
+    #[test]
+    fn transfers_queue_up_and_what_is_hidden_is_counted() {
+        let link = Link::new(speed(100e6, 50));
+        let began = Instant::now();
+        let sums = threads::run(2, &Default::default(), |comm| {
+            let comm = link.around(comm);
+            let post = |value: f32| {
+                let buf = Buf::from_vec(vec![value; MIB / 4]);
+                comm.post_all_reduce(buf, ReduceOp::Sum, Name::new("grad"))
+            };
+            let pending = [post(1.0)?, post(2.0)?, post(3.0)?];
+            // As long as the three take: nothing is left to wait for.
+            std::thread::sleep(Duration::from_millis(40));
+            let mut sums = Vec::new();
+            for pending in pending {
+                sums.push(pending.wait(&Queue::Host)?.send.map(|buf| buf.to_f64_vec()[7]));
+            }
+            comm.all_reduce(Buf::from_vec(vec![0f32; MIB / 4]), ReduceOp::Sum, "shown")?;
+            comm.barrier("end")?;
+            Ok::<_, CommError>(sums)
+        });
+        assert_eq!(sums.unwrap(), vec![vec![Some(2.0), Some(4.0), Some(6.0)]; 2]);
+        assert!(began.elapsed() >= Duration::from_millis(50));
+        for rank in 0..2 {
+            let (hidden, shown) = (link.time(rank, "grad"), link.time(rank, "shown"));
+            assert_eq!((hidden.operations, shown.operations), (3, 1));
+            assert_eq!(hidden.transfer, 3 * shown.transfer);
+            assert!(hidden.hidden() > 0.5 && shown.hidden() < 0.5, "{hidden:?} {shown:?}");
+        }
+        assert_eq!(link.time(0, "other"), LinkTime::default());
+        assert!(lock(&link.0.groups).values().all(|traffic| traffic.under_way.is_empty()));
+    }
+}
