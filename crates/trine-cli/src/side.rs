@@ -25,6 +25,9 @@ pub(crate) const TRY_AGAIN: u8 = 75;
 /// How long a rank that is told to stop has to say its last.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long a failure may take to the store of the rank that has seen it.
+const CAUSE_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long the flight recorders of the others are waited for.
 const RECORDS_WITHIN: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,8 @@ pub(crate) struct Side {
     supervised: bool,
     /// Once it is known.
     directory: Arc<OnceLock<String>>,
+    /// Whether this rank has said why the run has ended.
+    explained: Arc<AtomicBool>,
 }
 
 /// Where the supervisor listens, if there is one.
@@ -85,12 +90,14 @@ impl Side {
         let stopped = Arc::new(AtomicBool::new(false));
         let (flag, world) = (stopped.clone(), process.world().clone());
         let directory = Arc::new(OnceLock::new());
-        let run = directory.clone();
+        let explained = Arc::new(AtomicBool::new(false));
+        let (run, said) = (directory.clone(), explained.clone());
         let on_stop = move |cause: Diagnosis| {
             flag.store(true, Ordering::Release);
             // Rank 0 speaks for all; if it is the one that is gone, the next one does. At once: other
             // launchers than ours end all ranks as soon as one has ended.
-            if !supervised && (rank == 0 || (rank == 1 && cause.rank == 0)) {
+            let speaks = rank == 0 || (rank == 1 && cause.rank == 0);
+            if !supervised && speaks && !said.swap(true, Ordering::AcqRel) {
                 explain(&cause, run.get());
             }
             world.abort(&cause.to_string());
@@ -101,7 +108,7 @@ impl Side {
         let watch = client.watch(process.world().recorder(), on_stop).map_err(refused);
         let watch = process.agree(watch, TrainError::is_usage)?;
         let store = store.map(|(store, _)| store);
-        Ok(Self { client, watch, store, stopped, supervised, directory })
+        Ok(Self { client, watch, store, stopped, supervised, directory, explained })
     }
 
     /// Tells where the run is.
@@ -126,11 +133,20 @@ impl Side {
             return 1;
         }
         if let Some(store) = &self.store {
-            // Rank 0 is the one that knows, and has said so when it was told to stop.
+            // Rank 0 is the one that knows. The news may have reached its own thread first.
+            let diagnosis = store.cause_within(CAUSE_WITHIN);
+            if let Some(cause) = &diagnosis
+                && !self.explained.swap(true, Ordering::AcqRel)
+            {
+                explain(cause, self.directory.get());
+            }
             let records = store.records_within(RECORDS_WITHIN);
-            let diagnosis = store.cause_within(Duration::ZERO);
-            if let Some((diagnosis, directory)) = diagnosis.zip(self.directory.get()) {
-                keep(directory, &PostMortem { diagnosis, records });
+            match (diagnosis, self.directory.get()) {
+                (Some(diagnosis), Some(directory)) => {
+                    keep(directory, &PostMortem { diagnosis, records });
+                }
+                (Some(_), None) => {}
+                (None, _) => output::complain(&format!("error: {failure}")),
             }
         }
         TRY_AGAIN

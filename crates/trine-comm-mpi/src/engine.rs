@@ -520,10 +520,15 @@ impl Engine {
         self.outbox.is_empty()
     }
 
-    /// The calls that nobody has matched, here or among those that have been heard of.
-    pub(crate) fn left(&self) -> Vec<String> {
+    /// The calls that nobody has matched, here or among those that have been heard of; apart from the
+    /// collectives of the group `leaving`, by which faster ranks are asking the same.
+    pub(crate) fn left(&self, leaving: u64) -> Vec<String> {
         let own = self.active.values().map(|active| active.call.to_string());
-        own.chain(self.early.values().flatten().map(|envelope| envelope.text.clone())).collect()
+        let is_question =
+            |slot: &Slot| slot.group == leaving && slot.channel == Channel::Collective;
+        let others = self.early.iter().filter(|(slot, _)| !is_question(slot));
+        let others = others.flat_map(|(_, envelopes)| envelopes);
+        own.chain(others.map(|envelope| envelope.text.clone())).collect()
     }
 
     /// Takes no envelopes any more.

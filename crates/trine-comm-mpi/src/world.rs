@@ -171,7 +171,7 @@ impl World {
         let comm = self.comm();
         comm.barrier("leave")?;
         // MPI_Finalize waits for everybody: either all go there or nobody does.
-        let left = lock(&self.shared).left();
+        let left = lock(&self.shared).left(WORLD);
         let flag = Buf::from_vec(vec![u64::from(!left.is_empty())]);
         let somewhere = comm.all_reduce(flag, ReduceOp::Max, "left")?.typed::<u64>()?[0] == 1;
         let deadline = lock(&self.shared).deadline();

@@ -293,7 +293,7 @@ fn a_cut_link_stops_both_hosts() {
     let (code, took, said) = run.end(Duration::from_secs(60));
     assert_eq!(code, Some(1), "{said}");
     assert!(took < Duration::from_secs(10), "{took:?}: {said}");
-    assert!(said.contains("error: rank 4 on nodeb: no heartbeat for"), "{said}");
+    assert!(said.contains(" on nodeb: no heartbeat for"), "{said}");
     assert!(said.contains("the link to it is gone"), "{said}");
     assert_eq!(run.left(), 0, "no process stays on either side");
 }

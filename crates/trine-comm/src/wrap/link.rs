@@ -47,7 +47,7 @@ pub struct LinkTime {
     pub operations: u64,
     /// Time that the link was busy with them.
     pub transfer: Duration,
-    /// Time that the rank stood still for them: from the begin of its wait to the end of the transfer.
+    /// The part of it during which the rank waited for them.
     pub exposed: Duration,
 }
 
@@ -220,7 +220,8 @@ impl Progress for Slow {
         let done = inner.wait(on)?;
         if let Some(over) = self.link.leave(&self.group, self.number) {
             std::thread::sleep(over.saturating_duration_since(Instant::now()));
-            let exposed = over.saturating_duration_since(began);
+            // What the rank waits for before the transfer begins is a late peer, and not the link.
+            let exposed = over.saturating_duration_since(began).min(self.transfer);
             self.link.note(self.group.world_rank(), self.name, self.transfer, exposed);
         }
         Ok(done)
