@@ -102,7 +102,7 @@ impl Found {
 }
 
 /// Which limit makes a request impossible.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Limit {
     /// More devices than the cluster has, or none.
     Devices,
@@ -111,7 +111,7 @@ pub enum Limit {
     /// No layout fits the memory.
     Memory {
         /// The layout that needs least.
-        leanest: Choice,
+        leanest: Box<Choice>,
     },
     /// What the request fixes rules out every layout.
     Fixed,
@@ -352,7 +352,9 @@ fn pipelines(planner: &Planner<'_>, request: &Request, pp: usize) -> Vec<(Pipeli
     for chunks in divisors(layers / pp).filter(|v| *v > 1 && layers.is_multiple_of(pp * v)) {
         all.extend([Pipeline::Interleaved, Pipeline::BreadthFirst].map(|kind| (kind, chunks)));
     }
-    all.push((Pipeline::ZbV, 2));
+    if layers.is_multiple_of(2 * pp) {
+        all.push((Pipeline::ZbV, 2));
+    }
     all.retain(keeps);
     all
 }
@@ -381,7 +383,7 @@ fn why_not(planner: &Planner<'_>, request: &Request, leanest: Option<Choice>) ->
     };
     let share = leanest.memory_share();
     Impossible {
-        limit: Limit::Memory { leanest },
+        limit: Limit::Memory { leanest: Box::new(leanest) },
         devices: nearest_devices(planner, request),
         headroom: (share <= 1.0).then_some(1.0 - share),
         ..nothing

@@ -6,7 +6,7 @@
 //! mean marginal contribution over all orders of the factors (Lundberg & Lee, 1705.07874, with independent factors). A
 //! factor's weight is the mean of the absolute value over all trials.
 
-use crate::{Convention, Layout, Planner, Recompute, flops};
+use crate::{Convention, Layout, Pipeline, Planner, Recompute, flops};
 
 /// One factor and how much it moves throughput.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,9 +36,9 @@ pub struct Sensitivity {
 type Values = Vec<(String, Change)>;
 type Change = Box<dyn Fn(&mut Layout)>;
 
-/// Analyses the layouts around `base` on about as many devices: micro-batch, tensor and pipeline degree, micro-batches
-/// of a step, ZeRO-1 and recompute, each over its values in the paper's search, as far as the model allows; and twice
-/// the devices.
+/// Analyses the layouts around `base`, with 1F1B and whole blocks recomputed, over the grid of the paper's search (175B:
+/// tensor 4 or 8, pipeline 1 to 16, micro-batch up to 20, 5 or 10 micro-batches, 12 or 16 nodes, ZeRO-1 or none), its
+/// degrees and devices taken relative to `base`.
 pub fn sensitivity(planner: &Planner<'_>, base: &Layout, headroom: f64) -> Sensitivity {
     let factors = grid(planner, base);
     let sizes: Vec<usize> = factors.iter().map(|(_, values)| values.len()).collect();
@@ -49,8 +49,8 @@ pub fn sensitivity(planner: &Planner<'_>, base: &Layout, headroom: f64) -> Sensi
             let mut devices = base.devices();
             for ((name, values), index) in factors.iter().zip(indices(trial, &sizes)) {
                 values[index].1(&mut layout);
-                if *name == "devices" {
-                    devices *= index + 1;
+                if *name == "devices" && index > 0 {
+                    devices += devices / 3;
                 }
             }
             measure(planner, layout, devices, headroom)
@@ -85,13 +85,15 @@ fn grid(planner: &Planner<'_>, base: &Layout) -> Vec<(&'static str, Values)> {
     let numbers = |values: &[usize], change: fn(&mut Layout, usize)| -> Values {
         values.iter().map(|value| number(*value, change)).collect()
     };
-    let tensor: Vec<usize> =
-        [1, 2, 4, 8].into_iter().filter(|tp| spec.check_layout(*tp, 1).is_ok()).collect();
-    let deepest = base.degrees.pp * 2;
-    let pipeline: Vec<usize> = [1, 2, 4, 8, 12, 16, 32, 64, 128]
-        .into_iter()
-        .filter(|p| *p <= deepest.min(spec.layers))
-        .collect();
+    // Parts of what the base has, in 48ths.
+    let degrees = |base: usize, parts: &[usize], fits: &dyn Fn(usize) -> bool| -> Vec<usize> {
+        let mut all: Vec<usize> = parts.iter().map(|part| (base * part / 48).max(1)).collect();
+        all.dedup();
+        all.retain(|degree| fits(*degree));
+        all
+    };
+    let tensor = degrees(base.degrees.tp, &[24, 48], &|tp| spec.check_layout(tp, 1).is_ok());
+    let pipeline = degrees(base.degrees.pp, &[3, 6, 12, 24, 36, 48], &|pp| pp <= spec.layers);
     let yes_no = |change: fn(&mut Layout, bool)| -> Values {
         [("no", false), ("yes", true)]
             .map(|(text, on)| -> (String, Change) {
@@ -100,19 +102,16 @@ fn grid(planner: &Planner<'_>, base: &Layout) -> Vec<(&'static str, Values)> {
             .into()
     };
     vec![
-        ("micro-batch", numbers(&[1, 2, 4, 8, 16, 20], |layout, value| layout.micro_batch = value)),
+        (
+            "micro-batch",
+            numbers(&[1, 4, 8, 12, 16, 20], |layout, value| layout.micro_batch = value),
+        ),
         ("tensor degree", numbers(&tensor, |layout, value| layout.degrees.tp = value)),
         ("pipeline degree", numbers(&pipeline, |layout, value| layout.degrees.pp = value)),
         // Held in the batch until the replicas are known.
         ("micro-batches", numbers(&[5, 10], |layout, value| layout.global_batch = value)),
-        ("devices", numbers(&[base.devices(), 2 * base.devices()], |_, _| {})),
+        ("devices", numbers(&[base.devices(), base.devices() + base.devices() / 3], |_, _| {})),
         ("zero-1", yes_no(|layout, on| layout.zero = u8::from(on))),
-        (
-            "recompute",
-            yes_no(|layout, on| {
-                layout.recompute = if on { Recompute::Full { every: 1 } } else { Recompute::None };
-            }),
-        ),
     ]
 }
 
@@ -122,6 +121,9 @@ fn measure(planner: &Planner<'_>, mut layout: Layout, devices: usize, headroom: 
     // As in the paper's trials, devices that make no whole replica stay idle.
     layout.degrees.dp = devices / replica;
     layout.degrees.cp = 1;
+    layout.virtual_stages = 1;
+    layout.pipeline = Pipeline::OneFOneB;
+    layout.recompute = Recompute::Full { every: 1 };
     layout.global_batch *= layout.micro_batch * layout.degrees.dp;
     if layout.check(planner.model).is_err() {
         return 0.0;

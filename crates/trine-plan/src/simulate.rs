@@ -52,18 +52,16 @@ impl Layout {
 }
 
 impl Planner<'_> {
-    /// What each virtual stage of a layout costs for one micro-batch, seconds. A rank's blocks are shared out evenly
-    /// over its chunks; the last stage has the head. Where messages are not hidden, those who send them wait.
+    /// What each virtual stage of a layout costs for one micro-batch, seconds. The last stage has the head. Where
+    /// messages are not hidden, those who send them wait.
     pub fn stage_costs(&self, layout: &Layout, placement: &[usize]) -> StageCosts {
         let (block, head, message) = self.unit_times(layout);
         let stages = placement.len();
         let blocked =
             if layout.degrees.pp > 1 { message * (1.0 - self.stack.message_overlap) } else { 0.0 };
+        let blocks = self.stage_blocks(layout, placement);
         let time = |stage: usize, of: fn(&StageTime) -> f64| {
-            let rank = placement[stage];
-            let blocks = blocks_of(self.model.spec.layers, layout, self.stack, rank)
-                / layout.virtual_stages as f64;
-            blocks * of(&block) + if stage + 1 == stages { of(&head) } else { 0.0 }
+            blocks[stage] as f64 * of(&block) + if stage + 1 == stages { of(&head) } else { 0.0 }
         };
         StageCosts {
             forward: (0..stages).map(|s| time(s, |t| t.forward) + blocked).collect(),
@@ -71,6 +69,28 @@ impl Planner<'_> {
             backward_weight: (0..stages).map(|s| time(s, |t| t.weight)).collect(),
             transfer: vec![message * self.stack.message_overlap; stages.saturating_sub(1)],
         }
+    }
+}
+
+impl Planner<'_> {
+    /// Blocks of each virtual stage: those of its rank, as even as possible over its chunks. Where they do not divide,
+    /// the first chunks take one more, but on the first rank the last ones: its first has the embedding.
+    fn stage_blocks(&self, layout: &Layout, placement: &[usize]) -> Vec<usize> {
+        let chunks = layout.virtual_stages;
+        let mut seen = vec![0; layout.degrees.pp];
+        let place = |&rank: &usize| {
+            let blocks = blocks_of(self.model.spec.layers, layout, self.stack, rank) as usize;
+            let (each, over) = (blocks / chunks, blocks % chunks);
+            let chunk = seen[rank];
+            seen[rank] += 1;
+            let more = if rank == 0 && layout.degrees.pp > 1 {
+                chunk >= chunks - over
+            } else {
+                chunk < over
+            };
+            each + usize::from(more)
+        };
+        placement.iter().map(place).collect()
     }
 }
 

@@ -101,7 +101,7 @@ fn a_lead_is_explained_by_the_items_that_differ() {
 #[test]
 fn the_recipes_of_the_paper_are_feasible_and_near_the_first_choice() {
     // Dash et al. (2312.12705): 175B as tp 4 × pp 16, 1T as tp 8 × pp 64, micro-batch 1, 1F1B, ZeRO-1, full recompute.
-    // The search may choose degrees, micro-batch and ZeRO stage freely within that software.
+    // The search may choose degrees and micro-batch freely within that software.
     for (preset, devices, batch, tp, pp) in
         [("frontier-175b", 1024, 10_240, 4, 16), ("frontier-1t", 3072, 9600, 8, 64)]
     {
@@ -111,14 +111,15 @@ fn the_recipes_of_the_paper_are_feasible_and_near_the_first_choice() {
             pipeline: Some(Pipeline::OneFOneB),
             recompute: Some(Recompute::Full { every: 1 }),
             sequence_parallel: Some(false),
+            zero: Some(1),
             ..Fixed::default()
         };
         let first = search(&planner, &request(devices, batch, software)).unwrap().best[0];
-        let recipe =
-            Fixed { tp: Some(tp), pp: Some(pp), micro_batch: Some(1), zero: Some(1), ..software };
+        let recipe = Fixed { tp: Some(tp), pp: Some(pp), micro_batch: Some(1), ..software };
         let paper = search(&planner, &request(devices, batch, recipe)).unwrap().best[0];
         let over = paper.step() / first.step() - 1.0;
-        assert!((0.0..0.1).contains(&over), "{preset}: {over} {:?}", first.layout);
+        // 175B: two sequences a micro-batch instead of one; 1T: tp 4 × pp 128, as the authors' later script has it.
+        assert!((0.0..0.06).contains(&over), "{preset}: {over} {:?}", first.layout);
     }
 }
 
@@ -217,11 +218,12 @@ fn weak_scaling_holds_and_strong_scaling_bends_with_the_bubble() {
 fn sensitivity_ranks_the_choices_of_the_papers_search() {
     let oak = Oak::new("frontier-175b");
     let planner = oak.planner();
-    let fixed = Fixed { tp: Some(8), pp: Some(12), ..Fixed::default() };
-    let base = search(&planner, &request(96, 640, fixed)).unwrap().best[0].layout;
-    let found = sensitivity(&planner, &base, 0.1);
-    assert!(found.trials >= 1000 && found.feasible > 100, "{} {}", found.trials, found.feasible);
-    assert_eq!(found.factors.len(), 7);
+    let fixed = Fixed { tp: Some(8), pp: Some(16), ..Fixed::default() };
+    let base = search(&planner, &request(128, 640, fixed)).unwrap().best[0].layout;
+    let found = sensitivity(&planner, &base, 0.0);
+    // 6 micro-batches × tensor {4, 8} × pipeline {1, 2, 4, 8, 12, 16} × {5, 10} × 2 sizes × ZeRO.
+    assert!(found.trials == 6 * 2 * 6 * 2 * 2 * 2 && found.feasible > 100, "{found:?}");
+    assert_eq!(found.factors.len(), 6);
     assert!(found.factors.is_sorted_by(|a, b| a.weight >= b.weight));
     for factor in &found.factors {
         assert_eq!(factor.values.len(), factor.means.len());
@@ -231,7 +233,7 @@ fn sensitivity_ranks_the_choices_of_the_papers_search() {
         let means = &found.factors[index].means;
         means.iter().sum::<f64>() / means.len() as f64
     };
-    assert!((1..7).all(|index| (mean(index) / mean(0) - 1.0).abs() < 1e-9));
+    assert!((1..6).all(|index| (mean(index) / mean(0) - 1.0).abs() < 1e-9));
 }
 
 #[test]

@@ -147,7 +147,10 @@ const CASES: &[(&[&str], &[&str])] = &[
     ),
     (&["plan", "--model", "frontier-2t"], &["frontier-2t", "frontier-1t"]),
     (&["plan", "--cluster", "frontear"], &["no cluster is called", "frontear", "frontier"]),
-    (&["plan", "--stack", "megatrom"], &["no stack is called", "megatrom", "megatron-core"]),
+    (
+        &["plan", "--stack", "megatrom"],
+        &["no software stack is called", "megatrom", "megatron-core"],
+    ),
     (&["plan", "--cluster-file", "missing.toml"], &["missing.toml: cannot read the clusters"]),
     (&["plan", "--memory-headroom", "1.5"], &["--memory-headroom 1.5", "below 1"]),
     (&["plan", "--precision", "int8"], &["--precision int8", "bf16, f16, f32, fp8"]),
@@ -182,7 +185,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 48);
+    assert_eq!(cases, 66);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

@@ -85,8 +85,20 @@ fn the_written_configuration_is_one_that_trine_takes() {
 #[test]
 fn scaling_says_where_and_why_it_bends() {
     let folder = tempfile::tempdir().unwrap();
-    let args =
-        ["plan", "scale", "--model", "frontier-175b", "--gpus", "1024", "--tp", "4", "--pp", "16"];
+    let args = [
+        "plan",
+        "scale",
+        "--model",
+        "frontier-175b",
+        "--gpus",
+        "1024",
+        "--tp",
+        "4",
+        "--pp",
+        "16",
+        "--schedule",
+        "1f1b",
+    ];
     let text = ok(folder.path(), &[&args[..], &["--global-batch", "3200"]].concat());
     for part in ["weak scaling", "strong scaling", "100.0 %", "It bends at ", "the bubble takes"] {
         assert!(text.contains(part), "{part} is missing in\n{text}");

@@ -9,8 +9,6 @@ mod task;
 use crate::failure::Failure;
 use crate::plan_args::{PlanArgs, PlanCommand};
 
-pub(crate) use task::Task;
-
 /// Dispatches the subcommands; without one, searches.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     match &args.command {

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     text += &nearly(&found, task.request.headroom);
     text += &budget(&planner, &found.best[0], tokens);
     if args.explain {
-        text += &explain(&planner, &found.best[0]);
+        text += &explain(&found.best[0]);
     }
     if args.sensitivity {
         text += &ranking(&planner, &found.best[0], task.request.headroom);
@@ -213,7 +213,7 @@ fn days_and_dollars(planner: &Planner<'_>, best: &Choice, tokens: f64) -> (f64, 
     (days, dollars)
 }
 
-fn explain(planner: &Planner<'_>, best: &Choice) -> String {
+fn explain(best: &Choice) -> String {
     let time = &best.estimate.time;
     let mut text =
         format!("\nWhere the {:.2} s of a step go (closed form {:.2}):\n", best.step(), time.step);
