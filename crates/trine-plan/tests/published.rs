@@ -19,16 +19,24 @@ struct Known {
 }
 
 fn known() -> Known {
-    let (clusters, stacks) = (clusters(&[]).unwrap(), stacks().unwrap());
-    let rows = built_in(&clusters, &stacks).unwrap();
-    Known { clusters, stacks, constants: Constants::built_in().unwrap(), rows }
+    let (clusters, stacks) = (
+        clusters(&[]).expect("committed data are in order"),
+        stacks().expect("committed data are in order"),
+    );
+    let rows = built_in(&clusters, &stacks).expect("committed data are in order");
+    Known {
+        clusters,
+        stacks,
+        constants: Constants::built_in().expect("committed data are in order"),
+        rows,
+    }
 }
 
 impl Known {
     fn compared(&self) -> Vec<Compared<'_>> {
         let world =
             World { clusters: &self.clusters, stacks: &self.stacks, constants: &self.constants };
-        world.compare(&self.rows).unwrap()
+        world.compare(&self.rows).expect("committed data are in order")
     }
 
     fn outside(&self) -> Vec<Compared<'_>> {
@@ -38,7 +46,7 @@ impl Known {
 }
 
 fn row<'a>(compared: &'a [Compared<'a>], id: &str) -> &'a Compared<'a> {
-    compared.iter().find(|row| row.row.row_id == id).unwrap()
+    compared.iter().find(|row| row.row.row_id == id).expect("committed data are in order")
 }
 
 #[test]
@@ -133,12 +141,13 @@ fn frontier(degrees: Degrees, per_replica: usize) -> Layout {
 
 fn with_planner<T>(model: &str, f: impl FnOnce(&Planner<'_>) -> T) -> T {
     let known = known();
-    let mut spec = presets::find(model).unwrap().model;
+    let mut spec = presets::find(model).expect("committed data are in order").model;
     spec.vocab = 50688;
-    let model = Model::new(&spec).unwrap();
-    let cluster = find_cluster(&known.clusters, "frontier").unwrap();
-    let stack = find_stack(&known.stacks, "megatron-deepspeed").unwrap();
-    f(&Planner::new(&model, cluster, stack, &known.constants).unwrap())
+    let model = Model::new(&spec).expect("committed data are in order");
+    let cluster = find_cluster(&known.clusters, "frontier").expect("committed data are in order");
+    let stack =
+        find_stack(&known.stacks, "megatron-deepspeed").expect("committed data are in order");
+    f(&Planner::new(&model, cluster, stack, &known.constants).expect("committed data are in order"))
 }
 
 #[test]
