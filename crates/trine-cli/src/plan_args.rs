@@ -15,7 +15,7 @@ pub(crate) struct PlanArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PlanCommand {
     /// Weak and strong scaling of the best layout, or of the one that is given, up to many devices
-    Scale(ScaleArgs),
+    Scale(Box<ScaleArgs>),
     /// Hold predicted time and memory against published runs
     Evaluate(EvaluateArgs),
     /// Fit the constants again on a quarter of the published runs, and test them on the rest

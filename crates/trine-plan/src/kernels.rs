@@ -20,8 +20,9 @@ fn waves_s(m: f64, n: f64, units: f64, tail: f64) -> f64 {
     best * units / (m * n)
 }
 
-/// Loss of a product whose rows do not start at 16 bytes: tensor cores are fed element by element.
-const MISALIGNED: f64 = 1.9;
+/// Loss of attention's products where rows of heads do not start at 16 bytes: tensor cores are fed element by element
+/// (BigScience: heads of 108 cost a third of the throughput of the whole model beside heads of 144).
+const MISALIGNED: f64 = 3.0;
 
 /// FlashAttention's first version against the second: a block a head and batch row, more non-matrix work (Dao 2023
 /// measures 1.7 to 2).
@@ -93,9 +94,12 @@ impl Kernels<'_> {
             return self.stored_attention(kind, tokens, seq, heads, head_dim);
         }
         let c = self.constants;
-        // Half of the scores are masked, and skipped. Heads narrower than a tile of 128 waste part of it.
-        let flops = 4.0 * tokens * seq * heads * head_dim / 2.0;
-        let narrow = (128.0 / head_dim).max(1.0).sqrt();
+        // Half of the scores are masked, and skipped. Kernels exist for heads of 32, 64, 96 and 128, then of multiples of
+        // 64: others are padded. Heads narrower than a tile of 128 waste part of it.
+        let step = if head_dim <= 128.0 { 32.0 } else { 64.0 };
+        let padded = (head_dim / step).ceil() * step;
+        let flops = 4.0 * tokens * seq * heads * padded / 2.0;
+        let narrow = (128.0 / padded).max(1.0).sqrt();
         let version = if kind == Attention::Flash1 { FLASH1 } else { 1.0 };
         let rate = self.device.peak_bf16 * c.flash_efficiency * seq / (seq + c.flash_half);
         let forward = flops / rate * narrow * version;

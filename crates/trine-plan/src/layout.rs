@@ -130,8 +130,8 @@ impl Layout {
         }
         model.spec.check_layout(d.tp, d.pp)?;
         let chunks = d.pp * self.virtual_stages;
-        // The first and the last chunk may hold the embedding and the head alone.
-        if self.virtual_stages > 1 && chunks > model.spec.layers + 2 {
+        // The embedding and the head may be chunks of their own.
+        if chunks > model.spec.layers + 2 {
             let rule = format!(
                 "pp × virtual stages = {chunks} is more than the {} layers, embedding and head",
                 model.spec.layers

@@ -102,7 +102,7 @@ impl Found {
 }
 
 /// Which limit makes a request impossible.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Limit {
     /// More devices than the cluster has, or none.
     Devices,
@@ -111,7 +111,7 @@ pub enum Limit {
     /// No layout fits the memory.
     Memory {
         /// The layout that needs least.
-        leanest: Choice,
+        leanest: Box<Choice>,
     },
     /// What the request fixes rules out every layout.
     Fixed,
@@ -383,7 +383,7 @@ fn why_not(planner: &Planner<'_>, request: &Request, leanest: Option<Choice>) ->
     };
     let share = leanest.memory_share();
     Impossible {
-        limit: Limit::Memory { leanest },
+        limit: Limit::Memory { leanest: Box::new(leanest) },
         devices: nearest_devices(planner, request),
         headroom: (share <= 1.0).then_some(1.0 - share),
         ..nothing

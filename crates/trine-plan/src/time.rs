@@ -122,7 +122,7 @@ impl Planner<'_> {
             ..Time::default()
         };
         let blocks = blocks_of(layers, layout, self.stack, usize::from(p > 2));
-        time.data = self.data_s(layout, &network, blocks, &slowest);
+        time.data = self.data_s(layout, &network, blocks, &slowest) + self.tied_s(layout, &network);
         time.optimizer = self.optimizer_s(layout, &kernels, blocks);
         let busy = time.forward
             + time.backward
@@ -348,6 +348,17 @@ impl Planner<'_> {
         }
         partly_hidden(reduce, backward, over, overlap)
             + partly_hidden(gather, slowest.forward * window, over, overlap)
+    }
+
+    /// A tied embedding on the first and last stage: its gradient is summed between the two.
+    fn tied_s(&self, layout: &Layout, network: &Network<'_>) -> f64 {
+        let d = &layout.degrees;
+        if d.pp == 1 || !self.model.spec.tied {
+            return 0.0;
+        }
+        let elements = self.model.output.split / d.tp as f64;
+        let ends = Group { size: 2, stride: (d.pp - 1) * d.dp * d.cp * d.tp };
+        network.all_reduce_s(elements * self.stack.reduce_bytes(layout.precision), 1.0, ends)
     }
 
     /// Adam reads and writes master weights and two moments, reads gradients (twice: the norm), writes weights.

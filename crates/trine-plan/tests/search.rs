@@ -118,8 +118,8 @@ fn the_recipes_of_the_paper_are_feasible_and_near_the_first_choice() {
         let recipe = Fixed { tp: Some(tp), pp: Some(pp), micro_batch: Some(1), ..software };
         let paper = search(&planner, &request(devices, batch, recipe)).unwrap().best[0];
         let over = paper.step() / first.step() - 1.0;
-        println!("{preset}: {over} {:?}", first.layout);
-        assert!((0.0..0.12).contains(&over), "{preset}: {over} {:?}", first.layout);
+        // 175B: tp 2 × pp 32 with two sequences a micro-batch; 1T: tp 4 × pp 128, as the authors' later script.
+        assert!((0.0..0.06).contains(&over), "{preset}: {over} {:?}", first.layout);
     }
 }
 

@@ -205,7 +205,7 @@ fn wrong_types_and_words_say_what_was_expected() {
         let text = error(file, &[]);
         assert!(text.contains(expected), "{text}\n  expected: {expected}");
     }
-    assert_eq!(cases.len(), 15);
+    assert_eq!(cases.len(), 16);
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Task {
 
     fn impossible(&self, why: &Impossible) -> String {
         let Request { devices, global_batch, headroom, .. } = self.request;
-        match why.limit {
+        match &why.limit {
             Limit::Devices => format!(
                 "{devices} devices: {} has 1 to {}; the nearest possible request is --gpus {}",
                 self.cluster.name,
@@ -82,7 +82,7 @@ impl Task {
                  micro-batch must divide them); the nearest possible request is --global-batch {}",
                 why.global_batch.unwrap_or(1)
             ),
-            Limit::Memory { leanest } => self.too_little_memory(&leanest, why, headroom),
+            Limit::Memory { leanest } => self.too_little_memory(leanest, why, headroom),
             Limit::Fixed => {
                 "no layout has all that is fixed (--tp, --pp, --schedule, …); leave one of them \
                              out"
