@@ -62,7 +62,8 @@ impl Link {
         std::thread::current().id() == self.thread
     }
 
-    fn check_thread(&self) -> Result<(), CommError> {
+    /// Refuses every other thread.
+    pub(crate) fn check_thread(&self) -> Result<(), CommError> {
         if self.is_here() {
             return Ok(());
         }
