@@ -291,7 +291,7 @@ mod tests {
     fn long_messages_go_in_pieces() {
         let of = |bytes, most| chunks(bytes, most).collect::<Vec<_>>();
         assert!(of(3..3, 4).is_empty());
-        assert_eq!(of(0..4, 4), [0..4]);
+        assert_eq!(of(0..8, 4), [0..4, 4..8]);
         assert_eq!(of(1..10, 4), [1..5, 5..9, 9..10]);
     }
 
