@@ -20,6 +20,7 @@ mod mpi;
 mod output;
 mod progress;
 mod select;
+#[cfg(feature = "mpi")]
 mod side;
 
 use args::{Bench, Cli, Command, ScheduleCommand};
