@@ -21,6 +21,7 @@ mod output;
 mod plan_args;
 mod progress;
 mod select;
+#[cfg(feature = "mpi")]
 mod side;
 
 use args::{Bench, Cli, Command, ScheduleCommand};

@@ -1,5 +1,6 @@
 //! A rank's side channel: heartbeats out, the first cause of a failure in.
 
+use crate::commands::launch::{DIRECTORY, STORE, TOKEN, keep};
 use crate::failure::Failure;
 use crate::output;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -9,15 +10,7 @@ use std::time::Duration;
 use trine_comm::{Diagnosis, PostMortem};
 use trine_rendezvous::{Client, RendezvousError, Store, StoreOptions, Token, Watch};
 use trine_trainer::config::Config;
-use trine_trainer::run::write_post_mortem;
 use trine_trainer::{Process, TrainError};
-
-/// Where `trine launch` listens.
-pub(crate) const STORE: &str = "TRINE_STORE";
-/// What it asks for.
-pub(crate) const TOKEN: &str = "TRINE_TOKEN";
-/// Under which key rank 0 says where the run is.
-pub(crate) const DIRECTORY: &str = "directory";
 
 /// The code of a run that may be started again: `EX_TEMPFAIL`.
 pub(crate) const TRY_AGAIN: u8 = 75;
@@ -169,14 +162,6 @@ fn explain(cause: &Diagnosis, directory: Option<&String>) {
         output::complain(&format!(
             "resume: start it as before, with: trine train --resume {directory}"
         ));
-    }
-}
-
-/// Writes the flight recorders, and says where they are.
-pub(crate) fn keep(directory: &str, post_mortem: &PostMortem) {
-    match write_post_mortem(directory.as_ref(), post_mortem) {
-        Ok(folder) => output::complain(&format!("flight recorders: {}", folder.display())),
-        Err(error) => output::complain(&format!("no flight recorders: {error}")),
     }
 }
 

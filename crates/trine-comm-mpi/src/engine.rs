@@ -165,6 +165,7 @@ impl Engine {
     /// Posts an operation; its number.
     pub(crate) fn start(&mut self, members: &Members, request: Request) -> Result<u64, CommError> {
         request.check(&members.group)?;
+        self.link.check_thread()?;
         self.check()?;
         let (slot, slot_out) = self.slots_of(members, request.operation);
         let shown =

@@ -62,7 +62,8 @@ impl Link {
         std::thread::current().id() == self.thread
     }
 
-    fn check_thread(&self) -> Result<(), CommError> {
+    /// Refuses every other thread.
+    pub(crate) fn check_thread(&self) -> Result<(), CommError> {
         if self.is_here() {
             return Ok(());
         }
@@ -290,7 +291,7 @@ mod tests {
     fn long_messages_go_in_pieces() {
         let of = |bytes, most| chunks(bytes, most).collect::<Vec<_>>();
         assert!(of(3..3, 4).is_empty());
-        assert_eq!(of(0..4, 4), [0..4]);
+        assert_eq!(of(0..8, 4), [0..4, 4..8]);
         assert_eq!(of(1..10, 4), [1..5, 5..9, 9..10]);
     }
 

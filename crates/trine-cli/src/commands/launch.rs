@@ -4,7 +4,6 @@
 
 use crate::args::{Cli, Command, LaunchArgs, TrainArgs};
 use crate::failure::Failure;
-use crate::side::{DIRECTORY, STORE, TOKEN, keep};
 use crate::{output, select};
 use anyhow::Context;
 use clap::Parser;
@@ -19,6 +18,14 @@ use std::time::{Duration, Instant};
 use trine_comm::{Diagnosis, PostMortem};
 use trine_rendezvous::{Store, StoreOptions, Token};
 use trine_trainer::config::Config;
+use trine_trainer::run::write_post_mortem;
+
+/// Where `trine launch` listens.
+pub(crate) const STORE: &str = "TRINE_STORE";
+/// What it asks for.
+pub(crate) const TOKEN: &str = "TRINE_TOKEN";
+/// Under which key rank 0 says where the run is.
+pub(crate) const DIRECTORY: &str = "directory";
 
 /// How often the supervisor looks.
 const TICK: Duration = Duration::from_millis(50);
@@ -167,6 +174,14 @@ fn once(
         (None, _) => End::Failed(None, directory),
     };
     all_ended.map(|()| end)
+}
+
+/// Writes the flight recorders, and says where they are.
+pub(crate) fn keep(directory: &str, post_mortem: &PostMortem) {
+    match write_post_mortem(directory.as_ref(), post_mortem) {
+        Ok(folder) => output::complain(&format!("flight recorders: {}", folder.display())),
+        Err(error) => output::complain(&format!("no flight recorders: {error}")),
+    }
 }
 
 /// mpirun and its arguments.
