@@ -144,7 +144,7 @@ impl Diagnosis {
     }
 }
 
-/// The failed rank first, then those that wait, then the rest; at most [`OTHERS_SHOWN`] of them.
+/// The failed rank first, then those that wait, then the rest; at most 16 of them.
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let own = self.beat();
