@@ -16,7 +16,7 @@ use trine_nn::Numerics;
 use trine_rng::Stream;
 use trine_trainer::config::{Config, Setting, Typed};
 use trine_trainer::run::{Event, Reporter, Seams};
-use trine_trainer::{TrainError, TrainRequest, train};
+use trine_trainer::{Ranks, TrainError, TrainRequest, train};
 
 /// A run that takes longer than this hangs: undisturbed, it takes a fraction of a second.
 const HANGS_AFTER: Duration = Duration::from_secs(120);
@@ -299,7 +299,7 @@ fn train_once(
         cores: 1,
         seams: Seams { wrap: &wrap, storage },
     };
-    match train(&request, &Mutex::new(Silent)) {
+    match train(&request, Ranks::Threads, &Mutex::new(Silent)) {
         Ok(_) => Ok(Ok(())),
         Err(TrainError::Ranks { diagnosis, flight: Some(flight) }) => {
             let recorders = (0..request.config.world()).map(|rank| format!("rank-{rank}.jsonl"));
