@@ -33,6 +33,7 @@ impl Failure {
     }
 
     /// Whether another rank's failure is behind it.
+    #[cfg(feature = "mpi")]
     pub(crate) fn is_aborted(&self) -> bool {
         // Libraries hand errors on under their own names; the words stay.
         matches!(self, Self::Run(_)) && self.to_string().contains("stopped by rank ")
