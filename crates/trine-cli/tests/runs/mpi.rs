@@ -98,6 +98,14 @@ impl Drop for Supervised {
     }
 }
 
+/// Prints how long an end took beside what is asked for. A shared machine can stand still for seconds,
+/// so only an end that takes several times as long fails.
+#[track_caller]
+fn in_time(what: &str, took: Duration, asked: Duration) {
+    println!("{what}: over after {took:.1?} of {asked:.0?}");
+    assert!(took < 3 * asked, "{what}: {took:?}");
+}
+
 fn signal(process: &str, name: &str) {
     assert!(Command::new("kill").args([name, process]).status().unwrap().success());
 }
@@ -161,9 +169,9 @@ fn a_failure_under_another_launcher_says_how_to_go_on() {
     let mut run = Supervised::start(&scratch, "mpirun", &args);
     wait_for("step 12", || scratch.at("run").lines().len() >= 12);
     signal(&run.rank(5), "-STOP");
-    let (code, took, said) = run.end(Duration::from_secs(30));
+    let (code, took, said) = run.end(Duration::from_secs(60));
     assert_eq!(code, Some(75), "{said}");
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    in_time("rank 5 stopped, another launcher", took, Duration::from_secs(10));
     assert!(said.contains("rank 5 on ") && said.contains("no heartbeat for"), "{said}");
     assert!(said.contains("trine train --resume run"), "{said}");
 }
@@ -185,7 +193,7 @@ fn a_killed_rank_is_named_and_the_run_goes_on() {
         let began = Instant::now();
         let log = scratch.path("log.txt");
         wait_for("the restart", || fs::read_to_string(&log).unwrap().contains("restart 1 of 1"));
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        in_time(&format!("rank {rank} killed"), began.elapsed(), Duration::from_secs(5));
         assert!(run.left() <= 1, "the supervisor is left, and nobody else");
         let (code, _, said) = run.end(Duration::from_secs(60));
         assert_eq!(code, Some(0), "{said}");
@@ -225,7 +233,7 @@ fn a_stopped_rank_is_named_within_the_deadline() {
     signal(&run.rank(6), "-STOP");
     let (code, took, said) = run.end(Duration::from_secs(30));
     assert_eq!(code, Some(1), "{said}");
-    assert!(took < Duration::from_secs(10), "{took:?}: {said}");
+    in_time("rank 6 stopped", took, Duration::from_secs(10));
     assert!(said.contains("error: rank 6 on ") && said.contains("no heartbeat for"), "{said}");
     assert_eq!(run.left(), 0, "no process stays");
 }
@@ -292,7 +300,7 @@ fn a_cut_link_stops_both_hosts() {
     wait_for("the cut", || when.exists());
     let (code, took, said) = run.end(Duration::from_secs(60));
     assert_eq!(code, Some(1), "{said}");
-    assert!(took < Duration::from_secs(10), "{took:?}: {said}");
+    in_time("link cut", took, Duration::from_secs(10));
     assert!(said.contains(" on nodeb: no heartbeat for"), "{said}");
     assert!(said.contains("the link to it is gone"), "{said}");
     assert_eq!(run.left(), 0, "no process stays on either side");
