@@ -136,3 +136,39 @@ fn impossible_requests_name_the_limit_and_the_nearest_request() {
         fails(folder.path(), args, 2, said);
     }
 }
+
+/// The keys of the summary are promises to programs.
+#[test]
+fn published_runs_are_evaluated_and_incomplete_rows_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.csv");
+    let csv = "row_id,source,layers,hidden,heads,seq_len,gpus,tp,pp,dp,mbs,gbs_seqs,gpu_type,recompute,iter_time_s\n\
+               a,mine,24,2048,16,2048,8,1,1,8,1,64,A100-80GB,full,1.5\n\
+               b,mine,24,2048,16,2048,8,2,1,4,1,64,A100-80GB,full,1.6\n\
+               c,mine,24,2048,16,2048,8,2,1,4,,64,A100-80GB,full,1.6\n";
+    fs::write(&file, csv).unwrap();
+    let text = ok(folder.path(), &["plan", "evaluate", "--runs", "mine.csv", "--json", "--by-row"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for key in [
+        "rows",
+        "time_rows",
+        "time_median_abs_err",
+        "time_p90_abs_err",
+        "memory_rows",
+        "memory_median_abs_err",
+        "memory_p90_abs_err",
+        "oom_rows",
+        "oom_accuracy",
+        "spearman_by_group",
+        "best_layout_regret_by_group",
+    ] {
+        assert!(json.get(key).is_some(), "{key} is missing in {json:#}");
+    }
+    assert_eq!((&json["rows"], &json["time_rows"]), (&3.into(), &2.into()));
+    assert_eq!(json["not_planned"][0]["reason"], "mbs is empty");
+    assert_eq!(json["by_row"].as_array().unwrap().len(), 2);
+    let plain = ok(folder.path(), &["plan", "evaluate", "--runs", "mine.csv"]);
+    assert!(plain.contains("not planned: c: mbs is empty") && plain.contains("time_rows 2"));
+    let missing = ["plan", "evaluate", "--runs", "none.csv"];
+    fails(folder.path(), &missing, 2, &["cannot read none.csv"]);
+}
