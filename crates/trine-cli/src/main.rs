@@ -44,6 +44,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Bench(Bench::Layouts(args)) => commands::bench::layouts(args),
         Command::Bench(Bench::Step(args)) => commands::bench::step(args),
+        Command::Bench(Bench::Gradients(args)) => commands::bench_gradients::run(args),
         Command::Bench(Bench::Kernels(args)) => commands::bench_kernels::run(args),
     }
 }

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub(crate) mod bench;
+pub(crate) mod bench_gradients;
 pub(crate) mod bench_kernels;
 pub(crate) mod generate;
 pub(crate) mod inspect;
