@@ -69,8 +69,11 @@ pub fn gradients(
     };
     let path = dir.join(STEP_FILE);
     let text = serde_json::to_string(&written).map_err(|e| TrainError::Json(e.to_string()))?;
-    std::fs::write(&path, text + "\n")
-        .map_err(|source| TrainError::Io { what: "write", path, source })?;
+    std::fs::write(&path, text + "\n").map_err(|source| TrainError::Io {
+        what: "write",
+        path,
+        source,
+    })?;
     Ok(steps)
 }
 
