@@ -224,6 +224,8 @@ pub(crate) enum Bench {
     Layouts(Box<BenchLayoutsArgs>),
     /// Training steps on synthetic tokens: tokens per second, model FLOP/s, where the time goes
     Step(Box<BenchStepArgs>),
+    /// The gradients of one step on synthetic tokens, in the run's type and in f64, written to files
+    Gradients(Box<BenchGradientsArgs>),
     /// The kernels one by one, beside what the machine can do at best
     Kernels(BenchKernelsArgs),
     /// Planning: layouts evaluated in a second, simulated steps of a large pipeline
@@ -287,6 +289,15 @@ pub(crate) struct BenchStepArgs {
     /// Print one JSON object
     #[arg(long, conflicts_with = "profile")]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchGradientsArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Folder for what is written: a checkpoint of each type with the gradients, and step.json
+    #[arg(long, value_name = "DIR")]
+    pub(crate) write: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -53,6 +53,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Bench(Bench::Layouts(args)) => commands::bench::layouts(args),
         Command::Bench(Bench::Step(args)) => commands::bench::step(args),
         Command::Bench(Bench::Comm(args)) => commands::bench_comm::run(args),
+        Command::Bench(Bench::Gradients(args)) => commands::bench_gradients::run(args),
         Command::Bench(Bench::Kernels(args)) => commands::bench_kernels::run(args),
         Command::Bench(Bench::Plan(args)) => commands::bench_plan::run(args),
     }

@@ -1,4 +1,8 @@
-//! Speed of training steps, without files: synthetic tokens through the real engine.
+//! Training steps on synthetic tokens through the real engine: their speed, and their gradients.
+
+mod gradients;
+
+pub use gradients::{GRADIENT, GradientStep, STEP_FILE, gradients};
 
 use crate::TrainError;
 use crate::config::Config;

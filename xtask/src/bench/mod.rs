@@ -2,6 +2,7 @@
 
 mod cases;
 mod contest;
+mod gradients;
 mod llm_c;
 mod process;
 mod shape;
@@ -41,6 +42,8 @@ pub(crate) enum Bench {
     Comm(Passed),
     /// trine against PyTorch at the same steps, process by process, with targets
     Torch(torch::TorchArgs),
+    /// How far gradients in bf16 are from f64: trine's beside PyTorch's from the same weights and tokens
+    Gradients(gradients::GradientsArgs),
     /// trine against karpathy's llm.c at the shape that it trains
     LlmC(llm_c::LlmCArgs),
 }
@@ -60,6 +63,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<ExitCo
         Bench::Plan(passed) => trine::bench(workspace, "plan", &passed.args),
         Bench::Comm(passed) => trine::bench(workspace, "comm", &passed.args),
         Bench::Torch(args) => torch::run(workspace, args),
+        Bench::Gradients(args) => gradients::run(workspace, args),
         Bench::LlmC(args) => llm_c::run(workspace, args),
     }
 }
@@ -120,6 +124,13 @@ mod tests {
         assert!(matches!(parsed(&["llm-c", "--path", "llm.c"]), Ok(Bench::LlmC(_))));
         let torch = ["torch", "--python", "python", "--isa", "avx512-bf16", "--seconds", "0"];
         assert!(matches!(parsed(&torch), Ok(Bench::Torch(_))));
+        let gradients = ["gradients", "--python", "python", "--case", "char-12x256-bf16"];
+        assert!(matches!(parsed(&gradients), Ok(Bench::Gradients(_))));
+        for (wrong, named) in [(["--seeds", "0"], "1.."), (["--case", "char"], "char-12x256-bf16")]
+        {
+            let error = parsed(&[&gradients[..3], &wrong].concat()).unwrap_err();
+            assert!(error.contains(wrong[1]) && error.contains(named), "{error}");
+        }
         for (wrong, named) in [
             (["--case", "gpt2-2x256-f16"], "gpt2-2x256-bf16"),
             (["--isa", "avx3"], "avx512-bf16"),

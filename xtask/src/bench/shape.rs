@@ -79,10 +79,16 @@ pub(super) fn all_cores() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
-/// trine, on one rank with all the threads.
-pub(super) fn trine(binary: &Path, root: &Path, shape: &Shape, terms: Terms) -> Contestant {
+/// `trine bench COMMAND` of a shape, on one rank with all the threads.
+pub(super) fn configured(
+    binary: &Path,
+    root: &Path,
+    command: &str,
+    shape: &Shape,
+    threads: usize,
+) -> Program {
     let Shape { model, batch, seq, precision } = shape;
-    let mut program = Program::new(binary).args(["bench", "step"]);
+    let mut program = Program::new(binary).args(["bench", command]);
     program = match model.source {
         Source::Preset(name) => program.args(["--preset", name]),
         Source::File(path) => program.args([root.join(path)]),
@@ -91,15 +97,23 @@ pub(super) fn trine(binary: &Path, root: &Path, shape: &Shape, terms: Terms) -> 
         format!("data.seq={seq}"),
         format!("batch.global={batch}"),
         format!("batch.micro={batch}"),
-        format!("layout.threads_per_rank={}", terms.threads),
+        format!("layout.threads_per_rank={threads}"),
     ];
-    program = program.args(["--tp", "1", "--pp", "1", "--dp", "1"]);
-    program = program.args(sets.into_iter().flat_map(|set| ["--set".to_owned(), set]));
-    program = program.args(["--precision", precision, "--seconds", &terms.seconds.to_string()]);
+    program
+        .args(["--tp", "1", "--pp", "1", "--dp", "1"])
+        .args(sets.into_iter().flat_map(|set| ["--set".to_owned(), set]))
+        .args(["--precision", precision])
+        .env("OMP_NUM_THREADS", threads.to_string())
+}
+
+/// trine, which times steps of a shape.
+pub(super) fn trine(binary: &Path, root: &Path, shape: &Shape, terms: Terms) -> Contestant {
+    let mut program = configured(binary, root, "step", shape, terms.threads)
+        .args(["--seconds", &terms.seconds.to_string()]);
     if terms.isa != Isa::Best {
         program = program.args(["--isa", terms.isa.name()]);
     }
-    let program = program.args(["--json"]).env("OMP_NUM_THREADS", terms.threads.to_string());
+    let program = program.args(["--json"]);
     Contestant { name: "trine", program, threads: terms.threads, parse: parse_json }
 }
 

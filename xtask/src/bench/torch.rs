@@ -106,22 +106,12 @@ impl Outcome {
 }
 
 impl Torch {
-    /// Asks `python` which PyTorch it has.
     fn find(workspace: &Workspace, python: &Path, runner: &Runner) -> anyhow::Result<Self> {
-        let runner = Runner { time_max: IMPORT_MAX, ..runner.clone() };
-        let program = Program::new(python).args(["-c", "import torch; print(torch.__version__)"]);
-        let version = runner.stdout(&program).with_context(|| {
-            format!(
-                "--python {}: cannot import torch; give the interpreter of an environment in which \
-                 `pip install torch numpy` was run",
-                python.display()
-            )
-        })?;
         Ok(Self {
+            version: version(python, runner)?,
             python: python.to_owned(),
             script: workspace.root.join(SCRIPT),
-            caches: runner.scratch,
-            version: version.trim().to_owned(),
+            caches: runner.scratch.clone(),
         })
     }
 
@@ -148,6 +138,20 @@ impl Torch {
         program.env.extend(variant.env().iter().chain(mask(isa)).map(|&(k, v)| (k, v.into())));
         Contestant { name: variant.name(), program, threads, parse: parse_json }
     }
+}
+
+/// Asks `python` which PyTorch it has.
+pub(super) fn version(python: &Path, runner: &Runner) -> anyhow::Result<String> {
+    let runner = Runner { time_max: IMPORT_MAX, ..runner.clone() };
+    let program = Program::new(python).args(["-c", "import torch; print(torch.__version__)"]);
+    let version = runner.stdout(&program).with_context(|| {
+        format!(
+            "--python {}: cannot import torch; give the interpreter of an environment in which \
+             `pip install torch numpy` was run",
+            python.display()
+        )
+    })?;
+    Ok(version.trim().to_owned())
 }
 
 /// A case, and the instruction set where it is not each side's best.
@@ -187,7 +191,8 @@ fn summary(outcomes: &[Outcome]) -> String {
     text
 }
 
-fn write_json(path: Option<&Path>, outcomes: &[Outcome]) -> anyhow::Result<()> {
+/// `--json FILE`.
+pub(super) fn write_json<T: Serialize>(path: Option<&Path>, outcomes: &[T]) -> anyhow::Result<()> {
     let Some(path) = path else { return Ok(()) };
     std::fs::write(path, serde_json::to_string_pretty(outcomes)? + "\n")
         .with_context(|| format!("--json {}: cannot write", path.display()))
@@ -323,8 +328,8 @@ mod tests {
     #[test]
     fn a_json_file_that_cannot_be_written_is_named() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("no-such-folder").join("a.json");
-        let error = write_json(Some(&path), &[]).unwrap_err().to_string();
+        let error = write_json::<Outcome>(Some(&path), &[]).unwrap_err().to_string();
         assert!(error.contains("a.json: cannot write"), "{error}");
-        assert!(write_json(None, &[]).is_ok());
+        assert!(write_json::<Outcome>(None, &[]).is_ok());
     }
 }

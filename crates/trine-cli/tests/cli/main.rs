@@ -1,6 +1,7 @@
 //! The binary, from outside: one test program, so that it is linked once.
 
 mod bad_input;
+mod bench_gradients;
 mod bench_kernels;
 mod commands;
 mod common;
