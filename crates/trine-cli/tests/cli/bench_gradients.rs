@@ -37,8 +37,8 @@ fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 /// The elements of a tensor, which must have this type and shape.
 fn values(file: &[u8], name: &str, dtype: Dtype, shape: &[usize]) -> Vec<f64> {
-    let file = SafeTensors::deserialize(file).unwrap();
-    let tensor = file.tensor(name).unwrap();
+    let file = SafeTensors::deserialize(file).expect("a safetensors file");
+    let tensor = file.tensor(name).expect("the tensor");
     assert_eq!((tensor.dtype(), tensor.shape()), (dtype, shape), "{name}");
     let bytes = tensor.data();
     match dtype {
