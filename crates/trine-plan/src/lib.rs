@@ -19,13 +19,13 @@
 //! let stack = find_stack(&stacks, "megatron-deepspeed")?;
 //! let planner = Planner::new(&model, frontier, stack, &constants)?;
 //!
-//! let degrees = trine_mesh::Degrees { dp: 1, pp: 16, tp: 4, cp: 1, ep: 1 };
+//! let degrees = trine_mesh::Degrees { dp: 2, pp: 16, tp: 4, cp: 1, ep: 1 };
 //! let layout = Layout {
 //!     degrees,
 //!     virtual_stages: 1,
 //!     pipeline: Pipeline::OneFOneB,
 //!     micro_batch: 1,
-//!     global_batch: 640,
+//!     global_batch: 1280,
 //!     seq: 2048,
 //!     sequence_parallel: false,
 //!     recompute: Recompute::Full { every: 1 },
