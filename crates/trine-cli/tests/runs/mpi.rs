@@ -101,6 +101,7 @@ impl Drop for Supervised {
 /// Prints how long an end took beside what is asked for. A shared machine can stand still for seconds,
 /// so only an end that takes several times as long fails.
 #[track_caller]
+#[expect(clippy::print_stdout, reason = "the time is what a reader of the test wants to know")]
 fn in_time(what: &str, took: Duration, asked: Duration) {
     println!("{what}: over after {took:.1?} of {asked:.0?}");
     assert!(took < 3 * asked, "{what}: {took:?}");
