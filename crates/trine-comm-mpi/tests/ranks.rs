@@ -43,6 +43,8 @@ const OPTIONS: MpiOptions = MpiOptions {
     deadline: Duration::from_secs(120),
     chunk_bytes_max: 1 << 30,
 };
+/// For the news of a failure to get out.
+const FLUSH_MAX: Duration = Duration::from_secs(2);
 const SHORT: MpiOptions = MpiOptions { deadline: Duration::from_secs(3), ..OPTIONS };
 /// Every message is a rendezvous, and not only very long ones go in pieces.
 const PIECES: MpiOptions =
@@ -162,13 +164,14 @@ fn live(case: &Case) -> ExitCode {
             assert!(left.contains("nobody matched") && left.contains(what), "{left}");
         }
         // The news gets out before the process ends.
-        End::Failed => world.flush(Duration::from_secs(2)),
+        End::Failed => world.flush(FLUSH_MAX),
     }
     println!("passed {passed}");
     if case.end != End::Well {
-        // mpirun ends all when the first one ends without MPI_Finalize: the others say theirs first.
+        // mpirun ends all when the first one ends without MPI_Finalize: the others, which may still be
+        // flushing, say theirs first.
         std::io::stdout().flush().unwrap();
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(2 * FLUSH_MAX);
     }
     ExitCode::SUCCESS
 }
