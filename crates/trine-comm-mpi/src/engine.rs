@@ -371,7 +371,8 @@ impl Engine {
         let mut moved = false;
         while let Some(envelope) = self.receive()? {
             moved = true;
-            self.take_in(envelope)?;
+            // Once there is a cause, what else disagrees must not keep the others from hearing of it.
+            self.take_in(envelope).or_else(|error| self.cause.as_ref().map(drop).ok_or(error))?;
         }
         if self.cause.is_some() && !self.announced {
             self.announce()?;
