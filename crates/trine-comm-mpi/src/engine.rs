@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use trine_buffer::{Buf, DType, Pool};
 use trine_comm::{
-    Call, Cause, CommError, Delivery, Done, Extent, Group, Missing, Operation, RankState, Recorder,
-    Request,
+    Call, Cause, CommError, Delivery, Done, Extent, Group, Missing, Operation, Peers, RankState,
+    Recorder, Request,
 };
 
 /// Under which tag envelopes travel; payloads have those above.
@@ -228,19 +228,9 @@ impl Engine {
             *next += 1;
             Slot { group, channel, sequence: *next - 1 }
         };
-        let (to, from) = match operation {
-            Operation::Send { to } => (Some(to), None),
-            Operation::Recv { from } => (None, Some(from)),
-            Operation::Exchange { to, from } => (Some(to), Some(from)),
-            Operation::Broadcast { .. }
-            | Operation::AllReduce(_)
-            | Operation::AllGather
-            | Operation::ReduceScatter(_)
-            | Operation::AllToAll
-            | Operation::Barrier => {
-                let slot = incoming(Channel::Collective, &mut self.next);
-                return (slot, slot);
-            }
+        let Some(Peers { to, from }) = operation.peers() else {
+            let slot = incoming(Channel::Collective, &mut self.next);
+            return (slot, slot);
         };
         let channel = Channel::Message { from: self.mpi_rank };
         let mut out = Slot { group, channel, sequence: 0 };

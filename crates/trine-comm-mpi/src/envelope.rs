@@ -2,7 +2,7 @@
 //! bytes themselves.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use trine_comm::{Call, Extent, Operation};
+use trine_comm::{Call, Extent};
 
 /// Bytes of an envelope with everything in it: within the size that MPI libraries send at once,
 /// 4096 in Open MPI between processes of one host, their own header included.
@@ -135,16 +135,9 @@ impl Envelope {
 pub(crate) fn signature(call: &Call, message: Option<Extent>, sealed: Option<u64>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (call.name, sealed).hash(&mut hasher);
-    match call.operation {
-        Operation::Send { .. } | Operation::Recv { .. } | Operation::Exchange { .. } => {
-            message.hash(&mut hasher);
-        }
-        Operation::Broadcast { .. }
-        | Operation::AllReduce(_)
-        | Operation::AllGather
-        | Operation::ReduceScatter(_)
-        | Operation::AllToAll
-        | Operation::Barrier => (call.operation, call.send, call.recv).hash(&mut hasher),
+    match call.operation.peers() {
+        Some(_) => message.hash(&mut hasher),
+        None => (call.operation, call.send, call.recv).hash(&mut hasher),
     }
     hasher.finish()
 }

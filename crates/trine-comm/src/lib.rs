@@ -62,6 +62,6 @@ pub use local::SelfComm;
 pub use pending::{Done, Pending, Progress};
 pub use place::{ActionText, Phase, Place};
 pub use recorder::{OPERATIONS_KEPT, Recorder};
-pub use request::{Call, Extent, Name, Operation, ReduceOp, Request, Seal, Site, checksum};
+pub use request::{Call, Extent, Name, Operation, Peers, ReduceOp, Request, Seal, Site, checksum};
 pub use threads::Delivery;
 pub use tree::tree_fold;

@@ -127,6 +127,15 @@ pub enum Operation {
     Barrier,
 }
 
+/// The other ends of a message, as indices within the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Peers {
+    /// The receiver of what is sent.
+    pub to: Option<usize>,
+    /// The sender of what is received.
+    pub from: Option<usize>,
+}
+
 impl Operation {
     /// The operation's name, without ranks.
     pub const fn label(&self) -> &'static str {
@@ -140,6 +149,21 @@ impl Operation {
             Self::ReduceScatter(_) => "reduce_scatter",
             Self::AllToAll => "all_to_all",
             Self::Barrier => "barrier",
+        }
+    }
+
+    /// The other ends of a message; `None` of a collective.
+    pub const fn peers(&self) -> Option<Peers> {
+        match *self {
+            Self::Send { to } => Some(Peers { to: Some(to), from: None }),
+            Self::Recv { from } => Some(Peers { to: None, from: Some(from) }),
+            Self::Exchange { to, from } => Some(Peers { to: Some(to), from: Some(from) }),
+            Self::Broadcast { .. }
+            | Self::AllReduce(_)
+            | Self::AllGather
+            | Self::ReduceScatter(_)
+            | Self::AllToAll
+            | Self::Barrier => None,
         }
     }
 
@@ -402,17 +426,9 @@ impl Call {
     /// World ranks of all others that take part.
     pub fn others(&self) -> Vec<usize> {
         let world = |member: usize| self.group.ranks()[member];
-        let mut others = match self.operation {
-            Operation::Send { to: member } | Operation::Recv { from: member } => {
-                vec![world(member)]
-            }
-            Operation::Exchange { to, from } => vec![world(to), world(from)],
-            Operation::Broadcast { .. }
-            | Operation::AllReduce(_)
-            | Operation::AllGather
-            | Operation::ReduceScatter(_)
-            | Operation::AllToAll
-            | Operation::Barrier => self.group.ranks().to_vec(),
+        let mut others: Vec<usize> = match self.operation.peers() {
+            Some(Peers { to, from }) => to.into_iter().chain(from).map(world).collect(),
+            None => self.group.ranks().to_vec(),
         };
         others.retain(|rank| *rank != self.rank);
         others.dedup();

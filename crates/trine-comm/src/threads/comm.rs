@@ -8,7 +8,7 @@ use super::shared::{Seat, Shared};
 use super::slots::{Complete, Posted};
 use crate::collective::{self, Payload};
 use crate::{
-    CommError, Communicator, Done, Group, Operation, Pending, Progress, Recorder, Request,
+    CommError, Communicator, Done, Group, Operation, Peers, Pending, Progress, Recorder, Request,
     SelfComm, Site,
 };
 use std::fmt;
@@ -172,13 +172,6 @@ impl ThreadComm {
     }
 }
 
-/// The peers of a message, as indices within the group.
-#[derive(Debug, Clone, Copy)]
-struct Peers {
-    to: Option<usize>,
-    from: Option<usize>,
-}
-
 impl Communicator for ThreadComm {
     fn group(&self) -> &Group {
         &self.group
@@ -186,18 +179,10 @@ impl Communicator for ThreadComm {
 
     fn start(&self, request: Request) -> Result<Pending, CommError> {
         request.check(&self.group)?;
-        let (to, from) = match request.operation {
-            Operation::Send { to } => (Some(to), None),
-            Operation::Recv { from } => (None, Some(from)),
-            Operation::Exchange { to, from } => (Some(to), Some(from)),
-            Operation::Broadcast { .. }
-            | Operation::AllReduce(_)
-            | Operation::AllGather
-            | Operation::ReduceScatter(_)
-            | Operation::AllToAll
-            | Operation::Barrier => return self.start_collective(request),
-        };
-        self.start_message(request, Peers { to, from })
+        match request.operation.peers() {
+            Some(peers) => self.start_message(request, peers),
+            None => self.start_collective(request),
+        }
     }
 
     fn subgroup(

@@ -1,8 +1,8 @@
 //! Failures made to order: one a run, the same for the same seed.
 
 use crate::{
-    Call, CommError, Communicator, Done, Group, Operation, Pending, Progress, Recorder, Request,
-    Site,
+    Call, CommError, Communicator, Done, Group, Operation, Peers, Pending, Progress, Recorder,
+    Request, Site,
 };
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -304,23 +304,12 @@ impl Communicator for Faulty {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Channel {
     group: Group,
-    ends: Option<(Option<usize>, Option<usize>)>,
+    ends: Option<Peers>,
 }
 
 impl Channel {
     fn of(group: &Group, operation: Operation) -> Self {
-        let ends = match operation {
-            Operation::Send { to } => Some((Some(to), None)),
-            Operation::Recv { from } => Some((None, Some(from))),
-            Operation::Exchange { to, from } => Some((Some(to), Some(from))),
-            Operation::Broadcast { .. }
-            | Operation::AllReduce(_)
-            | Operation::AllGather
-            | Operation::ReduceScatter(_)
-            | Operation::AllToAll
-            | Operation::Barrier => None,
-        };
-        Self { group: group.clone(), ends }
+        Self { group: group.clone(), ends: operation.peers() }
     }
 }
 

@@ -159,11 +159,7 @@ impl Communicator for Linked {
 
     fn start(&self, request: Request) -> Result<Pending, CommError> {
         let (operation, name) = (request.operation, request.name);
-        let is_message = matches!(
-            operation,
-            Operation::Send { .. } | Operation::Recv { .. } | Operation::Exchange { .. }
-        );
-        if self.group().size() == 1 || is_message {
+        if self.group().size() == 1 || operation.peers().is_some() {
             return self.inner.start(request);
         }
         let bytes = request.send.as_ref().map_or(0, trine_buffer::Buf::size_bytes);

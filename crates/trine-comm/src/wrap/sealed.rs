@@ -1,7 +1,7 @@
 //! Sealed operations: numbered and with a checksum of what goes out.
 
 use crate::request::checksum;
-use crate::{CommError, Communicator, Group, Operation, Pending, Recorder, Request, Seal, Site};
+use crate::{CommError, Communicator, Group, Peers, Pending, Recorder, Request, Seal, Site};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,16 +53,12 @@ impl Sealed {
         let next = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         // A peer that does not exist is refused by the backend.
         let of = |counters: &[AtomicU64], member: usize| counters.get(member).map_or(0, next);
-        let (outgoing, incoming) = match request.operation {
-            Operation::Send { to } => (of(&self.sent, to), 0),
-            Operation::Recv { from } => (0, of(&self.received, from)),
-            Operation::Exchange { to, from } => (of(&self.sent, to), of(&self.received, from)),
-            Operation::Broadcast { .. }
-            | Operation::AllReduce(_)
-            | Operation::AllGather
-            | Operation::ReduceScatter(_)
-            | Operation::AllToAll
-            | Operation::Barrier => {
+        let (outgoing, incoming) = match request.operation.peers() {
+            Some(Peers { to, from }) => (
+                to.map_or(0, |to| of(&self.sent, to)),
+                from.map_or(0, |from| of(&self.received, from)),
+            ),
+            None => {
                 let number = next(&self.collectives);
                 (number, number)
             }

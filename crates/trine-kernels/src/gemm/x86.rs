@@ -114,23 +114,28 @@ pub(super) unsafe fn transpose_words(
     }
 }
 
+/// In each quarter, the transpose of 4 rows of 4 words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose_quarters(rows: [__m512i; 4]) -> [__m512i; 4] {
+    let low = [_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpacklo_epi32(rows[2], rows[3])];
+    let high = [_mm512_unpackhi_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[2], rows[3])];
+    [
+        _mm512_unpacklo_epi64(low[0], low[1]),
+        _mm512_unpackhi_epi64(low[0], low[1]),
+        _mm512_unpacklo_epi64(high[0], high[1]),
+        _mm512_unpackhi_epi64(high[0], high[1]),
+    ]
+}
+
 /// The transpose of 16 rows of 16 words.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn transpose_block(rows: [__m512i; BLOCK]) -> [__m512i; BLOCK] {
     // Quarter `q` of `quads[g][c]` is column `4q + c` of rows `4g..4g + 4`.
     let mut quads = [[_mm512_setzero_si512(); 4]; 4];
-    for (rows, quads) in rows.chunks_exact(4).zip(&mut quads) {
-        let low =
-            [_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpacklo_epi32(rows[2], rows[3])];
-        let high =
-            [_mm512_unpackhi_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[2], rows[3])];
-        *quads = [
-            _mm512_unpacklo_epi64(low[0], low[1]),
-            _mm512_unpackhi_epi64(low[0], low[1]),
-            _mm512_unpacklo_epi64(high[0], high[1]),
-            _mm512_unpackhi_epi64(high[0], high[1]),
-        ];
+    for (rows, quads) in rows.as_chunks().0.iter().zip(&mut quads) {
+        *quads = transpose_quarters(*rows);
     }
     // Even and odd quarters of two groups, then of all four.
     const EVEN: i32 = 0x88;

@@ -1,7 +1,7 @@
 //! Factors in tiles: rows of A as they are, B in pairs along k.
 
 use super::super::Operand;
-use super::super::x86::transpose_block;
+use super::super::x86::{transpose_block, transpose_quarters};
 use super::{SIDE, STEP, Strip, TILE, TILE_BYTES};
 use half::bf16;
 use std::arch::x86_64::*;
@@ -84,14 +84,7 @@ fn turned_words(b: Operand<'_, bf16>, k: usize) -> [__m512i; TILE] {
     let mut block = [_mm512_setzero_si512(); TILE];
     for (four, out) in block.chunks_exact_mut(4).enumerate() {
         let rows = quarters::<4>(|row| data.as_ptr().wrapping_add(row * b.outer_stride + 8 * four));
-        let [low, high] = [
-            [_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpacklo_epi32(rows[2], rows[3])],
-            [_mm512_unpackhi_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[2], rows[3])],
-        ];
-        out[0] = _mm512_unpacklo_epi64(low[0], low[1]);
-        out[1] = _mm512_unpackhi_epi64(low[0], low[1]);
-        out[2] = _mm512_unpacklo_epi64(high[0], high[1]);
-        out[3] = _mm512_unpackhi_epi64(high[0], high[1]);
+        out.copy_from_slice(&transpose_quarters(rows));
     }
     block
 }
