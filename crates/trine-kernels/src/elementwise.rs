@@ -13,9 +13,9 @@ type Done = Result<(), KernelError>;
 const COLUMNS: usize = 64;
 
 vectorised! {
-    fn add_row<T: Num>(y: &mut [T], a: &[T], b: &[T]) {
+    fn add_row<T: Num, S: Num<Acc = T::Acc>>(y: &mut [S], a: &[S], b: &[T]) {
         for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
-            *y = T::narrow(a.widen() + b.widen());
+            *y = S::narrow(a.widen() + b.widen());
         }
     }
 
@@ -145,9 +145,14 @@ pub(crate) fn sum_rows(cpu: &CpuOps, acc: SliceMut<'_>, x: MatRef<'_>) -> Done {
 
 pub(crate) fn add(cpu: &CpuOps, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Done {
     const OP: &str = "add";
-    fn run<T: Num>(cpu: &CpuOps, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Done {
-        let (a, b) = (typed::<T>(OP, "a", a)?, typed::<T>(OP, "b", b)?);
-        let y = typed_mut::<T>(OP, "y", y)?;
+    fn run<T: Num, S: Num<Acc = T::Acc>>(
+        cpu: &CpuOps,
+        y: SliceMut<'_>,
+        a: Slice<'_>,
+        b: Slice<'_>,
+    ) -> Done {
+        let (a, b) = (typed::<S>(OP, "a", a)?, typed::<T>(OP, "b", b)?);
+        let y = typed_mut::<S>(OP, "y", y)?;
         let len = y.len();
         length(OP, "a", a.len(), len, "y")?;
         length(OP, "b", b.len(), len, "y")?;
@@ -159,7 +164,13 @@ pub(crate) fn add(cpu: &CpuOps, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> 
         });
         Ok(())
     }
-    with_num!(OP, "y", y.dtype(), T => run::<T>(cpu, y, a, b))
+    with_num!(OP, "b", b.dtype(), T => {
+        if y.dtype() == <T as Element>::DTYPE {
+            run::<T, T>(cpu, y, a, b)
+        } else {
+            run::<T, <T as Num>::Acc>(cpu, y, a, b)
+        }
+    })
 }
 
 pub(crate) fn add_assign(cpu: &CpuOps, y: SliceMut<'_>, a: Slice<'_>) -> Done {

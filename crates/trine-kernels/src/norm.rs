@@ -6,7 +6,7 @@ use crate::num::{LANES, Num, Real, sum_lanes, sum_row};
 use crate::scratch::Split;
 use crate::{CpuOps, KernelError, NormShape};
 use std::fmt;
-use trine_buffer::{Float, Slice, SliceMut};
+use trine_buffer::{Element, Float, Slice, SliceMut};
 
 type Done = Result<(), KernelError>;
 
@@ -19,12 +19,33 @@ impl fmt::Display for NormShape {
     }
 }
 
+/// Runs `$body` with `$t` for the type of gain, bias and outputs, and `$s` for that of the stream:
+/// the same, or that of its sums.
+macro_rules! with_stream {
+    ($op:expr, $gamma:expr, $x:expr, $t:ident, $s:ident => $body:expr) => {
+        with_num!($op, "gamma", $gamma.dtype(), $t => {
+            if $x.dtype() == <$t as Element>::DTYPE {
+                type $s = $t;
+                $body
+            } else {
+                type $s = <$t as Num>::Acc;
+                $body
+            }
+        })
+    };
+}
+
 /// Σ g and Σ g·(x − mean) with g = dy·gamma, in the lane order of [`sum_row`].
 #[inline(always)]
-fn backward_sums<T: Num>(x: &[T], mean: T::Acc, gamma: &[T], dy: &[T]) -> (T::Acc, T::Acc) {
+fn backward_sums<T: Num, S: Num<Acc = T::Acc>>(
+    x: &[S],
+    mean: T::Acc,
+    gamma: &[T],
+    dy: &[T],
+) -> (T::Acc, T::Acc) {
     let mut sum = [T::Acc::ZERO; LANES];
     let mut dot = [T::Acc::ZERO; LANES];
-    let mut add = |x: &[T], gamma: &[T], dy: &[T]| {
+    let mut add = |x: &[S], gamma: &[T], dy: &[T]| {
         let lanes = sum.iter_mut().zip(&mut dot);
         for ((((sum, dot), x), gamma), dy) in lanes.zip(x).zip(gamma).zip(dy) {
             let g = dy.widen() * gamma.widen();
@@ -42,9 +63,9 @@ fn backward_sums<T: Num>(x: &[T], mean: T::Acc, gamma: &[T], dy: &[T]) -> (T::Ac
 }
 
 vectorised! {
-    fn layer_norm_row<T: Num>(
+    fn layer_norm_row<T: Num, S: Num<Acc = T::Acc>>(
         y: &mut [T],
-        x: &[T],
+        x: &[S],
         gamma: &[T],
         beta: &[T],
         eps: T::Acc,
@@ -62,7 +83,12 @@ vectorised! {
         (mean, rstd)
     }
 
-    fn rms_norm_row<T: Num>(y: &mut [T], x: &[T], gamma: &[T], eps: T::Acc) -> T::Acc {
+    fn rms_norm_row<T: Num, S: Num<Acc = T::Acc>>(
+        y: &mut [T],
+        x: &[S],
+        gamma: &[T],
+        eps: T::Acc,
+    ) -> T::Acc {
         let n = T::Acc::from_f64(x.len() as f64);
         let rstd = T::Acc::ONE / (sum_row(x, |x| x * x) / n + eps).sqrt();
         for ((y, x), gamma) in y.iter_mut().zip(x).zip(gamma) {
@@ -72,10 +98,10 @@ vectorised! {
     }
 
     // With c = x − mean: dx = rstd·(g − mean(g) − c·rstd²·mean(g·c)); RMS norm has no mean(g).
-    fn norm_backward_row<T: Num>(
-        dx: &mut [T],
+    fn norm_backward_row<T: Num, S: Num<Acc = T::Acc>>(
+        dx: &mut [S],
         add_to_dx: bool,
-        x: &[T],
+        x: &[S],
         mean: Option<T::Acc>,
         rstd: T::Acc,
         gamma: &[T],
@@ -90,16 +116,16 @@ vectorised! {
             let g = dy.widen() * gamma.widen();
             let own = (g - mean_g - (x.widen() - centre) * slope) * rstd;
             let old = if add_to_dx { dx.widen() } else { T::Acc::ZERO };
-            *dx = T::narrow(old + own);
+            *dx = S::narrow(old + own);
         }
     }
 
     /// `dgamma[c] += Σ dy · (x − mean) · rstd` and `dbeta[c] += Σ dy` over the rows, for the columns
     /// from the first of `x` and `dy` on. `stats` holds a row's mean, if norms have one, and rstd.
-    fn add_gain_and_bias<T: Num>(
+    fn add_gain_and_bias<T: Num, S: Num<Acc = T::Acc>>(
         dgamma: &mut [T::Acc],
         dbeta: Option<&mut [T::Acc]>,
-        x: &[T],
+        x: &[S],
         dy: &[T],
         cols: usize,
         stats: &[T::Acc],
@@ -147,7 +173,7 @@ pub(crate) fn layer_norm(
     beta: Slice<'_>,
 ) -> Done {
     const OP: &str = "layer_norm";
-    fn run<T: Num>(
+    fn run<T: Num, S: Num<Acc = T::Acc>>(
         cpu: &CpuOps,
         shape: NormShape,
         y: SliceMut<'_>,
@@ -156,7 +182,7 @@ pub(crate) fn layer_norm(
         gamma: Slice<'_>,
         beta: Slice<'_>,
     ) -> Done {
-        let (x, gamma) = (typed::<T>(OP, "x", x)?, typed::<T>(OP, "gamma", gamma)?);
+        let (x, gamma) = (typed::<S>(OP, "x", x)?, typed::<T>(OP, "gamma", gamma)?);
         let (beta, y) = (typed::<T>(OP, "beta", beta)?, typed_mut::<T>(OP, "y", y)?);
         let stats = typed_mut::<T::Acc>(OP, "stats", stats)?;
         let NormShape { rows, cols, eps } = shape;
@@ -179,7 +205,7 @@ pub(crate) fn layer_norm(
         });
         Ok(())
     }
-    with_num!(OP, "x", x.dtype(), T => run::<T>(cpu, shape, y, stats, x, gamma, beta))
+    with_stream!(OP, gamma, x, T, S => run::<T, S>(cpu, shape, y, stats, x, gamma, beta))
 }
 
 pub(crate) fn rms_norm(
@@ -191,7 +217,7 @@ pub(crate) fn rms_norm(
     gamma: Slice<'_>,
 ) -> Done {
     const OP: &str = "rms_norm";
-    fn run<T: Num>(
+    fn run<T: Num, S: Num<Acc = T::Acc>>(
         cpu: &CpuOps,
         shape: NormShape,
         y: SliceMut<'_>,
@@ -199,7 +225,7 @@ pub(crate) fn rms_norm(
         x: Slice<'_>,
         gamma: Slice<'_>,
     ) -> Done {
-        let (x, gamma) = (typed::<T>(OP, "x", x)?, typed::<T>(OP, "gamma", gamma)?);
+        let (x, gamma) = (typed::<S>(OP, "x", x)?, typed::<T>(OP, "gamma", gamma)?);
         let (y, rstd) = (typed_mut::<T>(OP, "y", y)?, typed_mut::<T::Acc>(OP, "rstd", rstd)?);
         let NormShape { rows, cols, eps } = shape;
         length(OP, "x", x.len(), rows * cols, shape)?;
@@ -217,13 +243,13 @@ pub(crate) fn rms_norm(
         });
         Ok(())
     }
-    with_num!(OP, "x", x.dtype(), T => run::<T>(cpu, shape, y, rstd, x, gamma))
+    with_stream!(OP, gamma, x, T, S => run::<T, S>(cpu, shape, y, rstd, x, gamma))
 }
 
 /// The typed arguments that both backward passes share.
-struct Backward<'a, T: Num> {
+struct Backward<'a, T: Num, S: Num<Acc = T::Acc>> {
     shape: NormShape,
-    x: &'a [T],
+    x: &'a [S],
     /// `each` numbers a row: mean, if the norm has one, and reciprocal deviation.
     stats: &'a [T::Acc],
     each: usize,
@@ -231,7 +257,7 @@ struct Backward<'a, T: Num> {
     dy: &'a [T],
 }
 
-impl<T: Num> Backward<'_, T> {
+impl<T: Num, S: Num<Acc = T::Acc>> Backward<'_, T, S> {
     fn check(&self, op: &'static str, dx: usize, dgamma: usize) -> Done {
         let NormShape { rows, cols, .. } = self.shape;
         length(op, "x", self.x.len(), rows * cols, self.shape)?;
@@ -244,7 +270,7 @@ impl<T: Num> Backward<'_, T> {
     fn run(
         &self,
         cpu: &CpuOps,
-        dx: &mut [T],
+        dx: &mut [S],
         add_to_dx: bool,
         dgamma: &mut [T::Acc],
         dbeta: Option<&mut [T::Acc]>,
@@ -292,18 +318,18 @@ pub(crate) fn layer_norm_backward(
     dy: Slice<'_>,
 ) -> Done {
     const OP: &str = "layer_norm_backward";
-    with_num!(OP, "x", x.dtype(), T => {
+    with_stream!(OP, gamma, x, T, S => {
         type A = <T as Num>::Acc;
         let stats = typed::<A>(OP, "stats", stats)?;
         let args = Backward {
             shape,
-            x: typed::<T>(OP, "x", x)?,
+            x: typed::<S>(OP, "x", x)?,
             stats,
             each: 2,
             gamma: typed::<T>(OP, "gamma", gamma)?,
             dy: typed::<T>(OP, "dy", dy)?,
         };
-        let dx = typed_mut::<T>(OP, "dx", dx)?;
+        let dx = typed_mut::<S>(OP, "dx", dx)?;
         let dgamma = typed_mut::<A>(OP, "dgamma", dgamma)?;
         let dbeta = typed_mut::<A>(OP, "dbeta", dbeta)?;
         args.check(OP, dx.len(), dgamma.len())?;
@@ -326,18 +352,18 @@ pub(crate) fn rms_norm_backward(
     dy: Slice<'_>,
 ) -> Done {
     const OP: &str = "rms_norm_backward";
-    with_num!(OP, "x", x.dtype(), T => {
+    with_stream!(OP, gamma, x, T, S => {
         type A = <T as Num>::Acc;
         let rstd = typed::<A>(OP, "rstd", rstd)?;
         let args = Backward {
             shape,
-            x: typed::<T>(OP, "x", x)?,
+            x: typed::<S>(OP, "x", x)?,
             stats: rstd,
             each: 1,
             gamma: typed::<T>(OP, "gamma", gamma)?,
             dy: typed::<T>(OP, "dy", dy)?,
         };
-        let dx = typed_mut::<T>(OP, "dx", dx)?;
+        let dx = typed_mut::<S>(OP, "dx", dx)?;
         let dgamma = typed_mut::<A>(OP, "dgamma", dgamma)?;
         args.check(OP, dx.len(), dgamma.len())?;
         length(OP, "rstd", rstd.len(), shape.rows, shape)?;

@@ -231,10 +231,10 @@ pub trait Ops: Send + Sync + fmt::Debug {
     /// Types or dimensions that do not fit.
     fn sum_rows(&self, acc: SliceMut<'_>, x: MatRef<'_>) -> Done;
 
-    /// `y = a + b`; all `T`.
+    /// `y = a + b`; `b` holds `T`, `y` and `a` both hold `T` or both `Acc`.
     ///
     /// # Errors
-    /// Types or lengths that differ.
+    /// Types or lengths that do not fit.
     fn add(&self, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Done;
 
     /// `y += a`; `y` holds `T` or `Acc`.
@@ -291,8 +291,9 @@ pub trait Ops: Send + Sync + fmt::Debug {
         dy: MatRef<'_>,
     ) -> Done;
 
-    /// `y = (x − mean) · rstd · gamma + beta` for each row (arXiv 1607.06450). `stats[rows, 2]`
-    /// (`Acc`) receives mean and reciprocal standard deviation.
+    /// `y = (x − mean) · rstd · gamma + beta` for each row (arXiv 1607.06450). `x` holds `T` or
+    /// `Acc`: a residual stream of the latter loses nothing to rounding. `stats[rows, 2]` (`Acc`)
+    /// receives mean and reciprocal standard deviation.
     ///
     /// # Errors
     /// Types or dimensions that do not fit.
@@ -306,8 +307,8 @@ pub trait Ops: Send + Sync + fmt::Debug {
         beta: Slice<'_>,
     ) -> Done;
 
-    /// The gradients of [`Ops::layer_norm`]. `dx` is written, or added to with `add_to_dx` (the
-    /// residual stream's gradient is then in it); `dgamma` and `dbeta` (`Acc`) are added to, rows in
+    /// The gradients of [`Ops::layer_norm`]. `dx`, of the type of `x`, is written, or added to with
+    /// `add_to_dx` (the residual stream's gradient is then in it); `dgamma` and `dbeta` (`Acc`) are added to, rows in
     /// ascending order.
     ///
     /// # Errors
@@ -325,7 +326,8 @@ pub trait Ops: Send + Sync + fmt::Debug {
         dy: Slice<'_>,
     ) -> Done;
 
-    /// `y = x · rstd · gamma` for each row (arXiv 1910.07467). `rstd[rows]` is `Acc`.
+    /// `y = x · rstd · gamma` for each row (arXiv 1910.07467). `x` holds `T` or `Acc`, `rstd[rows]`
+    /// is `Acc`.
     ///
     /// # Errors
     /// Types or dimensions that do not fit.

@@ -7,7 +7,7 @@ use trine_shard::{
 };
 
 /// `x += attention(norm1(x)); x += mlp(norm2(x))`, each branch entering and leaving one
-/// tensor-parallel region. What the parts are is the family's business ([`crate::gpt`],
+/// tensor-parallel region. The stream `x` has the type of sums, the branches that of products. What the parts are is the family's business ([`crate::gpt`],
 /// [`crate::llama`]).
 #[derive(Debug)]
 pub struct Block {
@@ -41,14 +41,14 @@ impl Layer for Block {
         drop(h);
         let (heads, attention) = self.attention.forward(w, qkv, ctx)?;
         let (branch, output) = self.output.forward(w, heads, ctx)?;
-        let x = add(self.dropout1.apply(branch, ctx)?, &x, ctx)?;
+        let x = add(x, &self.dropout1.apply(branch, ctx)?, ctx)?;
 
         let (h, norm2) = self.norm2.forward(w, &x, ctx)?;
         let (inner, up) = self.up.forward(w, &h, ctx)?;
         drop(h);
         let (active, activation) = self.activation.forward(w, inner.into_inner(), ctx)?;
         let (branch, down) = self.down.forward(w, Split::assume(active), ctx)?;
-        let y = add(self.dropout2.apply(branch, ctx)?, &x, ctx)?;
+        let y = add(x, &self.dropout2.apply(branch, ctx)?, ctx)?;
 
         let saved = [norm1, qkv_saved, attention, output, norm2, up, activation, down];
         Ok((y.into_inner(), Saved::new([], saved)))
@@ -64,30 +64,38 @@ impl Layer for Block {
     ) -> Result<(Act, WeightWork), NnError> {
         let ([], [norm1, qkv, attention, output, norm2, up, activation, down]) = saved.take()?;
         let dy = Stream::assume(dy);
-        let branch = self.dropout2.apply(dy.clone(), ctx)?;
+        let branch = self.dropout2.apply(dy.clone().to(ctx.compute, ctx)?, ctx)?;
         let (d, mut work) = self.down.backward_input(w, down, &branch, ctx, grads)?;
         drop(branch);
         let d = self.activation.backward_input(w, activation, d.into_inner(), ctx, grads)?.0;
         let (d, left) = self.up.backward_input(w, up, Split::assume(d), ctx, grads)?;
         work.append(left);
-        let dx = add(self.norm2.backward_input(w, norm2, d, ctx, grads)?, &dy, ctx)?;
-        drop(dy);
+        let dx = self.norm2.backward_input(w, norm2, d, Some(dy), ctx, grads)?;
 
-        let branch = self.dropout1.apply(dx.clone(), ctx)?;
+        let branch = self.dropout1.apply(dx.clone().to(ctx.compute, ctx)?, ctx)?;
         let (d, left) = self.output.backward_input(w, output, &branch, ctx, grads)?;
         work.append(left);
         drop(branch);
         let d = self.attention.backward_input(attention, d, ctx)?;
         let (d, left) = self.qkv.backward_input(w, qkv, d, ctx, grads)?;
         work.append(left);
-        let dx = add(self.norm1.backward_input(w, norm1, d, ctx, grads)?, &dx, ctx)?;
+        let dx = self.norm1.backward_input(w, norm1, d, Some(dx), ctx, grads)?;
         Ok((dx.into_inner(), work))
     }
 }
 
-/// `branch + x`, into the branch's memory where nobody else holds it.
-fn add(branch: Stream, x: &Stream, ctx: &Context<'_>) -> Result<Stream, NnError> {
-    let mut sum = branch.into_inner().into_buf(ctx.pool)?;
-    ctx.ops.add_assign(sum.slice_mut(), x.slice())?;
+/// `x + branch`, in the memory of `x` where nobody else holds it.
+fn add(x: Stream, branch: &Stream, ctx: &Context<'_>) -> Result<Stream, NnError> {
+    let sum = match x.into_inner().try_into_buf() {
+        Ok(mut x) => {
+            ctx.ops.add_assign(x.slice_mut(), branch.slice())?;
+            x
+        }
+        Err(x) => {
+            let mut sum = ctx.pool.alloc(x.dtype(), x.len())?;
+            ctx.ops.add(sum.slice_mut(), x.slice(), branch.slice())?;
+            sum
+        }
+    };
     Ok(Stream::assume(Act::new(sum)))
 }

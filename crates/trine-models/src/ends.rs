@@ -78,7 +78,7 @@ impl Layer for Head {
     ) -> Result<(Act, WeightWork), NnError> {
         let ([], [norm, output]) = saved.take()?;
         let (dh, work) = self.output.backward_input(w, output, ctx, grads)?;
-        let dx = self.norm.backward_input(w, norm, dh, ctx, grads)?;
+        let dx = self.norm.backward_input(w, norm, dh, None, ctx, grads)?;
         Ok((dx.into_inner(), work))
     }
 }

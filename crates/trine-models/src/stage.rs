@@ -159,7 +159,7 @@ impl StageModel {
         }
         let (head, x) = self.until_head(weights, x, ctx)?;
         let cols = x.len() / ctx.rows.tokens();
-        let mut last = ctx.alloc(1, cols)?;
+        let mut last = ctx.pool.alloc(x.dtype(), cols)?;
         last.slice_mut().copy_from(x.slice().range(x.len() - cols..x.len())?)?;
         let sample = ctx.rows.samples.end - 1;
         let rows = Rows { samples: sample..ctx.rows.samples.end, seq: 1 };

@@ -69,7 +69,8 @@ pub struct Context<'a> {
     pub ops: &'a dyn Ops,
     /// Where activations come from.
     pub pool: &'a Pool,
-    /// Type of weights and activations.
+    /// Type of weights and activations; the residual stream has that of their sums
+    /// ([`stream_type`]).
     pub compute: DType,
     /// How sums are ordered.
     pub numerics: Numerics,
@@ -91,7 +92,18 @@ pub struct Context<'a> {
     pub decode: Option<&'a DecodeCache>,
 }
 
+/// The type of the residual stream and of its gradient. Every block adds to it, so it is kept as
+/// sums are: in bf16 each addition would round what all blocks before have added.
+pub fn stream_type(compute: DType) -> DType {
+    compute.accumulator()
+}
+
 impl Context<'_> {
+    /// The type of the residual stream.
+    pub fn stream(&self) -> DType {
+        stream_type(self.compute)
+    }
+
     /// A compute-type buffer for `rows × cols`, contents arbitrary.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ impl Dropout {
     /// A length that is no multiple of the row's.
     pub fn apply(&self, x: Act, first_row: usize, ctx: &Context<'_>) -> Result<Act, NnError> {
         let Some(dropout) = self.kernel(ctx) else { return Ok(x) };
-        let mut y = ctx.alloc(x.len() / self.cols, self.cols)?;
+        let mut y = ctx.pool.alloc(x.dtype(), x.len())?;
         self.mask(dropout, &mut y, &x, first_row, ctx)?;
         Ok(Act::new(y))
     }

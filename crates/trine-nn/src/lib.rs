@@ -30,7 +30,7 @@ mod params;
 
 pub use activation::Activation;
 pub use attention::{AttentionCore, AttentionShape};
-pub use context::{Context, Mode, Numerics, Rows};
+pub use context::{Context, Mode, Numerics, Rows, stream_type};
 pub use decode::DecodeCache;
 pub use dropout::Dropout;
 pub use grads::{GradStore, Node, SampleTree, TakenGrads, subtrees};

@@ -42,7 +42,8 @@ impl NormLayer {
         NormShape { rows, cols: self.cols, eps: self.eps }
     }
 
-    /// The normalised rows and their statistics. `x` may be any number of rows.
+    /// The normalised rows, in the compute type, and their statistics. `x` may be any number of rows,
+    /// in the compute type or that of its sums.
     ///
     /// # Errors
     /// A length that is no multiple of the row's, or weights that are away.
@@ -69,7 +70,9 @@ impl NormLayer {
         Ok((y, stats))
     }
 
-    /// The input gradient of some rows, and the gain's and bias's gradients into `grads`.
+    /// The input gradient of some rows, in the type of `x`, and the gain's and bias's gradients into
+    /// `grads`. The input gradient is added to `beside`, if there is one: the gradient of what passes
+    /// the norm by.
     ///
     /// # Errors
     /// Lengths that do not agree, or a bucket that is away.
@@ -77,13 +80,19 @@ impl NormLayer {
         &self,
         weights: &ParamStore,
         (x, stats, dy): (&Buf, &Buf, &Buf),
+        beside: Option<Act>,
         ctx: &Context<'_>,
         grads: NormGrads<'_>,
     ) -> Result<Buf, NnError> {
         check_len("norm", "output gradient", dy.len(), x.len())?;
-        let mut dx = ctx.alloc(x.len() / self.cols, self.cols)?;
+        let add = beside.is_some();
+        let mut dx = match beside {
+            Some(beside) => beside.into_buf(ctx.pool)?,
+            None => ctx.pool.alloc(x.dtype(), x.len())?,
+        };
+        check_len("norm", "gradient beside", dx.len(), x.len())?;
         let mut part = |rows: std::ops::Range<usize>, sum: SliceMut<'_>| {
-            self.part(weights, (x, stats, dy), rows, &mut dx, sum, ctx)
+            self.part(weights, (x, stats, dy), rows, (&mut dx, add), sum, ctx)
         };
         match grads {
             NormGrads::Store(store) => store.add(&self.params, &ctx.rows, part)?,
@@ -97,7 +106,7 @@ impl NormLayer {
         weights: &ParamStore,
         (x, stats, dy): (&Buf, &Buf, &Buf),
         rows: std::ops::Range<usize>,
-        dx: &mut Buf,
+        (dx, add): (&mut Buf, bool),
         sum: SliceMut<'_>,
         ctx: &Context<'_>,
     ) -> Result<(), NnError> {
@@ -116,11 +125,11 @@ impl NormLayer {
                 let mut beta = ctx.pool.zeros(ctx.compute.accumulator(), self.cols)?;
                 let gain = sum.reborrow().range(0..self.cols)?;
                 let out = beta.slice_mut();
-                ctx.ops.layer_norm_backward(shape, dx, false, gain, out, x, stats, gamma, dy)?;
+                ctx.ops.layer_norm_backward(shape, dx, add, gain, out, x, stats, gamma, dy)?;
                 ctx.ops.add_assign(sum.range(self.cols..2 * self.cols)?, beta.slice())?;
             }
             Norm::Rms => {
-                ctx.ops.rms_norm_backward(shape, dx, false, sum, x, stats, gamma, dy)?;
+                ctx.ops.rms_norm_backward(shape, dx, add, sum, x, stats, gamma, dy)?;
             }
         }
         Ok(())
@@ -148,7 +157,7 @@ impl Layer for NormLayer {
         grads: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
         let ([x, stats], []) = saved.take()?;
-        let dx = self.gradients(weights, (&x, &stats, &dy), ctx, NormGrads::Store(grads))?;
+        let dx = self.gradients(weights, (&x, &stats, &dy), None, ctx, NormGrads::Store(grads))?;
         Ok((Act::new(dx), WeightWork::nothing()))
     }
 }

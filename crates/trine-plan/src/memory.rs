@@ -81,7 +81,7 @@ impl Planner<'_> {
         memory.working_set = self.working_set(layout, last);
         memory.buffers = self.stack.buffer_bytes + self.gathered(layout);
         if p > 1 {
-            memory.buffers += 2.0 * compute * stream;
+            memory.buffers += 2.0 * self.stack.stream_bytes(layout.precision) * stream;
         }
         let owned = if state.master > 0.0 { memory.master / state.master } else { 0.0 };
         memory.reserve = self.costs.reserve * memory.allocated()
@@ -142,6 +142,9 @@ impl Planner<'_> {
         let mut bytes = tokens * compute * (all + split / tp + along / parts);
         let [all, split, along] = self.model.saved_sums;
         bytes += tokens * 4.0 * (all + split / tp + along / parts);
+        let [all, split, along] = self.model.saved_stream;
+        bytes +=
+            tokens * self.stack.stream_bytes(layout.precision) * (all + split / tp + along / parts);
         // Two norms that keep an upcast copy of what they read.
         bytes += tokens * 2.0 * self.stack.norm_extra_bytes * h / parts;
         if self.stack.gate_activation && spec.gated() {
@@ -166,8 +169,8 @@ impl Planner<'_> {
 
     /// The input of a block.
     pub(crate) fn checkpoint_bytes(&self, layout: &Layout) -> f64 {
-        layout.tokens() * self.model.spec.hidden as f64 * element_bytes(layout.precision)
-            / sequence_parts(layout)
+        let bytes = self.stack.stream_bytes(layout.precision);
+        layout.tokens() * self.model.spec.hidden as f64 * bytes / sequence_parts(layout)
     }
 
     /// Gradients of scores and probabilities, and without a fused kernel their f32 copies.

@@ -2,7 +2,7 @@
 
 use crate::PlanError;
 use trine_mesh::Axis;
-use trine_spec::{ModelSpec, ParamSpec, Piece, Split};
+use trine_spec::{Kept, ModelSpec, ParamSpec, Piece, Split};
 
 /// Elements of a piece: those that tensor parallelism splits, and those that every rank holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +35,8 @@ pub struct Model {
     pub(crate) saved: [f64; 3],
     /// Saved bytes per token in the accumulator type, of the same three kinds.
     pub(crate) saved_sums: [f64; 3],
+    /// Saved elements per token of the residual stream.
+    pub(crate) saved_stream: [f64; 3],
 }
 
 impl Model {
@@ -50,14 +52,19 @@ impl Model {
             head.into_iter().partition(|param| param.name == "head.output.weight");
         let mut saved = [0.0; 3];
         let mut saved_sums = [0.0; 3];
+        let mut saved_stream = [0.0; 3];
         for tensor in spec.saved(1) {
             let kind = match tensor.split {
                 Split::None => 0,
                 Split::Tensor => 1,
                 Split::Sequence => 2,
             };
-            let sums = if tensor.accumulator { &mut saved_sums } else { &mut saved };
-            sums[kind] += tensor.per_token as f64;
+            let sum = match tensor.kept {
+                Kept::Compute => &mut saved,
+                Kept::Sums => &mut saved_sums,
+                Kept::Stream => &mut saved_stream,
+            };
+            sum[kind] += tensor.per_token as f64;
         }
         let unique = sum(&rest);
         let output = sum(&output);
@@ -77,6 +84,7 @@ impl Model {
             output,
             saved,
             saved_sums,
+            saved_stream,
         })
     }
 

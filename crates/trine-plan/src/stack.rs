@@ -1,5 +1,6 @@
 //! Software stacks as data: what a framework keeps, stores and overlaps. What trine itself does is one of them.
 
+use crate::memory::element_bytes;
 use crate::{Attention, PlanError, Precision};
 use serde::Deserialize;
 
@@ -51,6 +52,9 @@ pub struct Stack {
     pub zero: u8,
     /// Whether dropout masks are stored (1 byte an element).
     pub dropout_masks: bool,
+    /// Whether the residual stream, its gradient and messages between stages are f32.
+    #[serde(default)]
+    pub stream_f32: bool,
     /// Extra stored bytes per token and hidden element for norms that keep an upcast copy.
     #[serde(default)]
     pub norm_extra_bytes: f64,
@@ -101,6 +105,11 @@ impl Stack {
             Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.bf16,
             Precision::F32 => StateBytes { weights: 4.0, gradients: 4.0, master: 0.0, ..self.bf16 },
         }
+    }
+
+    /// Bytes per element of the residual stream.
+    pub fn stream_bytes(&self, precision: Precision) -> f64 {
+        if self.stream_f32 { 4.0 } else { element_bytes(precision) }
     }
 
     /// Bytes per element of the gradient reduction.

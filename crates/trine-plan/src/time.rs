@@ -295,8 +295,8 @@ impl Planner<'_> {
         if d.pp == 1 {
             return 0.0;
         }
-        let bytes =
-            layout.tokens() * self.model.spec.hidden as f64 * element_bytes(layout.precision);
+        let element = self.stack.stream_bytes(layout.precision);
+        let bytes = layout.tokens() * self.model.spec.hidden as f64 * element;
         let group = Group { size: d.tp, stride: 1 };
         let split = self.stack.split_messages || layout.sequence_parallel;
         let sent = if split { bytes / d.tp as f64 } else { bytes };

@@ -25,7 +25,8 @@ pub struct VocabEmbedding {
 const NAME: Name = Name::new("embedding");
 
 impl VocabEmbedding {
-    /// `[tokens]` ids to the stream.
+    /// `[tokens]` ids to the stream. The ranks' parts are added in the compute type: all but one are
+    /// zero.
     ///
     /// # Errors
     /// A wrong shape, or a failed collective.
@@ -40,7 +41,7 @@ impl VocabEmbedding {
         let mut y = ctx.alloc(tokens, self.hidden)?;
         let (ids_in, first) = (ids.slice(), self.rows.start);
         ctx.ops.embedding(self.hidden, y.slice_mut(), ids_in, table.slice(), first)?;
-        let mut y = self.group.leave(Partial::assume(y), NAME, ctx)?;
+        let mut y = self.group.leave(Partial::assume(y), NAME, ctx)?.to(ctx.stream(), ctx)?;
         if let Some(positions) = &self.positions {
             let rows = self.group.stream_rows(tokens);
             let mut sum = y.into_inner().into_buf(ctx.pool)?;

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::{Act, Buf};
+use trine_buffer::{Act, Buf, DType};
 use trine_comm::{CommError, Communicator, Name, ReduceOp};
 use trine_nn::{Context, NnError};
 
-/// The residual stream outside a parallel region, `[rows, hidden]`: equal on all ranks, or with
-/// sequence parallelism each rank's own run of rows.
+/// The residual stream outside a parallel region or a branch of it, `[rows, hidden]`: equal on all
+/// ranks, or with sequence parallelism each rank's own run of rows.
 #[derive(Debug, Clone)]
 pub struct Stream(Act);
 
@@ -52,6 +52,21 @@ placement!(Stream, Act);
 placement!(Whole, Act);
 placement!(Split, Act);
 placement!(Partial, Buf);
+
+impl Stream {
+    /// The same values in another type: itself where it has that type already.
+    ///
+    /// # Errors
+    /// A type that kernels do not compute in.
+    pub fn to(self, dtype: DType, ctx: &Context<'_>) -> Result<Self, NnError> {
+        if self.dtype() == dtype {
+            return Ok(self);
+        }
+        let mut cast = ctx.pool.alloc(dtype, self.len())?;
+        ctx.ops.cast(cast.slice_mut(), self.slice())?;
+        Ok(Self(Act::new(cast)))
+    }
+}
 
 /// The ranks that share each layer. Owns both crossings of a parallel region in both directions,
 /// so that a forward collective cannot be written without its backward.

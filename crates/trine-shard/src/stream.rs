@@ -23,7 +23,7 @@ impl StreamNorm {
         Self { group, norm, name }
     }
 
-    /// Normalises each row.
+    /// Normalises each row. The stream is in its own type, what comes out in the compute type.
     ///
     /// # Errors
     /// A wrong shape.
@@ -38,7 +38,8 @@ impl StreamNorm {
         Ok((Stream::assume(Act::new(y)), Saved::new(kept, [])))
     }
 
-    /// The stream's gradient; gain and bias gradients go into `grads`.
+    /// The stream's gradient; gain and bias gradients go into `grads`. `beside` is the gradient of
+    /// the stream that passes the branch by, to which the norm's is added.
     ///
     /// # Errors
     /// A wrong shape, or a failed collective.
@@ -47,17 +48,23 @@ impl StreamNorm {
         weights: &ParamStore,
         saved: Saved,
         dy: Stream,
+        beside: Option<Stream>,
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<Stream, NnError> {
         let ([x, stats], []) = saved.take()?;
-        let dy = dy.into_inner();
+        let (dy, beside) = (dy.into_inner(), beside.map(Stream::into_inner));
         let dx = match (self.group.sequence_parallel(), ctx.numerics) {
             (false, _) => {
-                self.norm.gradients(weights, (&x, &stats, &dy), ctx, NormGrads::Store(grads))?
+                let into = NormGrads::Store(grads);
+                self.norm.gradients(weights, (&x, &stats, &dy), beside, ctx, into)?
             }
-            (true, Numerics::Fast) => self.sum_of_ranks(weights, (&x, &stats, &dy), ctx, grads)?,
-            (true, Numerics::Reference) => self.gathered(weights, (x, stats, dy), ctx, grads)?,
+            (true, Numerics::Fast) => {
+                self.sum_of_ranks(weights, (&x, &stats, &dy), beside, ctx, grads)?
+            }
+            (true, Numerics::Reference) => {
+                self.gathered(weights, (x, stats, dy), beside, ctx, grads)?
+            }
         };
         Ok(Stream::assume(Act::new(dx)))
     }
@@ -67,12 +74,13 @@ impl StreamNorm {
         &self,
         weights: &ParamStore,
         saved: (&Buf, &Buf, &Buf),
+        beside: Option<Act>,
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<Buf, NnError> {
         let mut sum = ctx.pool.zeros(ctx.compute.accumulator(), self.norm.params.len())?;
         let into = NormGrads::Sum(sum.slice_mut());
-        let dx = self.norm.gradients(weights, saved, ctx, into)?;
+        let dx = self.norm.gradients(weights, saved, beside, ctx, into)?;
         let sum = self.group.all_reduce(sum, ReduceOp::Sum, self.name)?;
         grads.add(&self.norm.params, &ctx.rows, |_, total| {
             Ok(ctx.ops.add_assign(total, sum.slice())?)
@@ -86,6 +94,7 @@ impl StreamNorm {
         &self,
         weights: &ParamStore,
         (x, stats, dy): (Act, Act, Act),
+        beside: Option<Act>,
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<Buf, NnError> {
@@ -93,10 +102,17 @@ impl StreamNorm {
         let x = self.group.gather_rows(x, self.name, ctx)?;
         let stats = self.group.gather_rows(stats, self.name, ctx)?;
         let dy = self.group.gather_rows(dy, self.name, ctx)?;
-        let all = self.norm.gradients(weights, (&x, &stats, &dy), ctx, NormGrads::Store(grads))?;
+        let into = NormGrads::Store(grads);
+        let all = self.norm.gradients(weights, (&x, &stats, &dy), None, ctx, into)?;
         let cols = self.norm.cols;
-        let mut dx = ctx.alloc(own.len(), cols)?;
-        dx.slice_mut().copy_from(all.slice().range(own.start * cols..own.end * cols)?)?;
+        let rows = all.slice().range(own.start * cols..own.end * cols)?;
+        let Some(beside) = beside else {
+            let mut dx = ctx.pool.alloc(all.dtype(), rows.len())?;
+            dx.slice_mut().copy_from(rows)?;
+            return Ok(dx);
+        };
+        let mut dx = beside.into_buf(ctx.pool)?;
+        ctx.ops.add_assign(dx.slice_mut(), rows)?;
         Ok(dx)
     }
 }

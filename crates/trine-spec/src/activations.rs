@@ -13,6 +13,18 @@ pub enum Split {
     Sequence,
 }
 
+/// In which type a saved tensor is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The compute type: factors of products.
+    Compute,
+    /// The accumulator type (f32 beside bf16): statistics.
+    Sums,
+    /// The residual stream's type: in trine the accumulator type too, in other frameworks often the
+    /// compute type.
+    Stream,
+}
+
 /// One tensor that a piece saves, per token of its micro-batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedTensor {
@@ -20,14 +32,14 @@ pub struct SavedTensor {
     pub name: &'static str,
     /// Elements for each token.
     pub per_token: usize,
-    /// Whether it is kept in the accumulator type (f32 beside bf16) rather than the compute type.
-    pub accumulator: bool,
+    /// In which type.
+    pub kept: Kept,
     /// How it is split.
     pub split: Split,
 }
 
 impl SavedTensor {
-    /// Local bytes for `tokens` tokens.
+    /// Local bytes for `tokens` tokens, as trine keeps them.
     pub fn bytes(
         &self,
         tokens: usize,
@@ -47,7 +59,10 @@ impl SavedTensor {
                 }
             }
         };
-        let element = if self.accumulator { accumulator_bytes } else { compute_bytes };
+        let element = match self.kept {
+            Kept::Compute => compute_bytes,
+            Kept::Sums | Kept::Stream => accumulator_bytes,
+        };
         tokens * self.per_token * element / parts
     }
 }
@@ -57,10 +72,8 @@ impl ModelSpec {
     /// `tp` ranks. Attention keeps the row-wise log-sum instead of the score matrix
     /// (Dao et al., 2205.14135); dropout masks are never kept (contract C1).
     pub fn saved(&self, tp: usize) -> Vec<SavedTensor> {
-        let tensor =
-            |name, per_token, split| SavedTensor { name, per_token, accumulator: false, split };
-        let sums =
-            |name, per_token, split| SavedTensor { name, per_token, accumulator: true, split };
+        let of = |kept| move |name, per_token, split| SavedTensor { name, per_token, kept, split };
+        let (tensor, sums, stream) = (of(Kept::Compute), of(Kept::Sums), of(Kept::Stream));
         let stats = match self.norm() {
             Norm::Layer => 2,
             Norm::Rms => 1,
@@ -69,13 +82,13 @@ impl ModelSpec {
         let kv = self.head_dim * self.kv_heads.max(tp);
         let inner = if self.gated() { 2 * self.ffn } else { self.ffn };
         vec![
-            tensor("norm1.input", self.hidden, Split::Sequence),
+            stream("norm1.input", self.hidden, Split::Sequence),
             sums("norm1.stats", stats, Split::Sequence),
             tensor("attention.input", self.hidden, Split::Sequence),
             tensor("attention.qkv", self.q_dim() + 2 * kv, Split::Tensor),
             tensor("attention.output", self.q_dim(), Split::Tensor),
             sums("attention.log_sum", self.heads, Split::Tensor),
-            tensor("norm2.input", self.hidden, Split::Sequence),
+            stream("norm2.input", self.hidden, Split::Sequence),
             sums("norm2.stats", stats, Split::Sequence),
             tensor("mlp.input", self.hidden, Split::Sequence),
             tensor("mlp.inner", inner, Split::Tensor),
@@ -112,13 +125,14 @@ mod tests {
     #[test]
     fn a_gpt_block_keeps_the_textbook_bytes() {
         // Korthikanti et al. (2205.05198), flash attention, no dropout masks, bf16: per token
-        // 2·(4h + 3h + h + 2·4h) bytes, and in f32 4 norm statistics and a log-sum a head.
+        // 2·(2h + 3h + h + 2·4h) bytes, and in f32 two inputs of norms, which are the residual
+        // stream, 4 norm statistics and a log-sum a head.
         let model = presets::find("gpt2-124m").unwrap().model;
         let (h, tokens) = (768, 64);
         let whole = model.block_saved_bytes(tokens, 1, false, false, 2, 4);
-        assert_eq!(whole, tokens * (2 * (4 * h + 3 * h + h + 8 * h) + 4 * (4 + 12)));
+        assert_eq!(whole, tokens * (2 * (2 * h + 3 * h + h + 8 * h) + 4 * (2 * h + 4 + 12)));
         let split = model.block_saved_bytes(tokens, 4, true, false, 2, 4);
         assert_eq!(split * 4, whole, "sequence parallelism splits everything");
-        assert_eq!(model.block_saved_bytes(tokens, 4, false, true, 2, 4), tokens * 2 * h);
+        assert_eq!(model.block_saved_bytes(tokens, 4, false, true, 2, 4), tokens * 4 * h);
     }
 }

@@ -25,7 +25,7 @@ mod model;
 mod params;
 pub mod presets;
 
-pub use activations::{SavedTensor, Split};
+pub use activations::{Kept, SavedTensor, Split};
 pub use layout::{BucketLayout, LocalParam, StageLayout, StageRequest, split_layers};
 pub use model::{Family, ModelSpec, Norm};
 pub use params::{Init, ParamSpec, Piece};

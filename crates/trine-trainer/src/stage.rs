@@ -8,7 +8,7 @@ use trine_buffer::{Act, Buf, DType, Pool, Slice};
 use trine_dp::{GradNorm, GradSync, Squares};
 use trine_kernels::Ops;
 use trine_models::StageModel;
-use trine_nn::{Context, GradStore, Mode, ParamStore, Rows, Saved, WeightWork};
+use trine_nn::{Context, GradStore, Mode, ParamStore, Rows, Saved, WeightWork, stream_type};
 use trine_pipeline::{StageError, StageOps};
 use trine_schedule::{Action, Payload};
 
@@ -210,7 +210,7 @@ impl StageOps for StageRun<'_> {
     fn transfer_len(&self, _: Payload) -> (DType, usize) {
         let tp = if self.config.sequence_parallel { self.config.degrees.tp } else { 1 };
         let rows = self.config.micro_batch * self.config.seq / tp;
-        (self.config.compute, rows * self.config.model.hidden)
+        (stream_type(self.config.compute), rows * self.config.model.hidden)
     }
 
     fn sync(&mut self, action: &Action) -> Result<(), StageError> {

@@ -31,7 +31,9 @@ fn flat_sums<T: Float>() {
             ops.add_assign(acc.slice_mut(), a.slice()).unwrap();
             let mut scaled = copied::<T>(&a);
             ops.scale(scaled.slice_mut(), -1.5).unwrap();
-            vec![sum, own, acc, scaled]
+            let (stream, mut wide) = (acc_of::<T>(wide_b.clone()), acc_of::<T>(wide_b.clone()));
+            ops.add(wide.slice_mut(), stream.slice(), a.slice()).unwrap();
+            vec![sum, own, acc, scaled, wide]
         });
         let sum: Vec<f64> = wide_a.iter().zip(&wide_b).map(|(a, b)| a + b).collect();
         let scaled: Vec<f64> = wide_a.iter().map(|a| -1.5 * a).collect();
@@ -40,6 +42,7 @@ fn flat_sums<T: Float>() {
         same_bits(&results[0][1], &results[0][0], "add_assign");
         close(&results[0][2], &sum, T::DTYPE.accumulator().epsilon(), "add_assign to acc");
         close(&results[0][3], &scaled, eps, "scale");
+        same_bits(&results[0][4], &results[0][2], "add to a wider stream");
         cases += 1;
     }
     assert_eq!(cases, LENGTHS.len());

@@ -6,7 +6,7 @@ use trine_kernels::{NormShape, Ops};
 
 const SHAPES: [(usize, usize); 6] = [(1, 1), (3, 5), (7, 16), (5, 67), (131, 257), (2, 1024)];
 
-/// Gradients of a norm: dx, dgamma, dbeta.
+/// A norm's arguments; `x` may be of the accumulator type, as a residual stream is.
 struct Case {
     shape: NormShape,
     x: Buf,
@@ -26,6 +26,12 @@ impl Case {
         }
     }
 
+    /// The same with an `x` of type `stream`, which it fills.
+    fn on_stream(self, stream: DType) -> Self {
+        let x = buf::<f64>(1, self.x.len());
+        Self { x: cast(&x, stream), ..self }
+    }
+
     fn wide(&self) -> Self {
         let wide = |b: &Buf| Buf::from_vec(b.to_f64_vec());
         let (x, gamma, beta) = (wide(&self.x), wide(&self.gamma), wide(&self.beta));
@@ -33,7 +39,7 @@ impl Case {
     }
 
     fn layer(&self, ops: &dyn Ops, x: &Buf, gamma: &Buf, beta: &Buf) -> [Buf; 2] {
-        let mut y = Buf::zeros(x.dtype(), x.len());
+        let mut y = Buf::zeros(gamma.dtype(), x.len());
         let mut stats = Buf::zeros(x.dtype().accumulator(), 2 * self.shape.rows);
         let (x, gamma, beta) = (x.slice(), gamma.slice(), beta.slice());
         ops.layer_norm(self.shape, y.slice_mut(), stats.slice_mut(), x, gamma, beta).unwrap();
@@ -41,7 +47,7 @@ impl Case {
     }
 
     fn rms(&self, ops: &dyn Ops, x: &Buf, gamma: &Buf) -> [Buf; 2] {
-        let mut y = Buf::zeros(x.dtype(), x.len());
+        let mut y = Buf::zeros(gamma.dtype(), x.len());
         let mut rstd = Buf::zeros(x.dtype().accumulator(), self.shape.rows);
         let (x, gamma) = (x.slice(), gamma.slice());
         ops.rms_norm(self.shape, y.slice_mut(), rstd.slice_mut(), x, gamma).unwrap();
@@ -51,7 +57,7 @@ impl Case {
     /// dx (added to `dy` if asked), dgamma and dbeta (added to ones).
     fn layer_backward<T: Float>(&self, ops: &dyn Ops, add: bool) -> [Buf; 3] {
         let [_, stats] = self.layer(ops, &self.x, &self.gamma, &self.beta);
-        let mut dx = Buf::from_vec(self.dy.typed::<T>().unwrap().to_vec());
+        let mut dx = cast(&self.dy, self.x.dtype());
         let (mut dgamma, mut dbeta) = (self.ones::<T>(), self.ones::<T>());
         ops.layer_norm_backward(
             self.shape,
@@ -70,7 +76,7 @@ impl Case {
 
     fn rms_backward<T: Float>(&self, ops: &dyn Ops, add: bool) -> [Buf; 2] {
         let [_, rstd] = self.rms(ops, &self.x, &self.gamma);
-        let mut dx = Buf::from_vec(self.dy.typed::<T>().unwrap().to_vec());
+        let mut dx = cast(&self.dy, self.x.dtype());
         let mut dgamma = self.ones::<T>();
         ops.rms_norm_backward(
             self.shape,
@@ -87,11 +93,14 @@ impl Case {
     }
 
     fn ones<T: Float>(&self) -> Buf {
-        let mut ones = Buf::zeros(T::DTYPE.accumulator(), self.shape.cols);
-        let values = Buf::from_vec(vec![1.0f64; self.shape.cols]);
-        one().cast(ones.slice_mut(), values.slice()).unwrap();
-        ones
+        cast(&Buf::from_vec(vec![1.0f64; self.shape.cols]), T::DTYPE.accumulator())
     }
+}
+
+fn cast(x: &Buf, dtype: DType) -> Buf {
+    let mut y = Buf::zeros(dtype, x.len());
+    one().cast(y.slice_mut(), x.slice()).unwrap();
+    y
 }
 
 fn forward_reference(case: &Case, centred: bool) -> Vec<f64> {
@@ -113,39 +122,44 @@ fn forward_reference(case: &Case, centred: bool) -> Vec<f64> {
 fn forward_and_backward<T: Float>() {
     let mut cases = 0;
     for (rows, cols) in SHAPES {
-        let case = Case::new::<T>(rows, cols);
-        let wide = case.wide();
-        let results = everywhere(false, |ops| {
-            let mut all: Vec<Buf> = Vec::new();
-            all.extend(case.layer(ops, &case.x, &case.gamma, &case.beta));
-            all.extend(case.rms(ops, &case.x, &case.gamma));
-            for add in [false, true] {
-                all.extend(case.layer_backward::<T>(ops, add));
-                all.extend(case.rms_backward::<T>(ops, add));
-            }
-            all
-        });
-        assert_eq!(results.len(), 1);
-        let result = &results[0];
-        let eps = T::DTYPE.epsilon();
-        close(&result[0], &forward_reference(&wide, true), 8.0 * eps, "layer norm");
-        close(&result[2], &forward_reference(&wide, false), 8.0 * eps, "rms norm");
-        let ops = one();
-        let acc = T::DTYPE.accumulator().epsilon() * (rows as f64).sqrt();
-        for (i, add) in [(4, false), (9, true)] {
-            let [dx, dgamma, dbeta] = wide.layer_backward::<f64>(&ops, add);
-            // A row of one or few equal elements has a huge rstd; scale by it.
-            let spread = 1.0 + result[1].iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-            close(&result[i], &dx.to_f64_vec(), 8.0 * eps * spread, "layer dx");
-            close(&result[i + 1], &dgamma.to_f64_vec(), 16.0 * acc * spread, "layer dgamma");
-            close(&result[i + 2], &dbeta.to_f64_vec(), 16.0 * acc, "layer dbeta");
-            let [dx, dgamma] = wide.rms_backward::<f64>(&ops, add);
-            close(&result[i + 3], &dx.to_f64_vec(), 8.0 * eps * spread, "rms dx");
-            close(&result[i + 4], &dgamma.to_f64_vec(), 16.0 * acc * spread, "rms dgamma");
+        for stream in [T::DTYPE, T::DTYPE.accumulator()] {
+            against_f64::<T>(&Case::new::<T>(rows, cols).on_stream(stream));
+            cases += 1;
         }
-        cases += 1;
     }
-    assert_eq!(cases, SHAPES.len());
+    assert_eq!(cases, 2 * SHAPES.len());
+}
+
+fn against_f64<T: Float>(case: &Case) {
+    let wide = case.wide();
+    let results = everywhere(false, |ops| {
+        let mut all: Vec<Buf> = Vec::new();
+        all.extend(case.layer(ops, &case.x, &case.gamma, &case.beta));
+        all.extend(case.rms(ops, &case.x, &case.gamma));
+        for add in [false, true] {
+            all.extend(case.layer_backward::<T>(ops, add));
+            all.extend(case.rms_backward::<T>(ops, add));
+        }
+        all
+    });
+    assert_eq!(results.len(), 1);
+    let result = &results[0];
+    let (eps, stream) = (T::DTYPE.epsilon(), case.x.dtype().epsilon());
+    close(&result[0], &forward_reference(&wide, true), 8.0 * eps, "layer norm");
+    close(&result[2], &forward_reference(&wide, false), 8.0 * eps, "rms norm");
+    let ops = one();
+    let acc = T::DTYPE.accumulator().epsilon() * (case.shape.rows as f64).sqrt();
+    for (i, add) in [(4, false), (9, true)] {
+        let [dx, dgamma, dbeta] = wide.layer_backward::<f64>(&ops, add);
+        // A row of one or few equal elements has a huge rstd; scale by it.
+        let spread = 1.0 + result[1].iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        close(&result[i], &dx.to_f64_vec(), 8.0 * stream * spread, "layer dx");
+        close(&result[i + 1], &dgamma.to_f64_vec(), 16.0 * acc * spread, "layer dgamma");
+        close(&result[i + 2], &dbeta.to_f64_vec(), 16.0 * acc, "layer dbeta");
+        let [dx, dgamma] = wide.rms_backward::<f64>(&ops, add);
+        close(&result[i + 3], &dx.to_f64_vec(), 8.0 * stream * spread, "rms dx");
+        close(&result[i + 4], &dgamma.to_f64_vec(), 16.0 * acc * spread, "rms dgamma");
+    }
 }
 
 /// A row alone, and any number of rows, have the bits they have among others.

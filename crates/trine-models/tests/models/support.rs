@@ -7,7 +7,7 @@ use trine_comm::{Communicator, SelfComm};
 use trine_kernels::{CpuOps, Ops, Team};
 use trine_models::{StageModel, StageParts};
 use trine_nn::initial_weights;
-use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, gradcheck};
+use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, gradcheck, stream_type};
 use trine_rng::Stream;
 use trine_spec::{Init, ModelSpec, Piece, StageLayout, StageRequest};
 use trine_testkit::toy;
@@ -131,7 +131,7 @@ impl Rank {
     pub(crate) fn noise(&self, name: &str, len: usize) -> Act {
         let mut values = vec![0.0f32; len];
         Stream::new(4, name).fill_normal(0, 1.0, &mut values);
-        let mut buf = self.pool.alloc(self.setup.compute, len).unwrap();
+        let mut buf = self.pool.alloc(stream_type(self.setup.compute), len).unwrap();
         self.ops.cast(buf.slice_mut(), Slice::new(&values)).unwrap();
         Act::new(buf)
     }

@@ -13,6 +13,7 @@ fn norm(
     ctx: &Context<'_>,
     kind: Norm,
     names: &[&str],
+    beside: bool,
 ) -> Result<(Part, Part), NnError> {
     let norm = NormLayer { kind, params: rank.find(names), cols: HIDDEN, eps: 1e-5 };
     let layer = StreamNorm::new(rank.group.clone(), norm, Name::new("norm"));
@@ -20,17 +21,24 @@ fn norm(
     let (y, saved) = layer.forward(&rank.weights, &x, ctx)?;
     let y = rank.of_stream(&y, HIDDEN);
     let dy = rank.stream("dy", HIDDEN);
-    let dx = layer.backward_input(&rank.weights, saved, dy, ctx, &mut rank.grads)?;
+    let beside = beside.then(|| rank.stream("beside", HIDDEN));
+    let dx = layer.backward_input(&rank.weights, saved, dy, beside, ctx, &mut rank.grads)?;
     Ok((y, rank.of_stream(&dx, HIDDEN)))
 }
 
 #[test]
 fn norms_equal_their_serial_selves() {
     let both = [param("gain", [HIDDEN], None), param("bias", [HIDDEN], None)];
-    let compared =
-        compare("layer norm", &both, &|rank, ctx| norm(rank, ctx, Norm::Layer, &["gain", "bias"]))
-            + compare("rms norm", &both[..1], &|rank, ctx| norm(rank, ctx, Norm::Rms, &["gain"]));
-    assert_eq!(compared, 2 * COMPARED);
+    let mut compared = 0;
+    for beside in [false, true] {
+        compared += compare("layer norm", &both, &|rank, ctx| {
+            norm(rank, ctx, Norm::Layer, &["gain", "bias"], beside)
+        });
+        compared += compare("rms norm", &both[..1], &|rank, ctx| {
+            norm(rank, ctx, Norm::Rms, &["gain"], beside)
+        });
+    }
+    assert_eq!(compared, 4 * COMPARED);
 }
 
 #[test]
