@@ -38,9 +38,10 @@ fn layouts() -> Vec<EngineConfig> {
                         global_batch: 8,
                         micro_batch: 2,
                         optimizer: ADAMW,
-                        // A second thread would get its working memory when it first finds
-                        // something to do, whichever step that is.
-                        threads: 1,
+                        // Both ways to update: together behind the norm, each bucket at once.
+                        clip_norm: if recompute { 0.0 } else { 0.5 },
+                        // Which of a rank's threads finds something to do is open in every step.
+                        threads: 2,
                         bucket_elements: 100_000,
                         ..serial(wide(model.clone()))
                     });
@@ -63,8 +64,7 @@ fn large_blocks(config: &EngineConfig, steps: u64) -> Vec<u64> {
             engine.world().barrier("before")?;
             let before = BLOCKS.counted();
             engine.world().barrier("begin")?;
-            engine.backward(step, &batch, &mut |_, _, _| {})?;
-            engine.update(step + 1, 1e-3)?;
+            engine.train(step, 1e-3, &batch, &mut |_, _, _| {})?;
             engine.world().barrier("end")?;
             counts.push(BLOCKS.counted() - before);
             engine.world().barrier("after")?;

@@ -256,7 +256,7 @@ pub(crate) struct BenchKernelsArgs {
     /// Threads that share each call [default: all cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
-    /// A poorer instruction set than the best: portable, avx2, avx512, avx512-bf16 or amx
+    /// A poorer instruction set than the best: portable, neon, avx2, avx512, avx512-bf16 or amx
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<String>,
     /// Type to compute with: bf16, f32, f64 or all of them
@@ -280,7 +280,7 @@ pub(crate) struct BenchStepArgs {
     /// Time steps for so many seconds, and three at least
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     pub(crate) seconds: f64,
-    /// A poorer instruction set than the best: portable, avx2, avx512, avx512-bf16 or amx
+    /// A poorer instruction set than the best: portable, neon, avx2, avx512, avx512-bf16 or amx
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<String>,
     /// Time each kernel too

@@ -9,7 +9,8 @@
 //!    runs; [`GradSync::wait`] at the end.
 //! 2. [`GradNorm::measure`]: the global norm, each element of the model counted once; a gradient
 //!    that is not finite stops all ranks with one message. [`clip_scale`] turns it into a factor.
-//! 3. The optimizer updates the ranges that [`Partition::own`] gives.
+//! 3. The optimizer updates the ranges that [`Partition::own`] gives. Where nothing is clipped, it may
+//!    update each bucket right after [`GradSync::wait`], if [`check_finite`] finds nothing there.
 //! 4. [`WeightSync`] gathers the updated parts (ZeRO-1).
 //! 5. Now and then [`check_replicas`] compares what should be equal.
 //!
@@ -67,7 +68,7 @@ mod weights;
 
 pub use bytes::{RankBytes, planned_bytes};
 pub use error::DpError;
-pub use norm::{GlobalNorm, GradNorm, Squares, clip_scale};
+pub use norm::{GlobalNorm, GradNorm, Squares, check_finite, clip_scale};
 pub use partition::{Partition, ZeroStage};
 pub use replicas::{ReplicaGroups, check_replicas};
 pub use sync::{GradSync, GradSyncOptions};

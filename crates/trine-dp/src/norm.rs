@@ -225,6 +225,27 @@ impl GradNorm {
     }
 }
 
+/// Looks for an element that is not finite in `range` of a reduced bucket: what an update that does not
+/// wait for the norm asks before it reads them. No other rank is asked; `rank` is this one.
+///
+/// # Errors
+/// [`DpError::NonFinite`] for the first such element; a bucket that is away.
+pub fn check_finite(
+    grads: &GradStore,
+    bucket: usize,
+    range: Range<usize>,
+    rank: usize,
+    ops: &dyn Ops,
+) -> Result<(), DpError> {
+    let start = range.start;
+    let found = ops.first_non_finite(grads.bucket(bucket)?.slice().range(range)?)?;
+    let Some(element) = found.map(|at| start + at) else { return Ok(()) };
+    let mut params = grads.layout().params.iter();
+    let holds = |param: &&LocalParam| param.bucket == bucket && param.span().contains(&element);
+    let parameter = params.find(holds).map_or("the padding", |param| param.spec.name.as_str());
+    Err(DpError::NonFinite { rank, parameter: parameter.to_owned(), bucket, element })
+}
+
 /// The elements of a parameter that lie in a part of its bucket.
 fn part_of(param: &LocalParam, cell: usize, part: &Range<usize>) -> Option<Term> {
     let span = param.span();

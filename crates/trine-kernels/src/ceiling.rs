@@ -157,7 +157,7 @@ fn chains_bf16(isa: Isa) -> Chains {
 #[cfg(target_arch = "x86_64")]
 fn chains_f64(isa: Isa) -> Chains {
     match isa {
-        Isa::Portable => portable::<f64, 2>(),
+        Isa::Portable | Isa::Neon => portable::<f64, 2>(),
         Isa::Avx2 => Chains { run: x86::avx2_f64, flops_per_step: 2 * 12 * 4 },
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
             Chains { run: x86::avx512_f64, flops_per_step: 2 * 24 * 8 }
@@ -168,7 +168,7 @@ fn chains_f64(isa: Isa) -> Chains {
 #[cfg(target_arch = "x86_64")]
 fn chains_f32(isa: Isa) -> Chains {
     match isa {
-        Isa::Portable => portable::<f32, 4>(),
+        Isa::Portable | Isa::Neon => portable::<f32, 4>(),
         Isa::Avx2 => Chains { run: x86::avx2_f32, flops_per_step: 2 * 12 * 8 },
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
             Chains { run: x86::avx512_f32, flops_per_step: 2 * 24 * 16 }
@@ -179,7 +179,7 @@ fn chains_f32(isa: Isa) -> Chains {
 #[cfg(target_arch = "x86_64")]
 fn chains_bf16(isa: Isa) -> Chains {
     match isa {
-        Isa::Portable | Isa::Avx2 | Isa::Avx512 => chains_f32(isa),
+        Isa::Portable | Isa::Neon | Isa::Avx2 | Isa::Avx512 => chains_f32(isa),
         Isa::Avx512Bf16 => Chains { run: x86::avx512_bf16, flops_per_step: 2 * 24 * 32 },
         Isa::Amx => Chains { run: x86::amx_bf16, flops_per_step: 2 * 4 * 16 * 16 * 32 },
     }

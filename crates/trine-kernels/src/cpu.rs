@@ -29,7 +29,8 @@ pub struct CpuOps {
 impl CpuOps {
     /// Kernels on the threads of `team` with the processor's best instruction set.
     pub fn new(team: Team) -> Self {
-        Self { team, isa: Isa::detect(), scratch: ScratchPool::default() }
+        let scratch = ScratchPool::new(team.threads());
+        Self { team, isa: Isa::detect(), scratch }
     }
 
     /// Kernels with a poorer instruction set than the best: for tests and measurements.
@@ -37,7 +38,7 @@ impl CpuOps {
     /// # Errors
     /// If the processor does not have it.
     pub fn with_isa(team: Team, isa: Isa) -> Result<Self, KernelError> {
-        Ok(Self { team, isa: isa.checked()?, scratch: ScratchPool::default() })
+        Ok(Self { isa: isa.checked()?, ..Self::new(team) })
     }
 
     /// The instruction set in use.

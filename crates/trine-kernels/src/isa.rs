@@ -2,11 +2,14 @@
 
 use crate::KernelError;
 
-/// An instruction set that kernels are compiled for. Ordered from the poorest to the richest.
+/// An instruction set that kernels are compiled for. Those of one processor family are ordered from
+/// the poorest to the richest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
-    /// Whatever the target guarantees: SSE2 on x86-64, NEON with FMA on aarch64.
+    /// Whatever the target guarantees, as the compiler uses it: SSE2 on x86-64, NEON on aarch64.
     Portable,
+    /// The same on aarch64, with register tiles of our own.
+    Neon,
     /// AVX2 with FMA.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -19,8 +22,8 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets, the poorest first.
-    pub const ALL: [Self; 5] =
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The richest instruction set of this processor.
     pub fn detect() -> Self {
@@ -40,14 +43,26 @@ impl Isa {
                 (false, false, false) => Self::Portable,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            Self::Neon
+        } else {
+            Self::Portable
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         Self::Portable
+    }
+
+    /// Whether a processor whose richest instruction set is `best` has this one.
+    pub fn is_within(self, best: Self) -> bool {
+        self == Self::Portable || (self <= best && (self == Self::Neon) == (best == Self::Neon))
     }
 
     /// The name as printed in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
@@ -58,7 +73,7 @@ impl Isa {
     /// `self` if this processor has it: the check that makes the `unsafe` calls below sound.
     pub(crate) fn checked(self) -> Result<Self, KernelError> {
         let best = Self::detect();
-        if self <= best {
+        if self.is_within(best) {
             return Ok(self);
         }
         Err(KernelError::Isa { isa: self.name(), best: best.name() })
@@ -143,9 +158,11 @@ macro_rules! vectorised {
                 #[cfg(target_arch = "x86_64")]
                 $crate::Isa::Avx2 => unsafe { avx2::<$($t),+>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Portable => body::<$($t),+>($($arg),*),
+                $crate::Isa::Portable | $crate::Isa::Neon => body::<$($t),+>($($arg),*),
+                // On aarch64 every function is compiled with NEON.
                 #[cfg(not(target_arch = "x86_64"))]
                 $crate::Isa::Portable
+                | $crate::Isa::Neon
                 | $crate::Isa::Avx2
                 | $crate::Isa::Avx512
                 | $crate::Isa::Avx512Bf16
@@ -155,3 +172,20 @@ macro_rules! vectorised {
     )+};
 }
 pub(crate) use vectorised;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_has_the_poorer_sets_of_its_own_family() {
+        let has = |best| Isa::ALL.into_iter().filter(|isa| isa.is_within(best)).collect::<Vec<_>>();
+        assert_eq!(has(Isa::Portable), [Isa::Portable]);
+        assert_eq!(has(Isa::Neon), [Isa::Portable, Isa::Neon]);
+        assert_eq!(has(Isa::Avx512), [Isa::Portable, Isa::Avx2, Isa::Avx512]);
+        assert_eq!(has(Isa::Amx).len(), Isa::ALL.len() - 1);
+        assert!(Isa::detect().checked().is_ok());
+        #[cfg(target_arch = "aarch64")]
+        assert_eq!(Isa::detect(), Isa::Neon);
+    }
+}

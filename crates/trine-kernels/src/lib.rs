@@ -27,6 +27,7 @@
 //! ```
 
 mod activation;
+mod affinity;
 mod alloc;
 mod attention;
 pub mod ceiling;
@@ -50,6 +51,7 @@ mod team;
 mod timing;
 mod view;
 
+pub use affinity::{Pinned, allowed_cpus};
 pub use alloc::LargeBlocks;
 pub use cpu::CpuOps;
 pub use error::KernelError;

@@ -1,5 +1,6 @@
 //! Threads, handed in: one caller and its helpers.
 
+use crate::Pinned;
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -11,6 +12,9 @@ use std::thread::{self, JoinHandle, Thread};
 /// How often a helper looks for work before it parks: some tens of microseconds, the gap between
 /// two kernels of one layer. Ranks that are threads share the cores, so it must be short.
 const SPINS_BEFORE_PARK: u32 = 4_000;
+
+/// Helpers at most; their count fits below [`OPEN`].
+const HELPERS_MAX: usize = 1 << 12;
 
 /// One more than the largest count of helpers inside a job.
 const OPEN: u64 = 1 << 16;
@@ -109,7 +113,9 @@ impl Shared {
         }
     }
 
-    fn help(&self, index: usize) {
+    fn help(&self, index: usize, cpu: Option<usize>) {
+        // Where the system refuses, the helper runs wherever it is put.
+        let _pinned = cpu.and_then(Pinned::to);
         let mut last = 0;
         loop {
             let mut spins = 0;
@@ -171,23 +177,35 @@ impl Team {
     /// A team of `threads` threads, the caller of [`Team::run`] being one of them; 0 counts as 1.
     /// If the system refuses a thread, the team is smaller.
     pub fn new(threads: usize) -> Self {
-        let wanted = threads.saturating_sub(1).min(1 << 12);
+        Self::spawn(&vec![None; threads.saturating_sub(1).min(HELPERS_MAX)])
+    }
+
+    /// A team with a thread for each of `cpus`, processors that the caller may run on
+    /// ([`crate::allowed_cpus`]). The helpers stay on all but the first; that one is for the thread
+    /// that calls [`Team::run`], which sees to itself ([`Pinned`]). None counts as one.
+    pub fn on_cpus(cpus: &[usize]) -> Self {
+        let helpers: Vec<_> = cpus.iter().skip(1).take(HELPERS_MAX).copied().map(Some).collect();
+        Self::spawn(&helpers)
+    }
+
+    /// A helper for each entry, on that processor if there is one.
+    fn spawn(cpus: &[Option<usize>]) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             next: AtomicUsize::new(0),
             caller: Mutex::new(None),
             caller_parks: AtomicBool::new(false),
-            sleeping: (0..wanted).map(|_| AtomicBool::new(false)).collect(),
+            sleeping: cpus.iter().map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let spawn = |index| {
-            let shared = Arc::clone(&shared);
+        let spawn = |(index, cpu): (usize, &Option<usize>)| {
+            let (shared, cpu) = (Arc::clone(&shared), *cpu);
             let builder = thread::Builder::new().name(format!("kernel-helper-{index}"));
-            builder.spawn(move || shared.help(index)).ok()
+            builder.spawn(move || shared.help(index, cpu)).ok()
         };
-        let helpers = (0..wanted).map_while(spawn).collect();
+        let helpers = cpus.iter().enumerate().map_while(spawn).collect();
         Self { shared, helpers, busy: Mutex::new(()) }
     }
 

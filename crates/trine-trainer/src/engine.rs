@@ -3,15 +3,18 @@
 //! The engine knows nothing of files, clocks or progress. It takes the samples of a step and gives
 //! back losses, gradients and updated weights, in any layout; the parity tests drive it directly.
 
+mod state;
+
 use crate::TrainError;
 use crate::stage::{MicroBatches, StageRun};
+use crate::update::{AtOnce, Updating};
 use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType, Pool};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_dp::{
-    GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups, Squares,
-    WeightSync, ZeroStage, check_replicas, clip_scale,
+    DpError, GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups,
+    Squares, WeightSync, ZeroStage, check_replicas, clip_scale,
 };
 use trine_kernels::{CpuOps, Ops, Team};
 use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
@@ -377,6 +380,37 @@ impl Engine {
         RankBytes::measured(&self.weights, &self.grads, master, moments)
     }
 
+    /// One training step: forward, backward, the reduction of gradients, and the update. `step` counts
+    /// from 0. A collective call.
+    ///
+    /// With clipping the update begins when the norm of all gradients is known. Without, each bucket is
+    /// updated as soon as it is reduced, with the same bits; a gradient that is not finite is noticed
+    /// before its bucket is touched, but buckets before it are updated by then.
+    ///
+    /// # Errors
+    /// As [`Engine::backward`] and [`Engine::update`]. After an error the weights may be those of a step
+    /// half done, and the engine must not be used any more: a run stops, its checkpoints as they were.
+    pub fn train(
+        &mut self,
+        step: u64,
+        lr: f64,
+        batch: &Batch,
+        observe: Observe<'_>,
+    ) -> Result<(Loss, Updated), TrainError> {
+        if self.config.clip_norm > 0.0 {
+            let loss = self.backward(step, batch, observe)?;
+            return Ok((loss, self.update(step + 1, lr)?));
+        }
+        let update = Update { lr, grad_scale: 1.0, step: step + 1 };
+        let (loss, refused) = self.gradients(step, batch, Some(update), observe)?;
+        // Ranks that found no fault of their own learn here of others'. Weights are gathered after it:
+        // a rank that has refused a bucket has posted no gather of it.
+        let norm = self.total_norm()?;
+        refused.map_or(Ok(()), Err)?;
+        self.weight_sync.wait(&mut self.weights)?;
+        Ok((loss, Updated { norm }))
+    }
+
     /// Forward and backward over a step's samples, and the reduction of all gradients. Weights stay
     /// as they are. `step` is a coordinate of dropout masks. A collective call.
     ///
@@ -388,16 +422,28 @@ impl Engine {
         batch: &Batch,
         observe: Observe<'_>,
     ) -> Result<Loss, TrainError> {
+        Ok(self.gradients(step, batch, None, observe)?.0)
+    }
+
+    /// [`Engine::backward`], with an update of each bucket if there is one to be made at once. Gives
+    /// also the gradient that this rank has refused to update with.
+    fn gradients(
+        &mut self,
+        step: u64,
+        batch: &Batch,
+        at_once: Option<Update>,
+        observe: Observe<'_>,
+    ) -> Result<(Loss, Option<DpError>), TrainError> {
         self.grads.clear()?;
         self.squares = Some(self.norm.squares());
         let schedule = self.plan.training.clone();
-        let loss = self.run(&schedule, Mode::Train, step, batch, observe)?;
+        let (loss, refused) = self.run(&schedule, Mode::Train, step, batch, at_once, observe)?;
         if !loss.sum.is_finite() {
             // All ranks know the same loss. The gradients tell which rank and parameter is concerned.
             self.measure_norm()?;
             return Err(TrainError::Loss { step, loss: loss.mean() });
         }
-        Ok(loss)
+        Ok((loss, refused))
     }
 
     /// The loss of `global_batch` sequences, of which `batch` is this data-parallel rank's part. A
@@ -407,7 +453,7 @@ impl Engine {
     /// The first failure of any rank.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss, TrainError> {
         let schedule = self.plan.evaluation.clone();
-        self.run(&schedule, Mode::Eval, 0, batch, &mut |_, _, _| {})
+        Ok(self.run(&schedule, Mode::Eval, 0, batch, None, &mut |_, _, _| {})?.0)
     }
 
     fn run(
@@ -416,18 +462,27 @@ impl Engine {
         mode: Mode,
         step: u64,
         batch: &Batch,
+        at_once: Option<Update>,
         observe: Observe<'_>,
-    ) -> Result<Loss, TrainError> {
+    ) -> Result<(Loss, Option<DpError>), TrainError> {
         let tokens = self.valid_tokens(batch)?;
+        let (optimizer, weight_sync) = (&mut self.optimizer, &mut self.weight_sync);
+        let rank = self.world.rank();
+        let at_once = at_once.map(|update| AtOnce {
+            updating: Updating { optimizer, weight_sync, update },
+            rank,
+            refused: None,
+        });
         let micro_batches = MicroBatches::new(&self.config, self.plan.coordinate.dp, batch)?;
         let mut run = StageRun {
             config: &self.config,
             stage: &self.stage,
-            weights: &self.weights,
+            weights: &mut self.weights,
             grads: &mut self.grads,
             sync: &mut self.sync,
             norm: &self.norm,
             squares: self.squares.as_mut(),
+            at_once,
             ops: &*self.ops,
             pool: &self.pool,
             micro_batches,
@@ -440,8 +495,8 @@ impl Engine {
         };
         let execution = Execution { schedule, comm: &*self.pp, pool: &self.pool };
         execute(&execution, &mut run, observe)?;
-        let losses = run.losses;
-        Ok(Loss { sum: self.total(losses)?, tokens })
+        let (losses, refused) = (run.losses, run.at_once.and_then(|at_once| at_once.refused));
+        Ok((Loss { sum: self.total(losses)?, tokens }, refused))
     }
 
     /// Valid tokens of the step over all data-parallel ranks: counted before the first forward pass,
@@ -470,18 +525,23 @@ impl Engine {
     /// # Errors
     /// A gradient that is not finite (rank and parameter named), or a failed collective.
     pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
-        let squares = self.squares.take().unwrap_or_else(|| self.norm.squares());
-        let norm = self.norm.total(squares, &self.grads, &*self.ops)?;
+        let norm = self.total_norm()?;
         let clip = self.config.clip_norm;
         let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
         let update = Update { lr, grad_scale, step };
+        let (optimizer, weight_sync) = (&mut self.optimizer, &mut self.weight_sync);
+        let mut updating = Updating { optimizer, weight_sync, update };
         for bucket in 0..self.layout.buckets.len() {
-            let (weights, grads) = (&mut self.weights, &self.grads);
-            self.optimizer.step_bucket(bucket, weights, grads, update, &*self.ops)?;
-            self.weight_sync.post(&mut self.weights, bucket)?;
+            updating.bucket(bucket, &mut self.weights, &self.grads, &*self.ops)?;
         }
         self.weight_sync.wait(&mut self.weights)?;
         Ok(Updated { norm })
+    }
+
+    /// The norm, from what the backward pass has counted of it.
+    fn total_norm(&mut self) -> Result<GlobalNorm, TrainError> {
+        let squares = self.squares.take().unwrap_or_else(|| self.norm.squares());
+        Ok(self.norm.total(squares, &self.grads, &*self.ops)?)
     }
 
     /// The gradients' norm without an update. A collective call.
@@ -498,61 +558,6 @@ impl Engine {
     /// The parameter and the ranks that differ.
     pub fn check_replicas(&self) -> Result<(), TrainError> {
         Ok(check_replicas(&self.weights, &self.groups)?)
-    }
-
-    /// The names of the quantities that a checkpoint holds beside the weights.
-    pub fn moments(&self) -> &'static [&'static str] {
-        self.config.optimizer.moments()
-    }
-
-    /// One whole bucket of a quantity in the accumulator type: `weights` (the masters) or one of
-    /// [`Engine::moments`], gathered over data parallelism where ranks hold parts. A collective call
-    /// among data-parallel ranks.
-    ///
-    /// # Errors
-    /// No such quantity, or a failed collective.
-    pub fn full_bucket(&self, quantity: &str, bucket: usize) -> Result<Buf, TrainError> {
-        let dtype = self.config.compute.accumulator();
-        let len = self.layout.buckets[bucket].len;
-        let state = self.optimizer.state(bucket);
-        let wanted = if quantity == WEIGHTS { trine_optim::MASTER } else { quantity };
-        let part = match state.iter().find(|(name, _)| *name == wanted) {
-            Some((_, part)) => part,
-            // Weights that are their own masters are whole on every rank.
-            None if quantity == WEIGHTS => self.weights.bucket(bucket)?,
-            None => return Err(TrainError::Quantity(quantity.into())),
-        };
-        let mut copy = Buf::zeros(dtype, part.len());
-        copy.slice_mut().copy_from(part.slice())?;
-        if part.len() == len {
-            return Ok(copy);
-        }
-        let name = Name::new("state").with("bucket", bucket as u64);
-        let (_, all) = self.dp.all_gather(copy, Buf::zeros(dtype, len), name)?;
-        Ok(all)
-    }
-
-    /// Sets one whole bucket of a quantity: the inverse of [`Engine::full_bucket`], without
-    /// collectives.
-    ///
-    /// # Errors
-    /// No such quantity, or another length.
-    pub fn load_bucket(
-        &mut self,
-        quantity: &str,
-        bucket: usize,
-        all: &Buf,
-    ) -> Result<(), TrainError> {
-        let own = self.optimizer.own(bucket);
-        if quantity != WEIGHTS {
-            let part = self.optimizer.state_mut(bucket, quantity)?;
-            return Ok(part.slice_mut().copy_from(all.slice().range(own)?)?);
-        }
-        if self.config.compute != self.config.compute.accumulator() {
-            let master = self.optimizer.state_mut(bucket, trine_optim::MASTER)?;
-            master.slice_mut().copy_from(all.slice().range(own)?)?;
-        }
-        Ok(self.weights.load(bucket, all.slice(), &*self.ops)?)
     }
 }
 

@@ -23,6 +23,7 @@ pub mod engine;
 mod error;
 pub mod run;
 mod stage;
+mod update;
 
 pub use error::TrainError;
 pub use run::{Process, Ranks, TrainRequest, train};

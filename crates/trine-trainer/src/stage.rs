@@ -2,6 +2,7 @@
 
 use crate::TrainError;
 use crate::engine::{Batch, EngineConfig};
+use crate::update::AtOnce;
 use std::collections::HashMap;
 use std::ops::Range;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
@@ -82,12 +83,14 @@ pub(crate) struct InFlight {
 pub(crate) struct StageRun<'a> {
     pub(crate) config: &'a EngineConfig,
     pub(crate) stage: &'a StageModel,
-    pub(crate) weights: &'a ParamStore,
+    pub(crate) weights: &'a mut ParamStore,
     pub(crate) grads: &'a mut GradStore,
     pub(crate) sync: &'a mut GradSync,
     pub(crate) norm: &'a GradNorm,
     /// Of a backward pass: what the norm has counted.
     pub(crate) squares: Option<&'a mut Squares>,
+    /// Of a backward pass that updates each bucket as soon as it is reduced.
+    pub(crate) at_once: Option<AtOnce<'a>>,
     pub(crate) ops: &'a dyn Ops,
     pub(crate) pool: &'a Pool,
     pub(crate) micro_batches: MicroBatches<'a>,
@@ -171,7 +174,7 @@ impl StageOps for StageRun<'_> {
         let end = || Act::new(Buf::zeros(self.config.compute, 0));
         let mut gradient = dy.or(state.gradient.take()).unwrap_or_else(end);
         for segment in self.segments(segment).rev() {
-            let (weights, states) = (self.weights, &mut state.states);
+            let (weights, states) = (&*self.weights, &mut state.states);
             let (dx, work) =
                 self.stage.backward_input(segment, weights, states, gradient, &ctx, self.grads)?;
             state.work.push((segment, work));
@@ -221,6 +224,9 @@ impl StageOps for StageRun<'_> {
                 self.sync.wait(self.grads, segment, self.ops)?;
                 if let Some(squares) = &mut self.squares {
                     self.norm.count(squares, segment, self.grads, self.ops)?;
+                }
+                if let Some(at_once) = &mut self.at_once {
+                    at_once.bucket(segment, self.weights, self.grads, self.ops)?;
                 }
             }
             Action::Forward { .. }

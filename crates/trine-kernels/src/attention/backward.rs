@@ -252,14 +252,14 @@ impl<T: GemmElement> Backward<'_, T> {
     fn kv_head(&self, cpu: &CpuOps, sample: usize, kv_head: usize) {
         let AttentionShape { keys: seq, heads, kv_heads, head_dim, .. } = self.problem.shape;
         let work = Work { cpu, products: Products::<T>::new(cpu.isa), sample };
-        let (mut memory, mut sums) = (cpu.scratch.take(), cpu.scratch.take());
+        let (mut memory, mut sums) = (cpu.scratch.take(), cpu.scratch.take_beside(1));
         let dropout = self.problem.mask.is_some();
         let mut tiles = Tiles::new(&mut memory, &work.products, seq, head_dim, dropout);
         // dK and dV of a block of keys, one behind the other.
         let part = work.products.rows(head_dim).next_multiple_of(TRANSPOSED) * KEYS;
         let sums = sums.slice::<T::Acc>(seq.div_ceil(KEYS) * 2 * part);
         let group = heads / kv_heads;
-        self.tree(&work, &mut tiles, kv_head * group..(kv_head + 1) * group, sums);
+        self.tree(&work, &mut tiles, kv_head * group..(kv_head + 1) * group, sums, 2);
         let width = head_dim.next_multiple_of(TRANSPOSED);
         for (block, sums) in sums.chunks_exact(2 * part).enumerate() {
             let key = block * KEYS;
@@ -273,22 +273,24 @@ impl<T: GemmElement> Backward<'_, T> {
         }
     }
 
-    /// dK and dV summed over a range of query heads in a tree that halves the range.
+    /// dK and dV summed over a range of query heads in a tree that halves the range. The thread holds
+    /// `pieces` of working memory.
     fn tree(
         &self,
         work: &Work<'_, T>,
         tiles: &mut Tiles<'_, T>,
         heads: Range<usize>,
         sums: &mut [T::Acc],
+        pieces: usize,
     ) {
         if heads.len() == 1 {
             return self.head(work, tiles, heads.start, sums);
         }
         let middle = heads.start + heads.len() / 2;
-        self.tree(work, tiles, heads.start..middle, sums);
-        let mut right = work.cpu.scratch.take();
+        self.tree(work, tiles, heads.start..middle, sums, pieces);
+        let mut right = work.cpu.scratch.take_beside(pieces);
         let right = right.slice::<T::Acc>(sums.len());
-        self.tree(work, tiles, middle..heads.end, right);
+        self.tree(work, tiles, middle..heads.end, right, pieces + 1);
         add_to(work.cpu.isa, sums, right);
     }
 

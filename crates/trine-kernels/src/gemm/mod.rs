@@ -8,6 +8,8 @@
 pub(crate) mod amx;
 mod driver;
 mod micro;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod packed;
 #[cfg(target_arch = "x86_64")]
@@ -193,9 +195,9 @@ macro_rules! gemm_element {
 
 type GenericF64 = Generic<f64, 4, 8>;
 type GenericF32 = Generic<f32, 4, 16>;
-gemm_element!(f64: Portable => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64, Avx512Bf16 => GenericF64, Amx => GenericF64);
+gemm_element!(f64: Portable => GenericF64, Neon => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64, Avx512Bf16 => GenericF64, Amx => GenericF64);
 #[cfg(target_arch = "x86_64")]
-gemm_element!(f32: Portable => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32, Amx => x86::Avx512F32);
+gemm_element!(f32: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32, Amx => x86::Avx512F32);
 #[cfg(target_arch = "x86_64")]
 impl GemmElement for bf16 {
     unsafe fn gemm<C: Num<Acc = f32>>(
@@ -209,7 +211,9 @@ impl GemmElement for bf16 {
         // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
         unsafe {
             match isa {
-                Isa::Portable => block::<GenericF32, Self, C>(isa, scratch, dims, a, b, c),
+                Isa::Portable | Isa::Neon => {
+                    block::<GenericF32, Self, C>(isa, scratch, dims, a, b, c);
+                }
                 Isa::Avx2 => block::<x86::Avx2F32, Self, C>(isa, scratch, dims, a, b, c),
                 Isa::Avx512 => block::<x86::Avx512F32, Self, C>(isa, scratch, dims, a, b, c),
                 Isa::Avx512Bf16 => {
@@ -222,16 +226,21 @@ impl GemmElement for bf16 {
 
     packed_methods!(
         Portable => GenericF32,
+        Neon => GenericF32,
         Avx2 => x86::Avx2F32,
         Avx512 => x86::Avx512F32,
         Avx512Bf16 => x86::Avx512Bf16Pairs,
         Amx => amx::Bf16Tiles
     );
 }
+#[cfg(target_arch = "aarch64")]
+type NeonF32 = neon::NeonF32;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+type NeonF32 = GenericF32;
 #[cfg(not(target_arch = "x86_64"))]
-gemm_element!(f32: Portable => GenericF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
+gemm_element!(f32: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
 #[cfg(not(target_arch = "x86_64"))]
-gemm_element!(bf16: Portable => GenericF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
+gemm_element!(bf16: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
 
 /// Checks the three shapes against each other.
 fn shape(

@@ -6,7 +6,9 @@ use crate::Isa;
 use crate::isa::vectorised;
 use crate::num::{Num, Real};
 use std::marker::PhantomData;
-use trine_buffer::{DType, Element};
+#[cfg(target_arch = "x86_64")]
+use trine_buffer::DType;
+use trine_buffer::Element;
 
 #[cfg(target_arch = "x86_64")]
 use super::{amx, x86};

@@ -293,11 +293,10 @@ impl RankRun<'_> {
         let step = progress.step;
         let batch = self.data.batch(step, self.engine, engine.plan().coordinate.dp)?;
         clock.begin_step(step, step - progress.started_at);
-        let loss = engine.backward(step, &batch, &mut |position, action, moment| {
+        let lr = self.learning_rate(step + 1, progress.total);
+        let (loss, updated) = engine.train(step, lr, &batch, &mut |position, action, moment| {
             clock.observe(position, action, moment);
         })?;
-        let lr = self.learning_rate(step + 1, progress.total);
-        let updated = engine.update(step + 1, lr)?;
         let every = self.request.config.train.replica_check_every as u64;
         if every > 0 && (step + 1).is_multiple_of(every) {
             engine.check_replicas()?;

@@ -103,7 +103,7 @@ fn within(option: &str, number: u64, max: u64) -> Result<(), Failure> {
 
 /// The instruction set of this name, if it is not beyond the best of the processor.
 pub(super) fn isa(name: &str, best: Isa) -> Result<Isa, Failure> {
-    let valid: Vec<_> = Isa::ALL.into_iter().filter(|isa| *isa <= best).collect();
+    let valid: Vec<_> = Isa::ALL.into_iter().filter(|isa| isa.is_within(best)).collect();
     if let Some(isa) = valid.iter().find(|isa| isa.name() == name) {
         return Ok(*isa);
     }
@@ -361,6 +361,8 @@ mod tests {
             lacking,
             "--isa amx: this processor lacks it; it has portable, avx2; nearest valid: avx2"
         );
+        let other = message(isa("neon", Isa::Avx2));
+        assert!(other.contains("this processor lacks it; it has portable, avx2;"), "{other}");
         let unknown = message(isa("avx513", Isa::Amx));
         assert!(unknown.contains("no such instruction set"), "{unknown}");
         assert!(unknown.ends_with("nearest valid: avx512"), "{unknown}");

@@ -1,0 +1,63 @@
+//! What a checkpoint holds of a rank: weights and moments, whole buckets at a time.
+
+use super::{Engine, WEIGHTS};
+use crate::TrainError;
+use trine_buffer::Buf;
+use trine_comm::Name;
+
+impl Engine {
+    /// The names of the quantities that a checkpoint holds beside the weights.
+    pub fn moments(&self) -> &'static [&'static str] {
+        self.config.optimizer.moments()
+    }
+
+    /// One whole bucket of a quantity in the accumulator type: `weights` (the masters) or one of
+    /// [`Engine::moments`], gathered over data parallelism where ranks hold parts. A collective call
+    /// among data-parallel ranks.
+    ///
+    /// # Errors
+    /// No such quantity, or a failed collective.
+    pub fn full_bucket(&self, quantity: &str, bucket: usize) -> Result<Buf, TrainError> {
+        let dtype = self.config.compute.accumulator();
+        let len = self.layout.buckets[bucket].len;
+        let state = self.optimizer.state(bucket);
+        let wanted = if quantity == WEIGHTS { trine_optim::MASTER } else { quantity };
+        let part = match state.iter().find(|(name, _)| *name == wanted) {
+            Some((_, part)) => part,
+            // Weights that are their own masters are whole on every rank.
+            None if quantity == WEIGHTS => self.weights.bucket(bucket)?,
+            None => return Err(TrainError::Quantity(quantity.into())),
+        };
+        let mut copy = Buf::zeros(dtype, part.len());
+        copy.slice_mut().copy_from(part.slice())?;
+        if part.len() == len {
+            return Ok(copy);
+        }
+        let name = Name::new("state").with("bucket", bucket as u64);
+        let (_, all) = self.dp.all_gather(copy, Buf::zeros(dtype, len), name)?;
+        Ok(all)
+    }
+
+    /// Sets one whole bucket of a quantity: the inverse of [`Engine::full_bucket`], without
+    /// collectives.
+    ///
+    /// # Errors
+    /// No such quantity, or another length.
+    pub fn load_bucket(
+        &mut self,
+        quantity: &str,
+        bucket: usize,
+        all: &Buf,
+    ) -> Result<(), TrainError> {
+        let own = self.optimizer.own(bucket);
+        if quantity != WEIGHTS {
+            let part = self.optimizer.state_mut(bucket, quantity)?;
+            return Ok(part.slice_mut().copy_from(all.slice().range(own)?)?);
+        }
+        if self.config.compute != self.config.compute.accumulator() {
+            let master = self.optimizer.state_mut(bucket, trine_optim::MASTER)?;
+            master.slice_mut().copy_from(all.slice().range(own)?)?;
+        }
+        Ok(self.weights.load(bucket, all.slice(), &*self.ops)?)
+    }
+}

@@ -1,0 +1,184 @@
+//! Updates bucket by bucket, as soon as a gradient is reduced, against updates that wait for the norm.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers outside #[test] included"
+)]
+
+use std::sync::Arc;
+use trine_buffer::Buf;
+use trine_comm::threads;
+use trine_comm::wrap::{Action as Tapped, Tap};
+use trine_dp::ZeroStage;
+use trine_mesh::{Axis, Degrees, Mesh};
+use trine_nn::Numerics;
+use trine_schedule::Action;
+use trine_testkit::toy;
+use trine_tests::layouts;
+use trine_tests::{ADAMW, batch, serial};
+use trine_trainer::TrainError;
+use trine_trainer::engine::{Engine, EngineConfig, RankPlan, WEIGHTS};
+
+const STEPS: u64 = 3;
+const LR: f64 = 0.05;
+
+/// What a rank holds and says after some steps: bits of weights and moments, losses and norms.
+type After = (Vec<Vec<f64>>, Vec<(f64, f64)>);
+
+/// Some steps of every rank, by [`Engine::train`] or by a backward pass and an update of all buckets.
+fn steps(config: &EngineConfig, together: bool) -> Vec<After> {
+    let mesh = Mesh::new(config.degrees, config.degrees.world()).unwrap();
+    let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
+        let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
+        let mut engine = Engine::new(config, comm)?;
+        let mut said = Vec::new();
+        for step in 0..STEPS {
+            let (loss, updated) = if together {
+                let loss = engine.backward(step, &batch, &mut |_, _, _| {})?;
+                (loss, engine.update(step + 1, LR)?)
+            } else {
+                engine.train(step, LR, &batch, &mut |_, _, _| {})?
+            };
+            said.push((loss.mean(), updated.norm.norm()));
+            engine.check_replicas()?;
+        }
+        let mut held = Vec::new();
+        for quantity in std::iter::once(WEIGHTS).chain(engine.moments().iter().copied()) {
+            for bucket in 0..engine.plan().layout.buckets.len() {
+                held.push(engine.full_bucket(quantity, bucket)?.to_f64_vec());
+            }
+        }
+        Ok::<_, TrainError>((held, said))
+    });
+    ranks.unwrap_or_else(|error| panic!("{config:?}: {error}"))
+}
+
+/// Without clipping, buckets are updated at once: weights, moments, losses and norms have the bits of an
+/// update that waits. A bucket that is left out or updated twice differs.
+#[test]
+fn buckets_at_once_have_the_bits_of_all_together() {
+    let mut compared = 0;
+    for numerics in [Numerics::Fast, Numerics::Reference] {
+        for model in [toy::gpt(), toy::llama(2)] {
+            let base = EngineConfig { optimizer: ADAMW, clip_norm: 0.0, numerics, ..serial(model) };
+            for layout in layouts::pairwise().iter().chain(&layouts::zero_bubble()) {
+                let config = layout.apply(&base);
+                assert!(steps(&config, false) == steps(&config, true), "{config:?}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared >= 4 * (10 + 16), "{compared}");
+}
+
+/// With clipping, a step is a backward pass and an update behind the norm.
+#[test]
+fn a_step_that_clips_waits_for_the_norm() {
+    for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
+        let degrees = Degrees { tp: 2, pp: 2, dp: 2, ..Degrees::SERIAL };
+        let config = EngineConfig { degrees, zero, clip_norm: 0.01, ..serial(toy::gpt()) };
+        let (train, update) = (steps(&config, false), steps(&config, true));
+        assert!(train == update);
+        // The limit is below the norm, so without it the run is another.
+        assert!(train[0].1[0].1 > config.clip_norm);
+        let free = steps(&EngineConfig { clip_norm: 0.0, ..config.clone() }, false);
+        assert_eq!(free[0].1[0], train[0].1[0], "the first step's loss and norm");
+        assert!(free != train);
+    }
+}
+
+/// What a rank says and still holds after a step with a gradient that is not finite: the message, and
+/// which of its buckets of weights are all finite, which are as they were.
+type Stopped = (String, Vec<bool>, Vec<bool>);
+
+/// A step in which the reduced gradient of `bucket` has an element `value` on the dp ranks.
+fn poisoned(config: &EngineConfig, bucket: u64, value: f32) -> Vec<Stopped> {
+    let mesh = Mesh::new(config.degrees, config.degrees.world()).unwrap();
+    let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
+        let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
+        let tapped = Tap::around(comm.clone(), move |group, request| {
+            let gradient = group.name() == "dp" && request.name.label() == "gradient";
+            if gradient && group.rank() == 0 && request.name.index("bucket") == Some(bucket) {
+                // The last element of rank 1's part, were the bucket split between two.
+                let values = request.send.as_mut().unwrap().typed_mut::<f32>().unwrap();
+                let last = values.len() - 1;
+                values[last] = value;
+            }
+            Tapped::Forward
+        });
+        let mut engine = Engine::new(config, tapped)?;
+        let buckets = 0..engine.plan().layout.buckets.len();
+        // A bucket whose gather is posted when the step stops is away.
+        let held = |engine: &Engine, bucket| engine.weights().bucket(bucket).map(Buf::to_f64_vec);
+        let before: Vec<_> = buckets.clone().map(|b| held(&engine, b).unwrap()).collect();
+        let error = engine.train(0, LR, &batch, &mut |_, _, _| {}).unwrap_err().to_string();
+        let after: Vec<_> = buckets.map(|b| held(&engine, b)).collect();
+        let finite = |weights: &Vec<f64>| weights.iter().all(|weight| weight.is_finite());
+        let are_finite = after.iter().map(|weights| weights.as_ref().is_ok_and(finite)).collect();
+        let same = before.iter().zip(&after);
+        let unchanged = same.map(|(before, after)| after.as_ref().is_ok_and(|a| a == before));
+        // All ranks stop by themselves here; none is stopped by another's failure.
+        Ok::<_, TrainError>((error, are_finite, unchanged.collect()))
+    });
+    ranks.unwrap()
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_never_reaches_a_weight() {
+    let mut cases = 0;
+    for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
+        for (tp, pp) in [(1, 1), (2, 1), (1, 2)] {
+            let degrees = Degrees { tp, pp, dp: 2, ..Degrees::SERIAL };
+            let base = EngineConfig { optimizer: ADAMW, clip_norm: 0.0, ..serial(toy::gpt()) };
+            let config = EngineConfig { degrees, zero, bucket_elements: 2_000, ..base };
+            let layout = config.layout_of(0, 0).unwrap();
+            assert!(layout.buckets.len() > 2);
+            // A bucket whose last element belongs to a parameter and is no padding.
+            let last = |bucket: usize| {
+                let ends = layout.params.iter().filter(|param| param.bucket == bucket);
+                ends.map(|param| param.span().end).max() == Some(layout.buckets[bucket].len)
+            };
+            let bucket = (1..layout.buckets.len()).find(|b| last(*b) && !layout.buckets[*b].tied);
+            let bucket = bucket.expect("a bucket without padding");
+            for value in [f32::NAN, f32::INFINITY] {
+                for (rank, (error, _, unchanged)) in
+                    poisoned(&config, bucket as u64, value).into_iter().enumerate()
+                {
+                    assert!(error.contains("is not finite"), "{config:?} rank {rank}: {error}");
+                    // Every rank that would have updated with it has left the bucket alone.
+                    let coordinate = Mesh::new(degrees, degrees.world()).unwrap().coordinate(rank);
+                    let owns = zero == ZeroStage::Zero0 || coordinate.dp == 1;
+                    if owns {
+                        assert!(unchanged[bucket], "{config:?} rank {rank}: bucket {bucket}");
+                    }
+                    cases += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(cases, 2 * 2 * (2 + 4 + 4));
+}
+
+/// Buckets are updated where the schedule waits for their gradients. A schedule that does not, or does
+/// twice, is noticed.
+#[test]
+fn a_bucket_that_is_not_awaited_exactly_once_is_an_error() {
+    for (times, says) in [(0, "bucket"), (2, "bucket")] {
+        let degrees = Degrees { dp: 2, ..Degrees::SERIAL };
+        let config = EngineConfig { degrees, clip_norm: 0.0, ..serial(toy::gpt()) };
+        let run = threads::run(2, &Default::default(), |comm| {
+            let mut plan = RankPlan::new(&config, comm.rank())?;
+            let batch = batch(&config, comm.rank());
+            for list in &mut Arc::make_mut(&mut plan.training).actions {
+                let awaits = |action: &Action| matches!(action, Action::AwaitGrad { .. });
+                let at = list.iter().position(awaits).unwrap();
+                let action = list.remove(at);
+                list.splice(at..at, std::iter::repeat_n(action, times));
+            }
+            let mut engine = Engine::from_plan(&config, plan, comm)?;
+            engine.train(0, LR, &batch, &mut |_, _, _| {})?;
+            Ok::<_, TrainError>(())
+        });
+        let error = run.unwrap_err().to_string();
+        assert!(error.contains(says), "{times}: {error}");
+    }
+}
