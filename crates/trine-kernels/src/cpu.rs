@@ -83,6 +83,10 @@ impl Ops for CpuOps {
         gemm::matmul(self, product, accumulate, a, b, c)
     }
 
+    fn linear(&self, y: MatMut<'_>, x: MatRef<'_>, w: MatRef<'_>, bias: Slice<'_>) -> Done {
+        gemm::linear(self, y, x, w, bias)
+    }
+
     fn add_bias(&self, y: MatMut<'_>, bias: Slice<'_>) -> Done {
         elementwise::add_bias(self, y, bias)
     }

@@ -218,6 +218,12 @@ pub trait Ops: Send + Sync + fmt::Debug {
         c: MatMut<'_>,
     ) -> Done;
 
+    /// `y = x · wᵀ + bias` for each row of x, rounded once; all `T`. Each sum starts at its bias.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn linear(&self, y: MatMut<'_>, x: MatRef<'_>, w: MatRef<'_>, bias: Slice<'_>) -> Done;
+
     /// `y[r, c] += bias[c]`; all `T`.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ impl Ops for Profiled {
         self.time(product.name(accumulate), flops, |ops| ops.matmul(product, accumulate, a, b, c))
     }
 
+    fn linear(&self, y: MatMut<'_>, x: MatRef<'_>, w: MatRef<'_>, bias: Slice<'_>) -> Done {
+        let flops = 2.0 * y.rows as f64 * y.cols as f64 * x.cols as f64;
+        self.time("linear y = x·wᵀ + bias", flops, |ops| ops.linear(y, x, w, bias))
+    }
+
     fn attention(
         &self,
         shape: AttentionShape,

@@ -38,6 +38,30 @@ impl Linear {
         Self { weight, bias, inputs, outputs, input_blocks: 1, output_blocks: vec![vec![all]] }
     }
 
+    /// `x · wᵀ + b`, `[rows, outputs]`. Where the sum over inputs is one product the bias is what it
+    /// starts from; elsewhere it is added to the whole sum.
+    ///
+    /// # Errors
+    /// As [`Linear::product`].
+    pub fn apply(&self, weights: &ParamStore, x: &Buf, ctx: &Context<'_>) -> Result<Buf, NnError> {
+        let Some(bias) = self.bias.as_ref().filter(|_| self.input_blocks == 1) else {
+            let mut y = self.product(weights, x, ctx)?;
+            self.add_bias(weights, &mut y, ctx)?;
+            return Ok(y);
+        };
+        let rows = ctx.rows.tokens();
+        check_len("linear", "input", x.len(), rows * self.inputs)?;
+        let (w, bias) = (weights.lease(&self.weight)?, weights.lease(bias)?);
+        let mut y = ctx.alloc(rows, self.outputs)?;
+        ctx.ops.linear(
+            MatMut::new(y.slice_mut(), rows, self.outputs),
+            MatRef::new(x.slice(), rows, self.inputs),
+            MatRef::new(w.slice(), self.outputs, self.inputs),
+            bias.slice(),
+        )?;
+        Ok(y)
+    }
+
     /// `x · wᵀ`, `[rows, outputs]`, without the bias.
     ///
     /// # Errors
@@ -160,8 +184,7 @@ impl Layer for Linear {
         x: Act,
         ctx: &Context<'_>,
     ) -> Result<(Act, Saved), NnError> {
-        let mut y = self.product(weights, &x, ctx)?;
-        self.add_bias(weights, &mut y, ctx)?;
+        let y = self.apply(weights, &x, ctx)?;
         let saved = if ctx.training() { Saved::new([x], []) } else { Saved::nothing() };
         Ok((Act::new(y), saved))
     }

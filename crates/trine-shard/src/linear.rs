@@ -63,8 +63,7 @@ impl ColumnLinear {
         ctx: &Context<'_>,
     ) -> Result<(Split, Saved), NnError> {
         let whole = self.group.enter(x, self.name, ctx)?;
-        let mut y = self.linear.product(weights, &whole, ctx)?;
-        self.linear.add_bias(weights, &mut y, ctx)?;
+        let y = self.linear.apply(weights, &whole, ctx)?;
         // The stream's own rows are kept, and gathered again when the weight gradient needs them.
         let kept: Vec<Act> = if ctx.training() { vec![(**x).clone()] } else { vec![] };
         Ok((Split::assume(Act::new(y)), Saved::new(kept, [])))
@@ -149,9 +148,14 @@ impl RowLinear {
         ctx: &Context<'_>,
     ) -> Result<(Stream, Saved), NnError> {
         let x = x.into_inner();
-        let sum = Partial::assume(self.linear.product(weights, &x, ctx)?);
-        let mut y = self.group.leave(sum, self.name, ctx)?.into_inner().into_buf(ctx.pool)?;
-        self.linear.add_bias(weights, &mut y, ctx)?;
+        let y = if self.group.size() == 1 {
+            self.linear.apply(weights, &x, ctx)?
+        } else {
+            let sum = Partial::assume(self.linear.product(weights, &x, ctx)?);
+            let mut y = self.group.leave(sum, self.name, ctx)?.into_inner().into_buf(ctx.pool)?;
+            self.linear.add_bias(weights, &mut y, ctx)?;
+            y
+        };
         let saved = if ctx.training() { Saved::new([x], []) } else { Saved::nothing() };
         Ok((Stream::assume(Act::new(y)), saved))
     }

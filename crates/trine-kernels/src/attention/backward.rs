@@ -6,7 +6,9 @@
 
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, with_num};
-use crate::gemm::{Dims, GemmElement, Operand, Packed, Products, Side, TRANSPOSED, Target};
+use crate::gemm::{
+    Dims, GemmElement, Initial, Operand, Packed, Products, Side, TRANSPOSED, Target,
+};
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real, sum_lanes};
 use crate::scratch::Scratch;
@@ -55,7 +57,7 @@ impl<'a, T: Num> Gradients<'a, T> {
     }
 
     /// Where the gradient of a row begins, from column `col` of its part on.
-    fn target(&self, part: Part, row: usize, col: usize) -> Target<T> {
+    fn target(&self, part: Part, row: usize, col: usize) -> Target<'_, T> {
         let (mat, offset) = match (self, part) {
             (Self::Fused { all, .. }, Part::Query) => (all, 0),
             (Self::Fused { all, k, .. }, Part::Key) => (all, *k),
@@ -65,7 +67,7 @@ impl<'a, T: Num> Gradients<'a, T> {
             (Self::Separate { v, .. }, Part::Value) => (v, 0),
         };
         let start = mat.data.start().wrapping_add(row * mat.stride + offset + col);
-        Target { start, stride: mat.stride, accumulate: false }
+        Target { start, stride: mat.stride, initial: Initial::Zero }
     }
 }
 

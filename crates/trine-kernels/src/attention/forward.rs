@@ -6,7 +6,9 @@
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{MatSplit, length, same_shape, typed_mut, with_num};
 use crate::cpu::PARTS_PER_THREAD;
-use crate::gemm::{Dims, GemmElement, Operand, Packed, Products, Side, TRANSPOSED, Target};
+use crate::gemm::{
+    Dims, GemmElement, Initial, Operand, Packed, Products, Side, TRANSPOSED, Target,
+};
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real};
 use crate::scratch::{Scratch, Split};
@@ -310,7 +312,7 @@ impl<T: GemmElement> Forward<'_, T> {
         // SAFETY: each (row, head) lies inside `o` and is written by one thread.
         unsafe {
             let start = self.o.data.start().add(row * self.o.stride + head * head_dim);
-            let target = Target { start, stride: self.o.stride, accumulate: false };
+            let target = Target { start, stride: self.o.stride, initial: Initial::Zero };
             products.round(queries.len(), head_dim, tiles.rows, width, target);
         }
     }

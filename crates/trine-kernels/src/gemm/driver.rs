@@ -30,7 +30,7 @@ pub(super) unsafe fn block<M, T, C>(
     dims: Dims,
     a: Operand<'_, T>,
     b: Operand<'_, T>,
-    c: Target<C>,
+    c: Target<'_, C>,
 ) where
     M: Feed<T> + Micro<Acc = T::Acc>,
     T: Num,
@@ -67,7 +67,7 @@ pub(super) unsafe fn block<M, T, C>(
 struct Run<'a, M: Micro, T, C> {
     a: Operand<'a, T>,
     b: Operand<'a, T>,
-    c: Target<C>,
+    c: Target<'a, C>,
     k: usize,
     packed_a: &'a mut [M::Packed],
     packed_b: &'a mut [M::Packed],
@@ -168,13 +168,23 @@ where
         let b = self.packed_b[col * steps..].as_ptr();
         let first = place.k_start == 0;
         let last = place.k_start + place.ks >= self.k;
-        let load = !first || self.c.accumulate;
+        let load = !first || !self.c.initial.is_zero();
+        let row_of_all =
+            self.c.initial.row().filter(|_| first).map(|start| &start[place.col + col..][..cols]);
         let direct = C::DTYPE == <M::Acc as trine_buffer::Element>::DTYPE;
         // SAFETY: inside C by the caller's promise.
         let c = unsafe { self.c.start.add((place.row + row) * self.c.stride + place.col + col) };
         if direct && rows == M::MR && cols == M::NR {
-            // SAFETY: C holds `M::Acc` and the tile is whole; the panels hold `steps` steps.
-            unsafe { M::run(steps, a, b, c.cast(), self.c.stride, load) };
+            // SAFETY: C holds `M::Acc` and the tile is whole, as is its part of the row that all start
+            // from; the panels hold `steps` steps.
+            unsafe {
+                if let Some(start) = row_of_all {
+                    for row in 0..rows {
+                        c.add(row * self.c.stride).copy_from_nonoverlapping(start.as_ptr(), cols);
+                    }
+                }
+                M::run(steps, a, b, c.cast(), self.c.stride, load);
+            }
             return;
         }
         debug_assert!(M::MR * M::NR <= TILE);
@@ -186,7 +196,8 @@ where
                 tile.copy_from_slice(&self.carry[carry + i * self.carry_stride..][..cols]);
             } else if load {
                 // SAFETY: a row of C inside the tile.
-                let c = unsafe { std::slice::from_raw_parts(c.add(i * self.c.stride), cols) };
+                let old = || unsafe { std::slice::from_raw_parts(c.add(i * self.c.stride), cols) };
+                let c = row_of_all.unwrap_or_else(old);
                 for (tile, c) in tile.iter_mut().zip(c) {
                     *tile = c.widen();
                 }

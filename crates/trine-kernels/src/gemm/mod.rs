@@ -15,7 +15,7 @@ mod packed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::check::{Mat, MatSplit, dims, with_num};
+use crate::check::{Mat, MatSplit, dims, length, typed, with_num};
 use crate::cpu::PARTS_PER_THREAD;
 use crate::num::Num;
 use crate::scratch::Scratch;
@@ -25,7 +25,7 @@ use half::bf16;
 use micro::Generic;
 pub(crate) use packed::{Packed, Products, Side, TRANSPOSED};
 use packed::{PackedKernel, Panels};
-use trine_buffer::Element;
+use trine_buffer::{Element, Slice};
 
 /// Products of fewer multiply-adds than this stay on one thread.
 const FMAS_PER_PART_MIN: usize = 1 << 19;
@@ -67,22 +67,66 @@ pub(crate) struct Dims {
 
 /// The result matrix as threads write it.
 #[derive(Debug)]
-pub(crate) struct Target<C> {
+pub(crate) struct Target<'a, C> {
     /// The first element.
     pub(crate) start: *mut C,
     /// Elements from row to row.
     pub(crate) stride: usize,
-    /// Whether to add to the old values.
-    pub(crate) accumulate: bool,
+    pub(crate) initial: Initial<'a, C>,
 }
 
-impl<C> Clone for Target<C> {
+/// What each sum of C starts from.
+#[derive(Debug)]
+pub(crate) enum Initial<'a, C> {
+    Zero,
+    /// The old value.
+    Old,
+    /// One row, the same for all rows of C and as wide.
+    Row(&'a [C]),
+}
+
+impl<'a, C> Initial<'a, C> {
+    pub(crate) fn accumulate(accumulate: bool) -> Self {
+        if accumulate { Self::Old } else { Self::Zero }
+    }
+
+    /// The same for C from a column on.
+    fn skip(self, cols: usize) -> Self {
+        match self {
+            Self::Zero | Self::Old => self,
+            Self::Row(row) => Self::Row(&row[cols..]),
+        }
+    }
+
+    /// The row that sums of the first part of k start from.
+    fn row(self) -> Option<&'a [C]> {
+        match self {
+            Self::Zero | Self::Old => None,
+            Self::Row(row) => Some(row),
+        }
+    }
+
+    /// Whether it is zero.
+    fn is_zero(self) -> bool {
+        matches!(self, Self::Zero)
+    }
+}
+
+impl<C> Clone for Initial<'_, C> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<C> Copy for Target<C> {}
+impl<C> Copy for Initial<'_, C> {}
+
+impl<C> Clone for Target<'_, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C> Copy for Target<'_, C> {}
 
 /// An element type with a micro-kernel for each instruction set.
 pub(crate) trait GemmElement: Num {
@@ -97,7 +141,7 @@ pub(crate) trait GemmElement: Num {
         dims: Dims,
         a: Operand<'_, Self>,
         b: Operand<'_, Self>,
-        c: Target<C>,
+        c: Target<'_, C>,
     );
 
     /// The panels of this instruction set's kernel.
@@ -120,7 +164,13 @@ pub(crate) trait GemmElement: Num {
     ///
     /// # Safety
     /// As there.
-    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<Self::Acc>);
+    unsafe fn multiply(
+        isa: Isa,
+        dims: Dims,
+        a: Packed<'_>,
+        b: Packed<'_>,
+        c: Target<'_, Self::Acc>,
+    );
 }
 
 /// The methods on packed factors, from the kernel of each instruction set.
@@ -155,7 +205,7 @@ macro_rules! packed_methods {
             dims: Dims,
             a: Packed<'_>,
             b: Packed<'_>,
-            c: Target<Self::Acc>,
+            c: Target<'_, Self::Acc>,
         ) {
             // SAFETY: as above.
             unsafe {
@@ -178,7 +228,7 @@ macro_rules! gemm_element {
                 dims: Dims,
                 a: Operand<'_, Self>,
                 b: Operand<'_, Self>,
-                c: Target<C>,
+                c: Target<'_, C>,
             ) {
                 // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
                 unsafe {
@@ -206,7 +256,7 @@ impl GemmElement for bf16 {
         dims: Dims,
         a: Operand<'_, Self>,
         b: Operand<'_, Self>,
-        c: Target<C>,
+        c: Target<'_, C>,
     ) {
         // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
         unsafe {
@@ -244,6 +294,7 @@ gemm_element!(bf16: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32,
 
 /// Checks the three shapes against each other.
 fn shape(
+    op: &'static str,
     product: Product,
     a: (usize, usize),
     b: (usize, usize),
@@ -257,13 +308,22 @@ fn shape(
         Product::Nt => b,
         Product::Nn | Product::Tn => (b.1, b.0),
     };
-    dims("matmul", k == k_b && c == (m, n), || {
+    dims(op, k == k_b && c == (m, n), || {
         format!(
             "{product:?} of a [{}, {}] and b [{}, {}] does not give c [{}, {}]",
             a.0, a.1, b.0, b.1, c.0, c.1
         )
     })?;
     Ok(Dims { m, n, k })
+}
+
+/// A factor whose rows run along `k`, or across it.
+fn operand<T: Element>(mat: Mat<'_, T>, along_k: bool) -> Operand<'_, T> {
+    if along_k {
+        Operand::along_k(mat.data, mat.stride)
+    } else {
+        Operand::across_k(mat.data, mat.stride)
+    }
 }
 
 pub(crate) fn matmul(
@@ -285,16 +345,9 @@ pub(crate) fn matmul(
     ) -> Result<(), KernelError> {
         let (a, b) = (Mat::<T>::new(OP, "a", a)?, Mat::<T>::new(OP, "b", b)?);
         let c = MatSplit::<C>::new(OP, "c", c)?;
-        let dims = shape(product, a.shape(), b.shape(), c.shape())?;
-        let a = match product {
-            Product::Nt | Product::Nn => Operand::along_k(a.data, a.stride),
-            Product::Tn => Operand::across_k(a.data, a.stride),
-        };
-        let b = match product {
-            Product::Nt => Operand::along_k(b.data, b.stride),
-            Product::Nn | Product::Tn => Operand::across_k(b.data, b.stride),
-        };
-        threaded(cpu, accumulate, dims, a, b, &c);
+        let dims = shape(OP, product, a.shape(), b.shape(), c.shape())?;
+        let (a, b) = (operand(a, product != Product::Tn), operand(b, product == Product::Nt));
+        threaded(cpu, Initial::accumulate(accumulate), dims, a, b, &c);
         Ok(())
     }
     let c_dtype = c.data.dtype();
@@ -307,11 +360,36 @@ pub(crate) fn matmul(
     })
 }
 
+pub(crate) fn linear(
+    cpu: &CpuOps,
+    y: MatMut<'_>,
+    x: MatRef<'_>,
+    w: MatRef<'_>,
+    bias: Slice<'_>,
+) -> Result<(), KernelError> {
+    const OP: &str = "linear";
+    fn run<T: GemmElement>(
+        cpu: &CpuOps,
+        y: MatMut<'_>,
+        x: MatRef<'_>,
+        w: MatRef<'_>,
+        bias: Slice<'_>,
+    ) -> Result<(), KernelError> {
+        let (x, w) = (Mat::<T>::new(OP, "x", x)?, Mat::<T>::new(OP, "w", w)?);
+        let (y, bias) = (MatSplit::<T>::new(OP, "y", y)?, typed::<T>(OP, "bias", bias)?);
+        let dims = shape(OP, Product::Nt, x.shape(), w.shape(), y.shape())?;
+        length(OP, "bias", bias.len(), dims.n, format_args!("[{}, {}]", dims.m, dims.n))?;
+        threaded(cpu, Initial::Row(bias), dims, operand(x, true), operand(w, true), &y);
+        Ok(())
+    }
+    with_num!(OP, "x", x.data.dtype(), T => run::<T>(cpu, y, x, w, bias))
+}
+
 /// Splits the longer side of C over the threads: the factor on that side is packed once, the other
 /// by each thread.
 fn threaded<T: GemmElement, C: Num<Acc = T::Acc>>(
     cpu: &CpuOps,
-    accumulate: bool,
+    initial: Initial<'_, C>,
     dims: Dims,
     a: Operand<'_, T>,
     b: Operand<'_, T>,
@@ -345,12 +423,12 @@ fn threaded<T: GemmElement, C: Num<Acc = T::Acc>>(
             if split_n {
                 let dims = Dims { n: to - from, ..dims };
                 let start = c.data.start().add(from);
-                let c = Target { start, stride: c.stride, accumulate };
+                let c = Target { start, stride: c.stride, initial: initial.skip(from) };
                 T::gemm(cpu.isa, &mut scratch, dims, a, b.skip(from), c);
             } else {
                 let dims = Dims { m: to - from, ..dims };
                 let start = c.data.start().add(from * c.stride);
-                let c = Target { start, stride: c.stride, accumulate };
+                let c = Target { start, stride: c.stride, initial };
                 T::gemm(cpu.isa, &mut scratch, dims, a.skip(from), b, c);
             }
         }

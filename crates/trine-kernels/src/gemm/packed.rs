@@ -1,7 +1,7 @@
 //! Small products on one thread, of factors that are packed once and multiplied many times.
 
 use super::micro::{Feed, Micro};
-use super::{Dims, GemmElement, Operand, Target, pack};
+use super::{Dims, GemmElement, Initial, Operand, Target, pack};
 use crate::Isa;
 use crate::isa::vectorised;
 use crate::num::{Num, Real};
@@ -62,7 +62,7 @@ pub(crate) trait PackedKernel<T: Num> {
     /// # Safety
     /// The processor has `isa`, its tiles are on, and the factors and `c` have all the panels that
     /// `dims` reaches into.
-    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<T::Acc>);
+    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<'_, T::Acc>);
 }
 
 impl<T: Num, M: Feed<T> + Micro<Acc = T::Acc>> PackedKernel<T> for M {
@@ -81,7 +81,7 @@ impl<T: Num, M: Feed<T> + Micro<Acc = T::Acc>> PackedKernel<T> for M {
         panels::<M, T>(isa, x, width, outers, k, bytemuck::cast_slice_mut(out));
     }
 
-    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<T::Acc>) {
+    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<'_, T::Acc>) {
         let [a, b] = [a, b].map(|x| (bytemuck::cast_slice(x.panels), x.k.div_ceil(M::GROUP)));
         whole_tiles::<M>(isa, dims, a, b, c);
     }
@@ -103,7 +103,7 @@ vectorised! {
         dims: Dims,
         a: (&[M::Packed], usize),
         b: (&[M::Packed], usize),
-        c: Target<M::Acc>,
+        c: Target<'_, M::Acc>,
     ) {
         let ((a, a_steps), (b, b_steps)) = (a, b);
         let steps = dims.k.div_ceil(M::GROUP);
@@ -115,13 +115,13 @@ vectorised! {
                 // `multiply`'s caller.
                 unsafe {
                     let tile = c.start.add(row * c.stride + col);
-                    M::run(steps, a, b, tile, c.stride, c.accumulate);
+                    M::run(steps, a, b, tile, c.stride, matches!(c.initial, Initial::Old));
                 }
             }
         }
     }
 
-    fn narrow_rows<T: Num>(rows: usize, cols: usize, x: &[T::Acc], stride: usize, out: Target<T>) {
+    fn narrow_rows<T: Num>(rows: usize, cols: usize, x: &[T::Acc], stride: usize, out: Target<'_, T>) {
         for row in 0..rows {
             // SAFETY: a row of `out`, by the promise of `Products::round`'s caller.
             let out =
@@ -224,7 +224,8 @@ impl<T: GemmElement> Products<T> {
         assert!(b.panels.len() >= self.packed_bytes(Side::B, n, b.k), "invariant: all of B");
         let end = (self.rows(m) - 1) * stride + self.cols(n);
         assert!(self.cols(n) <= stride && c.len() >= end, "invariant: C in whole panels");
-        let c = Target { start: c.as_mut_ptr(), stride, accumulate };
+        let initial = Initial::accumulate(accumulate);
+        let c = Target { start: c.as_mut_ptr(), stride, initial };
         // SAFETY: `isa` is this processor's, tiles are on, lengths were checked above.
         unsafe { T::multiply(self.isa, dims, a, b, c) };
     }
@@ -239,7 +240,7 @@ impl<T: GemmElement> Products<T> {
         cols: usize,
         x: &[T::Acc],
         stride: usize,
-        out: Target<T>,
+        out: Target<'_, T>,
     ) {
         assert!(rows == 0 || x.len() >= (rows - 1) * stride + cols, "invariant: rows in bounds");
         #[cfg(target_arch = "x86_64")]
@@ -259,7 +260,7 @@ impl<T: GemmElement> Products<T> {
             return bytemuck::cast_slice(sums);
         }
         let out = &mut out[..sums.len()];
-        let target = Target { start: out.as_mut_ptr(), stride: sums.len(), accumulate: false };
+        let target = Target { start: out.as_mut_ptr(), stride: sums.len(), initial: Initial::Zero };
         // SAFETY: `out` is exclusive and as long as the sums.
         unsafe { self.round(1, sums.len(), sums, sums.len(), target) };
         out

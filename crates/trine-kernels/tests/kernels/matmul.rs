@@ -131,6 +131,55 @@ fn blocks_and_threads<T: Float>() {
     assert_eq!(cases, 10);
 }
 
+/// `linear` is a product that is added to rows of its bias, for which the product itself is held to f64.
+fn linear_starts_at_its_bias<T: Float>() {
+    let mut cases = 0;
+    for (m, n, k, gap) in [
+        (1, 1, 1, 0),
+        (5, 31, 0, 2),
+        (12, 32, 64, 0),
+        (13, 37, 41, 5),
+        (110, 203, 1100, 1),
+        (25, 1601, 67, 0),
+        (2101, 17, 19, 3),
+        (40, 35, 4200, 0),
+    ] {
+        let (x, w) = factors::<T>(Product::Nt, m, n, k, gap);
+        let (bias, stride) = (buf::<T>(7, n), n + gap);
+        let old = values::<T>(3, m * stride);
+        let mut rows = old.clone();
+        for row in rows.chunks_mut(stride) {
+            row[..n].copy_from_slice(bias.typed::<T>().unwrap());
+        }
+        let results = everywhere(T::DTYPE == DType::Bf16, |ops| {
+            let (mut y, mut sum) = (Buf::from_vec(old.clone()), Buf::from_vec(rows.clone()));
+            let y_view = MatMut { data: y.slice_mut(), rows: m, cols: n, stride };
+            ops.linear(y_view, x.view(), w.view(), bias.slice()).unwrap();
+            let sum_view = MatMut { data: sum.slice_mut(), rows: m, cols: n, stride };
+            ops.matmul(Product::Nt, true, x.view(), w.view(), sum_view).unwrap();
+            vec![y, sum]
+        });
+        for result in results {
+            for i in 0..m {
+                let row = i * stride..i * stride + n;
+                same_bits(
+                    &result[0][row.clone()],
+                    &result[1][row],
+                    &format!("{m} {n} {k} row {i}"),
+                );
+            }
+            // What lies between the rows is left alone.
+            let wide = Buf::from_vec(old.clone()).to_f64_vec();
+            for i in 0..m {
+                let gap = i * stride + n..(i + 1) * stride;
+                same_bits(&result[0][gap.clone()], &wide[gap], "gap");
+            }
+        }
+        cases += 1;
+    }
+    assert_eq!(cases, 8);
+}
+
 /// Tiles cut k behind 4096 only, and keep packed rows until 4 MiB are full.
 #[test]
 fn tiles_go_on_behind_their_longest_part_and_their_kept_rows() {
@@ -202,6 +251,7 @@ mod all {
         blocks_and_threads;
         parts_have_the_bits_of_the_whole;
         accumulation_continues_the_chain;
+        linear_starts_at_its_bias;
     }
 }
 

@@ -8,7 +8,7 @@
 mod pack;
 
 use super::packed::{Packed, PackedKernel, Panels, Side};
-use super::{Dims, Operand, Target};
+use super::{Dims, Initial, Operand, Target};
 use crate::Isa;
 use crate::num::Num;
 use crate::scratch::Scratch;
@@ -128,7 +128,7 @@ impl PackedKernel<bf16> for Bf16Tiles {
         }
     }
 
-    unsafe fn multiply(_: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<f32>) {
+    unsafe fn multiply(_: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<'_, f32>) {
         let steps = dims.k.div_ceil(STEP);
         let [a_bytes, b_bytes] = [a, b].map(|x| 2 * x.k.div_ceil(STEP) * TILE_BYTES);
         for row in (0..dims.m).step_by(SIDE) {
@@ -139,7 +139,9 @@ impl PackedKernel<bf16> for Bf16Tiles {
                 let b = b.panels[col / SIDE * b_bytes..].as_ptr();
                 let start = c.start.wrapping_add(row * c.stride + col);
                 // SAFETY: tiles are on; C and the panels are whole, by the caller's promise.
-                unsafe { kernel(steps, rows, b, start, c.stride * 4, c.accumulate) };
+                unsafe {
+                    kernel(steps, rows, b, start, c.stride * 4, matches!(c.initial, Initial::Old))
+                };
             }
         }
     }
@@ -238,7 +240,7 @@ pub(super) unsafe fn block<C: Num<Acc = f32>>(
     dims: Dims,
     a: Operand<'_, bf16>,
     b: Operand<'_, bf16>,
-    c: Target<C>,
+    c: Target<'_, C>,
 ) {
     let sizes = Sizes::of::<C>(dims, a);
     let bytes = scratch.slice::<u8>(sizes.a_bytes + sizes.b_bytes + sizes.sums_bytes());
@@ -345,7 +347,7 @@ struct Run<'a, C> {
     dims: Dims,
     a: Operand<'a, bf16>,
     b: Operand<'a, bf16>,
-    c: Target<C>,
+    c: Target<'a, C>,
     sizes: Sizes,
     packed_a: &'a mut [u8],
     packed_b: &'a mut [u8],
@@ -356,8 +358,9 @@ struct Run<'a, C> {
 /// A tile of C.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
-    /// Its first element in C.
+    /// Its first element in C, and the column that it is in.
     at: usize,
+    col: usize,
     /// The first of its sums.
     sums: usize,
     rows: usize,
@@ -396,7 +399,8 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         for col in (0..strip.cols).step_by(SIDE) {
             let cols = SIDE.min(strip.cols - col);
             let at = row * self.c.stride + strip.col + col;
-            let tile = Tile { at, sums: self.place_of_sums(row, col), rows, cols };
+            let sums = self.place_of_sums(row, col);
+            let tile = Tile { at, col: strip.col + col, sums, rows, cols };
             if col + SIDE < strip.cols {
                 fetch_tile(self.c.start.wrapping_add(at + SIDE), self.c.stride, rows);
             }
@@ -413,7 +417,7 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         if self.sizes.long { row * self.sizes.sums_stride + col } else { 0 }
     }
 
-    /// One tile of C: old values, products, rounding.
+    /// One tile of C: what it starts from, products, rounding.
     ///
     /// # Safety
     /// `multiply` may write a whole tile where it is told to; the rest as `block`.
@@ -424,8 +428,10 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         multiply: impl FnOnce(*mut f32, usize, bool),
     ) {
         let (first, last) = (strip.k == 0, strip.k + strip.ks == self.dims.k);
-        let load = !first || self.c.accumulate;
-        if C::DTYPE == DType::F32 && tile.rows == SIDE && tile.cols == SIDE {
+        let load = !first || !self.c.initial.is_zero();
+        let row_of_all = self.c.initial.row().filter(|_| first);
+        if C::DTYPE == DType::F32 && tile.rows == SIDE && tile.cols == SIDE && row_of_all.is_none()
+        {
             // SAFETY: inside C.
             let c = unsafe { self.c.start.add(tile.at) }.cast::<f32>();
             return multiply(c, self.c.stride * size_of::<f32>(), load);
@@ -435,7 +441,8 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
             for row in 0..tile.rows {
                 let c = self.c.start.wrapping_add(tile.at + row * self.c.stride);
                 // SAFETY: a row of the tile, inside C, that nobody else touches.
-                let c = unsafe { std::slice::from_raw_parts(c, tile.cols) };
+                let old = || unsafe { std::slice::from_raw_parts(c, tile.cols) };
+                let c = row_of_all.map_or_else(old, |start| &start[tile.col..][..tile.cols]);
                 let sums = &mut sums[row * self.sizes.sums_stride..];
                 sums.iter_mut().zip(c).for_each(|(sum, c)| *sum = c.widen());
             }
