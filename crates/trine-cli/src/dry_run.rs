@@ -3,8 +3,8 @@
 use crate::failure::Failure;
 use crate::output::{Align, Table, grouped, human_bytes};
 use anyhow::Context;
-use trine_dp::{RankBytes, planned_bytes};
-use trine_spec::{Piece, StageLayout};
+use trine_dp::planned_bytes;
+use trine_spec::{Piece, RankBytes, StageLayout};
 use trine_trainer::config::Config;
 use trine_trainer::engine::EngineConfig;
 

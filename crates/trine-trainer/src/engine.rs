@@ -10,8 +10,8 @@ use std::sync::Arc;
 use trine_buffer::{Buf, DType, Pool};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_dp::{
-    GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups, Squares,
-    WeightSync, ZeroStage, check_replicas, clip_scale,
+    GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, ReplicaGroups, Squares, WeightSync,
+    ZeroStage, check_replicas, clip_scale, measured_bytes,
 };
 use trine_kernels::{CpuOps, Ops, Team};
 use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
@@ -20,11 +20,7 @@ use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
 use trine_optim::{Optimizer, OptimizerConfig, Update};
 use trine_pipeline::{Execution, Moment, execute};
 use trine_schedule::{Action, Schedule, ScheduleKind, Shape, SyncPlan, TiedSegment, lower, verify};
-use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest, split_layers};
-
-/// A gradient bucket is closed once it holds this many elements: large enough that a reduction is
-/// bandwidth and not latency, small enough that several overlap the backward pass.
-pub const BUCKET_ELEMENTS: usize = 1 << 18;
+use trine_spec::{ModelSpec, Piece, RankBytes, StageLayout, StageRequest, split_layers};
 
 /// Everything that determines the numbers of a run, and how they are computed.
 #[derive(Debug, Clone)]
@@ -374,7 +370,7 @@ impl Engine {
     /// Bytes that this rank holds between steps.
     pub fn bytes(&self) -> RankBytes {
         let (master, moments) = (self.optimizer.master_bytes(), self.optimizer.moment_bytes());
-        RankBytes::measured(&self.weights, &self.grads, master, moments)
+        measured_bytes(&self.weights, &self.grads, master, moments)
     }
 
     /// Forward and backward over a step's samples, and the reduction of all gradients. Weights stay

@@ -14,9 +14,9 @@ use trine_buffer::Buf;
 use trine_checkpoint::{Checkpoint, RunState, SaveRequest, save};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
-use trine_dp::{RankBytes, planned_bytes};
+use trine_dp::planned_bytes;
 use trine_mesh::{Coordinate, Mesh};
-use trine_spec::StageLayout;
+use trine_spec::{RankBytes, StageLayout};
 
 /// Tells the reporter. A reporter that panicked is not told any more.
 pub(crate) fn report(reporter: &Mutex<dyn Reporter + '_>, event: &Event<'_>) {

@@ -5,8 +5,8 @@ use crate::run::measure::replayed_bubble;
 use crate::run::rank::{RankReport, RankRun, RunResult};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use trine_dp::RankBytes;
 use trine_schedule::{Delivery, UniformCosts, simulate};
+use trine_spec::RankBytes;
 
 /// Planned and measured bytes of one rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
