@@ -25,8 +25,13 @@ pub fn planned_bytes(
     compute: DType,
     moments: usize,
 ) -> RankBytes {
+    RankBytes::planned(layout.elements(), &element_bytes(zero, dp, compute, moments))
+}
+
+/// Bytes of the training state of one element.
+pub fn element_bytes(zero: ZeroStage, dp: usize, compute: DType, moments: usize) -> ElementBytes {
     let sums = compute.accumulator();
-    let each = ElementBytes {
+    ElementBytes {
         weights: compute.bytes(),
         gradients: sums.bytes(),
         master: if compute == sums { 0 } else { sums.bytes() },
@@ -35,6 +40,5 @@ pub fn planned_bytes(
             ZeroStage::Zero0 => 1,
             ZeroStage::Zero1 => dp,
         },
-    };
-    RankBytes::planned(layout.elements(), &each)
+    }
 }

@@ -65,7 +65,7 @@ mod tied;
 mod trees;
 mod weights;
 
-pub use bytes::{measured_bytes, planned_bytes};
+pub use bytes::{element_bytes, measured_bytes, planned_bytes};
 pub use error::DpError;
 pub use norm::{GlobalNorm, GradNorm, Squares, clip_scale};
 pub use partition::{Partition, ZeroStage};

@@ -60,6 +60,7 @@ pub mod report;
 mod scaling;
 mod search;
 mod sensitivity;
+mod shared;
 mod simulate;
 pub mod stack;
 mod time;
@@ -81,6 +82,7 @@ pub use search::{
     explain_lead, items, rank, search,
 };
 pub use sensitivity::{Factor, Sensitivity, sensitivity};
+pub use shared::SharedStep;
 pub use simulate::{SimulatedStep, simulate_step};
 pub use stack::{Stack, StateBytes, find as find_stack, stacks};
 pub use time::Time;

@@ -80,7 +80,9 @@ impl Planner<'_> {
         }
         memory.activations = flight * each;
         memory.working_set = self.working_set(layout, last);
-        memory.buffers = self.stack.buffer_bytes + self.gathered(layout);
+        let exchanged =
+            self.bucketed(layout, stage).map_or(0, |(elements, each)| each.exchanged(elements));
+        memory.buffers = self.stack.buffer_bytes + self.gathered(layout) + exchanged as f64;
         if p > 1 {
             memory.buffers += 2.0 * compute * stream;
         }
@@ -130,6 +132,11 @@ impl Planner<'_> {
     /// What a rank of a stage of a trine run holds between steps, to the byte (contract C10): for stacks whose state
     /// lies in buckets, under ZeRO-0 and -1.
     pub fn rank_bytes(&self, layout: &Layout, stage: usize) -> Option<RankBytes> {
+        let (elements, each) = self.bucketed(layout, stage)?;
+        Some(RankBytes::planned(elements, &each))
+    }
+
+    fn bucketed(&self, layout: &Layout, stage: usize) -> Option<(usize, ElementBytes)> {
         if !self.stack.bucketed || layout.zero > 1 {
             return None;
         }
@@ -144,7 +151,7 @@ impl Planner<'_> {
             moments: state.moments as usize,
             owners: if layout.zero == 1 { layout.degrees.dp * layout.degrees.cp } else { 1 },
         };
-        Some(RankBytes::planned(elements as usize, &each))
+        Some((elements as usize, each))
     }
 
     fn states(&self, layout: &Layout, stage: usize) -> Memory {

@@ -42,6 +42,17 @@ pub struct ElementBytes {
     pub owners: usize,
 }
 
+impl ElementBytes {
+    /// Bytes that a rank needs beside its buckets of `elements` elements together to exchange them: with several owners,
+    /// its own part of every gradient bucket, which are all under way at once, and then of every weight bucket.
+    pub fn exchanged(&self, elements: usize) -> usize {
+        match self.owners {
+            0 | 1 => 0,
+            owners => elements / owners * (self.gradients + self.weights),
+        }
+    }
+}
+
 impl RankBytes {
     /// What a rank holds of buckets of `elements` elements together, padding included. Every bucket is a multiple of
     /// the data-parallel degree, so all owners have equal parts.
@@ -240,5 +251,7 @@ mod tests {
         let bytes = RankBytes::planned(48 * 3, &each);
         assert_eq!((bytes.weights, bytes.gradients), (288, 576));
         assert_eq!((bytes.master, bytes.moments, bytes.total()), (192, 384, 1440));
+        assert_eq!(each.exchanged(48 * 3), 48 * 6);
+        assert_eq!(ElementBytes { owners: 1, ..each }.exchanged(48 * 3), 0);
     }
 }

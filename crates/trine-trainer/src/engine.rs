@@ -71,6 +71,13 @@ impl EngineConfig {
         Ok(split_layers(&self.model, self.degrees.pp, self.layers.as_deref())?)
     }
 
+    /// Blocks of each stage.
+    pub(crate) fn blocks(&self) -> Result<Vec<usize>, TrainError> {
+        let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
+        let count = |pieces: &Vec<Piece>| pieces.iter().filter(is_block).count();
+        Ok(self.pieces()?.iter().map(count).collect())
+    }
+
     /// What one rank of the stage `pp` holds.
     fn stage_layout(&self, pieces: &[Piece], tp_index: usize) -> Result<StageLayout, TrainError> {
         let pp = self.degrees.pp;
@@ -365,6 +372,11 @@ impl Engine {
     /// Where activations come from: its statistics are the activation memory.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Most bytes that reductions and gathers needed beside the buckets.
+    pub fn buffer_bytes_max(&self) -> usize {
+        self.sync.buffer_bytes_max() + self.weight_sync.buffer_bytes_max()
     }
 
     /// Bytes that this rank holds between steps.

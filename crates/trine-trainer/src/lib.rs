@@ -21,8 +21,10 @@ pub mod bench;
 pub mod config;
 pub mod engine;
 mod error;
+mod planned;
 pub mod run;
 mod stage;
 
 pub use error::TrainError;
+pub use planned::{Machine, PlanCheck, RankCheck, RankMemory};
 pub use run::{Process, Ranks, TrainRequest, train};
