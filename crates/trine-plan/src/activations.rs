@@ -44,9 +44,11 @@ pub fn activation_peak(request: &ActivationRequest<'_>) -> usize {
             Action::Forward { .. } => request.pieces(None).for_each(|piece| {
                 memory.step(&sizes.forward(piece));
             }),
-            Action::BackwardInput { segment, .. } => request.pieces(segment).rev().for_each(|piece| {
-                memory.step(&sizes.backward(piece));
-            }),
+            Action::BackwardInput { segment, .. } => {
+                request.pieces(segment).rev().for_each(|piece| {
+                    memory.step(&sizes.backward(piece));
+                })
+            }
             Action::BackwardWeight { segment, .. } => {
                 let work: usize = request.pieces(segment).map(|piece| sizes.work(piece)).sum();
                 memory.add(-(work as i64));

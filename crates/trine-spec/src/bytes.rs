@@ -117,8 +117,7 @@ impl PieceSizes {
     /// A dimension that cannot be split over `tp`.
     pub fn new(model: &ModelSpec, tp: usize) -> Result<Self, SpecError> {
         model.check_layout(tp, 1)?;
-        let is_table =
-            |spec: &ParamSpec| spec.name == TOKEN_EMBEDDING || spec.name == OUTPUT_LAYER;
+        let is_table = |spec: &ParamSpec| spec.name == TOKEN_EMBEDDING || spec.name == OUTPUT_LAYER;
         let both = |piece| {
             let specs = model.params(piece, tp);
             let rest = specs.iter().filter(|spec| !is_table(spec));

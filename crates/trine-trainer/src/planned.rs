@@ -183,3 +183,68 @@ fn layout(config: &EngineConfig) -> Result<Layout, String> {
         precision,
     })
 }
+
+impl PlanCheck {
+    /// Puts plan and measurement together. `timed` are the seconds of the steps that count; `ranks` are in world order.
+    pub(crate) fn new(
+        config: &EngineConfig,
+        machine: &Result<Machine, String>,
+        measured: Measured<'_>,
+        ranks: Vec<RankCheck>,
+    ) -> Result<Self, TrainError> {
+        let planned = match machine {
+            Err(why) => Err(why.clone()),
+            Ok(machine) => match planned_step(config, machine) {
+                Ok(step) => Ok(step),
+                Err(Unplanned::Because(why)) => Err(why),
+                Err(Unplanned::Failed(error)) => return Err(error),
+            },
+        };
+        let step = planned.as_ref().ok();
+        Ok(Self {
+            after_steps: measured.steps,
+            machine: machine.as_ref().map_or_else(|_| "not known".into(), Machine::to_string),
+            unplanned: planned.as_ref().err().cloned(),
+            step_s_planned: step.map(|step| step.step),
+            step_s_measured: median(measured.timed),
+            timed_steps: measured.timed.len(),
+            bubble_planned: step.map(|step| step.bubble_fraction),
+            bubble_measured: measured.bubble,
+            ranks,
+        })
+    }
+}
+
+/// What a run has measured so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured<'a> {
+    pub(crate) steps: u64,
+    pub(crate) timed: &'a [f64],
+    pub(crate) bubble: f64,
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.cluster.name, self.source)
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.len().saturating_sub(1) / 2, sorted.len() / 2);
+    match (sorted.get(low), sorted.get(high)) {
+        (Some(low), Some(high)) => (low + high) / 2.0,
+        _ => f64::NAN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_even_and_odd_numbers_of_steps() {
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+    }
+}

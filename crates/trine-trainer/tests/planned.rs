@@ -1,7 +1,7 @@
 //! What a plan says that ranks hold is what they hold (contract C10).
 
 use trine_buffer::DType;
-use trine_comm::{Communicator, threads};
+use trine_comm::threads;
 use trine_dp::ZeroStage;
 use trine_mesh::{Axis, Degrees, Mesh};
 use trine_nn::Numerics;
@@ -71,14 +71,8 @@ fn memory(config: &EngineConfig) -> Vec<(RankMemory, RankMemory)> {
 
 /// A GPT whose vocabulary nothing divides, tied, five layers; a Llama with fewer KV heads than shards.
 fn awkward() -> [ModelSpec; 2] {
-    let wide = |model: ModelSpec| ModelSpec {
-        hidden: 64,
-        head_dim: 16,
-        ffn: 4 * 64,
-        seq_max: 64,
-        ..model
-    };
-    [wide(toy::gpt()), wide(toy::llama(2))]
+    let wide = |model| ModelSpec { hidden: 64, head_dim: 16, ffn: 4 * 64, seq_max: 64, ..model };
+    [wide(ModelSpec { dropout: 0.1, ..toy::gpt() }), wide(toy::llama(2))]
 }
 
 fn degrees(dp: usize, pp: usize, tp: usize) -> Degrees {
@@ -97,7 +91,9 @@ fn trine_plan_says_to_the_byte_what_ranks_hold() {
         let planner = Planner::new(&model, machine, stack, &constants).unwrap();
         for (compute, precision) in [(DType::Bf16, Precision::Bf16), (DType::F32, Precision::F32)] {
             for (zero, stage) in [(0, ZeroStage::Zero0), (1, ZeroStage::Zero1)] {
-                for degrees in [degrees(1, 1, 1), degrees(3, 2, 1), degrees(2, 2, 4), degrees(2, 4, 2)] {
+                for degrees in
+                    [degrees(1, 1, 1), degrees(3, 2, 1), degrees(2, 2, 4), degrees(2, 4, 2)]
+                {
                     let config =
                         EngineConfig { degrees, compute, zero: stage, ..serial(spec.clone()) };
                     let layout = Layout {
@@ -122,7 +118,10 @@ fn trine_plan_says_to_the_byte_what_ranks_hold() {
                         assert_eq!((planned.state, planned.buffers), (bytes, measured.buffers));
                         let memory = planner.stage_memory(&layout, pp);
                         assert_eq!(memory.states(), bytes.total() as f64);
-                        assert_eq!(memory.buffers - messages(&layout, &spec), planned.buffers.unwrap() as f64);
+                        assert_eq!(
+                            memory.buffers - messages(&layout, &spec),
+                            planned.buffers.unwrap() as f64
+                        );
                         cases += 1;
                     }
                 }
@@ -146,12 +145,13 @@ fn layouts() -> Vec<EngineConfig> {
             for recompute in [false, true] {
                 for (degrees, sequence_parallel) in [
                     (degrees(1, 1, 1), false),
-                    (degrees(1, 2, 1), false),
                     (degrees(1, 4, 1), false),
                     (degrees(2, 2, 2), false),
                     (degrees(1, 2, 4), true),
                 ] {
-                    for schedule in [ScheduleKind::OneFOneB, ScheduleKind::GPipe, ScheduleKind::ZbH1] {
+                    for schedule in
+                        [ScheduleKind::OneFOneB, ScheduleKind::GPipe, ScheduleKind::ZbH1]
+                    {
                         all.push(EngineConfig {
                             degrees,
                             sequence_parallel,
@@ -169,8 +169,8 @@ fn layouts() -> Vec<EngineConfig> {
     all
 }
 
-/// How far a planned peak of activations may be off: small buffers, and messages that are taken late.
-const PEAK_TOLERANCE: f64 = 0.05;
+/// How far a planned peak of activations may be off (contract C10): small buffers, and messages that are taken late.
+const PEAK_TOLERANCE: f64 = 0.03;
 
 #[test]
 fn the_peak_of_activations_is_predicted() {
@@ -179,15 +179,14 @@ fn the_peak_of_activations_is_predicted() {
         for (rank, (planned, measured)) in memory(&config).into_iter().enumerate() {
             let (planned, measured) = (planned.activations.unwrap(), measured.activations.unwrap());
             let off = planned as f64 / measured as f64 - 1.0;
-            println!(
-                "{:+.1} % rank {rank} planned {planned} measured {measured} {} {:?} sp {} re {} {} {:?}",
-                100.0 * off, config.degrees, config.schedule, config.sequence_parallel, config.recompute,
-                config.compute, config.model.family
+            assert!(
+                off.abs() <= PEAK_TOLERANCE,
+                "rank {rank}: {planned} planned, {measured} measured in {config:?}"
             );
             worst = worst.max(off.abs());
             cases += 1;
         }
     }
-    assert_eq!(cases, 2 * 2 * 2 * 3 * (1 + 2 + 4 + 8 + 8));
-    assert!(worst <= PEAK_TOLERANCE, "{worst}");
+    println!("at most {:.2} % off", 100.0 * worst);
+    assert_eq!(cases, 2 * 2 * 2 * 3 * (1 + 4 + 8 + 8));
 }

@@ -4,7 +4,7 @@ use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::launcher::{self, Backend};
 use crate::progress::Screen;
-use crate::{dry_run, output, select};
+use crate::{dry_run, machine, output, select};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_trainer::config::{self, Config};
-use trine_trainer::run::{Reporter, Seams};
+use trine_trainer::run::{MachineSource, Reporter, Seams};
 use trine_trainer::{Ranks, TrainRequest};
 
 /// Runs the command.
@@ -63,7 +63,13 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
             Failure::usage(format!("--trace {}: cannot create it: {error}", path.display()))
         })?;
     }
+    if let (Some(path), true) = (&args.machine, is_first) {
+        machine::read(path)?;
+    }
     let stop = stop_on_signals()?;
+    let compute = config.train.precision.dtype();
+    let find =
+        || machine::find(args.machine.as_deref(), compute).map_err(|failure| failure.to_string());
     let request = TrainRequest {
         config,
         resume: args.resume.is_some(),
@@ -71,6 +77,7 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
         stop: &stop,
         started,
         cores: cores(),
+        machine: MachineSource(&find),
         seams: Seams::REAL,
     };
     trine_trainer::train(&request, ranks, reporter)?;

@@ -3,8 +3,8 @@
 use crate::support::{Case, Named, Rank, degrees, model, named, run};
 use trine_buffer::DType;
 use trine_dp::{
-    GradNorm, ReplicaGroups, WeightSync, ZeroStage, check_replicas, clip_scale,
-    measured_bytes, planned_bytes,
+    GradNorm, ReplicaGroups, WeightSync, ZeroStage, check_replicas, clip_scale, measured_bytes,
+    planned_bytes,
 };
 use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
 use trine_optim::{Optimizer, OptimizerConfig, Update};
