@@ -86,7 +86,10 @@ pub(crate) fn measure(compute: DType) -> Result<Cluster, Failure> {
     let each = 1.0 / cores as f64;
     let device = Device {
         name: format!("{THIS_MACHINE} core"),
-        source: format!("trine plan --measure: {} of multiply-adds in registers", ops.isa().name()),
+        source: format!(
+            "measured: peaks are multiply-adds in registers ({}), bandwidth is copying",
+            ops.isa().name()
+        ),
         constants: String::new(),
         peak_bf16: peak_bf16 * each,
         peak_fp8: 0.0,

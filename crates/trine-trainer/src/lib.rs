@@ -26,5 +26,5 @@ pub mod run;
 mod stage;
 
 pub use error::TrainError;
-pub use planned::{Machine, PlanCheck, RankCheck, RankMemory};
+pub use planned::{Machine, PlanCheck, RankCheck, RankMemory, planned_step};
 pub use run::{Process, Ranks, TrainRequest, train};

@@ -115,12 +115,18 @@ impl RankMemory {
     }
 }
 
-/// The step of a run on a machine, or why it cannot be planned.
-pub(crate) fn planned_step(
+/// The step of a run on a machine, or why the planner has none for it.
+///
+/// # Errors
+/// A model that does not fit the layout.
+pub fn planned_step(
     config: &EngineConfig,
     machine: &Machine,
-) -> Result<SharedStep, Unplanned> {
-    let layout = layout(config).map_err(Unplanned::Because)?;
+) -> Result<Result<SharedStep, String>, TrainError> {
+    let layout = match layout(config) {
+        Ok(layout) => layout,
+        Err(why) => return Ok(Err(why)),
+    };
     let model = Model::new(&config.model)?;
     let all = stacks()?;
     let constants = Constants::built_in()?;
@@ -128,22 +134,7 @@ pub(crate) fn planned_step(
     let cluster = machine.cluster.of_ranks(config.threads, world);
     let planner = Planner::new(&model, &cluster, find_stack(&all, STACK)?, &constants)?;
     let at_once = machine.cluster.devices() as f64 / config.threads as f64;
-    Ok(planner.shared_step(&layout, &config.blocks()?, at_once.min(world as f64))?)
-}
-
-/// Why a step is not planned.
-#[derive(Debug)]
-pub(crate) enum Unplanned {
-    /// The run does what the planner does not know.
-    Because(String),
-    /// It should have been.
-    Failed(TrainError),
-}
-
-impl<E: Into<TrainError>> From<E> for Unplanned {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
+    Ok(Ok(planner.shared_step(&layout, &config.blocks()?, at_once.min(world as f64))?))
 }
 
 /// The software that runs.
@@ -194,11 +185,7 @@ impl PlanCheck {
     ) -> Result<Self, TrainError> {
         let planned = match machine {
             Err(why) => Err(why.clone()),
-            Ok(machine) => match planned_step(config, machine) {
-                Ok(step) => Ok(step),
-                Err(Unplanned::Because(why)) => Err(why),
-                Err(Unplanned::Failed(error)) => return Err(error),
-            },
+            Ok(machine) => planned_step(config, machine)?,
         };
         let step = planned.as_ref().ok();
         Ok(Self {

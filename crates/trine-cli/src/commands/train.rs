@@ -36,7 +36,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
 fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
     let config = select::of_train(args)?;
     if args.dry_run {
-        return output::print(&dry_run::report(&config, None)?);
+        return output::print(&dry_run::report(&config, None, args.machine.as_deref())?);
     }
     let screen = Mutex::new(Screen::new(config.log.every_seconds));
     train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
