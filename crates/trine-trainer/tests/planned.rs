@@ -55,7 +55,7 @@ fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
 
 /// Planned and measured, of every rank, after two steps.
 fn memory(config: &EngineConfig) -> Vec<(RankMemory, RankMemory)> {
-    let mesh = Mesh::new(config.degrees, config.degrees.world()).unwrap();
+    let mesh = Mesh::new(config.degrees, config.degrees.world()).expect("a mesh");
     let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
         let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
         let mut engine = Engine::new(config, comm)?;
@@ -66,7 +66,7 @@ fn memory(config: &EngineConfig) -> Vec<(RankMemory, RankMemory)> {
         }
         Ok::<_, TrainError>((planned, RankMemory::measured(&engine)))
     });
-    ranks.unwrap()
+    ranks.expect("every rank finishes")
 }
 
 /// A GPT whose vocabulary nothing divides, tied, five layers; a Llama with fewer KV heads than shards.

@@ -42,6 +42,9 @@ fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
     train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
 }
 
+/// The machine is not measured at the start of runs with less time.
+const MEASURED_MINUTES_MIN: f64 = 1.0;
+
 /// What to train, and with which ranks.
 pub(crate) struct Run<'a> {
     pub(crate) config: Config,
@@ -67,9 +70,17 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
         machine::read(path)?;
     }
     let stop = stop_on_signals()?;
-    let compute = config.train.precision.dtype();
-    let find =
-        || machine::find(args.machine.as_deref(), compute).map_err(|failure| failure.to_string());
+    let (compute, minutes) = (config.train.precision.dtype(), config.train.minutes_max);
+    let find = || {
+        if args.machine.is_none() && 0.0 < minutes && minutes < MEASURED_MINUTES_MIN {
+            return Err(
+                "so short a time limit leaves none to measure the machine; --machine FILE \
+                        takes none"
+                    .to_owned(),
+            );
+        }
+        machine::find(args.machine.as_deref(), compute).map_err(|failure| failure.to_string())
+    };
     let request = TrainRequest {
         config,
         resume: args.resume.is_some(),

@@ -85,6 +85,12 @@ fn what_cannot_be_planned_is_said() {
     let planned = &plan["ranks"][0]["planned"];
     assert!(planned["activations"].is_null() && planned["buffers"].is_null());
     assert_eq!(planned["state"], plan["ranks"][0]["measured"]["state"]);
+
+    let hurried = ["--steps=3", "--set=train.minutes_max=0.9"];
+    let (said, summary) = run(&scratch, "hurried", &[SERIAL, &hurried].concat());
+    assert!(said.contains("machine: not known\n"), "{said}");
+    assert!(said.contains("so short a time limit leaves none to measure the machine"), "{said}");
+    assert!(summary["plan"]["step_s_planned"].is_null(), "{summary}");
 }
 
 #[test]
