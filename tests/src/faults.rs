@@ -15,7 +15,7 @@ use trine_data::toy;
 use trine_nn::Numerics;
 use trine_rng::Stream;
 use trine_trainer::config::{Config, Setting, Typed};
-use trine_trainer::run::{Event, Reporter, Seams};
+use trine_trainer::run::{Event, MachineSource, Reporter, Seams};
 use trine_trainer::{Ranks, TrainError, TrainRequest, train};
 
 /// A run that takes longer than this hangs: undisturbed, it takes a fraction of a second.
@@ -297,6 +297,7 @@ fn train_once(
         stop: &stop,
         started: Instant::now(),
         cores: 1,
+        machine: MachineSource(&|| Err("not asked for".into())),
         seams: Seams { wrap: &wrap, storage },
     };
     match train(&request, Ranks::Threads, &Mutex::new(Silent)) {

@@ -103,7 +103,11 @@ pub(crate) struct TrainArgs {
     /// Write a Chrome/Perfetto trace with a track per rank
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
-    /// Print the resolved configuration, the layout, parameters and bytes per rank, and stop
+    /// The machine that the plan is for, as `trine plan --measure --out` writes it [default: measured at the start]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) machine: Option<PathBuf>,
+    /// Print the resolved configuration, the layout, parameters and bytes per rank, with --machine the time of a step,
+    /// and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print every key of a configuration with its default and its rule, and stop

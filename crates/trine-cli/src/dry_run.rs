@@ -1,12 +1,15 @@
 //! What a run would do and what each rank would hold, without allocating any of it.
 
 use crate::failure::Failure;
+use crate::machine;
 use crate::output::{Align, Table, grouped, human_bytes};
 use anyhow::Context;
-use trine_dp::{RankBytes, planned_bytes};
-use trine_spec::{Piece, StageLayout};
+use std::path::Path;
+use trine_dp::planned_bytes;
+use trine_spec::{Piece, RankBytes, StageLayout};
 use trine_trainer::config::Config;
 use trine_trainer::engine::EngineConfig;
+use trine_trainer::planned_step;
 
 /// More ranks than this are shown as groups of equal ones.
 const RANKS_SHOWN_MAX: usize = 32;
@@ -48,9 +51,13 @@ impl Holding {
 }
 
 /// The resolved configuration, and, as comments in the same TOML, the layout, its bytes and, with
-/// `hosts` of all ranks, their placement: the
-/// whole text is a configuration file again.
-pub(crate) fn report(config: &Config, hosts: Option<&[String]>) -> Result<String, Failure> {
+/// `hosts` of all ranks, their placement, and the step that is planned for `machine`: the whole text is a
+/// configuration file again.
+pub(crate) fn report(
+    config: &Config,
+    hosts: Option<&[String]>,
+    machine: Option<&Path>,
+) -> Result<String, Failure> {
     // Cores do not change what a rank holds.
     let engine = config.engine(1)?;
     let mut holdings = Vec::new();
@@ -67,8 +74,9 @@ pub(crate) fn report(config: &Config, hosts: Option<&[String]>) -> Result<String
     let placement = hosts.map_or_else(String::new, |hosts| placement(config, hosts));
     let total: u64 = holdings.iter().map(|h| h.bytes.total() as u64).sum();
     let total = total * config.layout.dp as u64;
+    let step = machine.map_or_else(|| Ok(String::new()), |path| step(config, path))?;
     let notes = format!(
-        "{}\n{table}{placement}\nall ranks together: {} ({} bytes); activations come on top\n",
+        "{}\n{table}{placement}\nall ranks together: {} ({} bytes); activations come on top\n{step}",
         summary(config),
         human_bytes(total),
         grouped(total)
@@ -76,6 +84,21 @@ pub(crate) fn report(config: &Config, hosts: Option<&[String]>) -> Result<String
     let comments: String =
         notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
     Ok(format!("{}\n{comments}", config.to_toml()?))
+}
+
+/// The time of a step on the machine that a file describes.
+fn step(config: &Config, path: &Path) -> Result<String, Failure> {
+    let machine = machine::find(Some(path), config.train.precision.dtype())?;
+    let engine = config.engine(machine.cluster.devices())?;
+    Ok(match planned_step(&engine, &machine)? {
+        Ok(planned) => format!(
+            "a step on {machine}: {:.3} s, {} tokens/s, bubble {:.1} %\n",
+            planned.step,
+            grouped((config.tokens_per_step() as f64 / planned.step) as u64),
+            100.0 * planned.bubble_fraction
+        ),
+        Err(why) => format!("a step on {machine}: not planned: {why}\n"),
+    })
 }
 
 /// The run in a few lines.

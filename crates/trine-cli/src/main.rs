@@ -15,10 +15,12 @@ mod commands;
 mod dry_run;
 mod failure;
 mod launcher;
+mod machine;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod output;
 mod plan_args;
+mod plan_check;
 mod progress;
 mod select;
 #[cfg(feature = "mpi")]

@@ -61,7 +61,11 @@ fn live(
     let process = Process::new(world.arranged(placement.order()), world.host()).map_err(comm)?;
     if args.dry_run {
         return match process.world().rank() {
-            0 => output::print(&dry_run::report(&config, Some(placement.hosts()))?),
+            0 => output::print(&dry_run::report(
+                &config,
+                Some(placement.hosts()),
+                args.machine.as_deref(),
+            )?),
             _ => Ok(()),
         };
     }

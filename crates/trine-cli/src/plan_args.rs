@@ -57,25 +57,26 @@ pub(crate) struct CalibrateArgs {
 /// What is planned, and where.
 #[derive(Debug, Args)]
 pub(crate) struct TaskArgs {
-    /// Model (see `trine presets`)
-    #[arg(long, value_name = "NAME", default_value = "frontier-1t")]
-    pub(crate) model: String,
-    /// Machine: frontier, lumi, a100-80gb, h100, h200, gb200, tpu-v4, tpu-v5p or one of --cluster-file
+    /// Model (see `trine presets`) [default: frontier-1t; rust-default on this-machine]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Machine: frontier, lumi, a100-80gb, h100, h200, gb200, tpu-v4, tpu-v5p, this-machine (a device is a core;
+    /// measured if --cluster-file does not have it) or one of --cluster-file
     #[arg(long, value_name = "NAME", default_value = "frontier")]
     pub(crate) cluster: String,
     /// More machines, in the format of the built-in ones (docs/planning.md)
     #[arg(long, value_name = "FILE")]
     pub(crate) cluster_file: Option<PathBuf>,
-    /// Software [default: megatron-deepspeed on MI250X, else megatron-core]
+    /// Software [default: megatron-deepspeed on MI250X, trine on this-machine, else megatron-core]
     #[arg(long, value_name = "NAME")]
     pub(crate) stack: Option<String>,
-    /// Devices
-    #[arg(long, value_name = "N", default_value_t = 3072)]
-    pub(crate) gpus: usize,
-    /// Sequences of a step [default: about 16 Mi tokens]
+    /// Devices [default: 3072; on this-machine all cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) gpus: Option<usize>,
+    /// Sequences of a step [default: about 16 Mi tokens; on this-machine those of the model's preset]
     #[arg(long, value_name = "N")]
     pub(crate) global_batch: Option<usize>,
-    /// Tokens of a sequence [default: the model's longest]
+    /// Tokens of a sequence [default: the model's longest; on this-machine those of the model's preset]
     #[arg(long, value_name = "N")]
     pub(crate) seq: Option<usize>,
     /// Share of each device's memory that stays free
@@ -141,6 +142,12 @@ pub(crate) struct SearchArgs {
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Measure this machine, print it as a cluster for --cluster-file, and stop; kernels in --precision
+    #[arg(long, conflicts_with_all = ["explain", "sensitivity", "svg", "config", "json"])]
+    pub(crate) measure: bool,
+    /// Write the measured machine to this file
+    #[arg(long, value_name = "FILE", requires = "measure")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -161,6 +161,7 @@ impl Reporter for Screen {
                 ));
             }
             Event::Step { line, steps, rss_bytes } => self.step(line, *steps, *rss_bytes),
+            Event::PlanChecked(check) => self.say(crate::plan_check::table(check).trim_end()),
             Event::Note(text) => self.say(text),
             Event::Saved { path } => self.say(&format!("saved {}", path.display())),
             Event::Finished { summary, directory } => {

@@ -14,7 +14,7 @@
 //! 4. [`WeightSync`] gathers the updated parts (ZeRO-1).
 //! 5. Now and then [`check_replicas`] compares what should be equal.
 //!
-//! [`planned_bytes`] says beforehand what a rank will hold, and [`RankBytes`] is compared with what
+//! [`planned_bytes`] says beforehand what a rank will hold, and [`measured_bytes`] is compared with what
 //! it does hold.
 //!
 //! Sums come in two kinds (contract C4). `fast`: one collective a bucket. `reference`: the ranks
@@ -66,7 +66,7 @@ mod tied;
 mod trees;
 mod weights;
 
-pub use bytes::{RankBytes, planned_bytes};
+pub use bytes::{element_bytes, measured_bytes, planned_bytes};
 pub use error::DpError;
 pub use norm::{GlobalNorm, GradNorm, Squares, check_finite, clip_scale};
 pub use partition::{Partition, ZeroStage};

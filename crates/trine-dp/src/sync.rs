@@ -141,6 +141,11 @@ impl GradSync {
         Ok(grads.restore(bucket, sum)?)
     }
 
+    /// Most bytes that were ever needed at once beside the buckets.
+    pub fn buffer_bytes_max(&self) -> usize {
+        self.pool.stats().bytes_in_use_max
+    }
+
     /// Whether a bucket is posted and [`GradSync::wait`] would return at once.
     pub fn is_done(&self, bucket: usize) -> bool {
         match &self.posted[bucket] {

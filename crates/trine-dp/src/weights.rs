@@ -58,6 +58,11 @@ impl WeightSync {
         Ok(())
     }
 
+    /// Most bytes that were ever needed at once beside the buckets.
+    pub fn buffer_bytes_max(&self) -> usize {
+        self.pool.stats().bytes_in_use_max
+    }
+
     /// [`WeightSync::post`] for every bucket, then [`WeightSync::wait`].
     ///
     /// # Errors

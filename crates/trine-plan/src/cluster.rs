@@ -1,6 +1,6 @@
 //! Machines as data: devices, and the levels of the network between them.
 
-use crate::PlanError;
+use crate::{DeviceConstants, PlanError};
 use serde::{Deserialize, Serialize};
 
 /// What a matrix product is computed in.
@@ -27,7 +27,8 @@ pub struct Device {
     pub name: String,
     /// Where the facts come from.
     pub source: String,
-    /// The row of [`crate::Constants`] that holds for it.
+    /// The row of [`crate::Constants`] that holds for it; may be left out if `reached` is there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub constants: String,
     /// Dense peak in bf16 and f16, FLOP/s.
     pub peak_bf16: f64,
@@ -42,6 +43,9 @@ pub struct Device {
     pub bandwidth: f64,
     /// Streaming multiprocessors, compute units or cores that share out the tiles of a product.
     pub units: f64,
+    /// What software reaches of this very device, where that was measured: in place of `constants`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<DeviceConstants>,
 }
 
 impl Precision {
@@ -114,7 +118,7 @@ pub struct Cluster {
 }
 
 /// A file of clusters.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
@@ -123,7 +127,7 @@ struct File {
     cluster: Vec<Row>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     name: String,
@@ -137,6 +141,28 @@ struct Row {
 }
 
 const BUILT_IN: &str = include_str!("../data/clusters.toml");
+
+impl Cluster {
+    /// The machine and its device as a file that [`clusters`] reads.
+    ///
+    /// # Errors
+    /// A number that TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String, PlanError> {
+        let row = Row {
+            name: self.name.clone(),
+            about: self.about.clone(),
+            device: self.device.name.clone(),
+            sources: self.sources.clone(),
+            dollars_per_device_hour: self.dollars_per_device_hour,
+            level: self.levels.clone(),
+        };
+        let file = File { device: vec![self.device.clone()], cluster: vec![row] };
+        toml::to_string(&file).map_err(|error| PlanError::Data {
+            what: format!("cluster \"{}\"", self.name),
+            why: error.to_string(),
+        })
+    }
+}
 
 /// The machines that trine knows, and those of `more`, texts in the same format that may use the known devices.
 ///
@@ -184,12 +210,37 @@ fn check_device(device: &Device) -> Result<(), String> {
         ("bandwidth", device.bandwidth),
         ("units", device.units),
     ];
-    match positive.into_iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
-        Some((field, value)) => {
-            Err(format!("device \"{}\": {field} = {value} must be positive", device.name))
+    let bad = |field: &str, value: f64, rule: &str| {
+        Err(format!("device \"{}\": {field} = {value} {rule}", device.name))
+    };
+    if let Some((field, value)) =
+        positive.into_iter().find(|(_, value)| !(*value > 0.0 && value.is_finite()))
+    {
+        return bad(field, value, "must be positive");
+    }
+    match &device.reached {
+        None if device.constants.is_empty() => {
+            Err(format!("device \"{}\" needs constants = a name, or reached", device.name))
         }
         None => Ok(()),
+        Some(reached) => check_reached(reached, bad),
     }
+}
+
+/// Measured shares may lie outside of what accelerators reach, but not outside of sense: a divisor is not zero.
+fn check_reached(
+    reached: &DeviceConstants,
+    bad: impl Fn(&str, f64, &str) -> Result<(), String>,
+) -> Result<(), String> {
+    for (info, value) in DeviceConstants::INFO.into_iter().zip(reached.values()) {
+        if !(value.is_finite() && value >= 0.0) {
+            return bad(info.name, value, "must be finite and not negative");
+        }
+        if info.name.ends_with("_efficiency") && value == 0.0 {
+            return bad(info.name, value, "must be positive");
+        }
+    }
+    Ok(())
 }
 
 fn check_levels(row: &Row) -> Result<(), String> {

@@ -1,7 +1,7 @@
 //! The calibrated constants: at most twelve a device type and three a software stack, each with a meaning.
 
 use crate::PlanError;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What is known of one constant beforehand: what it means, and where it can lie at all.
@@ -20,7 +20,7 @@ pub struct ConstantInfo {
 macro_rules! constants {
     ($(#[$about:meta])* $owner:ident, $count:literal: $($name:ident = $low:literal ..= $high:literal, $meaning:literal;)*) => {
         $(#[$about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct $owner {
             $(#[doc = $meaning] pub $name: f64,)*

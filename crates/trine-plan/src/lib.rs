@@ -40,6 +40,7 @@
 //! # Ok::<(), PlanError>(())
 //! ```
 
+mod activations;
 pub mod calibrate;
 pub mod cluster;
 mod collectives;
@@ -59,10 +60,12 @@ pub mod report;
 mod scaling;
 mod search;
 mod sensitivity;
+mod shared;
 mod simulate;
 pub mod stack;
 mod time;
 
+pub use activations::{ActivationRequest, activation_peak};
 pub use cluster::{Cluster, Device, Level, Link, Precision, clusters, find as find_cluster};
 pub use collectives::Group;
 pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
@@ -79,6 +82,7 @@ pub use search::{
     explain_lead, items, rank, search,
 };
 pub use sensitivity::{Factor, Sensitivity, sensitivity};
+pub use shared::SharedStep;
 pub use simulate::{SimulatedStep, simulate_step};
 pub use stack::{Stack, StateBytes, find as find_stack, stacks};
 pub use time::Time;
@@ -130,14 +134,15 @@ impl<'a> Planner<'a> {
         };
         let names = || constants.device.keys().map(String::as_str).collect();
         let stacks = || constants.stack.keys().map(String::as_str).collect();
+        let row = || {
+            let row = constants.device.get(device);
+            row.ok_or_else(|| unknown("device with constants", device, names()))
+        };
         Ok(Self {
             model,
             cluster,
             stack,
-            device: constants
-                .device
-                .get(device)
-                .ok_or_else(|| unknown("device with constants", device, names()))?,
+            device: cluster.device.reached.as_ref().map_or_else(row, Ok)?,
             costs: constants
                 .stack
                 .get(&stack.name)

@@ -2,6 +2,7 @@
 
 use crate::pipeline::{blocks_of, in_flight};
 use crate::{Attention, Layout, Planner, Precision, Recompute};
+use trine_spec::{BUCKET_ELEMENTS, ElementBytes, RankBytes, StageShape};
 
 /// Bytes of one rank, itemised. Everything is live at the peak, except [`Memory::reserve`] and
 /// [`Memory::context`], which the allocator and the driver add.
@@ -57,7 +58,7 @@ impl Planner<'_> {
         let (first, last) = (stage == 0, stage == p - 1);
         let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
         let state = self.stack.states(layout.precision);
-        let mut memory = self.states(layout, blocks, first, last);
+        let mut memory = self.states(layout, stage);
         let tokens = layout.tokens();
         let compute = element_bytes(layout.precision);
         let tp = layout.degrees.tp as f64;
@@ -79,7 +80,9 @@ impl Planner<'_> {
         }
         memory.activations = flight * each;
         memory.working_set = self.working_set(layout, last);
-        memory.buffers = self.stack.buffer_bytes + self.gathered(layout);
+        let exchanged =
+            self.bucketed(layout, stage).map_or(0, |(elements, each)| each.exchanged(elements));
+        memory.buffers = self.stack.buffer_bytes + self.gathered(layout) + exchanged as f64;
         if p > 1 {
             memory.buffers += 2.0 * self.stack.stream_bytes(layout.precision) * stream;
         }
@@ -110,9 +113,59 @@ impl Planner<'_> {
         worst
     }
 
-    fn states(&self, layout: &Layout, blocks: f64, first: bool, last: bool) -> Memory {
-        let tp = layout.degrees.tp as f64;
-        let elements = self.model.stage_elements(blocks, first, last, tp);
+    /// Elements of the training state of one rank of a stage.
+    fn elements(&self, layout: &Layout, blocks: f64, first: bool, last: bool) -> f64 {
+        let d = &layout.degrees;
+        match self.model.sizes(d.tp).filter(|_| self.stack.bucketed) {
+            None => self.model.stage_elements(blocks, first, last, d.tp as f64),
+            Some(sizes) => sizes.elements(&StageShape {
+                blocks: blocks as usize,
+                first,
+                last,
+                dp: d.dp * d.cp,
+                tied_apart: d.pp > 1,
+                bucket_elements: BUCKET_ELEMENTS,
+            }) as f64,
+        }
+    }
+
+    /// What a rank of a stage of a trine run holds between steps, to the byte (contract C10): for stacks whose state
+    /// lies in buckets, under ZeRO-0 and -1.
+    pub fn rank_bytes(&self, layout: &Layout, stage: usize) -> Option<RankBytes> {
+        let (elements, each) = self.bucketed(layout, stage)?;
+        Some(RankBytes::planned(elements, &each))
+    }
+
+    fn bucketed(&self, layout: &Layout, stage: usize) -> Option<(usize, ElementBytes)> {
+        if !self.stack.bucketed || layout.zero > 1 {
+            return None;
+        }
+        let p = layout.degrees.pp;
+        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let elements = self.elements(layout, blocks, stage == 0, stage == p - 1);
+        let state = self.stack.states(layout.precision);
+        let each = ElementBytes {
+            weights: state.weights as usize,
+            gradients: state.gradients as usize,
+            master: state.master as usize,
+            moments: state.moments as usize,
+            owners: if layout.zero == 1 { layout.degrees.dp * layout.degrees.cp } else { 1 },
+        };
+        Some((elements as usize, each))
+    }
+
+    fn states(&self, layout: &Layout, stage: usize) -> Memory {
+        if let Some(bytes) = self.rank_bytes(layout, stage) {
+            return Memory {
+                weights: bytes.weights as f64,
+                gradients: bytes.gradients as f64,
+                master: bytes.master as f64,
+                moments: bytes.moments as f64,
+                ..Memory::default()
+            };
+        }
+        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let elements = self.elements(layout, blocks, stage == 0, stage == layout.degrees.pp - 1);
         let state = self.stack.states(layout.precision);
         let replicas = (layout.degrees.dp * layout.degrees.cp) as f64;
         let shared = |from: u8| if layout.zero >= from { elements / replicas } else { elements };

@@ -2,7 +2,7 @@
 
 use crate::PlanError;
 use trine_mesh::Axis;
-use trine_spec::{Kept, ModelSpec, ParamSpec, Piece, Split};
+use trine_spec::{Kept, ModelSpec, ParamSpec, Piece, PieceSizes, Split};
 
 /// Elements of a piece: those that tensor parallelism splits, and those that every rank holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +37,8 @@ pub struct Model {
     pub(crate) saved_sums: [f64; 3],
     /// Saved elements per token of the residual stream.
     pub(crate) saved_stream: [f64; 3],
+    /// For every tensor-parallel degree that the layers can be shared over.
+    sizes: Vec<(usize, PieceSizes)>,
 }
 
 impl Model {
@@ -85,7 +87,15 @@ impl Model {
             saved,
             saved_sums,
             saved_stream,
+            sizes: (1..=spec.heads)
+                .filter_map(|tp| Some((tp, PieceSizes::new(spec, tp).ok()?)))
+                .collect(),
         })
+    }
+
+    /// Elements of each piece on one of `tp` ranks, if they can share the layers.
+    pub(crate) fn sizes(&self, tp: usize) -> Option<&PieceSizes> {
+        self.sizes.iter().find(|(degree, _)| *degree == tp).map(|(_, sizes)| sizes)
     }
 
     /// Elements that one tensor rank of a stage holds. A tied output layer on a stage of its own is a second copy of

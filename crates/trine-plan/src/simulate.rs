@@ -55,11 +55,15 @@ impl Planner<'_> {
     /// What each virtual stage of a layout costs for one micro-batch, seconds. The last stage has the head. Where
     /// messages are not hidden, those who send them wait.
     pub fn stage_costs(&self, layout: &Layout, placement: &[usize]) -> StageCosts {
+        self.costs_of(layout, &self.stage_blocks(layout, placement))
+    }
+
+    /// The same for stages of so many blocks.
+    pub(crate) fn costs_of(&self, layout: &Layout, blocks: &[usize]) -> StageCosts {
         let (block, head, message) = self.unit_times(layout);
-        let stages = placement.len();
+        let stages = blocks.len();
         let blocked =
             if layout.degrees.pp > 1 { message * (1.0 - self.stack.message_overlap) } else { 0.0 };
-        let blocks = self.stage_blocks(layout, placement);
         let time = |stage: usize, of: fn(&StageTime) -> f64| {
             blocks[stage] as f64 * of(&block) + if stage + 1 == stages { of(&head) } else { 0.0 }
         };

@@ -93,6 +93,10 @@ pub struct Stack {
     /// again.
     #[serde(default)]
     pub step_gradient_bytes: f64,
+    /// Whether the training state lies in buckets that are padded to equal, aligned parts of the replicas, as
+    /// [`trine_spec::PieceSizes`] counts them.
+    #[serde(default)]
+    pub bucketed: bool,
     /// Kernels that a block launches in forward.
     pub kernels: f64,
 }

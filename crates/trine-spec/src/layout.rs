@@ -7,6 +7,16 @@ use trine_mesh::{Axis, shard};
 /// Parameters start at multiples of this many elements (64 bytes in f32), except fused ones.
 const ALIGN_ELEMENTS: usize = 16;
 
+/// Where a parameter begins in a bucket that holds `len` elements.
+pub(crate) fn offset(len: usize, fused: bool) -> usize {
+    if fused { len } else { len.next_multiple_of(ALIGN_ELEMENTS) }
+}
+
+/// The length of a closed bucket: data-parallel ranks have equal, aligned parts of it.
+pub(crate) fn padded(len: usize, dp: usize) -> usize {
+    len.next_multiple_of(dp * ALIGN_ELEMENTS)
+}
+
 /// Which part of the model, and in which layout.
 #[derive(Debug, Clone)]
 pub struct StageRequest<'a> {
@@ -126,7 +136,7 @@ impl StageLayout {
             layout.append(piece, spec, request);
         }
         for bucket in &mut layout.buckets {
-            bucket.len = bucket.len.next_multiple_of(request.dp * ALIGN_ELEMENTS);
+            bucket.len = padded(bucket.len, request.dp);
         }
         Ok(layout)
     }
@@ -163,7 +173,7 @@ impl StageLayout {
         owner &= if split { replica == 0 } else { request.tp_index == 0 };
         let bucket = self.buckets.len() - 1;
         let open = &mut self.buckets[bucket];
-        let offset = if spec.fused { open.len } else { open.len.next_multiple_of(ALIGN_ELEMENTS) };
+        let offset = offset(open.len, spec.fused);
         let param = LocalParam { spec, piece, ranges, owner, replicas, replica, bucket, offset };
         open.len = offset + param.len();
         open.params.push(self.params.len());

@@ -5,6 +5,7 @@
 //!   shape, placement on the mesh, initialisation and padding; [`hf`] says how Hugging Face names
 //!   and lays out the same tensors.
 //! * [`StageLayout`]: what one rank holds: local shapes and the flat buckets they lie in.
+//! * [`RankBytes`] and [`PieceSizes`]: bytes of a rank's training state, from lengths alone.
 //! * [`ModelSpec::saved`]: what a block keeps for its backward pass, as symbolic shapes.
 //! * [`ModelSpec::flops_per_token`]: model FLOPs.
 //!
@@ -19,6 +20,7 @@
 //! ```
 
 mod activations;
+mod bytes;
 pub mod hf;
 mod layout;
 mod model;
@@ -26,6 +28,7 @@ mod params;
 pub mod presets;
 
 pub use activations::{Kept, SavedTensor, Split};
+pub use bytes::{BUCKET_ELEMENTS, ElementBytes, PieceSizes, RankBytes, StageShape};
 pub use layout::{BucketLayout, LocalParam, StageLayout, StageRequest, split_layers};
 pub use model::{Family, ModelSpec, Norm};
 pub use params::{Init, ParamSpec, Piece};

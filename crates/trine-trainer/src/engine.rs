@@ -13,8 +13,8 @@ use std::sync::Arc;
 use trine_buffer::{Buf, DType, Pool};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_dp::{
-    DpError, GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, RankBytes, ReplicaGroups,
-    Squares, WeightSync, ZeroStage, check_replicas, clip_scale,
+    DpError, GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, ReplicaGroups, Squares,
+    WeightSync, ZeroStage, check_replicas, clip_scale, measured_bytes,
 };
 use trine_kernels::{CpuOps, Ops, Team};
 use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
@@ -23,11 +23,7 @@ use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
 use trine_optim::{Optimizer, OptimizerConfig, Update};
 use trine_pipeline::{Execution, Moment, execute};
 use trine_schedule::{Action, Schedule, ScheduleKind, Shape, SyncPlan, TiedSegment, lower, verify};
-use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest, split_layers};
-
-/// A gradient bucket is closed once it holds this many elements: large enough that a reduction is
-/// bandwidth and not latency, small enough that several overlap the backward pass.
-pub const BUCKET_ELEMENTS: usize = 1 << 18;
+use trine_spec::{ModelSpec, Piece, RankBytes, StageLayout, StageRequest, split_layers};
 
 /// Everything that determines the numbers of a run, and how they are computed.
 #[derive(Debug, Clone)]
@@ -76,6 +72,13 @@ impl EngineConfig {
 
     fn pieces(&self) -> Result<Vec<Vec<Piece>>, TrainError> {
         Ok(split_layers(&self.model, self.degrees.pp, self.layers.as_deref())?)
+    }
+
+    /// Blocks of each stage.
+    pub(crate) fn blocks(&self) -> Result<Vec<usize>, TrainError> {
+        let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
+        let count = |pieces: &Vec<Piece>| pieces.iter().filter(is_block).count();
+        Ok(self.pieces()?.iter().map(count).collect())
     }
 
     /// What one rank of the stage `pp` holds.
@@ -374,10 +377,15 @@ impl Engine {
         &self.pool
     }
 
+    /// Most bytes that reductions and gathers needed beside the buckets.
+    pub fn buffer_bytes_max(&self) -> usize {
+        self.sync.buffer_bytes_max() + self.weight_sync.buffer_bytes_max()
+    }
+
     /// Bytes that this rank holds between steps.
     pub fn bytes(&self) -> RankBytes {
         let (master, moments) = (self.optimizer.master_bytes(), self.optimizer.moment_bytes());
-        RankBytes::measured(&self.weights, &self.grads, master, moments)
+        measured_bytes(&self.weights, &self.grads, master, moments)
     }
 
     /// One training step: forward, backward, the reduction of gradients, and the update. `step` counts

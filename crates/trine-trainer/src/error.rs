@@ -13,6 +13,7 @@ use trine_mesh::MeshError;
 use trine_nn::NnError;
 use trine_optim::OptimError;
 use trine_pipeline::PipelineError;
+use trine_plan::PlanError;
 use trine_schedule::{ScheduleError, VerifyError};
 use trine_spec::SpecError;
 
@@ -169,6 +170,9 @@ pub enum TrainError {
     /// A model that does not fit.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A run that cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// A schedule that does not fit.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),

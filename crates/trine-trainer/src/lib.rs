@@ -21,9 +21,11 @@ pub mod bench;
 pub mod config;
 pub mod engine;
 mod error;
+mod planned;
 pub mod run;
 mod stage;
 mod update;
 
 pub use error::TrainError;
+pub use planned::{Machine, PlanCheck, RankCheck, RankMemory, planned_step};
 pub use run::{Process, Ranks, TrainRequest, train};

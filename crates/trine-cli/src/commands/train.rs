@@ -4,7 +4,7 @@ use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::launcher::{self, Backend};
 use crate::progress::Screen;
-use crate::{dry_run, output, select};
+use crate::{dry_run, machine, output, select};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_trainer::config::{self, Config};
-use trine_trainer::run::{Reporter, Seams};
+use trine_trainer::run::{MachineSource, Reporter, Seams};
 use trine_trainer::{Ranks, TrainRequest};
 
 /// Runs the command.
@@ -36,11 +36,14 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
 fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
     let config = select::of_train(args)?;
     if args.dry_run {
-        return output::print(&dry_run::report(&config, None)?);
+        return output::print(&dry_run::report(&config, None, args.machine.as_deref())?);
     }
     let screen = Mutex::new(Screen::new(config.log.every_seconds));
     train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
 }
+
+/// The machine is not measured at the start of runs with less time.
+const MEASURED_MINUTES_MIN: f64 = 1.0;
 
 /// What to train, and with which ranks.
 pub(crate) struct Run<'a> {
@@ -63,7 +66,21 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
             Failure::usage(format!("--trace {}: cannot create it: {error}", path.display()))
         })?;
     }
+    if let (Some(path), true) = (&args.machine, is_first) {
+        machine::read(path)?;
+    }
     let stop = stop_on_signals()?;
+    let (compute, minutes) = (config.train.precision.dtype(), config.train.minutes_max);
+    let find = || {
+        if args.machine.is_none() && 0.0 < minutes && minutes < MEASURED_MINUTES_MIN {
+            return Err(
+                "so short a time limit leaves none to measure the machine; --machine FILE \
+                        takes none"
+                    .to_owned(),
+            );
+        }
+        machine::find(args.machine.as_deref(), compute).map_err(|failure| failure.to_string())
+    };
     let request = TrainRequest {
         config,
         resume: args.resume.is_some(),
@@ -71,6 +88,7 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
         stop: &stop,
         started,
         cores: cores(),
+        machine: MachineSource(&find),
         seams: Seams::REAL,
     };
     trine_trainer::train(&request, ranks, reporter)?;

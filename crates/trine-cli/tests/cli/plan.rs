@@ -2,6 +2,7 @@
 
 use crate::common::{fails, ok};
 use std::fs;
+use trine_plan::{clusters, find_cluster};
 
 /// A search that is over in a moment.
 const SMALL: [&str; 7] = ["plan", "--model", "frontier-22b", "--gpus", "64", "--tp", "2"];
@@ -171,4 +172,79 @@ fn published_runs_are_evaluated_and_incomplete_rows_named() {
     assert!(plain.contains("not planned: c: mbs is empty") && plain.contains("time_rows 2"));
     let missing = ["plan", "evaluate", "--runs", "none.csv"];
     fails(folder.path(), &missing, 2, &["cannot read none.csv"]);
+}
+
+#[test]
+fn this_machine_is_measured_written_and_planned_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |args: &[&str]| ok(folder.path(), args);
+    let printed = at(&["plan", "--measure", "--precision", "f32"]);
+    assert!(at(&["plan", "--measure", "--out", "machine.toml"]).contains("--machine machine.toml"));
+    let written = fs::read_to_string(folder.path().join("machine.toml")).unwrap();
+    let mut cores = 0;
+    for (text, precision) in [(&printed, "f32"), (&written, "bf16")] {
+        let all = clusters(&[text]).unwrap();
+        let machine = find_cluster(&all, "this-machine").unwrap();
+        assert!(machine.about.contains(precision), "{}", machine.about);
+        assert!(machine.device.peak_bf16 > 0.0 && machine.device.memory_bytes > 0);
+        assert!(machine.levels[0].bandwidth > 0.0 && machine.levels[0].latency > 0.0);
+        cores = machine.devices();
+    }
+    let here = ["plan", "--cluster", "this-machine", "--json"];
+    for more in [&["--cluster-file", "machine.toml"][..], &[]] {
+        let value: serde_json::Value =
+            serde_json::from_str(&at(&[&here[..], more].concat())).unwrap();
+        assert_eq!((&value["model"], &value["stack"]), (&"rust-default".into(), &"trine".into()));
+        assert_eq!(value["devices"], cores);
+        // As `trine train` has it.
+        assert_eq!((&value["global_batch"], &value["seq"]), (&16.into(), &128.into()));
+        let best = &value["best"][0];
+        assert!(best["step_s"].as_f64().unwrap() > 0.0, "{best}");
+    }
+    let plan = ["plan", "--cluster", "this-machine", "--cluster-file", "machine.toml", "--gpus"];
+    let many = format!("the nearest possible request is --gpus {cores}");
+    fails(folder.path(), &[&plan[..], &["100000"]].concat(), 2, &[&many]);
+}
+
+#[test]
+fn a_machine_that_cannot_be_written_or_read_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("empty.toml"), "").unwrap();
+    fs::write(folder.path().join("bad.toml"), "[[device]]\nname = 1").unwrap();
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["plan", "--measure", "--out", "no/file"], &["--out no/file: cannot write it"]),
+        (
+            &["plan", "--measure", "--precision", "fp8"],
+            &["--precision fp8: must be one of bf16, f32"],
+        ),
+        (&["plan", "--out", "file"], &["--measure"]),
+        (
+            &["train", "--machine", "none.toml", "--dry-run"],
+            &["none.toml: cannot read the machine", "`trine plan --measure --out none.toml`"],
+        ),
+        (
+            &["train", "--machine", "empty.toml", "--dry-run"],
+            &["empty.toml: no cluster is called \"this-machine\""],
+        ),
+        (&["train", "--machine", "bad.toml", "--dry-run"], &["bad.toml: cluster file 1"]),
+    ];
+    for (args, said) in cases {
+        fails(folder.path(), args, 2, said);
+    }
+}
+
+#[test]
+fn a_dry_run_says_how_long_a_step_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    ok(folder.path(), &["plan", "--measure", "--out", "machine.toml"]);
+    let dry = ["train", "--dry-run", "--machine", "machine.toml"];
+    let text = ok(folder.path(), &dry);
+    assert!(text.contains("# a step on this-machine (machine.toml: "), "{text}");
+    assert!(text.contains(" tokens/s, bubble "), "{text}");
+    let exact = ["--precision", "f32", "--numerics", "reference"];
+    let text = ok(folder.path(), &[&dry[..], &exact].concat());
+    assert!(text.contains("not planned: the planner has no times of reference numerics"), "{text}");
+    // What is printed is a configuration still.
+    fs::write(folder.path().join("again.toml"), &text).unwrap();
+    ok(folder.path(), &["train", "again.toml", "--dry-run"]);
 }

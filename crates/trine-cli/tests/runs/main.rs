@@ -11,4 +11,5 @@ mod kill;
 mod layouts;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod planned;
 mod resume;

@@ -3,7 +3,7 @@
 use crate::support::{Case, Named, Rank, degrees, model, named, run};
 use trine_buffer::DType;
 use trine_dp::{
-    GradNorm, RankBytes, ReplicaGroups, WeightSync, ZeroStage, check_replicas, clip_scale,
+    GradNorm, ReplicaGroups, WeightSync, ZeroStage, check_replicas, clip_scale, measured_bytes,
     planned_bytes,
 };
 use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
@@ -160,7 +160,7 @@ fn planned_bytes_are_the_allocated_ones() {
                             let moments = config.moments().len();
                             let dp = layout.0;
                             let planned = planned_bytes(&rank.layout, zero, dp, compute, moments);
-                            let measured = RankBytes::measured(
+                            let measured = measured_bytes(
                                 &params,
                                 &grads,
                                 optimizer.master_bytes(),

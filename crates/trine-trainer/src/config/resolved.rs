@@ -1,13 +1,13 @@
 //! What follows from a configuration: sizes and shapes that several parts need, computed once.
 
 use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind};
-use crate::engine::{BUCKET_ELEMENTS, EngineConfig};
+use crate::engine::EngineConfig;
 use std::path::PathBuf;
 use std::time::Duration;
 use trine_dp::ZeroStage;
 use trine_mesh::{Degrees, Mesh, MeshError};
 use trine_optim::{LrSchedule, OptimizerConfig};
-use trine_spec::{Piece, SpecError, split_layers};
+use trine_spec::{BUCKET_ELEMENTS, Piece, SpecError, split_layers};
 
 impl Config {
     /// The degrees of the mesh.

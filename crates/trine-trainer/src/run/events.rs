@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::engine::EngineConfig;
+use crate::planned::PlanCheck;
 use crate::run::{Completion, MetricsLine, Summary};
 use std::path::Path;
 use trine_data::CorpusReport;
@@ -34,6 +35,8 @@ pub enum Event<'a> {
         /// Memory of the process in bytes, where the system tells.
         rss_bytes: Option<u64>,
     },
+    /// The plan has been held against the first steps.
+    PlanChecked(&'a PlanCheck),
     /// Something that the user should know.
     Note(String),
     /// A checkpoint is complete.

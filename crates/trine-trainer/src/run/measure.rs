@@ -53,7 +53,7 @@ pub(crate) struct ActionClock {
 }
 
 /// Steps at the start whose times are not used: memory is first touched there.
-const WARM_UP_STEPS: u64 = 2;
+pub(crate) const WARM_UP_STEPS: u64 = 2;
 
 impl ActionClock {
     pub(crate) fn new(actions: usize, trace: bool) -> Self {
@@ -96,11 +96,15 @@ impl ActionClock {
         }
     }
 
-    /// Mean CPU seconds of each action of the list, and the trace.
-    pub(crate) fn finish(self) -> (Vec<f64>, Vec<TraceEvent>) {
+    /// Mean CPU seconds of each action of the list so far.
+    pub(crate) fn means(&self) -> Vec<f64> {
         let steps = self.steps.max(1) as f64;
-        let means = self.seconds.iter().map(|seconds| seconds / steps).collect();
-        (means, self.trace.unwrap_or_default())
+        self.seconds.iter().map(|seconds| seconds / steps).collect()
+    }
+
+    /// The same at the end, and the trace.
+    pub(crate) fn finish(self) -> (Vec<f64>, Vec<TraceEvent>) {
+        (self.means(), self.trace.unwrap_or_default())
     }
 }
 

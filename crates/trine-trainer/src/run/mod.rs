@@ -22,6 +22,7 @@ use crate::TrainError;
 use crate::bench::Wrap;
 use crate::config::Config;
 use crate::engine::EngineConfig;
+use crate::planned::Machine;
 use crate::run::data::RunData;
 use crate::run::rank::{RankRun, RunResult};
 use std::path::PathBuf;
@@ -67,8 +68,21 @@ pub struct TrainRequest<'a> {
     pub started: Instant,
     /// Cores to share among the ranks.
     pub cores: usize,
+    /// The machine that the plan is for, or why none is known. Asked once, by rank 0, when everything that may be
+    /// refused has passed and no rank computes yet.
+    pub machine: MachineSource<'a>,
     /// What it stands on.
     pub seams: Seams<'a>,
+}
+
+/// Finds out what the machine is.
+#[derive(Clone, Copy)]
+pub struct MachineSource<'a>(pub &'a (dyn Fn() -> Result<Machine, String> + Sync));
+
+impl std::fmt::Debug for MachineSource<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MachineSource")
+    }
 }
 
 /// What is made before the ranks start.
@@ -97,8 +111,10 @@ pub fn train(
         Ranks::Threads => ("", prepared.engine.degrees.world()),
         Ranks::Process(process) => (process.host(), process.ranks_here()),
     };
+    let machine = known_machine(request, ranks, prepared.restored.as_ref());
     let shared = RankRun {
         request,
+        machine: &machine,
         engine: &prepared.engine,
         data: &prepared.data,
         directory: &prepared.directory,
@@ -135,6 +151,24 @@ pub fn train(
         }
     };
     conclude(&shared, &result).map(Some)
+}
+
+/// The machine of the plan, where one is needed: rank 0 compares, if there are enough steps to time.
+fn known_machine(
+    request: &TrainRequest<'_>,
+    ranks: Ranks<'_>,
+    restored: Option<&Checkpoint>,
+) -> Result<Machine, String> {
+    let done = restored.map_or(0, |checkpoint| checkpoint.manifest().run.step);
+    let left = (request.config.train.steps as u64).saturating_sub(done);
+    match ranks {
+        _ if left < rank::CHECK_STEPS_MIN => Err("too few steps are left to time".into()),
+        Ranks::Process(process) if process.world().rank() > 0 => Err("rank 0 compares".into()),
+        Ranks::Process(process) if process.ranks_here() < process.world().size() => {
+            Err("the network between hosts has not been measured".into())
+        }
+        Ranks::Threads | Ranks::Process(_) => (request.machine.0)(),
+    }
 }
 
 /// All that comes before the ranks, in the one process that there is. What is quick to refuse comes

@@ -2,8 +2,12 @@
 
 use crate::TrainError;
 use crate::engine::{Engine, EngineConfig, Loss, WEIGHTS};
+use crate::planned::{Machine, Measured, PlanCheck, RankCheck, RankMemory};
 use crate::run::data::RunData;
-use crate::run::measure::{ActionClock, TraceEvent, peak_rss_bytes, rss_bytes, thread_cpu_seconds};
+use crate::run::measure::{
+    ActionClock, TraceEvent, WARM_UP_STEPS, peak_rss_bytes, replayed_bubble, rss_bytes,
+    thread_cpu_seconds,
+};
 use crate::run::process::texts;
 use crate::run::{Event, MetricsLine, Reporter, RunDirectory, TrainRequest};
 use serde::{Deserialize, Serialize};
@@ -14,7 +18,6 @@ use trine_buffer::Buf;
 use trine_checkpoint::{Checkpoint, RunState, SaveRequest, save};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
-use trine_dp::{RankBytes, planned_bytes};
 use trine_mesh::{Coordinate, Mesh};
 use trine_spec::StageLayout;
 
@@ -28,6 +31,8 @@ pub(crate) fn report(reporter: &Mutex<dyn Reporter + '_>, event: &Event<'_>) {
 pub(crate) struct RankRun<'a> {
     pub(crate) request: &'a TrainRequest<'a>,
     pub(crate) engine: &'a EngineConfig,
+    /// The machine of the plan, or why none is known.
+    pub(crate) machine: &'a Result<Machine, String>,
     pub(crate) data: &'a RunData,
     pub(crate) directory: &'a RunDirectory,
     pub(crate) restored: Option<&'a Checkpoint>,
@@ -48,9 +53,8 @@ pub(crate) struct RankReport {
     pub(crate) process: u32,
     /// Its share of its machine's cores.
     pub(crate) cores: f64,
-    pub(crate) bytes_planned: RankBytes,
-    pub(crate) bytes_measured: RankBytes,
-    pub(crate) activation_bytes_max: usize,
+    pub(crate) planned: RankMemory,
+    pub(crate) measured: RankMemory,
     /// Most memory that its process held, where the system tells.
     pub(crate) peak_rss_bytes: Option<u64>,
     pub(crate) train_cpu_s: f64,
@@ -73,6 +77,8 @@ pub(crate) struct RunResult {
     pub(crate) stopped_early: Option<String>,
     pub(crate) final_loss: f64,
     pub(crate) validation: Option<Loss>,
+    /// Of rank 0, if there were enough steps.
+    pub(crate) plan: Option<PlanCheck>,
 }
 
 /// What rank 0 decides before each step, for all.
@@ -98,6 +104,8 @@ struct Progress {
     started_at: u64,
     train_wall: Duration,
     train_cpu_s: f64,
+    /// Wall seconds of each step of this process until the plan is checked.
+    step_seconds: Vec<f64>,
     final_loss: f64,
     stopped: StopReason,
     saved_at: Option<u64>,
@@ -142,6 +150,7 @@ impl RankRun<'_> {
         let mut progress = self.restore(&mut engine)?;
         let actions = engine.plan().training.actions[engine.plan().coordinate.pp].len();
         let mut clock = ActionClock::new(actions, self.request.trace.is_some());
+        let mut plan = None;
         while progress.step < progress.total {
             recorder.begin_phase(Name::new("training").with("step", progress.step + 1));
             let decision = self.decide(&engine, &progress)?;
@@ -167,17 +176,51 @@ impl RankRun<'_> {
                 let (steps, rss_bytes) = (progress.total, rss_bytes());
                 report(self.reporter, &Event::Step { line: &line, steps, rss_bytes });
             }
+            if progress.step - progress.started_at == CHECK_STEPS as u64 {
+                plan = self.check_plan(&engine, &progress, &clock)?;
+            }
             let every = self.request.config.checkpoint.every as u64;
             if every > 0 && progress.step.is_multiple_of(every) {
                 self.save(&engine, &mut progress)?;
             }
+        }
+        let steps = progress.step - progress.started_at;
+        if (CHECK_STEPS_MIN..CHECK_STEPS as u64).contains(&steps) {
+            plan = self.check_plan(&engine, &progress, &clock)?;
         }
         if progress.saved_at != Some(progress.step) {
             self.save(&engine, &mut progress)?;
         }
         let asked = progress.stopped == StopReason::Asked;
         let validation = if asked { None } else { Some(self.evaluate(&mut engine, true)?) };
-        self.result(&engine, progress, clock, validation)
+        self.result(&engine, progress, clock, Outcome { validation, plan })
+    }
+
+    /// Holds the plan against the steps so far: rank 0's result, told to the reporter. A collective call.
+    fn check_plan(
+        &self,
+        engine: &Engine,
+        progress: &Progress,
+        clock: &ActionClock,
+    ) -> Result<Option<PlanCheck>, TrainError> {
+        let ranks = self.exchange(engine, self.report(engine, progress, clock.means(), vec![]))?;
+        if !is_first(engine) {
+            return Ok(None);
+        }
+        let measured = Measured {
+            steps: progress.step - progress.started_at,
+            timed: &progress.step_seconds[WARM_UP_STEPS as usize..],
+            bubble: replayed_bubble(&engine.plan().training, &one_pipeline(&ranks))?,
+        };
+        let ranks = ranks.into_iter().enumerate().map(|(rank, report)| RankCheck {
+            rank,
+            place: report.coordinate.to_string(),
+            planned: report.planned,
+            measured: report.measured,
+        });
+        let check = PlanCheck::new(self.engine, self.machine, measured, ranks.collect())?;
+        report(self.reporter, &Event::PlanChecked(&check));
+        Ok(Some(check))
     }
 
     /// What the rank talks through: the communicator, and what the run puts in front of it.
@@ -199,6 +242,7 @@ impl RankRun<'_> {
             started_at: 0,
             train_wall: Duration::ZERO,
             train_cpu_s: 0.0,
+            step_seconds: Vec::new(),
             final_loss: f64::NAN,
             stopped: StopReason::None,
             saved_at: None,
@@ -305,6 +349,9 @@ impl RankRun<'_> {
         progress.final_loss = loss.mean();
         let took = wall.elapsed();
         progress.train_wall += took;
+        if progress.step_seconds.len() < CHECK_STEPS {
+            progress.step_seconds.push(took.as_secs_f64());
+        }
         progress.train_cpu_s += thread_cpu_seconds() - cpu;
         let tokens = self.data.tokens_per_step(self.engine);
         Ok(MetricsLine {
@@ -409,16 +456,13 @@ impl RankRun<'_> {
         engine: &Engine,
         progress: Progress,
         clock: ActionClock,
-        validation: Option<Loss>,
+        outcome: Outcome,
     ) -> Result<RunResult, TrainError> {
         let steps = progress.step - progress.started_at;
-        let own = self.report(engine, &progress, clock);
-        let own = serde_json::to_string(&own).map_err(|e| TrainError::Json(e.to_string()))?;
-        let all = texts(&**engine.world(), &own)?;
-        let read = |text: &String| serde_json::from_str(text);
-        let ranks: Result<_, _> = all.iter().map(read).collect();
+        let (action_seconds, events) = clock.finish();
+        let own = self.report(engine, &progress, action_seconds, events);
         Ok(RunResult {
-            ranks: ranks.map_err(|error| TrainError::Json(error.to_string()))?,
+            ranks: self.exchange(engine, own)?,
             train_wall_s: progress.train_wall.as_secs_f64(),
             trained_tokens: steps * self.data.tokens_per_step(self.engine),
             steps_done: progress.step,
@@ -431,28 +475,33 @@ impl RankRun<'_> {
                 StopReason::Time => Some("the time limit was reached".into()),
             },
             final_loss: progress.final_loss,
-            validation,
+            validation: outcome.validation,
+            plan: outcome.plan,
         })
     }
 
-    fn report(&self, engine: &Engine, progress: &Progress, clock: ActionClock) -> RankReport {
-        let (action_seconds, events) = clock.finish();
-        let (config, layout) = (self.engine, &engine.plan().layout);
-        let moments = config.optimizer.moments().len();
+    /// Every rank's report. A collective call.
+    fn exchange(&self, engine: &Engine, own: RankReport) -> Result<Vec<RankReport>, TrainError> {
+        let json = |error: serde_json::Error| TrainError::Json(error.to_string());
+        let own = serde_json::to_string(&own).map_err(json)?;
+        let all = texts(&**engine.world(), &own)?;
+        all.iter().map(|text| serde_json::from_str(text).map_err(json)).collect()
+    }
+
+    fn report(
+        &self,
+        engine: &Engine,
+        progress: &Progress,
+        action_seconds: Vec<f64>,
+        events: Vec<TraceEvent>,
+    ) -> RankReport {
         RankReport {
             coordinate: engine.plan().coordinate,
             host: self.host.to_owned(),
             process: std::process::id(),
             cores: self.cores,
-            bytes_planned: planned_bytes(
-                layout,
-                config.zero,
-                config.degrees.dp,
-                config.compute,
-                moments,
-            ),
-            bytes_measured: engine.bytes(),
-            activation_bytes_max: engine.pool().stats().bytes_in_use_max,
+            planned: RankMemory::planned(self.engine, engine.plan()),
+            measured: RankMemory::measured(engine),
             peak_rss_bytes: peak_rss_bytes(),
             train_cpu_s: progress.train_cpu_s,
             action_seconds,
@@ -460,6 +509,24 @@ impl RankRun<'_> {
         }
     }
 }
+
+/// What is known at the end beside the loop's own numbers.
+struct Outcome {
+    validation: Option<Loss>,
+    plan: Option<PlanCheck>,
+}
+
+/// The action times of one pipeline, which stands for all: that of the first replica and shard.
+pub(crate) fn one_pipeline(ranks: &[RankReport]) -> Vec<Vec<f64>> {
+    let one = |rank: &&RankReport| rank.coordinate.dp == 0 && rank.coordinate.tp == 0;
+    ranks.iter().filter(one).map(|rank| rank.action_seconds.clone()).collect()
+}
+
+/// The plan is held against the run after so many steps, or at its end after fewer.
+const CHECK_STEPS: usize = 10;
+
+/// One step more than those that are not timed.
+pub(crate) const CHECK_STEPS_MIN: u64 = WARM_UP_STEPS + 1;
 
 /// Steps that must be timed before the number of steps is decided.
 const DECISION_STEPS_MIN: u64 = 8;

@@ -1,12 +1,13 @@
 //! `summary.json`: what a run came to.
 
 use crate::TrainError;
+use crate::planned::PlanCheck;
 use crate::run::measure::replayed_bubble;
-use crate::run::rank::{RankReport, RankRun, RunResult};
+use crate::run::rank::{RankReport, RankRun, RunResult, one_pipeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use trine_dp::RankBytes;
 use trine_schedule::{Delivery, UniformCosts, simulate};
+use trine_spec::RankBytes;
 
 /// Planned and measured bytes of one rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,6 +71,9 @@ pub struct Summary {
     pub wait_share: f64,
     /// Memory, rank by rank.
     pub ranks: Vec<RankSummary>,
+    /// The plan beside the first steps; none if there were too few to time.
+    #[serde(default)]
+    pub plan: Option<PlanCheck>,
     /// xxh3-128 of the corpus.
     pub corpus_hash: String,
 }
@@ -78,10 +82,6 @@ impl Summary {
     pub(crate) fn new(shared: &RankRun<'_>, run: &RunResult) -> Result<Self, TrainError> {
         let (engine, data, ranks) = (shared.engine, shared.data, &run.ranks);
         let schedule = engine.training_schedule()?;
-        // One pipeline stands for all: that of the first replica and shard.
-        let one = |rank: &&RankReport| rank.coordinate.dp == 0 && rank.coordinate.tp == 0;
-        let seconds: Vec<Vec<f64>> =
-            ranks.iter().filter(one).map(|rank| rank.action_seconds.clone()).collect();
         let uniform = UniformCosts::new(&schedule);
         let predicted = simulate(&schedule, Delivery::Buffered, &uniform)?.bubble_fraction();
         let (bigram, full) = match run.validation {
@@ -114,7 +114,7 @@ impl Summary {
             model_flops_per_s: tokens_per_s * engine.model.flops_per_token(engine.seq),
             wall_s: shared.request.started.elapsed().as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(ranks),
-            bubble_measured: replayed_bubble(&schedule, &seconds)?,
+            bubble_measured: replayed_bubble(&schedule, &one_pipeline(ranks))?,
             bubble_predicted: predicted,
             // Helper threads of a rank compute too, and are not counted in its thread's time.
             wait_share: (1.0 - cpu * engine.threads as f64 / (run.train_wall_s.max(1e-9) * cores))
@@ -126,11 +126,12 @@ impl Summary {
                     rank,
                     place: report.coordinate.to_string(),
                     host: report.host.clone(),
-                    bytes_planned: report.bytes_planned,
-                    bytes_measured: report.bytes_measured,
-                    activation_bytes_max: report.activation_bytes_max,
+                    bytes_planned: report.planned.state,
+                    bytes_measured: report.measured.state,
+                    activation_bytes_max: report.measured.activations.unwrap_or(0),
                 })
                 .collect(),
+            plan: run.plan.clone(),
             corpus_hash: data.report().corpus_hash.clone(),
         };
         let earlier = shared.directory.summary().filter(|_| run.trained_tokens == 0);
@@ -147,6 +148,7 @@ impl Summary {
             peak_rss_bytes: earlier.peak_rss_bytes,
             bubble_measured: earlier.bubble_measured,
             wait_share: earlier.wait_share,
+            plan: earlier.plan,
             ..self
         }
     }

@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod evaluate;
+mod measure;
 mod scale;
 mod search;
 mod task;
@@ -12,6 +13,7 @@ use crate::plan_args::{PlanArgs, PlanCommand};
 /// Dispatches the subcommands; without one, searches.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     match &args.command {
+        None if args.search.measure => measure::run(&args.search),
         None => search::run(&args.search),
         Some(PlanCommand::Scale(args)) => scale::run(args),
         Some(PlanCommand::Evaluate(args)) => evaluate::run(args),

@@ -14,8 +14,9 @@ const BENDS_BELOW: f64 = 0.95;
 pub(crate) fn run(args: &ScaleArgs) -> Result<(), Failure> {
     let task = Task::new(&args.task)?;
     let planner = task.planner()?;
-    if args.to < args.task.gpus {
-        let message = format!("--to {}: at least --gpus {}", args.to, args.task.gpus);
+    let devices = task.request.devices;
+    if args.to < devices {
+        let message = format!("--to {}: at least --gpus {devices}", args.to);
         return Err(Failure::usage(message));
     }
     let found = search(&planner, &task.request).map_err(|error| task.failure(error))?;

@@ -1,13 +1,16 @@
 //! What is planned: names looked up, options checked.
 
 use crate::failure::Failure;
+use crate::machine::{self, THIS_MACHINE};
 use crate::plan_args::TaskArgs;
+use trine_buffer::DType;
 use trine_plan::{
     Attention, Choice, Cluster, Constants, Fixed, Impossible, Limit, Model, Pipeline, PlanError,
     Planner, Precision, Recompute, Request, SearchError, Stack, clusters, default_global_batch,
     find_cluster, find_stack, stacks,
 };
 use trine_schedule::ScheduleKind;
+use trine_trainer::config::{Config, Typed};
 
 /// A model on a machine, with all that [`Planner`] borrows.
 #[derive(Debug)]
@@ -25,16 +28,24 @@ pub(crate) struct Task {
 impl Task {
     /// Looks names up and checks values.
     pub(crate) fn new(args: &TaskArgs) -> Result<Self, Failure> {
-        let preset = trine_spec::presets::find(&args.model).map_err(Failure::usage)?;
+        let is_here = args.cluster == THIS_MACHINE;
+        let usual = if is_here { "rust-default" } else { "frontier-1t" };
+        let name = args.model.as_deref().unwrap_or(usual);
+        let preset = trine_spec::presets::find(name).map_err(Failure::usage)?;
         let model = Model::new(&preset.model).map_err(Failure::usage)?;
+        let request = request(args, &model)?;
         let cluster = cluster(args)?;
-        let is_mi250x = cluster.device.name.contains("MI250X");
-        let usual = if is_mi250x { "megatron-deepspeed" } else { "megatron-core" };
+        let usual = match &cluster.device.name {
+            name if name.contains("MI250X") => "megatron-deepspeed",
+            _ if is_here => "trine",
+            _ => "megatron-core",
+        };
         let all = stacks().map_err(run_failure)?;
         let name = args.stack.as_deref().unwrap_or(usual);
         let stack = find_stack(&all, name).map_err(Failure::usage)?.clone();
         let constants = Constants::built_in().map_err(run_failure)?;
-        let request = request(args, &model)?;
+        let request =
+            if is_here { as_trained(args, preset.name, &cluster, request)? } else { request };
         Ok(Self { preset: preset.name, model, cluster, stack, constants, request })
     }
 
@@ -160,8 +171,37 @@ fn cluster(args: &TaskArgs) -> Result<Cluster, Failure> {
     };
     let more: Vec<&str> = mine.iter().map(String::as_str).collect();
     let all = clusters(&more).map_err(Failure::usage)?;
+    let is_known = all.iter().any(|cluster| cluster.name == args.cluster);
+    if args.cluster == THIS_MACHINE && !is_known {
+        return machine::measure(measured_type(&args.precision)?);
+    }
     Ok(find_cluster(&all, &args.cluster).map_err(Failure::usage)?.clone())
 }
+
+/// The type of `--precision` that kernels of this machine are measured in.
+pub(super) fn measured_type(precision: &str) -> Result<DType, Failure> {
+    choose("--precision", precision, &[("bf16", DType::Bf16), ("f32", DType::F32)])
+}
+
+/// On this machine, what is not given is as `trine train` has it.
+fn as_trained(
+    args: &TaskArgs,
+    preset: &str,
+    cluster: &Cluster,
+    request: Request,
+) -> Result<Request, Failure> {
+    let typed = Typed { preset: Some(preset.into()), ..Typed::default() };
+    let config = Config::load(&typed)?;
+    Ok(Request {
+        devices: args.gpus.unwrap_or(cluster.devices()),
+        global_batch: args.global_batch.unwrap_or(config.batch.global),
+        seq: args.seq.unwrap_or(config.data.seq),
+        ..request
+    })
+}
+
+/// Devices where none are given.
+const DEVICES: usize = 3072;
 
 fn request(args: &TaskArgs, model: &Model) -> Result<Request, Failure> {
     let seq = args.seq.unwrap_or(model.spec.seq_max);
@@ -187,9 +227,10 @@ fn request(args: &TaskArgs, model: &Model) -> Result<Request, Failure> {
             ("fp8", Precision::Fp8),
         ],
     )?;
+    let devices = args.gpus.unwrap_or(DEVICES);
     Ok(Request {
-        devices: args.gpus,
-        global_batch: args.global_batch.unwrap_or_else(|| default_global_batch(args.gpus, seq)),
+        devices,
+        global_batch: args.global_batch.unwrap_or_else(|| default_global_batch(devices, seq)),
         seq,
         headroom: args.memory_headroom,
         precision,

@@ -1,0 +1,256 @@
+//! Bytes of weights, gradients and optimizer state: what a rank holds between steps, from lengths alone (contract C10).
+//!
+//! The rank that trains and the planner that has never seen it both count with these, so that they cannot differ.
+
+use crate::layout::{offset, padded};
+use crate::{ModelSpec, ParamSpec, Piece, SpecError, params::TOKEN_EMBEDDING};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use trine_mesh::{Axis, shard};
+
+/// A gradient bucket is closed once it holds this many elements: large enough that a reduction is
+/// bandwidth and not latency, small enough that several overlap the backward pass.
+pub const BUCKET_ELEMENTS: usize = 1 << 18;
+
+/// Bytes that one rank holds for its stage. Padding is included: it is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankBytes {
+    /// Weights in the compute type.
+    pub weights: usize,
+    /// Gradients in the accumulator type. In reference numerics: after the reduction; before it
+    /// they are trees over samples.
+    pub gradients: usize,
+    /// Master weights in the accumulator type, where the weights are not in it.
+    pub master: usize,
+    /// The optimizer's moments in the accumulator type.
+    pub moments: usize,
+}
+
+/// Bytes of the training state of one element, and how it is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ElementBytes {
+    /// Of its weight.
+    pub weights: usize,
+    /// Of its gradient.
+    pub gradients: usize,
+    /// Of its master weight; 0 where the weight is its own.
+    pub master: usize,
+    /// Of its moments.
+    pub moments: usize,
+    /// Ranks that share out master weights and moments: 1, or the data-parallel degree under ZeRO-1
+    /// (Rajbhandari et al., 1910.02054).
+    pub owners: usize,
+}
+
+impl ElementBytes {
+    /// Bytes that a rank needs beside its buckets of `elements` elements together to exchange them: with several owners,
+    /// its own part of every gradient bucket, which are all under way at once, and then of every weight bucket.
+    pub fn exchanged(&self, elements: usize) -> usize {
+        match self.owners {
+            0 | 1 => 0,
+            owners => elements / owners * (self.gradients + self.weights),
+        }
+    }
+}
+
+impl RankBytes {
+    /// What a rank holds of buckets of `elements` elements together, padding included. Every bucket is a multiple of
+    /// the data-parallel degree, so all owners have equal parts.
+    pub fn planned(elements: usize, each: &ElementBytes) -> Self {
+        let owned = elements / each.owners.max(1);
+        Self {
+            weights: elements * each.weights,
+            gradients: elements * each.gradients,
+            master: owned * each.master,
+            moments: owned * each.moments,
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.weights + self.gradients + self.master + self.moments
+    }
+}
+
+impl fmt::Display for RankBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { weights, gradients, master, moments } = self;
+        write!(f, "weights {weights}, gradients {gradients}, master {master}, moments {moments}")
+    }
+}
+
+/// The part of a model that one stage has, for [`PieceSizes::elements`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageShape {
+    /// Blocks of the stage.
+    pub blocks: usize,
+    /// Whether it has the embedding.
+    pub first: bool,
+    /// Whether it has the head.
+    pub last: bool,
+    /// As in [`crate::StageRequest`].
+    pub dp: usize,
+    /// As in [`crate::StageRequest`].
+    pub tied_apart: bool,
+    /// As in [`crate::StageRequest`].
+    pub bucket_elements: usize,
+}
+
+/// Elements that each piece of a model takes in a bucket on one tensor-parallel rank, from an aligned start: the same on
+/// all ranks of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PieceSizes {
+    /// The embedding: with the token table first, and without it.
+    embedding: [usize; 2],
+    block: usize,
+    /// The head: with the output layer behind the norm, and without it.
+    head: [usize; 2],
+    /// The token table, or the output layer, by itself.
+    table: usize,
+    tied: bool,
+}
+
+impl PieceSizes {
+    /// The sizes for `tp` ranks.
+    ///
+    /// # Errors
+    /// A dimension that cannot be split over `tp`.
+    pub fn new(model: &ModelSpec, tp: usize) -> Result<Self, SpecError> {
+        model.check_layout(tp, 1)?;
+        let is_table = |spec: &ParamSpec| spec.name == TOKEN_EMBEDDING || spec.name == OUTPUT_LAYER;
+        let both = |piece| {
+            let specs = model.params(piece, tp);
+            let rest = specs.iter().filter(|spec| !is_table(spec));
+            [end(0, specs.iter(), tp), end(0, rest, tp)]
+        };
+        let embedding = model.params(Piece::Embedding, tp);
+        Ok(Self {
+            embedding: both(Piece::Embedding),
+            block: end(0, model.params(Piece::Block(0), tp).iter(), tp),
+            head: both(Piece::Head),
+            table: end(0, embedding.iter().filter(|spec| is_table(spec)), tp),
+            tied: model.tied,
+        })
+    }
+
+    /// Elements of all buckets of a stage, padding included: what [`crate::StageLayout::elements`] counts, without
+    /// laying anything out.
+    pub fn elements(&self, stage: &StageShape) -> usize {
+        let apart = self.tied && stage.tied_apart;
+        let with_table = |sizes: [usize; 2], held: bool| sizes[usize::from(!held)];
+        let (mut closed, mut open) = (0, 0);
+        let mut place = |size: usize| {
+            if open >= stage.bucket_elements {
+                closed += padded(open, stage.dp);
+                open = 0;
+            }
+            // A piece begins with a parameter that is not fused.
+            open = offset(open, false) + size;
+        };
+        if stage.first {
+            place(with_table(self.embedding, !apart));
+        }
+        (0..stage.blocks).for_each(|_| place(self.block));
+        if stage.last {
+            // A tied output layer is the embedding itself where both are here, and a bucket of its own
+            // where they are apart.
+            let own = !self.tied || (!apart && !stage.first);
+            place(with_table(self.head, own));
+        }
+        let tables = if apart { usize::from(stage.first) + usize::from(stage.last) } else { 0 };
+        closed + padded(open, stage.dp) + tables * padded(self.table, stage.dp)
+    }
+}
+
+/// The output layer's name.
+const OUTPUT_LAYER: &str = "head.output.weight";
+
+/// Where the local parts of these parameters end, one behind the other from `start`.
+fn end<'a>(start: usize, specs: impl Iterator<Item = &'a ParamSpec>, tp: usize) -> usize {
+    specs.fold(start, |len, spec| offset(len, spec.fused) + local_len(spec, tp))
+}
+
+/// Elements of a parameter on one tensor-parallel rank.
+fn local_len(spec: &ParamSpec, tp: usize) -> usize {
+    let local = |(len, placement): (&usize, &trine_mesh::DimPlacement)| {
+        if !placement.axes.contains(Axis::Tp) {
+            return *len;
+        }
+        let shard = shard(*len, placement.units, tp, 0);
+        shard.expect("invariant: check_layout has passed").range.len()
+    };
+    spec.shape.iter().zip(&spec.placement).map(local).product()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{StageLayout, StageRequest, presets, split_layers};
+
+    fn models() -> Vec<ModelSpec> {
+        let mut gpt = presets::find("gpt2-124m").unwrap().model;
+        (gpt.hidden, gpt.layers, gpt.ffn, gpt.vocab, gpt.seq_max) = (40, 5, 120, 301, 24);
+        (gpt.heads, gpt.kv_heads, gpt.head_dim) = (4, 4, 10);
+        let mut llama = presets::find("llama3-8b").unwrap().model;
+        (llama.hidden, llama.layers, llama.ffn, llama.vocab) = (72, 7, 200, 1009);
+        (llama.heads, llama.kv_heads, llama.head_dim) = (8, 2, 18);
+        let untied = ModelSpec { tied: false, ..gpt.clone() };
+        let tied = ModelSpec { tied: true, ..llama.clone() };
+        vec![gpt, untied, llama, tied]
+    }
+
+    #[test]
+    fn sizes_are_what_a_layout_holds_on_every_rank() {
+        let mut cases = 0;
+        for model in models() {
+            for (tp, pp, dp) in [(1, 1, 1), (2, 2, 3), (4, 5, 2), (1, 3, 8), (4, 1, 7)] {
+                let sizes = PieceSizes::new(&model, tp).unwrap();
+                for bucket_elements in [1, 5_000, 30_000, 1 << 18] {
+                    for tied_apart in [pp > 1, true] {
+                        let stages = split_layers(&model, pp, None).unwrap();
+                        for (stage, pieces) in stages.iter().enumerate() {
+                            let ends = usize::from(stage == 0) + usize::from(stage + 1 == pp);
+                            let shape = StageShape {
+                                blocks: pieces.len() - ends,
+                                first: stage == 0,
+                                last: stage + 1 == pp,
+                                dp,
+                                tied_apart,
+                                bucket_elements,
+                            };
+                            for tp_index in 0..tp {
+                                let request = StageRequest {
+                                    model: &model,
+                                    pieces,
+                                    tp,
+                                    tp_index,
+                                    dp,
+                                    tied_apart,
+                                    bucket_elements,
+                                };
+                                let layout = StageLayout::new(&request).unwrap();
+                                assert_eq!(
+                                    sizes.elements(&shape),
+                                    layout.elements(),
+                                    "{request:?}"
+                                );
+                                cases += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(cases, 4 * 4 * 2 * (1 + 2 * 2 + 4 * 5 + 3 + 4));
+    }
+
+    #[test]
+    fn state_is_shared_out_and_weights_are_not() {
+        let each = ElementBytes { weights: 2, gradients: 4, master: 4, moments: 8, owners: 3 };
+        let bytes = RankBytes::planned(48 * 3, &each);
+        assert_eq!((bytes.weights, bytes.gradients), (288, 576));
+        assert_eq!((bytes.master, bytes.moments, bytes.total()), (192, 384, 1440));
+        assert_eq!(each.exchanged(48 * 3), 48 * 6);
+        assert_eq!(ElementBytes { owners: 1, ..each }.exchanged(48 * 3), 0);
+    }
+}

@@ -1,0 +1,237 @@
+//! What a run is planned to take, beside what it took (contract C10).
+
+use crate::TrainError;
+use crate::engine::{Engine, EngineConfig, RankPlan};
+use serde::{Deserialize, Serialize};
+use trine_buffer::DType;
+use trine_dp::{ZeroStage, element_bytes};
+use trine_nn::Numerics;
+use trine_plan::{
+    ActivationRequest, Attention, Cluster, Constants, Layout, Model, Pipeline, Planner, Precision,
+    Recompute, SharedStep, activation_peak, find_stack, stacks,
+};
+use trine_schedule::ScheduleKind;
+use trine_spec::{Piece, RankBytes};
+
+/// The machine that a run is planned for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Machine {
+    /// What it can do. A device is one core.
+    pub cluster: Cluster,
+    /// Where that is from, in words.
+    pub source: String,
+}
+
+/// What one rank holds in a run, bytes. `None` is what is not planned, or cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankMemory {
+    /// Weights, gradients, master weights and moments, between steps.
+    pub state: RankBytes,
+    /// Parts of buckets under way between replicas, at most.
+    pub buffers: Option<usize>,
+    /// Activations and messages in use at once, at most.
+    pub activations: Option<usize>,
+    /// What the pool of activations has taken from the system: buffers are used again for the same shape only.
+    pub arena: Option<usize>,
+}
+
+/// Planned and measured bytes of one rank.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankCheck {
+    /// World rank.
+    pub rank: usize,
+    /// Where it stands.
+    pub place: String,
+    /// What the plan says.
+    pub planned: RankMemory,
+    /// What it held.
+    pub measured: RankMemory,
+}
+
+/// A run's plan beside its first steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanCheck {
+    /// Steps of this process after which it was made.
+    pub after_steps: u64,
+    /// For which machine, and where its figures are from; or why none is known.
+    pub machine: String,
+    /// Why time and bubble are not planned, if they are not.
+    pub unplanned: Option<String>,
+    /// Seconds of a step, as planned.
+    pub step_s_planned: Option<f64>,
+    /// Seconds of a step: the median of the timed ones, by rank 0's clock.
+    pub step_s_measured: f64,
+    /// How many steps that is the median of: the first two are not timed.
+    pub timed_steps: usize,
+    /// The pipeline's bubble with planned times of F, B and W, each rank on cores of its own.
+    pub bubble_planned: Option<f64>,
+    /// The bubble when the simulator replays the measured processor times of all actions.
+    pub bubble_measured: f64,
+    /// Bytes, rank by rank.
+    pub ranks: Vec<RankCheck>,
+}
+
+impl RankMemory {
+    /// What a rank will hold. Pure.
+    ///
+    /// Reference numerics keep gradients of single samples and trees of partial sums for a while, which nothing
+    /// predicts.
+    pub fn planned(config: &EngineConfig, plan: &RankPlan) -> Self {
+        let moments = config.optimizer.moments().len();
+        let each = element_bytes(config.zero, config.degrees.dp, config.compute, moments);
+        let elements = plan.layout.elements();
+        let fast = config.numerics == Numerics::Fast;
+        let segments: Vec<Vec<Piece>> =
+            plan.layout.buckets.iter().map(|bucket| bucket.pieces.clone()).collect();
+        let request = ActivationRequest {
+            model: &config.model,
+            schedule: &plan.training,
+            rank: plan.coordinate.pp,
+            segments: &segments,
+            tokens: config.micro_batch * config.seq,
+            tp: config.degrees.tp,
+            sequence_parallel: config.sequence_parallel,
+            recompute: config.recompute,
+            compute_bytes: config.compute.bytes(),
+            sum_bytes: config.compute.accumulator().bytes(),
+        };
+        Self {
+            state: RankBytes::planned(elements, &each),
+            buffers: fast.then(|| each.exchanged(elements)),
+            activations: fast.then(|| activation_peak(&request)),
+            arena: None,
+        }
+    }
+
+    /// What a rank has held so far.
+    pub fn measured(engine: &Engine) -> Self {
+        let pool = engine.pool().stats();
+        Self {
+            state: engine.bytes(),
+            buffers: Some(engine.buffer_bytes_max()),
+            activations: Some(pool.bytes_in_use_max),
+            arena: Some(pool.bytes_in_use + pool.bytes_idle),
+        }
+    }
+}
+
+/// The step of a run on a machine, or why the planner has none for it.
+///
+/// # Errors
+/// A model that does not fit the layout.
+pub fn planned_step(
+    config: &EngineConfig,
+    machine: &Machine,
+) -> Result<Result<SharedStep, String>, TrainError> {
+    let layout = match layout(config) {
+        Ok(layout) => layout,
+        Err(why) => return Ok(Err(why)),
+    };
+    let model = Model::new(&config.model)?;
+    let all = stacks()?;
+    let constants = Constants::built_in()?;
+    let world = config.degrees.world();
+    let cluster = machine.cluster.of_ranks(config.threads, world);
+    let planner = Planner::new(&model, &cluster, find_stack(&all, STACK)?, &constants)?;
+    let at_once = machine.cluster.devices() as f64 / config.threads as f64;
+    Ok(Ok(planner.shared_step(&layout, &config.blocks()?, at_once.min(world as f64))?))
+}
+
+/// The software that runs.
+const STACK: &str = "trine";
+
+/// A run as the planner sees it, or what it does not know of it.
+fn layout(config: &EngineConfig) -> Result<Layout, String> {
+    if config.numerics == Numerics::Reference {
+        return Err("the planner has no times of reference numerics".into());
+    }
+    let precision = match config.compute {
+        DType::F32 => Precision::F32,
+        DType::Bf16 => Precision::Bf16,
+        other => return Err(format!("the planner has no times of {other}")),
+    };
+    let pipeline = match config.schedule {
+        ScheduleKind::GPipe => Pipeline::GPipe,
+        ScheduleKind::OneFOneB => Pipeline::OneFOneB,
+        ScheduleKind::ZbH1 => Pipeline::ZbH1,
+        ScheduleKind::ZbH2 => Pipeline::ZbH2,
+        other => return Err(format!("the planner has no times of {other} with one stage a rank")),
+    };
+    Ok(Layout {
+        degrees: config.degrees,
+        virtual_stages: 1,
+        pipeline,
+        micro_batch: config.micro_batch,
+        global_batch: config.global_batch,
+        seq: config.seq,
+        sequence_parallel: config.sequence_parallel && config.degrees.tp > 1,
+        recompute: if config.recompute { Recompute::Full { every: 1 } } else { Recompute::None },
+        attention: Attention::Flash2,
+        zero: match config.zero {
+            ZeroStage::Zero0 => 0,
+            ZeroStage::Zero1 => 1,
+        },
+        precision,
+    })
+}
+
+impl PlanCheck {
+    /// Puts plan and measurement together. `timed` are the seconds of the steps that count; `ranks` are in world order.
+    pub(crate) fn new(
+        config: &EngineConfig,
+        machine: &Result<Machine, String>,
+        measured: Measured<'_>,
+        ranks: Vec<RankCheck>,
+    ) -> Result<Self, TrainError> {
+        let planned = match machine {
+            Err(why) => Err(why.clone()),
+            Ok(machine) => planned_step(config, machine)?,
+        };
+        let step = planned.as_ref().ok();
+        Ok(Self {
+            after_steps: measured.steps,
+            machine: machine.as_ref().map_or_else(|_| "not known".into(), Machine::to_string),
+            unplanned: planned.as_ref().err().cloned(),
+            step_s_planned: step.map(|step| step.step),
+            step_s_measured: median(measured.timed),
+            timed_steps: measured.timed.len(),
+            bubble_planned: step.map(|step| step.bubble_fraction),
+            bubble_measured: measured.bubble,
+            ranks,
+        })
+    }
+}
+
+/// What a run has measured so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured<'a> {
+    pub(crate) steps: u64,
+    pub(crate) timed: &'a [f64],
+    pub(crate) bubble: f64,
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.cluster.name, self.source)
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.len().saturating_sub(1) / 2, sorted.len() / 2);
+    match (sorted.get(low), sorted.get(high)) {
+        (Some(low), Some(high)) => (low + high) / 2.0,
+        _ => f64::NAN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_even_and_odd_numbers_of_steps() {
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+    }
+}
