@@ -1,7 +1,9 @@
 //! One rank's part of a run: the loop of steps.
 
 use crate::TrainError;
-use crate::engine::{Engine, EngineConfig, Loss, WEIGHTS};
+use crate::config::Pin;
+use crate::cores::RankThreads;
+use crate::engine::{Engine, EngineConfig, Loss, RankPlan, WEIGHTS};
 use crate::run::data::RunData;
 use crate::run::measure::{ActionClock, TraceEvent, peak_rss_bytes, rss_bytes, thread_cpu_seconds};
 use crate::run::process::texts;
@@ -15,6 +17,7 @@ use trine_checkpoint::{Checkpoint, RunState, SaveRequest, save};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
 use trine_dp::{RankBytes, planned_bytes};
+use trine_kernels::CpuOps;
 use trine_mesh::{Coordinate, Mesh};
 use trine_spec::StageLayout;
 
@@ -137,7 +140,10 @@ impl RankRun<'_> {
     fn live(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
         let recorder = world.recorder().clone();
         recorder.begin_phase(self.long(Name::new("building the model")));
-        let mut engine = Engine::new(self.engine, self.front(world))?;
+        let threads = self.threads(&*world);
+        let ops = Arc::new(CpuOps::new(threads.team));
+        let plan = RankPlan::new(self.engine, world.rank())?;
+        let mut engine = Engine::with_ops(self.engine, plan, self.front(world), ops)?;
         recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
         let actions = engine.plan().training.actions[engine.plan().coordinate.pp].len();
@@ -178,6 +184,14 @@ impl RankRun<'_> {
         let asked = progress.stopped == StopReason::Asked;
         let validation = if asked { None } else { Some(self.evaluate(&mut engine, true)?) };
         self.result(&engine, progress, clock, validation)
+    }
+
+    /// The rank's threads. What launchers start, they bind; several processes could not agree here on
+    /// who has which core.
+    fn threads(&self, world: &dyn Communicator) -> RankThreads {
+        let is_process = !self.host.is_empty();
+        let pin = if is_process { Pin::Off } else { self.request.config.threads.pin };
+        RankThreads::new(pin, world.size(), world.rank(), self.engine.threads)
     }
 
     /// What the rank talks through: the communicator, and what the run puts in front of it.
