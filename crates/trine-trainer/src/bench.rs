@@ -8,7 +8,7 @@ pub use gradients::{GRADIENT, GradientStep, STEP_FILE, gradients};
 
 use crate::TrainError;
 use crate::config::Config;
-use crate::cores::RankThreads;
+use crate::cores::rank_team;
 use crate::engine::{Batch, Engine, EngineConfig, RankPlan};
 use core_time::{RankTime, RankWatch};
 use std::collections::BTreeMap;
@@ -102,11 +102,11 @@ pub fn steps_through(
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
     let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
         let plan = RankPlan::new(&engine, comm.rank())?;
-        let threads =
-            RankThreads::new(config.threads.pin, comm.size(), comm.rank(), engine.threads);
+        let (ranks, rank) = (comm.size(), comm.rank());
+        let (team, _pinned) = rank_team(config.threads.pin, ranks, rank, engine.threads);
         let cpu = match request.isa {
-            Some(isa) => CpuOps::with_isa(threads.team, isa)?,
-            None => CpuOps::new(threads.team),
+            Some(isa) => CpuOps::with_isa(team, isa)?,
+            None => CpuOps::new(team),
         };
         let isa = cpu.isa();
         let cpu: Arc<dyn Ops> = Arc::new(cpu);

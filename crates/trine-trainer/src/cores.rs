@@ -3,30 +3,22 @@
 use crate::config::Pin;
 use trine_kernels::{Pinned, Team, allowed_cpus};
 
-/// The threads of one of several ranks of this process.
-#[derive(Debug)]
-pub(crate) struct RankThreads {
-    /// The rank's own thread, which runs its kernels, and its helpers.
-    pub(crate) team: Team,
-    /// Keeps the rank's own thread on its core.
-    pub(crate) pinned: Option<Pinned>,
-}
-
-impl RankThreads {
-    /// `threads` threads for the calling thread, which is rank `rank` of `ranks` in this process.
-    pub(crate) fn new(pin: Pin, ranks: usize, rank: usize, threads: usize) -> Self {
-        let allowed = match pin {
-            Pin::Auto => allowed_cpus(),
-            Pin::Off => Vec::new(),
-        };
-        match cores_of(&allowed, ranks, rank, threads) {
-            None => Self { team: Team::new(threads), pinned: None },
-            // Helpers first: what a pinned thread starts stays on its core.
-            Some(cores) => Self {
-                team: Team::on_cpus(cores),
-                pinned: cores.first().copied().and_then(Pinned::to),
-            },
-        }
+/// `threads` threads for the calling thread, which is rank `rank` of `ranks` in this process: the team
+/// that runs its kernels, and what keeps the calling thread on its core, if it is pinned.
+pub(crate) fn rank_team(
+    pin: Pin,
+    ranks: usize,
+    rank: usize,
+    threads: usize,
+) -> (Team, Option<Pinned>) {
+    let allowed = match pin {
+        Pin::Auto => allowed_cpus(),
+        Pin::Off => Vec::new(),
+    };
+    match cores_of(&allowed, ranks, rank, threads) {
+        None => (Team::new(threads), None),
+        // Helpers first: what a pinned thread starts stays on its core.
+        Some(cores) => (Team::on_cpus(cores), cores.first().copied().and_then(Pinned::to)),
     }
 }
 
@@ -66,14 +58,14 @@ mod tests {
     fn a_pinned_rank_computes_where_it_may_and_leaves_its_thread_free() {
         let before = allowed_cpus();
         for (pin, pinned) in [(Pin::Auto, true), (Pin::Off, false)] {
-            let rank = RankThreads::new(pin, before.len(), before.len() - 1, 1);
-            assert_eq!(rank.pinned.is_some(), pinned);
+            let (team, guard) = rank_team(pin, before.len(), before.len() - 1, 1);
+            assert_eq!(guard.is_some(), pinned);
             let own = if pinned { before[before.len() - 1..].to_vec() } else { before.clone() };
-            assert_eq!((allowed_cpus(), rank.team.threads()), (own, 1));
-            drop(rank);
+            assert_eq!((allowed_cpus(), team.threads()), (own, 1));
+            drop(guard);
             assert_eq!(allowed_cpus(), before);
         }
         // Too many ranks: nobody is pinned.
-        assert!(RankThreads::new(Pin::Auto, before.len() + 1, 0, 1).pinned.is_none());
+        assert!(rank_team(Pin::Auto, before.len() + 1, 0, 1).1.is_none());
     }
 }

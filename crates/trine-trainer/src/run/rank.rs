@@ -2,7 +2,7 @@
 
 use crate::TrainError;
 use crate::config::Pin;
-use crate::cores::RankThreads;
+use crate::cores::rank_team;
 use crate::engine::{Engine, EngineConfig, Loss, RankPlan, WEIGHTS};
 use crate::run::data::RunData;
 use crate::run::measure::{ActionClock, TraceEvent, peak_rss_bytes, rss_bytes, thread_cpu_seconds};
@@ -140,8 +140,9 @@ impl RankRun<'_> {
     fn live(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
         let recorder = world.recorder().clone();
         recorder.begin_phase(self.long(Name::new("building the model")));
-        let threads = self.threads(&*world);
-        let ops = Arc::new(CpuOps::new(threads.team));
+        let (team, _pinned) =
+            rank_team(self.pin(), world.size(), world.rank(), self.engine.threads);
+        let ops = Arc::new(CpuOps::new(team));
         let plan = RankPlan::new(self.engine, world.rank())?;
         let mut engine = Engine::with_ops(self.engine, plan, self.front(world), ops)?;
         recorder.begin_phase(self.long(Name::new("restoring")));
@@ -186,12 +187,11 @@ impl RankRun<'_> {
         self.result(&engine, progress, clock, validation)
     }
 
-    /// The rank's threads. What launchers start, they bind; several processes could not agree here on
-    /// who has which core.
-    fn threads(&self, world: &dyn Communicator) -> RankThreads {
+    /// Whether the rank's threads are kept on cores. What launchers start, they bind; several processes
+    /// could not agree here on who has which core.
+    fn pin(&self) -> Pin {
         let is_process = !self.host.is_empty();
-        let pin = if is_process { Pin::Off } else { self.request.config.threads.pin };
-        RankThreads::new(pin, world.size(), world.rank(), self.engine.threads)
+        if is_process { Pin::Off } else { self.request.config.threads.pin }
     }
 
     /// What the rank talks through: the communicator, and what the run puts in front of it.
