@@ -224,7 +224,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// Tokens per second of one rank with all threads against a layout, in alternation
+    /// Tokens per second of one rank with all threads against layouts, in alternation, and what the
+    /// difference goes to
     Layouts(Box<BenchLayoutsArgs>),
     /// Training steps on synthetic tokens: tokens per second, model FLOP/s, where the time goes
     Step(Box<BenchStepArgs>),
@@ -308,9 +309,16 @@ pub(crate) struct BenchGradientsArgs {
 pub(crate) struct BenchLayoutsArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// How often the two take turns
+    /// Degrees of a layout; may be given several times, the turns then go round [default: the
+    /// configuration's]
+    #[arg(long, value_name = "DPxPPxTP")]
+    pub(crate) layout: Vec<String>,
+    /// How often they take turns
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) rounds: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[cfg(test)]

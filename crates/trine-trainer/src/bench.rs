@@ -1,19 +1,23 @@
 //! Training steps on synthetic tokens through the real engine: their speed, and their gradients.
 
+mod core_time;
 mod gradients;
 
+pub use core_time::{CoreTime, Overhead, Part};
 pub use gradients::{GRADIENT, GradientStep, STEP_FILE, gradients};
 
 use crate::TrainError;
 use crate::config::Config;
+use crate::cores::rank_team;
 use crate::engine::{Batch, Engine, EngineConfig, RankPlan};
+use core_time::{RankTime, RankWatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
 use trine_comm::threads::{self, Explained, WorldOptions};
 use trine_comm::{Communicator, Name};
-use trine_kernels::{CpuOps, Isa, KernelTime, Ops, Profiled, Team};
+use trine_kernels::{CpuOps, Isa, KernelTime, Ops, Profiled};
 use trine_rng::Stream;
 
 /// Steps that are not timed: memory is first touched there.
@@ -37,7 +41,7 @@ pub struct StepRequest {
 /// Times of training steps: forward, backward, reduction and update.
 #[derive(Debug, Clone)]
 pub struct StepTimes {
-    /// Wall time of each timed step, on rank 0, between barriers at the first and the last.
+    /// Wall time of each timed step, until all ranks are through with it.
     pub steps: Vec<Duration>,
     /// Tokens of a step over all ranks.
     pub tokens: usize,
@@ -53,6 +57,8 @@ pub struct StepTimes {
     pub operations: f64,
     /// Actions of the schedule in a step, of the rank that has most.
     pub actions: usize,
+    /// What the cores did in all timed steps together.
+    pub core_time: CoreTime,
     /// Time by kernel, added up over the ranks and the timed steps; empty unless asked for.
     pub kernels: BTreeMap<&'static str, KernelTime>,
 }
@@ -96,7 +102,8 @@ pub fn steps_through(
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
     let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
         let plan = RankPlan::new(&engine, comm.rank())?;
-        let team = Team::new(engine.threads);
+        let (ranks, rank) = (comm.size(), comm.rank());
+        let (team, _pinned) = rank_team(config.threads.pin, ranks, rank, engine.threads);
         let cpu = match request.isa {
             Some(isa) => CpuOps::with_isa(team, isa)?,
             None => CpuOps::new(team),
@@ -105,9 +112,10 @@ pub fn steps_through(
         let cpu: Arc<dyn Ops> = Arc::new(cpu);
         let profiled = request.profile.then(|| Arc::new(Profiled::new(cpu.clone())));
         let ops = profiled.clone().map_or(cpu, |ops| ops as Arc<dyn Ops>);
-        let mut rank = Engine::with_ops(&engine, plan, wrap(comm), ops)?;
+        let watch = RankWatch::new();
+        let mut rank = Engine::with_ops(&engine, plan, watch.around(wrap(comm)), ops)?;
         let actions = rank.plan().training.actions[rank.plan().coordinate.pp].len();
-        let timed = timed(config, &engine, &mut rank, request, &mut || {
+        let timed = timed(config, &engine, &mut rank, request, &watch, &mut || {
             profiled.as_ref().map(|ops| ops.take()).unwrap_or_default()
         })?;
         Ok::<_, TrainError>((timed, actions, isa))
@@ -119,6 +127,9 @@ pub fn steps_through(
     let operations = ranks.iter().map(|(timed, ..)| timed.operations).fold(0.0, f64::max);
     let actions = ranks.iter().map(|(_, actions, _)| *actions).max().unwrap_or(0);
     let (Timed { loss, steps, .. }, _, isa) = ranks[0].clone();
+    let wall = steps.iter().map(Duration::as_secs_f64).sum();
+    let own: Vec<RankTime> = ranks.iter().map(|(timed, ..)| timed.time).collect();
+    let core_time = CoreTime::shared_out(request.cores, engine.threads, wall, &own);
     let mut kernels = BTreeMap::<_, KernelTime>::new();
     for (kernel, time) in ranks.into_iter().flat_map(|(timed, ..)| timed.kernels) {
         let sum = kernels.entry(kernel).or_default();
@@ -129,7 +140,18 @@ pub fn steps_through(
     let tokens = engine.global_batch * engine.seq;
     let flops = tokens as f64 * engine.model.flops_per_token(engine.seq);
     let threads = engine.threads;
-    Ok(StepTimes { steps, tokens, flops, loss, threads, isa, operations, actions, kernels })
+    Ok(StepTimes {
+        steps,
+        tokens,
+        flops,
+        loss,
+        threads,
+        isa,
+        operations,
+        actions,
+        core_time,
+        kernels,
+    })
 }
 
 /// What one rank has measured.
@@ -139,6 +161,8 @@ struct Timed {
     steps: Vec<Duration>,
     /// Operations of a step.
     operations: f64,
+    /// What the rank's thread did in all steps.
+    time: RankTime,
     kernels: BTreeMap<&'static str, KernelTime>,
 }
 
@@ -148,13 +172,16 @@ fn timed(
     engine: &EngineConfig,
     rank: &mut Engine,
     request: StepRequest,
+    watch: &RankWatch,
     profile: &mut dyn FnMut() -> BTreeMap<&'static str, KernelTime>,
 ) -> Result<Timed, TrainError> {
     let samples = engine.global_batch / engine.degrees.dp;
     let batch = synthetic(samples * engine.seq, engine.model.vocab, config.seed);
     let step = |rank: &mut Engine, number: u64| {
-        let loss = rank.backward(number, &batch, &mut |_, _, _| {})?;
-        rank.update(number + 1, config.optimizer.lr)?;
+        let (loss, _) =
+            rank.train(number, config.optimizer.lr, &batch, &mut |_, action, moment| {
+                watch.observe(action, moment);
+            })?;
         Ok::<_, TrainError>(loss.mean())
     };
     for number in 0..WARM_UP_STEPS {
@@ -165,16 +192,20 @@ fn timed(
     let (mut steps, mut total) = (Vec::new(), Duration::ZERO);
     let operations = |rank: &Engine| rank.world().recorder().operations();
     let before = operations(rank);
+    watch.take();
     loop {
         let started = Instant::now();
         let loss = step(rank, WARM_UP_STEPS + steps.len() as u64)?;
+        // The ranks meet here, so that a step is over when the last of them is through with it.
+        let done = steps.len() as u64 + 1;
+        let enough = done >= request.steps_min && total + started.elapsed() >= request.time_min;
+        let word = Buf::from_vec(vec![u64::from(enough)]);
+        let word = rank.world().broadcast(word, 0, Name::new("bench"))?;
         steps.push(started.elapsed());
         total += started.elapsed();
-        let enough = steps.len() as u64 >= request.steps_min && total >= request.time_min;
-        let word = Buf::from_vec(vec![u64::from(enough)]);
-        if rank.world().broadcast(word, 0, Name::new("bench"))?.typed::<u64>()?[0] == 1 {
-            let operations = (operations(rank) - before) as f64 / steps.len() as f64;
-            return Ok(Timed { loss, steps, operations, kernels: profile() });
+        if word.typed::<u64>()?[0] == 1 {
+            let operations = (operations(rank) - before) as f64 / done as f64;
+            return Ok(Timed { loss, steps, operations, time: watch.take(), kernels: profile() });
         }
     }
 }

@@ -19,6 +19,7 @@
 
 pub mod bench;
 pub mod config;
+mod cores;
 pub mod engine;
 mod error;
 mod planned;

@@ -1,6 +1,6 @@
-//! `trine bench`: layouts against each other, and a step by itself.
+//! `trine bench step`: training steps by themselves.
 
-use crate::args::{BenchLayoutsArgs, BenchStepArgs};
+use crate::args::BenchStepArgs;
 use crate::commands::bench_kernels::isa;
 use crate::commands::train::cores;
 use crate::failure::Failure;
@@ -9,63 +9,7 @@ use crate::{output, select};
 use std::time::Duration;
 use trine_kernels::Isa;
 use trine_trainer::bench::{StepRequest, StepTimes, steps};
-use trine_trainer::config::{Config, Setting};
-
-/// Optimizer steps of a turn, unless the options say otherwise.
-const STEPS: &str = "train.steps=10";
-
-/// Runs the command.
-pub(crate) fn layouts(args: &BenchLayoutsArgs) -> Result<(), Failure> {
-    if args.rounds == 0 {
-        return Err(Failure::usage("--rounds 0: must be at least 1; nearest valid: 1"));
-    }
-    let (serial, parallel) = contestants(args)?;
-    alternate(&serial, &parallel, args.rounds)
-}
-
-/// The same run on one rank, and in the layout asked for.
-fn contestants(args: &BenchLayoutsArgs) -> Result<(Config, Config), Failure> {
-    let mut typed = select::typed(&args.config)?;
-    typed.settings.insert(0, Setting::set(STEPS));
-    let parallel = Config::load(&typed)?;
-    let mut serial = parallel.clone();
-    (serial.layout.dp, serial.layout.pp, serial.layout.tp) = (1, 1, 1);
-    serial.layout.sequence_parallel = false;
-    serial.layout.layers = Vec::new();
-    serial.check()?;
-    Ok((serial, parallel))
-}
-
-/// Lets the two take turns, so that a machine that slows down slows both.
-fn alternate(serial: &Config, parallel: &Config, rounds: usize) -> Result<(), Failure> {
-    let cores = cores();
-    output::print(&format!(
-        "one rank with {cores} thread(s) against {}, {} steps of {} tokens a turn, {rounds} turns each\n",
-        parallel.degrees(),
-        serial.train.steps,
-        serial.tokens_per_step(),
-    ))?;
-    let (steps_min, time_min) = (serial.train.steps as u64, Duration::ZERO);
-    let request = StepRequest { cores, steps_min, time_min, isa: None, profile: false };
-    let mut ratios = Vec::new();
-    for round in 1..=rounds {
-        let one = steps(serial, request)?.tokens_per_second();
-        let many = steps(parallel, request)?.tokens_per_second();
-        ratios.push(many / one);
-        output::print(&format!(
-            "turn {round}: {one:.0} tokens/s on one rank, {many:.0} in the layout, ratio {:.3}\n",
-            many / one
-        ))?;
-    }
-    ratios.sort_by(f64::total_cmp);
-    let at = |part: f64| ratios[(part * (ratios.len() - 1) as f64).round() as usize];
-    output::print(&format!(
-        "median ratio {:.3} (quartiles {:.3} and {:.3})\n",
-        at(0.5),
-        at(0.25),
-        at(0.75)
-    ))
-}
+use trine_trainer::config::Config;
 
 /// Steps that are timed at least.
 const STEPS_MIN: u64 = 3;

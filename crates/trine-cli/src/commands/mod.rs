@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod bench_comm;
 pub(crate) mod bench_gradients;
 pub(crate) mod bench_kernels;
+pub(crate) mod bench_layouts;
 pub(crate) mod bench_plan;
 pub(crate) mod generate;
 pub(crate) mod inspect;

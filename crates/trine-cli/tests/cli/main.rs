@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench_gradients;
 mod bench_kernels;
+mod bench_layouts;
 mod commands;
 mod common;
 mod plan;

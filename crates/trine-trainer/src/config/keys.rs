@@ -2,7 +2,7 @@
 
 use super::schema::{Field, Key, Kind};
 use super::sections::{
-    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, Output, Sample, Train,
+    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, Output, Sample, Threads, Train,
 };
 
 /// Stands for a whole run's configuration.
@@ -94,6 +94,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
         MODEL,
         Data::KEYS,
         Layout::KEYS,
+        Threads::KEYS,
         Batch::KEYS,
         BATCH,
         Train::KEYS,

@@ -37,8 +37,8 @@ pub use error::{ConfigError, Origin, Violation};
 pub use keys::keys;
 pub use schema::{Key, Kind};
 pub use sections::{
-    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output,
-    Precision, Sample, Source, Train,
+    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Pin,
+    Precision, Sample, Source, Threads, Train,
 };
 pub use typed::{File, Setting, Typed};
 
@@ -70,6 +70,8 @@ pub struct Config {
     pub data: Data,
     /// `[layout]`: which rank holds what.
     pub layout: Layout,
+    /// `[threads]`: where ranks compute.
+    pub threads: Threads,
     /// `[batch]`: how many sequences make a step.
     pub batch: Batch,
     /// `[train]`: how a step is computed, and how many there are.

@@ -3,8 +3,8 @@
 //! Each is the general configuration changed where it must be, so that a reader sees what differs.
 
 use super::sections::{
-    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output,
-    Precision, Sample, Source, Train,
+    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Pin,
+    Precision, Sample, Source, Threads, Train,
 };
 use super::{Config, DEFAULT_PRESET};
 use trine_nn::Numerics;
@@ -77,6 +77,7 @@ fn general(preset: &Preset) -> Config {
             threads_per_rank: 0,
             elastic: false,
         },
+        threads: Threads { pin: Pin::Off },
         batch: Batch { global: degrees.dp * micro * micro_batches, micro },
         train: Train {
             steps: 1000,

@@ -71,6 +71,16 @@ choice! {
     }
 }
 
+choice! {
+    /// Whether threads are kept on cores.
+    Pin {
+        /// Each thread on a core of its own, where there are enough for all ranks of the process.
+        Auto = "auto",
+        /// Wherever the system puts them.
+        Off = "off",
+    }
+}
+
 // Enums of the crates that act on them. A test sets every word.
 impl Field for ScheduleKind {
     // The engine builds one stage on each rank: those that may have several are planned, not run.
@@ -122,6 +132,14 @@ section! {
         threads_per_rank: usize, "any";
         /// when ranks are lost, go on with fewer data-parallel replicas
         elastic: bool, "any";
+    }
+}
+
+section! {
+    /// `[threads]`: where ranks compute.
+    Threads in "threads" {
+        /// keep each thread on a core of its own, where ranks are threads and no more than the cores that this process may use; a launcher sees to processes
+        pin: Pin, "any";
     }
 }
 

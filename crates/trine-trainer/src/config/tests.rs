@@ -413,7 +413,8 @@ fn every_choice_can_be_set() {
     // Those that the engine can run: one stage on each rank.
     let runs = |info: &&KindInfo| info.purpose == Purpose::Train && info.chunks == (1, 1);
     let schedules = ScheduleKind::all().iter().filter(runs);
-    let others = "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd gpt llama";
+    let others =
+        "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd gpt llama auto off";
     assert_eq!(words, schedules.count() + others.split(' ').count());
 }
 

@@ -4,7 +4,7 @@ mod data;
 mod directory;
 mod events;
 mod flight;
-mod measure;
+pub(crate) mod measure;
 mod process;
 mod rank;
 mod sample;

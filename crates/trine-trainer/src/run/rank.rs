@@ -1,7 +1,9 @@
 //! One rank's part of a run: the loop of steps.
 
 use crate::TrainError;
-use crate::engine::{Engine, EngineConfig, Loss, WEIGHTS};
+use crate::config::Pin;
+use crate::cores::rank_team;
+use crate::engine::{Engine, EngineConfig, Loss, RankPlan, WEIGHTS};
 use crate::planned::{Machine, Measured, PlanCheck, RankCheck, RankMemory};
 use crate::run::data::RunData;
 use crate::run::measure::{
@@ -18,6 +20,7 @@ use trine_buffer::Buf;
 use trine_checkpoint::{Checkpoint, RunState, SaveRequest, save};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
+use trine_kernels::CpuOps;
 use trine_mesh::{Coordinate, Mesh};
 use trine_spec::StageLayout;
 
@@ -145,7 +148,11 @@ impl RankRun<'_> {
     fn live(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
         let recorder = world.recorder().clone();
         recorder.begin_phase(self.long(Name::new("building the model")));
-        let mut engine = Engine::new(self.engine, self.front(world))?;
+        let (team, _pinned) =
+            rank_team(self.pin(), world.size(), world.rank(), self.engine.threads);
+        let ops = Arc::new(CpuOps::new(team));
+        let plan = RankPlan::new(self.engine, world.rank())?;
+        let mut engine = Engine::with_ops(self.engine, plan, self.front(world), ops)?;
         recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
         let actions = engine.plan().training.actions[engine.plan().coordinate.pp].len();
@@ -221,6 +228,13 @@ impl RankRun<'_> {
         let check = PlanCheck::new(self.engine, self.machine, measured, ranks.collect())?;
         report(self.reporter, &Event::PlanChecked(&check));
         Ok(Some(check))
+    }
+
+    /// Whether the rank's threads are kept on cores. What launchers start, they bind; several processes
+    /// could not agree here on who has which core.
+    fn pin(&self) -> Pin {
+        let is_process = !self.host.is_empty();
+        if is_process { Pin::Off } else { self.request.config.threads.pin }
     }
 
     /// What the rank talks through: the communicator, and what the run puts in front of it.
