@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use trine_comm::{Diagnosis, PostMortem};
-use trine_rendezvous::{Client, RendezvousError, Store, StoreOptions, Token, Watch};
+use trine_rendezvous::{Client, RendezvousError, Stop, Store, StoreOptions, Token, Watch};
 use trine_trainer::config::Config;
 use trine_trainer::{Process, TrainError};
 
@@ -74,7 +74,8 @@ impl Side {
                 let parts = said.split_once(' ').and_then(|(address, token)| {
                     Some((address.parse().ok()?, token.parse().ok()?))
                 });
-                parts.ok_or_else(|| TrainError::Refused(format!("no address: {said}")))?
+                // What it said is not shown: the run's token is in it.
+                parts.ok_or_else(|| TrainError::Refused("rank 0 has said no address".into()))?
             }
         };
         let (rank, host) = (process.world().rank(), process.host());
@@ -85,8 +86,15 @@ impl Side {
         let directory = Arc::new(OnceLock::new());
         let explained = Arc::new(AtomicBool::new(false));
         let (run, said) = (directory.clone(), explained.clone());
-        let on_stop = move |cause: Diagnosis| {
+        let first_host = process.hosts()[0].clone();
+        let on_stop = move |stop: Stop| {
             flag.store(true, Ordering::Release);
+            let cause = match stop {
+                Stop::Failed(cause) => cause,
+                Stop::Unheard(own) if supervised => own,
+                // Rank 0 has the store, so it is the one that is gone or stands still.
+                Stop::Unheard(own) => unheard(&first_host, own),
+            };
             // Rank 0 speaks for all; if it is the one that is gone, the next one does. At once: other
             // launchers than ours end all ranks as soon as one has ended.
             let speaks = rank == 0 || (rank == 1 && cause.rank == 0);
@@ -117,9 +125,13 @@ impl Side {
         let recorder = process.world().recorder().clone();
         let was_stopped = self.stopped.load(Ordering::Acquire) || failure.is_aborted();
         if !was_stopped {
-            let (rank, beats) = (recorder.rank(), vec![recorder.beat()]);
+            let beats = vec![recorder.beat()];
+            let (rank, failure) = match failure.elsewhere() {
+                Some((rank, said)) => (rank, said.to_owned()),
+                None => (recorder.rank(), failure.to_string()),
+            };
             // Without a store the others find out by themselves.
-            let _ = self.client.fail(&Diagnosis { rank, failure: failure.to_string(), beats });
+            let _ = self.client.fail(&Diagnosis { rank, failure, beats });
         }
         let _ = self.client.record(&recorder.record());
         if self.supervised {
@@ -153,6 +165,12 @@ impl Side {
             store.over_within(GRACE);
         }
     }
+}
+
+/// What a rank that hears nothing of rank 0's store knows: it is about rank 0.
+fn unheard(host: &str, own: Diagnosis) -> Diagnosis {
+    let failure = format!("nothing is heard of it, on {host}: {}", own.failure);
+    Diagnosis { rank: 0, failure, beats: own.beats }
 }
 
 /// Says why the run has ended, and how it goes on.

@@ -378,7 +378,7 @@ impl Engine {
     }
 
     /// Forward and backward over a step's samples, and the reduction of all gradients. Weights stay
-    /// as they are. `step` is a coordinate of dropout masks. A collective call.
+    /// as they are. `step`, from 0, is a coordinate of dropout masks. A collective call.
     ///
     /// # Errors
     /// The first failure of any rank.
@@ -394,8 +394,9 @@ impl Engine {
         let loss = self.run(&schedule, Mode::Train, step, batch, observe)?;
         if !loss.sum.is_finite() {
             // All ranks know the same loss. The gradients tell which rank and parameter is concerned.
-            self.measure_norm()?;
-            return Err(TrainError::Loss { step, loss: loss.mean() });
+            let measured = self.norm.measure(&self.grads, &*self.ops);
+            measured.map_err(TrainError::in_step(step + 1))?;
+            return Err(TrainError::Loss { step: step + 1, loss: loss.mean() });
         }
         Ok(loss)
     }
@@ -468,10 +469,11 @@ impl Engine {
     /// counts from 1. A collective call.
     ///
     /// # Errors
-    /// A gradient that is not finite (rank and parameter named), or a failed collective.
+    /// A gradient that is not finite (step, rank and parameter named), or a failed collective.
     pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
         let squares = self.squares.take().unwrap_or_else(|| self.norm.squares());
-        let norm = self.norm.total(squares, &self.grads, &*self.ops)?;
+        let norm = self.norm.total(squares, &self.grads, &*self.ops);
+        let norm = norm.map_err(TrainError::in_step(step))?;
         let clip = self.config.clip_norm;
         let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
         let update = Update { lr, grad_scale, step };
