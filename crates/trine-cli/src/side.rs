@@ -15,6 +15,9 @@ use trine_trainer::{Process, TrainError};
 /// The code of a run that may be started again: `EX_TEMPFAIL`.
 pub(crate) const TRY_AGAIN: u8 = 75;
 
+/// What goes on with a run that another launcher has started, before its directory.
+const RESUME_BY: &str = "start it as before, with: trine train --resume";
+
 /// How long a rank that is told to stop has to say its last.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -112,6 +115,11 @@ impl Side {
         Ok(Self { client, watch, store, stopped, supervised, directory, explained })
     }
 
+    /// What goes on with the run, before its directory.
+    pub(crate) fn resume_by(&self) -> &'static str {
+        if self.supervised { "trine launch -- --resume" } else { RESUME_BY }
+    }
+
     /// Tells where the run is.
     pub(crate) fn put_directory(&self, path: &std::path::Path) {
         let path = path.display().to_string();
@@ -177,9 +185,7 @@ fn unheard(host: &str, own: Diagnosis) -> Diagnosis {
 fn explain(cause: &Diagnosis, directory: Option<&String>) {
     output::complain(&format!("error: {cause}"));
     if let Some(directory) = directory {
-        output::complain(&format!(
-            "resume: start it as before, with: trine train --resume {directory}"
-        ));
+        output::complain(&format!("resume: {RESUME_BY} {directory}"));
     }
 }
 

@@ -39,7 +39,7 @@ fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
     if args.dry_run {
         return output::print(&dry_run::report(&config, None)?);
     }
-    let screen = Mutex::new(Screen::new(config.log.every_seconds));
+    let screen = Mutex::new(Screen::new(config.log.every_seconds, "trine train --resume"));
     train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
 }
 

@@ -48,7 +48,9 @@ pub struct LinkTime {
     pub operations: u64,
     /// Time that the link was busy with them.
     pub transfer: Duration,
-    /// The part of it in which every rank of the group waited: what a link without end would save.
+    /// The part of it after every rank of the group had posted its last collective and begun to wait:
+    /// what is left when there is nothing more to hide it under. Work between two waits does not count
+    /// as such.
     pub exposed: Duration,
     /// How long the rank waited for them in all: for the link, or for ranks that came later than it
     /// did and that no link makes faster.
@@ -56,7 +58,7 @@ pub struct LinkTime {
 }
 
 impl LinkTime {
-    /// The part of the transfers during which a rank of the group did something else.
+    /// The part of the transfers during which a rank of the group still worked on what comes next.
     pub fn hidden(&self) -> f64 {
         1.0 - self.exposed.as_secs_f64() / self.transfer.as_secs_f64().max(f64::MIN_POSITIVE)
     }
@@ -91,6 +93,8 @@ struct Traffic {
     free_at: Option<Instant>,
     /// By number.
     under_way: HashMap<u64, UnderWay>,
+    /// World ranks that have posted nothing since they waited, and since when.
+    idle: HashMap<usize, Instant>,
 }
 
 /// One collective.
@@ -100,27 +104,34 @@ struct UnderWay {
     here: usize,
     /// Once all have come: when it is on the link.
     on_link: Option<Range<Instant>>,
-    /// Which world ranks have waited for it, and since when.
-    waits: Vec<(usize, Instant)>,
+    /// Who has waited for it.
+    waits: Vec<Wait>,
+}
+
+/// A rank that waits for a collective.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    /// World rank.
+    rank: usize,
+    since: Instant,
+    /// Since when it has only waited, for this one or for earlier ones, and posted nothing.
+    idle_since: Instant,
 }
 
 impl UnderWay {
     /// What it took, by rank, when all are gone.
-    ///
-    /// Ranks wait in the order in which they post, and the link carries in that order: nobody waits
-    /// for an earlier collective while this one is on it.
     fn times(&self) -> impl Iterator<Item = (usize, LinkTime)> + '_ {
-        let last = self.waits.iter().map(|(_, since)| *since).max();
+        let last = self.waits.iter().map(|wait| wait.idle_since).max();
         let parts = self.on_link.as_ref().zip(last).into_iter();
         parts.flat_map(move |(Range { start, end }, last)| {
-            self.waits.iter().map(move |(rank, since)| {
+            self.waits.iter().map(move |wait| {
                 let time = LinkTime {
                     operations: 1,
                     transfer: *end - *start,
                     exposed: end.saturating_duration_since(last.max(*start)),
-                    waited: end.saturating_duration_since(*since),
+                    waited: end.saturating_duration_since(wait.since),
                 };
-                (*rank, time)
+                (wait.rank, time)
             })
         })
     }
@@ -171,6 +182,7 @@ impl State {
     fn arrive(&self, group: &Group, number: u64, transfer: Duration) {
         let mut groups = lock(&self.groups);
         let traffic = groups.entry(Self::key(group)).or_default();
+        traffic.idle.remove(&group.world_rank());
         let under_way = traffic.under_way.entry(number).or_default();
         under_way.here += 1;
         if under_way.here == group.size() {
@@ -191,13 +203,17 @@ impl State {
         since: Option<Instant>,
     ) -> Option<Instant> {
         let mut groups = lock(&self.groups);
-        let all = &mut groups.get_mut(&Self::key(group))?.under_way;
-        let under_way = all.get_mut(&number)?;
+        let traffic = groups.get_mut(&Self::key(group))?;
+        let under_way = traffic.under_way.get_mut(&number)?;
         let end = under_way.on_link.as_ref().map(|on_link| on_link.end);
-        under_way.waits.extend(since.map(|since| (group.world_rank(), since)));
+        if let Some(since) = since {
+            let rank = group.world_rank();
+            let idle_since = *traffic.idle.entry(rank).or_insert(since);
+            under_way.waits.push(Wait { rank, since, idle_since });
+        }
         under_way.here -= 1;
         if under_way.here == 0
-            && let Some(over) = all.remove(&number)
+            && let Some(over) = traffic.under_way.remove(&number)
         {
             let mut times = lock(&self.times);
             for (rank, time) in over.times() {
@@ -351,8 +367,12 @@ mod tests {
     fn a_late_peer_is_not_the_links_fault() {
         let began = Instant::now();
         let at = |ms: u64| began + Duration::from_millis(ms);
-        let check = |waits: [u64; 2], exposed: u64, waited: [u64; 2]| {
-            let waits = vec![(4, at(waits[0])), (6, at(waits[1]))];
+        let check = |since: [u64; 2], idle_since: [u64; 2], exposed: u64, waited: [u64; 2]| {
+            let wait = |index: usize, rank| {
+                let (since, idle_since) = (at(since[index]), at(idle_since[index]));
+                Wait { rank, since, idle_since }
+            };
+            let waits = vec![wait(0, 4), wait(1, 6)];
             let under_way = UnderWay { here: 0, on_link: Some(at(100)..at(110)), waits };
             let ms = Duration::from_millis;
             let time = |waited| LinkTime {
@@ -364,10 +384,12 @@ mod tests {
             let times: Vec<_> = under_way.times().collect();
             assert_eq!(times, [(4, time(waited[0])), (6, time(waited[1]))]);
         };
-        check([120, 130], 0, [0, 0]); // over before anybody wanted it
-        check([50, 104], 6, [60, 6]); // hidden under the second rank's work until 104
-        check([107, 60], 3, [3, 50]);
-        check([50, 100], 10, [60, 10]); // posted last and waited for at once: all of it shows
+        check([120, 130], [120, 130], 0, [0, 0]); // over before anybody wanted it
+        check([50, 104], [50, 104], 6, [60, 6]); // hidden under the second rank's work until 104
+        check([107, 60], [107, 60], 3, [3, 50]);
+        check([50, 100], [50, 100], 10, [60, 10]); // posted last and waited for at once: it all shows
+        // What a rank does between two waits hides nothing.
+        check([105, 108], [90, 103], 7, [5, 2]);
         let nobody = UnderWay { here: 0, on_link: Some(at(1)..at(2)), waits: vec![] };
         assert_eq!(nobody.times().count(), 0);
     }
