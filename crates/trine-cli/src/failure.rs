@@ -32,11 +32,18 @@ impl Failure {
         }
     }
 
-    /// Whether another rank's failure is behind it.
+    /// Whether another rank has failed first, and this one was only stopped.
     #[cfg(feature = "mpi")]
     pub(crate) fn is_aborted(&self) -> bool {
-        // Libraries hand errors on under their own names; the words stay.
-        matches!(self, Self::Run(_)) && self.to_string().contains("stopped by rank ")
+        let Self::Run(error) = self else { return false };
+        error.downcast_ref().is_some_and(TrainError::is_aborted)
+    }
+
+    /// The rank that has failed, if that is another one than this process's, and what it said.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn elsewhere(&self) -> Option<(usize, &str)> {
+        let Self::Run(error) = self else { return None };
+        error.downcast_ref().and_then(TrainError::elsewhere)
     }
 
     /// Prints the message once, without a backtrace, and gives the exit code.

@@ -80,7 +80,8 @@ fn live(
         output::complain(&hosts_line(placement.hosts()));
     }
     let reporter = Mutex::new(Told {
-        screen: (process.world().rank() == 0).then(|| Screen::new(config.log.every_seconds)),
+        screen: (process.world().rank() == 0)
+            .then(|| Screen::new(config.log.every_seconds, side.resume_by())),
         side: &side,
     });
     let run = Run { config, args, started, ranks: Ranks::Process(&process) };

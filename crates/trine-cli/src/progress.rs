@@ -17,11 +17,13 @@ pub(crate) struct Screen {
     val_loss: Option<f64>,
     first_step: u64,
     started: Instant,
+    resume_by: &'static str,
 }
 
 impl Screen {
-    /// Live on a terminal, else a line every `every_seconds`.
-    pub(crate) fn new(every_seconds: f64) -> Self {
+    /// Live on a terminal, else a line every `every_seconds`. `resume_by` and a run directory go on
+    /// with a run as it was started.
+    pub(crate) fn new(every_seconds: f64, resume_by: &'static str) -> Self {
         let live = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(
@@ -37,6 +39,7 @@ impl Screen {
             val_loss: None,
             first_step: 0,
             started: Instant::now(),
+            resume_by,
         }
     }
 
@@ -169,7 +172,7 @@ impl Reporter for Screen {
                     bar.finish_and_clear();
                 }
                 // A closed standard output is no failure of the run.
-                let _ = crate::output::print(&summary_text(summary, directory));
+                let _ = crate::output::print(&summary_text(summary, directory, self.resume_by));
             }
             Event::Sample(completion) => {
                 let text = format!(
@@ -184,7 +187,7 @@ impl Reporter for Screen {
     }
 }
 
-fn summary_text(summary: &Summary, directory: &Path) -> String {
+fn summary_text(summary: &Summary, directory: &Path, resume_by: &str) -> String {
     let optional = |value: Option<f64>| value.map_or_else(|| "–".into(), |v| format!("{v:.4}"));
     let mut text = String::from("\n");
     let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<28} {value}\n"));
@@ -239,7 +242,7 @@ fn summary_text(summary: &Summary, directory: &Path) -> String {
     }
     let run = directory.display();
     text.push_str(&format!(
-        "\n  resume:   trine train --resume {run}\n  generate: trine generate --run {run} --prompt \"fn main() {{\"\n  inspect:  trine inspect {run}\n"
+        "\n  resume:   {resume_by} {run}\n  generate: trine generate --run {run} --prompt \"fn main() {{\"\n  inspect:  trine inspect {run}\n"
     ));
     text
 }

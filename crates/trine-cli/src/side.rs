@@ -8,12 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use trine_comm::{Diagnosis, PostMortem};
-use trine_rendezvous::{Client, RendezvousError, Store, StoreOptions, Token, Watch};
+use trine_rendezvous::{Client, RendezvousError, Stop, Store, StoreOptions, Token, Watch};
 use trine_trainer::config::Config;
 use trine_trainer::{Process, TrainError};
 
 /// The code of a run that may be started again: `EX_TEMPFAIL`.
 pub(crate) const TRY_AGAIN: u8 = 75;
+
+/// What goes on with a run that another launcher has started, before its directory.
+const RESUME_BY: &str = "start it as before, with: trine train --resume";
 
 /// How long a rank that is told to stop has to say its last.
 const GRACE: Duration = Duration::from_secs(1);
@@ -74,7 +77,8 @@ impl Side {
                 let parts = said.split_once(' ').and_then(|(address, token)| {
                     Some((address.parse().ok()?, token.parse().ok()?))
                 });
-                parts.ok_or_else(|| TrainError::Refused(format!("no address: {said}")))?
+                // What it said is not shown: the run's token is in it.
+                parts.ok_or_else(|| TrainError::Refused("rank 0 has said no address".into()))?
             }
         };
         let (rank, host) = (process.world().rank(), process.host());
@@ -85,8 +89,15 @@ impl Side {
         let directory = Arc::new(OnceLock::new());
         let explained = Arc::new(AtomicBool::new(false));
         let (run, said) = (directory.clone(), explained.clone());
-        let on_stop = move |cause: Diagnosis| {
+        let first_host = process.hosts()[0].clone();
+        let on_stop = move |stop: Stop| {
             flag.store(true, Ordering::Release);
+            let cause = match stop {
+                Stop::Failed(cause) => cause,
+                Stop::Unheard(own) if supervised => own,
+                // Rank 0 has the store, so it is the one that is gone or stands still.
+                Stop::Unheard(own) => unheard(&first_host, own),
+            };
             // Rank 0 speaks for all; if it is the one that is gone, the next one does. At once: other
             // launchers than ours end all ranks as soon as one has ended.
             let speaks = rank == 0 || (rank == 1 && cause.rank == 0);
@@ -104,6 +115,11 @@ impl Side {
         Ok(Self { client, watch, store, stopped, supervised, directory, explained })
     }
 
+    /// What goes on with the run, before its directory.
+    pub(crate) fn resume_by(&self) -> &'static str {
+        if self.supervised { "trine launch -- --resume" } else { RESUME_BY }
+    }
+
     /// Tells where the run is.
     pub(crate) fn put_directory(&self, path: &std::path::Path) {
         let path = path.display().to_string();
@@ -117,9 +133,13 @@ impl Side {
         let recorder = process.world().recorder().clone();
         let was_stopped = self.stopped.load(Ordering::Acquire) || failure.is_aborted();
         if !was_stopped {
-            let (rank, beats) = (recorder.rank(), vec![recorder.beat()]);
+            let beats = vec![recorder.beat()];
+            let (rank, failure) = match failure.elsewhere() {
+                Some((rank, said)) => (rank, said.to_owned()),
+                None => (recorder.rank(), failure.to_string()),
+            };
             // Without a store the others find out by themselves.
-            let _ = self.client.fail(&Diagnosis { rank, failure: failure.to_string(), beats });
+            let _ = self.client.fail(&Diagnosis { rank, failure, beats });
         }
         let _ = self.client.record(&recorder.record());
         if self.supervised {
@@ -155,13 +175,17 @@ impl Side {
     }
 }
 
+/// What a rank that hears nothing of rank 0's store knows: it is about rank 0.
+fn unheard(host: &str, own: Diagnosis) -> Diagnosis {
+    let failure = format!("nothing is heard of it, on {host}: {}", own.failure);
+    Diagnosis { rank: 0, failure, beats: own.beats }
+}
+
 /// Says why the run has ended, and how it goes on.
 fn explain(cause: &Diagnosis, directory: Option<&String>) {
     output::complain(&format!("error: {cause}"));
     if let Some(directory) = directory {
-        output::complain(&format!(
-            "resume: start it as before, with: trine train --resume {directory}"
-        ));
+        output::complain(&format!("resume: {RESUME_BY} {directory}"));
     }
 }
 

@@ -213,5 +213,7 @@ impl Drop for World {
 /// Name and version of the MPI library.
 pub fn library() -> String {
     let text = mpi::environment::library_version().unwrap_or_default();
-    text.lines().next().unwrap_or_default().trim_end_matches('\0').trim().to_owned()
+    // Open MPI goes on with who has packaged it when.
+    let name = text.split(['\n', ',']).next().unwrap_or_default();
+    name.trim_end_matches('\0').trim().to_owned()
 }

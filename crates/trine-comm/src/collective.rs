@@ -14,9 +14,9 @@ use trine_buffer::{Buf, BufferError, DType, Element, Slice, SliceMut};
 /// Elements that are combined at a time.
 const BLOCK: usize = 1024;
 
-/// Bytes of each rank's buffer below which a reduction is not worth another thread: starting one takes
-/// some tens of microseconds, as long as combining a few hundred KiB.
-const SHARE_BYTES_MIN: usize = 2 << 20;
+/// Bytes of results, of all ranks together, that are worth another thread: starting one takes some tens
+/// of microseconds, as long as filling a few hundred KiB.
+const SHARE_BYTES_MIN: usize = 4 << 20;
 
 /// One rank's buffers.
 #[derive(Debug, Default)]
@@ -130,8 +130,8 @@ impl Number for f16 {
 /// Runs a collective: `payloads` holds every rank's buffers in rank order, of extents that
 /// [`Request::check`](crate::Request::check) has accepted on each rank and that are alike on all.
 ///
-/// Large reductions are shared out to at most `helpers` threads more: as many as there are ranks that
-/// wait for this and so leave their cores idle. Each element is combined in the same order.
+/// Large ones are shared out to at most `helpers` threads more: as many as there are ranks that wait
+/// for this and so leave their cores idle. Each element is combined in the same order.
 pub(crate) fn execute(
     operation: Operation,
     payloads: &mut [Payload],
@@ -184,7 +184,8 @@ pub fn reduce(
             return Ok(());
         }
         assert!(all.len().is_multiple_of(out.len()), "contributions of unequal length");
-        reduce_scatter(op, &all.chunks_exact(out.len()).collect::<Vec<_>>(), vec![out]);
+        let sends: Vec<&[T]> = all.chunks_exact(out.len()).collect();
+        reduce_scatter(op, &sends, Share { start: 0, outs: vec![out] });
         Ok(())
     }
     match out.dtype() {
@@ -205,30 +206,26 @@ fn typed<T: Number>(
 ) -> Result<(), BufferError> {
     match operation {
         Operation::AllReduce(op) => {
-            let shares = shares(sends_mut::<T>(payloads)?, helpers);
-            share_out(shares, |mut share| all_reduce(op, &mut share));
+            let outs = sends_mut::<T>(payloads)?;
+            share_out(shares(outs, helpers), |share| all_reduce(op, share));
         }
-        Operation::Broadcast { root } => broadcast(root, &mut sends_mut::<T>(payloads)?),
+        Operation::Broadcast { root } => {
+            let outs = sends_mut::<T>(payloads)?;
+            share_out(shares(outs, helpers), |share| broadcast(root, share));
+        }
         Operation::AllGather => {
-            let (sends, recvs) = sends_and_recvs::<T>(payloads)?;
-            for recv in recvs {
-                for (part, send) in recv.chunks_exact_mut(sends[0].len().max(1)).zip(&sends) {
-                    part.copy_from_slice(send);
-                }
-            }
+            let (sends, outs) = sends_and_recvs::<T>(payloads)?;
+            share_out(shares(outs, helpers), |share| concatenate(|_| sends.clone(), share));
         }
         Operation::AllToAll => {
-            let (sends, recvs) = sends_and_recvs::<T>(payloads)?;
+            let (sends, outs) = sends_and_recvs::<T>(payloads)?;
             let len = sends[0].len() / sends.len();
-            for (rank, recv) in recvs.into_iter().enumerate() {
-                for (part, send) in recv.chunks_exact_mut(len.max(1)).zip(&sends) {
-                    part.copy_from_slice(&send[rank * len..][..len]);
-                }
-            }
+            let parts = |rank| sends.iter().map(|send| &send[rank * len..][..len]).collect();
+            share_out(shares(outs, helpers), |share| concatenate(parts, share));
         }
         Operation::ReduceScatter(op) => {
-            let (sends, recvs) = sends_and_recvs::<T>(payloads)?;
-            reduce_scatter(op, &sends, recvs);
+            let (sends, outs) = sends_and_recvs::<T>(payloads)?;
+            share_out(shares(outs, helpers), |share| reduce_scatter(op, &sends, share));
         }
         // Messages are not executed here, and a barrier has no elements.
         Operation::Send { .. }
@@ -259,28 +256,28 @@ fn sends_and_recvs<T: Number>(
     Ok((sends, recvs))
 }
 
-fn broadcast<T: Number>(root: usize, bufs: &mut [&mut [T]]) {
-    let (before, rest) = bufs.split_at_mut(root);
-    if let Some((source, after)) = rest.split_first_mut() {
-        for buf in before.iter_mut().chain(after) {
-            buf.copy_from_slice(source);
-        }
-    }
+/// The same elements of every rank's result, which one thread fills.
+struct Share<'a, T> {
+    /// The first of them.
+    start: usize,
+    /// By rank.
+    outs: Vec<&'a mut [T]>,
 }
 
-/// Cuts all ranks' buffers at the same elements, into one share for this thread and one for each
-/// helper that is worth it.
-fn shares<T: Number>(bufs: Vec<&mut [T]>, helpers: usize) -> Vec<Vec<&mut [T]>> {
-    let len = bufs.first().map_or(0, |buf| buf.len());
-    let worth = size_of::<T>() * len / SHARE_BYTES_MIN;
+/// Cuts all ranks' results at the same elements, into one share for this thread and one for each helper
+/// that is worth it.
+fn shares<T: Number>(outs: Vec<&mut [T]>, helpers: usize) -> Vec<Share<'_, T>> {
+    let len = outs.first().map_or(0, |out| out.len());
+    let worth = size_of::<T>() * len * outs.len() / SHARE_BYTES_MIN;
     let count = worth.clamp(1, helpers + 1);
     let each = len.div_ceil(count).next_multiple_of(BLOCK);
-    let mut shares: Vec<Vec<&mut [T]>> = (0..count).map(|_| Vec::new()).collect();
-    for buf in bufs {
-        let mut rest = buf;
+    let share = |index| Share { start: index * each, outs: Vec::with_capacity(outs.len()) };
+    let mut shares: Vec<Share<'_, T>> = (0..count).map(share).collect();
+    for out in outs {
+        let mut rest = out;
         for share in &mut shares {
             let (own, after) = rest.split_at_mut(each.min(rest.len()));
-            share.push(own);
+            share.outs.push(own);
             rest = after;
         }
     }
@@ -310,14 +307,36 @@ fn share_out<S: Send>(mut shares: Vec<S>, work: impl Fn(S) + Sync) {
     });
 }
 
-fn all_reduce<T: Number>(op: ReduceOp, bufs: &mut [&mut [T]]) {
-    let (ranks, len) = (bufs.len(), bufs[0].len());
+fn broadcast<T: Number>(root: usize, mut share: Share<'_, T>) {
+    let (before, rest) = share.outs.split_at_mut(root);
+    if let Some((source, after)) = rest.split_first_mut() {
+        for out in before.iter_mut().chain(after) {
+            out.copy_from_slice(source);
+        }
+    }
+}
+
+/// Puts the parts of each rank, which are equally long, one behind the other.
+fn concatenate<'a, T: Number>(parts: impl Fn(usize) -> Vec<&'a [T]>, share: Share<'_, T>) {
+    for (rank, mut out) in share.outs.into_iter().enumerate() {
+        let (parts, mut at) = (parts(rank), share.start);
+        while !out.is_empty() {
+            let from = &parts[at / parts[0].len()][at % parts[0].len()..];
+            let (now, later) = out.split_at_mut(from.len().min(out.len()));
+            now.copy_from_slice(&from[..now.len()]);
+            (at, out) = (at + now.len(), later);
+        }
+    }
+}
+
+fn all_reduce<T: Number>(op: ReduceOp, mut share: Share<'_, T>) {
+    let (ranks, len) = (share.outs.len(), share.outs[0].len());
     let mut sum = [T::Acc::default(); BLOCK];
     for block in blocks(len) {
         let sum = &mut sum[..block.len()];
-        tree::<T>(op, &|rank| &bufs[rank][block.clone()], 0..ranks, sum);
+        tree::<T>(op, &|rank| &share.outs[rank][block.clone()], 0..ranks, sum);
         finish::<T>(op, ranks, sum);
-        if let Some((first, others)) = bufs.split_first_mut() {
+        if let Some((first, others)) = share.outs.split_first_mut() {
             let first = &mut first[block.clone()];
             T::store(sum, first);
             for other in others {
@@ -327,16 +346,17 @@ fn all_reduce<T: Number>(op: ReduceOp, bufs: &mut [&mut [T]]) {
     }
 }
 
-fn reduce_scatter<T: Number>(op: ReduceOp, sends: &[&[T]], recvs: Vec<&mut [T]>) {
+fn reduce_scatter<T: Number>(op: ReduceOp, sends: &[&[T]], share: Share<'_, T>) {
+    let each = sends[0].len() / share.outs.len();
     let mut sum = [T::Acc::default(); BLOCK];
-    for (part, recv) in recvs.into_iter().enumerate() {
-        let start = part * recv.len();
-        for block in blocks(recv.len()) {
+    for (part, out) in share.outs.into_iter().enumerate() {
+        let start = part * each + share.start;
+        for block in blocks(out.len()) {
             let sum = &mut sum[..block.len()];
             let leaf = |rank: usize| &sends[rank][start + block.start..start + block.end];
             tree::<T>(op, &leaf, 0..sends.len(), sum);
             finish::<T>(op, sends.len(), sum);
-            T::store(sum, &mut recv[block]);
+            T::store(sum, &mut out[block]);
         }
     }
 }
@@ -384,33 +404,71 @@ fn finish<T: Number>(op: ReduceOp, ranks: usize, sum: &mut [T::Acc]) {
 mod tests {
     use super::*;
 
-    /// However many threads share the work, the bits are the same.
+    /// However many threads share the work, the bits are the same, and those of the plain definition.
     #[test]
-    fn shares_do_not_change_the_sum() {
+    fn shares_do_not_change_the_results() {
+        const RANKS: usize = 3;
+        let mean = ReduceOp::Mean;
+        let operations = [
+            (Operation::AllReduce(mean), 1, None),
+            (Operation::Broadcast { root: 1 }, 1, None),
+            (Operation::AllGather, 1, Some(RANKS)),
+            (Operation::ReduceScatter(mean), RANKS, Some(1)),
+            (Operation::AllToAll, RANKS, Some(RANKS)),
+        ];
+        let value = |rank: usize, at: usize| ((at * 7 + rank * 13) % 1001) as f32 * 0.37;
         let mut compared = 0;
-        for len in [0, 1, BLOCK, (5 << 20) + 3] {
-            let payloads = || -> Vec<Payload> {
-                let value = |rank: usize, at: usize| ((at * 7 + rank * 13) % 1001) as f32 * 0.37;
-                let buf = |rank| Buf::from_vec((0..len).map(|at| value(rank, at)).collect());
-                (0..3).map(|rank| Payload { send: Some(buf(rank)), recv: None }).collect()
-            };
-            let reduced = |helpers| {
-                let mut payloads = payloads();
-                execute(Operation::AllReduce(ReduceOp::Mean), &mut payloads, helpers).unwrap();
-                let sums = payloads.into_iter().filter_map(|payload| payload.send);
-                sums.map(|sum| sum.into_vec::<f32>().unwrap()).collect::<Vec<_>>()
-            };
-            let alone = reduced(0);
-            for helpers in [1, 2, 7] {
-                assert!(reduced(helpers) == alone, "{len} elements, {helpers} helpers");
-                compared += 1;
+        for (operation, send_parts, recv_parts) in operations {
+            for each in [0, 1, BLOCK, (1 << 20) + 3] {
+                let send = |rank| (0..each * send_parts).map(|at| value(rank, at)).collect();
+                let run = |helpers| -> Vec<Vec<f32>> {
+                    let payload = |rank| Payload {
+                        send: Some(Buf::from_vec::<f32>(send(rank))),
+                        recv: recv_parts.map(|parts| Buf::zeros(DType::F32, each * parts)),
+                    };
+                    let mut payloads: Vec<Payload> = (0..RANKS).map(payload).collect();
+                    execute(operation, &mut payloads, helpers).unwrap();
+                    let outs = payloads.into_iter().filter_map(|own| own.recv.or(own.send));
+                    outs.map(|out| out.into_vec().unwrap()).collect()
+                };
+                let averaged = |at| ((value(0, at) + value(1, at)) + value(2, at)) / 3.0;
+                let expected = |rank: usize, at: usize| match operation {
+                    Operation::AllReduce(_) => averaged(at),
+                    Operation::Broadcast { root } => value(root, at),
+                    Operation::AllGather => value(at / each, at % each),
+                    Operation::ReduceScatter(_) => averaged(rank * each + at),
+                    _ => value(at / each, rank * each + at % each),
+                };
+                let len = each * recv_parts.unwrap_or(1);
+                for helpers in [0, 1, 2, 7] {
+                    for (rank, out) in run(helpers).into_iter().enumerate() {
+                        assert_eq!(out.len(), len);
+                        let wrong = (0..len).find(|at| out[*at] != expected(rank, *at));
+                        assert_eq!(wrong, None, "{operation:?} {each} {helpers} rank {rank}");
+                        compared += 1;
+                    }
+                }
             }
         }
-        assert_eq!(compared, 12);
-        let mut bufs = [vec![0f32; 3 << 20], vec![0f32; 3 << 20]];
-        let all = bufs.iter_mut().map(Vec::as_mut_slice).collect();
-        let lens: Vec<usize> = shares(all, 1).iter().map(|share| share[0].len()).collect();
-        assert_eq!(lens, [3 << 19, 3 << 19]);
+        assert_eq!(compared, 5 * 4 * 4 * RANKS);
+    }
+
+    #[test]
+    fn results_are_cut_at_the_same_elements_where_it_is_worth_it() {
+        let lens = |len: usize, ranks: usize, helpers| -> Vec<(usize, usize)> {
+            let mut bufs = vec![vec![0f32; len]; ranks];
+            let outs = bufs.iter_mut().map(Vec::as_mut_slice).collect();
+            let of = |share: &Share<'_, f32>| {
+                assert!(share.outs.iter().all(|out| out.len() == share.outs[0].len()));
+                (share.start, share.outs[0].len())
+            };
+            shares(outs, helpers).iter().map(of).collect()
+        };
+        assert_eq!(lens(3 << 20, 2, 1), [(0, 3 << 19), (3 << 19, 3 << 19)]);
+        assert_eq!(lens(1 << 20, 2, 7), [(0, 1 << 19), (1 << 19, 1 << 19)]);
+        // Less than 8 MiB in all, or nobody who helps.
+        assert_eq!(lens((1 << 20) - 1, 2, 7), [(0, (1 << 20) - 1)]);
+        assert_eq!(lens(3 << 20, 2, 0), [(0, 3 << 20)]);
     }
 
     #[test]

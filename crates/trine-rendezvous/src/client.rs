@@ -114,15 +114,14 @@ impl Client {
     }
 
     /// Starts a thread that sends what `recorder` knows as heartbeats, over a connection of its own:
-    /// the rank's lifeline. `on_stop` is called once, when the store tells that the run has failed,
-    /// or when the store does not answer any more.
+    /// the rank's lifeline. `on_stop` is called at most once, with why the rank must stop.
     ///
     /// # Errors
     /// No connection, another process with this rank, or no thread.
     pub fn watch(
         &self,
         recorder: &Arc<Recorder>,
-        on_stop: impl FnOnce(Diagnosis) + Send + 'static,
+        on_stop: impl FnOnce(Stop) + Send + 'static,
     ) -> Result<Watch, RendezvousError> {
         let (peer, recorder) = (self.peer.clone(), recorder.clone());
         let mut stream = peer.connect()?;
@@ -134,8 +133,8 @@ impl Client {
         let ends = Arc::new(Ends::default());
         let seen = ends.clone();
         let body = move || {
-            if let Some(cause) = peer.beat(&mut stream, first, &recorder, &seen) {
-                on_stop(cause);
+            if let Some(stop) = peer.beat(&mut stream, first, &recorder, &seen) {
+                on_stop(stop);
             }
         };
         let thread = thread::Builder::new().name("heartbeat".into()).spawn(body);
@@ -143,6 +142,15 @@ impl Client {
             thread.map_err(|source| RendezvousError::System { what: "start a thread", source })?;
         Ok(Watch { ends, thread: Some(thread) })
     }
+}
+
+/// Why a rank must stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// The run has failed, as the store tells.
+    Failed(Diagnosis),
+    /// The store does not answer any more. What this rank knows of it, about itself.
+    Unheard(Diagnosis),
 }
 
 /// How a watch is told to end.
@@ -279,11 +287,11 @@ impl Peer {
         first: Answer,
         recorder: &Recorder,
         ends: &Ends,
-    ) -> Option<Diagnosis> {
+    ) -> Option<Stop> {
         let mut answer = Ok(first);
         loop {
             match answer {
-                Ok(Answer::Stop(cause)) => return Some(cause),
+                Ok(Answer::Stop(cause)) => return Some(Stop::Failed(cause)),
                 Ok(Answer::Fine | Answer::Value(_) | Answer::NotYet | Answer::No(_)) => {}
                 Err(_) if ends.dropped.load(Ordering::Acquire) => return None,
                 Err(error) => {
@@ -291,7 +299,7 @@ impl Peer {
                         "{error}; whoever started the run, its host or the link to it is gone"
                     );
                     let beats = vec![recorder.beat()];
-                    return Some(Diagnosis { rank: self.rank, failure, beats });
+                    return Some(Stop::Unheard(Diagnosis { rank: self.rank, failure, beats }));
                 }
             }
             if !ends.dropped.load(Ordering::Acquire) {

@@ -67,7 +67,10 @@ pub enum RendezvousError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A token is not one.
-    #[error("\"{0}\" is not a token: it takes 32 hexadecimal digits")]
-    Token(String),
+    /// A token is not one. It is not shown, because it may be one but for a space.
+    #[error("a token takes 32 hexadecimal digits; this text has {chars} characters")]
+    Token {
+        /// Characters of the text.
+        chars: usize,
+    },
 }

@@ -26,8 +26,8 @@
 //! let ranks: Vec<Client> = (0..2)
 //!     .map(|rank| Client::connect(store.address(), &token, rank, "localhost", timeout))
 //!     .collect::<Result<_, _>>()?;
-//! let watch = ranks[0].watch(&Recorder::new(0, "localhost"), |cause| {
-//!     println!("stop: {cause}"); // abort the communicator, then the process
+//! let watch = ranks[0].watch(&Recorder::new(0, "localhost"), |stop| {
+//!     println!("{stop:?}"); // abort the communicator, then the process
 //! })?;
 //! ranks[1].put("id", b"7")?;
 //! assert_eq!(ranks[0].get("id", timeout)?, b"7");
@@ -47,7 +47,7 @@ mod state;
 mod store;
 mod token;
 
-pub use client::{Client, Watch};
+pub use client::{Client, Stop, Watch};
 pub use error::RendezvousError;
 pub use frame::FRAME_BYTES_MAX;
 pub use store::{Store, StoreOptions};

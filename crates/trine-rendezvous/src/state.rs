@@ -4,7 +4,7 @@ use crate::message::{Answer, Ask};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use trine_comm::{Beat, Diagnosis, FlightRecord, Sighting, judge};
+use trine_comm::{Beat, Diagnosis, Doing, FlightRecord, Sighting, judge};
 
 /// Limits of what ranks may keep in the store.
 const KEYS_MAX: usize = 4096;
@@ -191,7 +191,10 @@ impl State {
                 None => Answer::NotYet,
             },
             Ask::Farewell => {
-                known.ranks[rank].life = Life::Over;
+                let seen = &mut known.ranks[rank];
+                seen.life = Life::Over;
+                // Its last heartbeat may be from an operation that is over: it waits for nobody now.
+                seen.beat.doing = Doing::Finished;
                 self.changed.notify_all();
                 Answer::Fine
             }
@@ -346,6 +349,36 @@ mod tests {
         assert!(state.over_within(none(0)));
         assert_eq!(state.cause_within(none(0)), None);
         assert!(state.begin_life(0, "b").is_err());
+    }
+
+    /// The last heartbeats of ranks that are done are of any moment: together they may look like a
+    /// circle.
+    #[test]
+    fn ranks_that_are_done_wait_for_nobody() {
+        let state = State::new(3, none(200), Duration::from_secs(60));
+        for (rank, waits_for) in [(0, vec![]), (1, vec![2]), (2, vec![1])] {
+            state.begin_life(rank, "a").unwrap();
+            let label = if rank == 1 { "texts" } else { "leave" };
+            let group = trine_comm::Group::new("world", vec![0, 1, 2], rank).unwrap();
+            let site = std::panic::Location::caller();
+            let request = trine_comm::Request::new(trine_comm::Operation::Barrier, label, site);
+            let call = request.call(&group, 4);
+            let mut beat = Beat::unheard(rank, "a");
+            if rank > 0 {
+                let meeting = trine_comm::Meeting::of(&call);
+                beat.doing = Doing::Waiting { call: call.to_string(), meeting, waits_for };
+            }
+            assert!(matches!(state.answer(rank, Ask::Beat(beat)), Answer::Fine));
+        }
+        let farewell = |rank| assert!(matches!(state.answer(rank, Ask::Farewell), Answer::Fine));
+        farewell(1);
+        farewell(2);
+        for _ in 0..6 {
+            std::thread::sleep(none(50));
+            state.answer(0, Ask::Beat(Beat::unheard(0, "a")));
+            state.judge(none(1000));
+        }
+        assert_eq!(state.cause_within(none(0)), None);
     }
 
     #[test]

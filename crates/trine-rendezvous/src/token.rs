@@ -45,7 +45,7 @@ impl FromStr for Token {
     type Err = RendezvousError;
 
     fn from_str(text: &str) -> Result<Self, RendezvousError> {
-        let refused = || RendezvousError::Token(text.chars().take(40).collect());
+        let refused = || RendezvousError::Token { chars: text.chars().count() };
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(refused());
         }
@@ -74,5 +74,8 @@ mod tests {
             assert!(!one.admits(wrong), "{wrong}");
             assert!(wrong.parse::<Token>().is_err(), "{wrong}");
         }
+        // Almost one: the message keeps the secret.
+        let error = format!("{}\n", one.reveal()).parse::<Token>().unwrap_err().to_string();
+        assert!(error.contains("33 characters") && !error.contains(&one.reveal()), "{error}");
     }
 }

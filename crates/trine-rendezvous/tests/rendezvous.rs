@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use trine_comm::{Diagnosis, Name, Operation, Recorder, Request};
 use trine_rendezvous::{
-    Client, FRAME_BYTES_MAX, RendezvousError, Store, StoreOptions, Token, Watch,
+    Client, FRAME_BYTES_MAX, RendezvousError, Stop, Store, StoreOptions, Token, Watch,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ struct Rank {
     client: Client,
     recorder: Arc<Recorder>,
     watch: Option<Watch>,
-    told: Receiver<Diagnosis>,
+    told: Receiver<Stop>,
 }
 
 fn join(run: &Run, rank: usize) -> Rank {
@@ -59,7 +59,7 @@ fn join(run: &Run, rank: usize) -> Rank {
 fn join_with(client: Client, rank: usize) -> Rank {
     let recorder = Recorder::new(rank, "here");
     let (tell, told) = channel();
-    let watch = client.watch(&recorder, move |cause| drop(tell.send(cause))).unwrap();
+    let watch = client.watch(&recorder, move |stop| drop(tell.send(stop))).unwrap();
     Rank { client, recorder, watch: Some(watch), told }
 }
 
@@ -117,7 +117,8 @@ fn a_rank_that_is_gone_is_named_at_once_and_to_everybody() {
         assert!(text.contains(part), "{part} not in {text}");
     }
     for survivor in [0, 2] {
-        assert_eq!(ranks[survivor].told.recv_timeout(TIMEOUT).unwrap(), cause);
+        let told = ranks[survivor].told.recv_timeout(TIMEOUT).unwrap();
+        assert_eq!(told, Stop::Failed(cause.clone()));
     }
     // Whoever started it knows more.
     run.store.note_exit(1, "was killed by signal 9");
@@ -139,7 +140,7 @@ fn the_first_report_is_the_cause() {
     let cause = run.cause();
     assert_eq!((cause.rank, &*cause.failure), (1, "the loss is NaN"));
     assert!(cause.to_string().contains("rank 1 on here, in training step 7"), "{cause}");
-    assert_eq!(ranks[0].told.recv_timeout(TIMEOUT).unwrap(), cause);
+    assert_eq!(ranks[0].told.recv_timeout(TIMEOUT).unwrap(), Stop::Failed(cause));
     let nobody = Diagnosis { rank: 9, failure: "x".into(), beats: vec![] };
     assert!(ranks[0].client.fail(&nobody).is_err());
 }
@@ -260,7 +261,9 @@ fn a_store_that_dies_stops_its_ranks() {
     let rank = join(&run, 0);
     let address = run.store.address();
     drop(run);
-    let cause = rank.told.recv_timeout(TIMEOUT).unwrap();
+    let Stop::Unheard(cause) = rank.told.recv_timeout(TIMEOUT).unwrap() else {
+        panic!("nobody could tell a cause");
+    };
     assert_eq!(cause.rank, 0);
     assert!(cause.failure.contains(&address.to_string()), "{cause}");
     assert!(cause.failure.contains("whoever started the run"), "{cause}");

@@ -413,14 +413,14 @@ impl Engine {
         let (loss, refused) = self.gradients(step, batch, Some(update), observe)?;
         // Ranks that found no fault of their own learn here of others'. Weights are gathered after it:
         // a rank that has refused a bucket has posted no gather of it.
-        let norm = self.total_norm()?;
-        refused.map_or(Ok(()), Err)?;
+        let norm = self.total_norm(step + 1)?;
+        refused.map_or(Ok(()), Err).map_err(TrainError::in_step(step + 1))?;
         self.weight_sync.wait(&mut self.weights)?;
         Ok((loss, Updated { norm }))
     }
 
     /// Forward and backward over a step's samples, and the reduction of all gradients. Weights stay
-    /// as they are. `step` is a coordinate of dropout masks. A collective call.
+    /// as they are. `step`, from 0, is a coordinate of dropout masks. A collective call.
     ///
     /// # Errors
     /// The first failure of any rank.
@@ -448,8 +448,9 @@ impl Engine {
         let (loss, refused) = self.run(&schedule, Mode::Train, step, batch, at_once, observe)?;
         if !loss.sum.is_finite() {
             // All ranks know the same loss. The gradients tell which rank and parameter is concerned.
-            self.measure_norm()?;
-            return Err(TrainError::Loss { step, loss: loss.mean() });
+            let measured = self.norm.measure(&self.grads, &*self.ops);
+            measured.map_err(TrainError::in_step(step + 1))?;
+            return Err(TrainError::Loss { step: step + 1, loss: loss.mean() });
         }
         Ok((loss, refused))
     }
@@ -531,9 +532,9 @@ impl Engine {
     /// counts from 1. A collective call.
     ///
     /// # Errors
-    /// A gradient that is not finite (rank and parameter named), or a failed collective.
+    /// A gradient that is not finite (step, rank and parameter named), or a failed collective.
     pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
-        let norm = self.total_norm()?;
+        let norm = self.total_norm(step)?;
         let clip = self.config.clip_norm;
         let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
         let update = Update { lr, grad_scale, step };
@@ -546,10 +547,11 @@ impl Engine {
         Ok(Updated { norm })
     }
 
-    /// The norm, from what the backward pass has counted of it.
-    fn total_norm(&mut self) -> Result<GlobalNorm, TrainError> {
+    /// The norm, from what the backward pass of a step (from 1) has counted of it.
+    fn total_norm(&mut self, step: u64) -> Result<GlobalNorm, TrainError> {
         let squares = self.squares.take().unwrap_or_else(|| self.norm.squares());
-        Ok(self.norm.total(squares, &self.grads, &*self.ops)?)
+        let norm = self.norm.total(squares, &self.grads, &*self.ops);
+        norm.map_err(TrainError::in_step(step))
     }
 
     /// The gradients' norm without an update. A collective call.

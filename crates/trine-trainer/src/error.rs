@@ -1,6 +1,7 @@
 //! What can go wrong in a run.
 
 use crate::config::ConfigError;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use trine_buffer::BufferError;
 use trine_checkpoint::CheckpointError;
@@ -52,10 +53,18 @@ pub enum TrainError {
     /// The loss is not a finite number.
     #[error("step {step}: the loss is {loss}; the run stops before it spoils the weights")]
     Loss {
-        /// The step.
+        /// The step, from 1.
         step: u64,
         /// The loss.
         loss: f64,
+    },
+    /// The gradients of a step cannot be used: one of them, or their norm, is not finite.
+    #[error("step {step}: {source}")]
+    Gradients {
+        /// The step, from 1.
+        step: u64,
+        /// Which gradient, and where.
+        source: DpError,
     },
     /// A schedule runs a backward pass without its forward pass.
     #[error("micro-batch {micro_batch} is not in flight; the schedule has not been verified")]
@@ -125,10 +134,12 @@ pub enum TrainError {
     #[error("{0}")]
     Refused(String),
     /// Another rank, in another process, could not go on.
-    #[error("{place}: {message}")]
+    #[error("rank {rank} on {host}: {message}")]
     Elsewhere {
-        /// Which, and where.
-        place: String,
+        /// Its rank.
+        rank: usize,
+        /// Its machine.
+        host: String,
         /// What it said.
         message: String,
         /// Whether other arguments or files would help.
@@ -144,6 +155,9 @@ pub enum TrainError {
         /// The first that differs.
         other: String,
     },
+    /// The rank of this process could not go on with a run that has begun everywhere.
+    #[error(transparent)]
+    Begun(Box<TrainError>),
     /// A rank failed: the first cause, and what everybody did then.
     #[error("{diagnosis}{}", kept(flight.as_deref()))]
     Ranks {
@@ -207,13 +221,37 @@ fn kept(flight: Option<&Path>) -> String {
 }
 
 impl TrainError {
+    /// [`DpError`]s of a step's gradients, with the step (from 1).
+    pub(crate) fn in_step(step: u64) -> impl Fn(DpError) -> Self {
+        move |error| match error {
+            DpError::NonFinite { .. } | DpError::NormOverflow { .. } => {
+                Self::Gradients { step, source: error }
+            }
+            other => other.into(),
+        }
+    }
+
     /// The one world rank that an error is about that every rank returns.
     pub(crate) fn concerned(&self) -> Option<usize> {
-        if let Self::Dp(DpError::NonFinite { rank, .. }) = self {
-            return Some(*rank);
+        match self {
+            Self::Gradients { source: DpError::NonFinite { rank, .. }, .. } => Some(*rank),
+            // World rank 0 writes.
+            Self::Checkpoint(CheckpointError::Writer(_)) => Some(0),
+            _ => None,
         }
-        // World rank 0 writes.
-        matches!(self, Self::Checkpoint(CheckpointError::Writer(_))).then_some(0)
+    }
+
+    /// The world rank that has failed, if that is another one than this process's, and what it said.
+    pub fn elsewhere(&self) -> Option<(usize, &str)> {
+        match self {
+            Self::Elsewhere { rank, message, .. } => Some((*rank, message)),
+            _ => None,
+        }
+    }
+
+    /// Whether another rank has failed first, and this one was only stopped.
+    pub fn is_aborted(&self) -> bool {
+        matches!(between_ranks(self), Some(CommError::Aborted { .. }))
     }
 
     /// Whether other arguments, another configuration or other files would help: the run has not
@@ -238,5 +276,99 @@ impl TrainError {
                 | Self::Unlike { .. }
                 | Self::Elsewhere { is_usage: true, .. }
         )
+    }
+}
+
+/// The failed operation between ranks that an error comes from, if it comes from one.
+fn between_ranks<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CommError> {
+    error.downcast_ref().or_else(|| between_ranks(inner(error)?))
+}
+
+/// What an error of a run's crates hands on. Variants that are transparent hide it from
+/// [`Error::source`], so they are known by name here.
+fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref() {
+        Some(TrainError::Begun(inner)) => return Some(&**inner),
+        Some(TrainError::Comm(inner)) => return Some(inner),
+        Some(TrainError::Nn(inner)) => return Some(inner),
+        Some(TrainError::Dp(inner)) => return Some(inner),
+        Some(TrainError::Pipeline(inner)) => return Some(inner),
+        Some(TrainError::Checkpoint(inner)) => return Some(inner),
+        Some(_) | None => {}
+    }
+    match error.downcast_ref() {
+        Some(PipelineError::Stage { cause, .. }) => return Some(&**cause),
+        Some(_) | None => {}
+    }
+    match error.downcast_ref() {
+        Some(DpError::Comm(inner)) => return Some(inner),
+        Some(DpError::Nn(inner)) => return Some(inner),
+        Some(_) | None => {}
+    }
+    match error.downcast_ref() {
+        Some(NnError::Communication(inner)) => return Some(&**inner),
+        Some(_) | None => {}
+    }
+    match error.downcast_ref() {
+        Some(CheckpointError::Comm(inner)) => return Some(inner),
+        Some(CheckpointError::Source { source, .. }) => return Some(&**source),
+        Some(_) | None => {}
+    }
+    error.source()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trine_comm::Cause;
+    use trine_schedule::Action;
+
+    fn stage(cause: impl Into<trine_pipeline::StageError>) -> TrainError {
+        let action = Action::Forward { stage: 1, micro_batch: 3 };
+        PipelineError::Stage { rank: 1, position: 7, action, cause: cause.into() }.into()
+    }
+
+    /// Every way by which the failure of an operation comes up through the layers of a run.
+    fn wrapped(error: &CommError) -> [TrainError; 8] {
+        let layer = || NnError::Communication(Box::new(error.clone()));
+        let bucket = TrainError::from(DpError::from(error.clone()));
+        let (quantity, source) = ("weights".to_owned(), Box::new(bucket));
+        [
+            error.clone().into(),
+            TrainError::Begun(Box::new(error.clone().into())),
+            layer().into(),
+            DpError::from(layer()).into(),
+            stage(layer()),
+            stage(DpError::from(error.clone())),
+            CheckpointError::from(error.clone()).into(),
+            CheckpointError::Source { quantity, bucket: 2, source }.into(),
+        ]
+    }
+
+    /// What would be refused before a run is a failure once other ranks wait for this one.
+    #[test]
+    fn a_run_that_has_begun_fails() {
+        let begun = |error: TrainError| TrainError::Begun(Box::new(error));
+        assert!(TrainError::NoManifest.is_usage() && !begun(TrainError::NoManifest).is_usage());
+        assert_eq!(begun(TrainError::NoManifest).to_string(), TrainError::NoManifest.to_string());
+    }
+
+    #[test]
+    fn a_rank_that_was_stopped_is_told_from_one_that_failed() {
+        let cause = Cause { rank: 3, message: "out of memory".into() };
+        let aborted = CommError::Aborted { cause };
+        for error in wrapped(&aborted) {
+            assert!(error.is_aborted(), "{error:?}");
+            assert!(error.to_string().contains("stopped by rank 3: out of memory"), "{error}");
+        }
+        // The words do not make it so.
+        let backend = CommError::Backend { backend: "MPI_Isend", message: aborted.to_string() };
+        for error in wrapped(&backend).into_iter().chain([
+            TrainError::Refused(aborted.to_string()),
+            stage(aborted.to_string()),
+            TrainError::NoManifest,
+        ]) {
+            assert!(!error.is_aborted(), "{error:?}");
+        }
     }
 }

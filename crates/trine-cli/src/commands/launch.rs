@@ -39,6 +39,9 @@ const MPIRUN_ENDS_WITHIN: Duration = Duration::from_millis(1000);
 const BACK_OFF_MIN: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
+/// The code of a run that somebody has ended before it could save.
+const INTERRUPTED: u8 = 130;
+
 /// How one attempt ended.
 enum End {
     Well,
@@ -58,17 +61,21 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
         .context("cannot become the parent of what mpirun leaves behind")?;
     let signals = Signals::watch()?;
     let mut train = args.train.clone();
+    // Once an attempt has told it, the later ones go on there, also after one that ended too early to.
+    let mut known = typed.resume.as_ref().map(|path| path.display().to_string());
     for attempt in 0.. {
         match once(args, &config, &train, &signals)? {
             End::Well => return Ok(()),
             End::Usage(code) => return Err(Failure::Silent(code)),
-            End::Interrupted => return Err(Failure::Silent(130)),
-            End::Failed(diagnosis, directory) => {
-                let can_resume = directory.is_some() && !typed.dry_run;
-                if attempt >= args.restarts || !can_resume || signals.count() > 0 {
+            End::Interrupted => return Err(Failure::Silent(INTERRUPTED)),
+            End::Failed(diagnosis, told) => {
+                known = told.or(known);
+                let directory = known.as_deref().filter(|_| !typed.dry_run);
+                let may = attempt < args.restarts && signals.count() == 0;
+                let Some(directory) = directory.filter(|_| may) else {
                     let said = diagnosis.is_some();
                     return Err(if said { Failure::Silent(1) } else { unexplained(args, &train) });
-                }
+                };
                 let pause = (BACK_OFF_MIN * 2u32.saturating_pow(attempt)).min(BACK_OFF_MAX);
                 output::complain(&format!(
                     "restart {} of {} in {} s, from the last whole checkpoint",
@@ -76,8 +83,10 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
                     args.restarts,
                     pause.as_secs()
                 ));
-                std::thread::sleep(pause);
-                train = resumed(&typed, &directory.unwrap_or_default());
+                if signals.come_within(pause) {
+                    return Err(Failure::Silent(INTERRUPTED));
+                }
+                train = resumed(&typed, directory);
                 // Without the rank that is gone, where the configuration allows it.
                 let lost = diagnosis.and_then(|_| config.with_ranks_left(config.world() - 1));
                 if let Some(smaller) = lost {
@@ -152,16 +161,18 @@ fn once(
             args.mpirun.display()
         ))
     })?;
-    let (status, cause) = watch(&mut child, &store, signals)?;
+    let watched = watch(&mut child, &store, signals, config.deadline());
     let records = store.records_within(Duration::from_millis(200));
     let all_ended = end_all(&mut child);
+    let (status, cause) = watched?;
     let directory = store.value(DIRECTORY).map(|path| String::from_utf8_lossy(&path).into_owned());
     let code = status.and_then(|status| status.code());
     let cause = cause.or_else(|| store.cause_within(Duration::ZERO));
     let end = match (cause, code) {
         (None, Some(0)) => End::Well,
         (None, Some(code @ 2)) => End::Usage(code as u8),
-        (None, _) if signals.count() > 1 => End::Interrupted,
+        // Also by the first one, if it came before the ranks could heed it.
+        (None, _) if signals.count() > 0 => End::Interrupted,
         (Some(diagnosis), _) => {
             output::complain(&format!("error: {diagnosis}"));
             let post_mortem = PostMortem { diagnosis: diagnosis.clone(), records };
@@ -216,9 +227,11 @@ fn watch(
     child: &mut Child,
     store: &Store,
     signals: &Signals,
+    deadline: Duration,
 ) -> Result<(Option<ExitStatus>, Option<Diagnosis>), Failure> {
     let mut passed_on = 0;
     let mut known: Option<(Diagnosis, Instant)> = None;
+    let mut over: Option<Instant> = None;
     loop {
         if let Some(status) = child.try_wait().context("cannot wait for mpirun")? {
             return Ok((Some(status), known.map(|(cause, _)| cause)));
@@ -241,6 +254,15 @@ fn watch(
             && since.elapsed() >= RANKS_END_WITHIN
         {
             return Ok((None, Some(cause.clone())));
+        }
+        // Nobody watches over ranks that have said farewell.
+        if known.is_none() && store.over_within(Duration::ZERO) {
+            let since = *over.get_or_insert_with(Instant::now);
+            if since.elapsed() >= deadline {
+                return Err(Failure::Run(anyhow::anyhow!(
+                    "all ranks have done their work, but mpirun has not ended {deadline:.0?} after"
+                )));
+            }
         }
     }
 }
@@ -318,5 +340,14 @@ impl Signals {
 
     fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Waits for `pause`, or until somebody has asked; whether somebody has.
+    fn come_within(&self, pause: Duration) -> bool {
+        let began = Instant::now();
+        while self.count() == 0 && began.elapsed() < pause {
+            std::thread::sleep(TICK);
+        }
+        self.count() > 0
     }
 }

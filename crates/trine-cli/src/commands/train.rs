@@ -8,12 +8,13 @@ use crate::{dry_run, machine, output, select};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_trainer::config::{self, Config};
 use trine_trainer::run::{MachineSource, Reporter, Seams};
-use trine_trainer::{Ranks, TrainRequest};
+use trine_trainer::{Ranks, TrainError, TrainRequest};
 
 /// Runs the command.
 pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
@@ -38,7 +39,7 @@ fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
     if args.dry_run {
         return output::print(&dry_run::report(&config, None, args.machine.as_deref())?);
     }
-    let screen = Mutex::new(Screen::new(config.log.every_seconds));
+    let screen = Mutex::new(Screen::new(config.log.every_seconds, "trine train --resume"));
     train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
 }
 
@@ -56,18 +57,17 @@ pub(crate) struct Run<'a> {
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
 pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
     let Run { config, args, started, ranks } = run;
-    let is_first = match ranks {
-        Ranks::Threads => true,
-        Ranks::Process(process) => process.world().rank() == 0,
+    // Found out now, and not after the last step.
+    let files = || {
+        args.trace.as_deref().map_or(Ok(()), can_be_written)?;
+        args.machine.as_deref().map_or(Ok(()), can_be_read)
     };
-    if let (Some(path), true) = (&args.trace, is_first) {
-        // Found out now, and not after the last step.
-        File::options().append(true).create(true).open(path).map_err(|error| {
-            Failure::usage(format!("--trace {}: cannot create it: {error}", path.display()))
-        })?;
-    }
-    if let (Some(path), true) = (&args.machine, is_first) {
-        machine::read(path)?;
+    match ranks {
+        Ranks::Threads => files()?,
+        Ranks::Process(process) => {
+            let own = if process.world().rank() == 0 { files() } else { Ok(()) };
+            process.agree(own, TrainError::is_usage)?;
+        }
     }
     let stop = stop_on_signals()?;
     let (compute, minutes) = (config.train.precision.dtype(), config.train.minutes_max);
@@ -93,6 +93,18 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
     };
     trine_trainer::train(&request, ranks, reporter)?;
     Ok(())
+}
+
+fn can_be_read(machine: &Path) -> Result<(), TrainError> {
+    let read = machine::read(machine);
+    read.map(drop).map_err(|failure| TrainError::Refused(failure.to_string()))
+}
+
+fn can_be_written(trace: &Path) -> Result<(), TrainError> {
+    let opened = File::options().append(true).create(true).open(trace);
+    opened.map(drop).map_err(|error| {
+        TrainError::Refused(format!("--trace {}: cannot create it: {error}", trace.display()))
+    })
 }
 
 /// Cores that this process may use.

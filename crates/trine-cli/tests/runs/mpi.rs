@@ -4,6 +4,7 @@
 
 use crate::common::{ALL_AXES, Run, SERIAL, Scratch, small, text, wait_for};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -115,8 +116,9 @@ fn signal(process: &str, name: &str) {
 fn processes_have_the_losses_of_threads() {
     let scratch = Scratch::new();
     let reference = threads(&scratch);
-    let (_, said) = scratch.ok(&launch(&[], "mpi", &[ALL_AXES, COMMON].concat()));
+    let (out, said) = scratch.ok(&launch(&[], "mpi", &[ALL_AXES, COMMON].concat()));
     assert!(said.contains("8 ranks on ") && said.contains("OMPI_COMM_WORLD_SIZE=8"), "{said}");
+    assert!(out.contains("resume:   trine launch -- --resume mpi"), "{out}");
     let run = scratch.at("mpi");
     assert_same(&run, &reference);
     let summary = run.summary();
@@ -151,6 +153,11 @@ fn other_launchers_are_understood() {
     // A configuration that is refused is refused once.
     let (code, _, said) = mpirun("2", &small("none", &["--tp=2", "--steps=-1"]));
     assert_eq!((code, said.matches("error:").count()), (Some(2), 1), "{said}");
+    // What only rank 0 finds out is known to all: nobody waits for the others.
+    let (code, _, said) = mpirun("2", &small("none", &["--tp=2", "--trace=no/such/folder"]));
+    assert_eq!((code, said.matches("error:").count()), (Some(2), 1), "{said}");
+    assert!(said.contains("--trace no/such/folder: cannot create it"), "{said}");
+    assert!(!scratch.path("none").exists());
     // The placement, without a run.
     let (code, out, said) =
         mpirun("8", &small("none", &[ALL_AXES, COMMON, &["--dry-run"]].concat()));
@@ -162,19 +169,27 @@ fn other_launchers_are_understood() {
     assert!(!scratch.path("none").exists());
 }
 
+/// Also where rank 0, which has the store, is the one that stands still.
 #[test]
 fn a_failure_under_another_launcher_says_how_to_go_on() {
-    let scratch = Scratch::new();
-    let train = small("run", &[ALL_AXES, LONG].concat());
-    let args = [&MPIRUN[..], &["8", TRINE], &train].concat();
-    let mut run = Supervised::start(&scratch, "mpirun", &args);
-    wait_for("step 12", || scratch.at("run").lines().len() >= 12);
-    signal(&run.rank(5), "-STOP");
-    let (code, took, said) = run.end(Duration::from_secs(60));
-    assert_eq!(code, Some(75), "{said}");
-    in_time("rank 5 stopped, another launcher", took, Duration::from_secs(10));
-    assert!(said.contains("rank 5 on ") && said.contains("no heartbeat for"), "{said}");
-    assert!(said.contains("trine train --resume run"), "{said}");
+    for (rank, words) in
+        [(5, ["rank 5 on ", "no heartbeat for"]), (0, ["rank 0: ", "nothing is heard of it"])]
+    {
+        let scratch = Scratch::new();
+        let train = small("run", &[ALL_AXES, LONG].concat());
+        let args = [&MPIRUN[..], &["8", TRINE], &train].concat();
+        let mut run = Supervised::start(&scratch, "mpirun", &args);
+        wait_for("step 12", || scratch.at("run").lines().len() >= 12);
+        signal(&run.rank(rank), "-STOP");
+        let (code, took, said) = run.end(Duration::from_secs(60));
+        assert_eq!(code, Some(75), "{said}");
+        in_time(&format!("rank {rank} stopped, another launcher"), took, Duration::from_secs(10));
+        for part in words {
+            assert!(said.contains(part), "{part} not in {said}");
+        }
+        assert_eq!(said.matches("error:").count(), 1, "{said}");
+        assert!(said.contains("trine train --resume run"), "{said}");
+    }
 }
 
 #[test]
@@ -207,6 +222,65 @@ fn a_killed_rank_is_named_and_the_run_goes_on() {
         killed += 1;
     }
     assert_eq!(killed, 8);
+}
+
+/// A stand-in for mpirun; the real one is `mpirun "$@"` in it.
+fn stand_in(scratch: &Scratch, script: &str) -> String {
+    let path = scratch.path("stand-in.sh");
+    let version = "[ \"$1\" = --version ] && exec mpirun --version";
+    fs::write(&path, format!("#!/bin/sh\n{version}\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    format!("--mpirun={}", path.display())
+}
+
+/// An attempt that ends before its ranks have said where the run is does not use up those that are left.
+#[test]
+fn an_attempt_that_does_not_begin_is_followed_by_the_next() {
+    let scratch = Scratch::new();
+    let args = [&["--tp=2", "--pp=1", "--dp=1"], COMMON].concat();
+    let reference = scratch.train("threads", &args);
+    let second = "echo x >>tries; [ $(wc -l <tries) = 2 ] && exit 1; exec mpirun \"$@\"";
+    let mpirun = stand_in(&scratch, second);
+    let launched = launch(&["--restarts=2", &mpirun], "run", &args);
+    let mut run = Supervised::start(&scratch, TRINE, &launched);
+    wait_for("step 12", || scratch.at("run").lines().len() >= 12);
+    signal(&run.rank(1), "-KILL");
+    let (code, _, said) = run.end(Duration::from_secs(60));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("restart 2 of 2"), "{said}");
+    assert_same(&scratch.at("run"), &reference);
+}
+
+/// An interrupt between two attempts ends the run; it does not wait to meet the ranks of the next one.
+#[test]
+fn an_interrupt_between_attempts_ends_the_run() {
+    let scratch = Scratch::new();
+    let args = [&["--tp=2", "--pp=1", "--dp=1"], LONG].concat();
+    let mut run = Supervised::start(&scratch, TRINE, &launch(&["--restarts=9"], "run", &args));
+    wait_for("step 3", || scratch.at("run").lines().len() >= 3);
+    signal(&run.rank(1), "-KILL");
+    let log = run.log.clone();
+    wait_for("the restart", || fs::read_to_string(&log).unwrap().contains("restart 1 of 9"));
+    signal(&run.child.id().to_string(), "-INT");
+    let (code, _, said) = run.end(Duration::from_secs(30));
+    assert_eq!(code, Some(130), "{said}");
+    assert_eq!(said.matches("error:").count(), 1, "{said}");
+    assert_eq!(run.left(), 0, "no process stays");
+}
+
+/// When all ranks have said farewell nobody is left to fail; what hangs then is ended too.
+#[test]
+fn a_launcher_that_does_not_end_is_ended() {
+    let scratch = Scratch::new();
+    let mpirun = stand_in(&scratch, "mpirun \"$@\"; sleep 1000");
+    let args = ["--tp=2", "--pp=1", "--dp=1", "--steps=3", "--set=comm.deadline_s=5"];
+    let launched = launch(&[&mpirun], "run", &args);
+    let mut run = Supervised::start(&scratch, TRINE, &launched);
+    let (code, _, said) = run.end(Duration::from_secs(60));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("all ranks have done their work, but mpirun has not ended"), "{said}");
+    assert!(scratch.at("run").summary()["ranks"].is_array());
+    assert_eq!(run.left(), 0, "no process stays");
 }
 
 /// With one rank less, tp 2 × pp 2 has room for one replica: the samples and the losses stay.

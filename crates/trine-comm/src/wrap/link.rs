@@ -6,6 +6,7 @@ use crate::{
 };
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -40,21 +41,37 @@ impl LinkSpeed {
     }
 }
 
-/// What the collectives of one label took on a link, summed over a rank's operations.
+/// What collectives took on a link, summed over a rank's operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkTime {
     /// Operations.
     pub operations: u64,
     /// Time that the link was busy with them.
     pub transfer: Duration,
-    /// The part of it during which the rank waited for them.
+    /// The part of it after every rank of the group had posted its last collective and begun to wait:
+    /// what is left when there is nothing more to hide it under. Work between two waits does not count
+    /// as such.
     pub exposed: Duration,
+    /// How long the rank waited for them in all: for the link, or for ranks that came later than it
+    /// did and that no link makes faster.
+    pub waited: Duration,
 }
 
 impl LinkTime {
-    /// The part of the transfers during which the rank did something else.
+    /// The part of the transfers during which a rank of the group still worked on what comes next.
     pub fn hidden(&self) -> f64 {
         1.0 - self.exposed.as_secs_f64() / self.transfer.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+impl std::iter::Sum for LinkTime {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            operations: sum.operations + one.operations,
+            transfer: sum.transfer + one.transfer,
+            exposed: sum.exposed + one.exposed,
+            waited: sum.waited + one.waited,
+        })
     }
 }
 
@@ -67,15 +84,57 @@ pub struct Link(Arc<State>);
 struct State {
     speed: LinkSpeed,
     groups: Mutex<HashMap<Group, Traffic>>,
-    times: Mutex<HashMap<(usize, &'static str), LinkTime>>,
+    times: Mutex<HashMap<(usize, Name), LinkTime>>,
 }
 
 /// The collectives of one group, as seen by its first member.
 #[derive(Debug, Default)]
 struct Traffic {
     free_at: Option<Instant>,
-    /// By number: how many ranks have come, and when it is over.
-    under_way: HashMap<u64, (usize, Option<Instant>)>,
+    /// By number.
+    under_way: HashMap<u64, UnderWay>,
+    /// World ranks that have posted nothing since they waited, and since when.
+    idle: HashMap<usize, Instant>,
+}
+
+/// One collective.
+#[derive(Debug, Default)]
+struct UnderWay {
+    /// Ranks that have come and not gone.
+    here: usize,
+    /// Once all have come: when it is on the link.
+    on_link: Option<Range<Instant>>,
+    /// Who has waited for it.
+    waits: Vec<Wait>,
+}
+
+/// A rank that waits for a collective.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    /// World rank.
+    rank: usize,
+    since: Instant,
+    /// Since when it has only waited, for this one or for earlier ones, and posted nothing.
+    idle_since: Instant,
+}
+
+impl UnderWay {
+    /// What it took, by rank, when all are gone.
+    fn times(&self) -> impl Iterator<Item = (usize, LinkTime)> + '_ {
+        let last = self.waits.iter().map(|wait| wait.idle_since).max();
+        let parts = self.on_link.as_ref().zip(last).into_iter();
+        parts.flat_map(move |(Range { start, end }, last)| {
+            self.waits.iter().map(move |wait| {
+                let time = LinkTime {
+                    operations: 1,
+                    transfer: *end - *start,
+                    exposed: end.saturating_duration_since(last.max(*start)),
+                    waited: end.saturating_duration_since(wait.since),
+                };
+                (wait.rank, time)
+            })
+        })
+    }
 }
 
 impl Link {
@@ -89,9 +148,11 @@ impl Link {
         Arc::new(Linked { inner, link: self.0.clone(), count: AtomicU64::new(0) })
     }
 
-    /// What the collectives called `label` took on the world rank `rank`.
-    pub fn time(&self, rank: usize, label: &'static str) -> LinkTime {
-        lock(&self.0.times).get(&(rank, label)).copied().unwrap_or_default()
+    /// What the collectives with this label took on the world rank `rank`, by their names.
+    pub fn times(&self, rank: usize, label: &str) -> Vec<(Name, LinkTime)> {
+        let times = lock(&self.0.times);
+        let of_rank = times.iter().filter(|((of, name), _)| *of == rank && name.label() == label);
+        of_rank.map(|((_, name), time)| (*name, *time)).collect()
     }
 }
 
@@ -121,34 +182,46 @@ impl State {
     fn arrive(&self, group: &Group, number: u64, transfer: Duration) {
         let mut groups = lock(&self.groups);
         let traffic = groups.entry(Self::key(group)).or_default();
-        let (arrived, over) = traffic.under_way.entry(number).or_default();
-        *arrived += 1;
-        if *arrived == group.size() {
+        traffic.idle.remove(&group.world_rank());
+        let under_way = traffic.under_way.entry(number).or_default();
+        under_way.here += 1;
+        if under_way.here == group.size() {
             let now = Instant::now();
-            let end = traffic.free_at.map_or(now, |free| free.max(now)) + transfer;
-            (*over, traffic.free_at) = (Some(end), Some(end));
+            let start = traffic.free_at.map_or(now, |free| free.max(now));
+            let end = start + transfer;
+            (under_way.on_link, traffic.free_at) = (Some(start..end), Some(end));
         }
     }
 
-    /// When a collective that is over in memory is over on the link. Each rank asks once.
-    fn leave(&self, group: &Group, number: u64) -> Option<Instant> {
+    /// A rank has a collective in memory; when it is over on the link. Each rank leaves once, and says
+    /// since when it has waited, if it has. The last one adds up what it took.
+    fn leave(
+        &self,
+        group: &Group,
+        number: u64,
+        name: Name,
+        since: Option<Instant>,
+    ) -> Option<Instant> {
         let mut groups = lock(&self.groups);
-        let under_way = &mut groups.get_mut(&Self::key(group))?.under_way;
-        let (left, over) = under_way.get_mut(&number)?;
-        let over = *over;
-        *left -= 1;
-        if *left == 0 {
-            under_way.remove(&number);
+        let traffic = groups.get_mut(&Self::key(group))?;
+        let under_way = traffic.under_way.get_mut(&number)?;
+        let end = under_way.on_link.as_ref().map(|on_link| on_link.end);
+        if let Some(since) = since {
+            let rank = group.world_rank();
+            let idle_since = *traffic.idle.entry(rank).or_insert(since);
+            under_way.waits.push(Wait { rank, since, idle_since });
         }
-        over
-    }
-
-    fn note(&self, rank: usize, name: Name, transfer: Duration, exposed: Duration) {
-        let mut times = lock(&self.times);
-        let time = times.entry((rank, name.label())).or_default();
-        time.operations += 1;
-        time.transfer += transfer;
-        time.exposed += exposed;
+        under_way.here -= 1;
+        if under_way.here == 0
+            && let Some(over) = traffic.under_way.remove(&number)
+        {
+            let mut times = lock(&self.times);
+            for (rank, time) in over.times() {
+                let sum = times.entry((rank, name)).or_default();
+                *sum = [*sum, time].into_iter().sum();
+            }
+        }
+        end
     }
 }
 
@@ -168,7 +241,7 @@ impl Communicator for Linked {
         self.link.arrive(self.group(), number, transfer);
         let inner = Some(self.inner.start(request)?);
         let (link, group) = (self.link.clone(), self.group().clone());
-        let slow = Slow { inner, link, group, number, name, transfer };
+        let slow = Slow { inner, link, group, number, name };
         Ok(Pending::started(Box::new(slow)))
     }
 
@@ -198,27 +271,23 @@ struct Slow {
     group: Group,
     number: u64,
     name: Name,
-    transfer: Duration,
 }
 
 impl Progress for Slow {
     fn is_done(&self) -> bool {
         let groups = lock(&self.link.groups);
         let traffic = groups.get(&State::key(&self.group));
-        let over = traffic.and_then(|traffic| traffic.under_way.get(&self.number)?.1);
-        over.is_some_and(|over| over <= Instant::now())
+        let on_link = traffic.and_then(|all| all.under_way.get(&self.number)?.on_link.as_ref());
+        on_link.is_some_and(|on_link| on_link.end <= Instant::now())
             && self.inner.as_ref().is_some_and(Pending::is_done)
     }
 
     fn wait(mut self: Box<Self>, on: &Queue) -> Result<Done, CommError> {
-        let began = Instant::now();
+        let since = Instant::now();
         let Some(inner) = self.inner.take() else { return Ok(Done::default()) };
         let done = inner.wait(on)?;
-        if let Some(over) = self.link.leave(&self.group, self.number) {
+        if let Some(over) = self.link.leave(&self.group, self.number, self.name, Some(since)) {
             std::thread::sleep(over.saturating_duration_since(Instant::now()));
-            // What the rank waits for before the transfer begins is a late peer, and not the link.
-            let exposed = over.saturating_duration_since(began).min(self.transfer);
-            self.link.note(self.group.world_rank(), self.name, self.transfer, exposed);
         }
         Ok(done)
     }
@@ -228,7 +297,7 @@ impl Drop for Slow {
     fn drop(&mut self) {
         // Not waited for: nobody asks when it is over.
         if self.inner.is_some() {
-            self.link.leave(&self.group, self.number);
+            self.link.leave(&self.group, self.number, self.name, None);
         }
     }
 }
@@ -280,15 +349,48 @@ mod tests {
         });
         assert_eq!(sums.unwrap(), vec![vec![Some(2.0), Some(4.0), Some(6.0)]; 2]);
         assert!(began.elapsed() >= Duration::from_millis(50));
+        let of = |rank, label| link.times(rank, label).into_iter().map(|(_, time)| time).sum();
         for rank in 0..2 {
-            let (hidden, shown) = (link.time(rank, "grad"), link.time(rank, "shown"));
+            let (hidden, shown): (LinkTime, LinkTime) = (of(rank, "grad"), of(rank, "shown"));
             assert_eq!((hidden.operations, shown.operations), (3, 1));
             assert_eq!(hidden.transfer, 3 * shown.transfer);
             // How much was hidden depends on the machine; more than all of it never stands out.
             assert!(hidden.exposed <= hidden.transfer && shown.exposed <= shown.transfer);
             assert!((0.0..=1.0).contains(&hidden.hidden()), "{hidden:?}");
         }
-        assert_eq!(link.time(0, "other"), LinkTime::default());
+        assert!(link.times(0, "other").is_empty());
         assert!(lock(&link.0.groups).values().all(|traffic| traffic.under_way.is_empty()));
+    }
+
+    /// A rank that waits while another one computes waits for that one, however fast the link is.
+    #[test]
+    fn a_late_peer_is_not_the_links_fault() {
+        let began = Instant::now();
+        let at = |ms: u64| began + Duration::from_millis(ms);
+        let check = |since: [u64; 2], idle_since: [u64; 2], exposed: u64, waited: [u64; 2]| {
+            let wait = |index: usize, rank| {
+                let (since, idle_since) = (at(since[index]), at(idle_since[index]));
+                Wait { rank, since, idle_since }
+            };
+            let waits = vec![wait(0, 4), wait(1, 6)];
+            let under_way = UnderWay { here: 0, on_link: Some(at(100)..at(110)), waits };
+            let ms = Duration::from_millis;
+            let time = |waited| LinkTime {
+                operations: 1,
+                transfer: ms(10),
+                exposed: ms(exposed),
+                waited: ms(waited),
+            };
+            let times: Vec<_> = under_way.times().collect();
+            assert_eq!(times, [(4, time(waited[0])), (6, time(waited[1]))]);
+        };
+        check([120, 130], [120, 130], 0, [0, 0]); // over before anybody wanted it
+        check([50, 104], [50, 104], 6, [60, 6]); // hidden under the second rank's work until 104
+        check([107, 60], [107, 60], 3, [3, 50]);
+        check([50, 100], [50, 100], 10, [60, 10]); // posted last and waited for at once: it all shows
+        // What a rank does between two waits hides nothing.
+        check([105, 108], [90, 103], 7, [5, 2]);
+        let nobody = UnderWay { here: 0, on_link: Some(at(1)..at(2)), waits: vec![] };
+        assert_eq!(nobody.times().count(), 0);
     }
 }

@@ -138,7 +138,8 @@ pub fn train(
         Ranks::Process(process) => {
             let is_first = process.world().rank() == 0;
             agree(process, if is_first { shared.begin() } else { Ok(()) })?;
-            let result = shared.run(process.world().clone())?;
+            let result = shared.run(process.world().clone());
+            let result = result.map_err(|error| TrainError::Begun(Box::new(error)))?;
             if !is_first {
                 return Ok(None);
             }

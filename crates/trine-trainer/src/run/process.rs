@@ -88,8 +88,8 @@ impl Process {
         }
         let mut letters = all[first].chars();
         let is_usage = letters.next() == Some(USAGE);
-        let place = format!("rank {first} on {}", self.hosts[first]);
-        Err(TrainError::Elsewhere { place, message: letters.as_str().to_owned(), is_usage })
+        let (host, message) = (self.hosts[first].clone(), letters.as_str().to_owned());
+        Err(TrainError::Elsewhere { rank: first, host, message, is_usage })
     }
 
     /// Rank 0's text.
