@@ -23,7 +23,7 @@
 //! let layout = Layout {
 //!     degrees,
 //!     virtual_stages: 1,
-//!     pipeline: Pipeline::OneFOneB,
+//!     pipeline: trine_schedule::ScheduleKind::OneFOneB,
 //!     micro_batch: 1,
 //!     global_batch: 1280,
 //!     seq: 2048,
@@ -69,10 +69,10 @@ pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
 pub use draw::memory_svg;
 pub use error::PlanError;
 pub use flops::{Convention, Flops, flops};
-pub use layout::{Attention, Layout, Pipeline, Recompute};
+pub use layout::{Attention, Layout, Recompute};
 pub use memory::Memory;
 pub use model::Model;
-pub use pipeline::{StageTime, blocks_of, bubble_s, in_flight};
+pub use pipeline::{StageTime, blocks_of};
 pub use scaling::{Scaling, ScalingPoint, scale};
 pub use search::{
     Choice, Fixed, Found, Impossible, Limit, Request, SearchError, default_global_batch,

@@ -2,9 +2,10 @@
 
 use crate::csv::Table;
 use crate::flops::{Convention, flops};
-use crate::{Attention, Cluster, Layout, Model, Pipeline, PlanError, Precision, Recompute, Stack};
+use crate::{Attention, Cluster, Layout, Model, PlanError, Precision, Recompute, Stack};
 use std::collections::BTreeSet;
 use trine_mesh::Degrees;
+use trine_schedule::ScheduleKind;
 use trine_spec::{Family, ModelSpec};
 
 /// The vocabulary of GPT-2, where a run does not say.
@@ -256,8 +257,10 @@ impl Row<'_> {
         if gpus != 0 && degrees.world() != gpus {
             return Err(format!("{degrees} are {} ranks, not {gpus} gpus", degrees.world()));
         }
-        let virtual_stages = self.optional("vpp", 1)?;
-        let pipeline = self.pipeline(virtual_stages, pp, assumed)?;
+        let asked = if pp == 1 { 1 } else { self.optional("vpp", 1)? };
+        let pipeline = self.pipeline(asked, pp, assumed)?;
+        let (fewest, most) = pipeline.info().chunks;
+        let virtual_stages = asked.clamp(fewest, most);
         Ok(Layout {
             degrees,
             virtual_stages,
@@ -278,22 +281,22 @@ impl Row<'_> {
         virtual_stages: usize,
         pp: usize,
         assumed: &mut Vec<String>,
-    ) -> Result<Pipeline, String> {
+    ) -> Result<ScheduleKind, String> {
         let name = self.lower("schedule");
         let named = |text: &str| name.contains(text);
         Ok(match () {
-            () if pp == 1 => Pipeline::OneFOneB,
-            () if named("gpipe") || named("afab") => Pipeline::GPipe,
-            () if named("breadth") || named("bfs") => Pipeline::BreadthFirst,
-            () if named("zb-v") || named("zbv") => Pipeline::ZbV,
-            () if named("zb-1p") || named("zb-h1") || named("zbh1") => Pipeline::ZbH1,
-            () if named("zb-2p") || named("zb-h2") || named("zbh2") => Pipeline::ZbH2,
-            () if virtual_stages > 1 => Pipeline::Interleaved,
+            () if pp == 1 => ScheduleKind::OneFOneB,
+            () if named("gpipe") || named("afab") => ScheduleKind::GPipe,
+            () if named("breadth") || named("bfs") => ScheduleKind::BreadthFirst,
+            () if named("zb-v") || named("zbv") => ScheduleKind::ZbV,
+            () if named("zb-1p") || named("zb-h1") || named("zbh1") => ScheduleKind::ZbH1,
+            () if named("zb-2p") || named("zb-h2") || named("zbh2") => ScheduleKind::ZbH2,
+            () if virtual_stages > 1 => ScheduleKind::Interleaved,
             () if named("interleaved") || named("1f1b-i") => {
                 assumed.push("vpp 1".into());
-                Pipeline::OneFOneB
+                ScheduleKind::OneFOneB
             }
-            () if name.is_empty() || named("1f1b") || named("none") => Pipeline::OneFOneB,
+            () if name.is_empty() || named("1f1b") || named("none") => ScheduleKind::OneFOneB,
             () => return Err(format!("schedule \"{name}\" is not known")),
         })
     }

@@ -66,6 +66,10 @@ pub struct Stack {
     /// Share of messages between stages that hides behind computation.
     #[serde(default)]
     pub message_overlap: f64,
+    /// Whether ranks begin the next step one after the other (Qi et al., who check an optimizer step after it was
+    /// taken), rather than all after the last has ended this one.
+    #[serde(default)]
+    pub steps_overlap: bool,
     /// Share of tensor-parallel collectives that hides behind products.
     #[serde(default)]
     pub tensor_overlap: f64,
@@ -101,6 +105,11 @@ impl Stack {
             Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.bf16,
             Precision::F32 => StateBytes { weights: 4.0, gradients: 4.0, master: 0.0, ..self.bf16 },
         }
+    }
+
+    /// Of a message between stages: for how long its ends are blocked, and when it arrives after that.
+    pub fn message_waits(&self, message_s: f64) -> (f64, f64) {
+        (message_s * (1.0 - self.message_overlap), message_s * self.message_overlap)
     }
 
     /// Bytes per element of the gradient reduction.

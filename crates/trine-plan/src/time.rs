@@ -109,16 +109,16 @@ impl Planner<'_> {
             weight: all.weight - slowest.weight,
         };
         let message = self.message_s(layout);
+        let waits @ (blocked, _) = self.stack.message_waits(message);
         let v = layout.virtual_stages as f64;
-        let fill = 2.0 * (p - 1) as f64 * message;
         let mut time = Time {
             forward: m * slow.kernels.forward,
             backward: m * (slow.kernels.backward + slow.kernels.weight),
             recompute: m * slow.recompute,
             tensor: m * (slow.tensor_forward + slow.tensor_backward),
             context: m * slow.context,
-            messages: m * 2.0 * v * message * (1.0 - self.stack.message_overlap),
-            bubble: bubble_s(layout, slowest, others) + fill,
+            messages: m * 2.0 * v * blocked,
+            bubble: bubble_s(layout, others, waits, self.stack.steps_overlap),
             ..Time::default()
         };
         let blocks = blocks_of(layers, layout, self.stack, usize::from(p > 2));
@@ -194,11 +194,17 @@ impl Planner<'_> {
                 let flops = h * (q + 2.0 * kv) + q * h + h * inner + f * h;
                 products.forward * (h * kv + q * h + h * f) / flops + rest.forward
             }
-            Recompute::Full { .. } => forward,
+            Recompute::Full { .. } => forward * self.whole_share(layout),
         } * over;
         let (tensor_forward, tensor_backward) = self.tensor_s(layout, network);
         let context = self.context_s(layout, network, attention.forward + attention.backward);
         Unit { kernels: all, recompute: again, tensor_forward, tensor_backward, context }
+    }
+
+    /// The share of a stage's blocks that are computed again as a whole.
+    fn whole_share(&self, layout: &Layout) -> f64 {
+        let blocks = self.model.spec.layers as f64 / layout.degrees.pp as f64;
+        layout.recompute.whole_blocks(blocks).min(blocks) / blocks
     }
 
     /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: two norms read and write the
@@ -238,8 +244,7 @@ impl Planner<'_> {
         let group = Group { size: tp, stride: 1 };
         let overlap = if layout.sequence_parallel { self.stack.tensor_overlap } else { 0.0 };
         let two = 2.0 * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap);
-        let again = matches!(layout.recompute, Recompute::Full { .. });
-        (two, if again { 2.0 * two } else { two })
+        (two, two * (1.0 + self.whole_share(layout)))
     }
 
     /// Ring attention sends keys and values around cp ranks, forward once and backward with their gradients, behind

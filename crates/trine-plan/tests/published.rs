@@ -6,9 +6,10 @@ use trine_plan::calibrate::{Fit, fit_rows, fnv1a};
 use trine_plan::evaluate::{Compared, World, noise_floor, quantile, summarize};
 use trine_plan::published::{PublishedRun, built_in, read};
 use trine_plan::{
-    Attention, Cluster, Constants, Convention, Layout, Model, Pipeline, Planner, Precision,
-    Recompute, Stack, clusters, find_cluster, find_stack, flops, stacks,
+    Attention, Cluster, Constants, Convention, Layout, Model, Planner, Precision, Recompute, Stack,
+    clusters, find_cluster, find_stack, flops, stacks,
 };
+use trine_schedule::ScheduleKind;
 use trine_spec::presets;
 
 struct Known {
@@ -127,7 +128,7 @@ fn frontier(degrees: Degrees, per_replica: usize) -> Layout {
     Layout {
         degrees,
         virtual_stages: 1,
-        pipeline: Pipeline::OneFOneB,
+        pipeline: ScheduleKind::OneFOneB,
         micro_batch: 1,
         global_batch: per_replica * degrees.dp,
         seq: 2048,

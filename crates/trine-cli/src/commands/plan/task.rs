@@ -3,11 +3,11 @@
 use crate::failure::Failure;
 use crate::plan_args::TaskArgs;
 use trine_plan::{
-    Attention, Choice, Cluster, Constants, Fixed, Impossible, Limit, Model, Pipeline, PlanError,
-    Planner, Precision, Recompute, Request, SearchError, Stack, clusters, default_global_batch,
+    Attention, Choice, Cluster, Constants, Fixed, Impossible, Limit, Model, PlanError, Planner,
+    Precision, Recompute, Request, SearchError, Stack, clusters, default_global_batch,
     find_cluster, find_stack, stacks,
 };
-use trine_schedule::ScheduleKind;
+use trine_schedule::{Purpose, ScheduleKind};
 
 /// A model on a machine, with all that [`Planner`] borrows.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ pub(crate) fn describe(choice: &Choice) -> String {
         d.tp,
         d.pp,
         d.dp,
-        layout.pipeline.kind(),
+        layout.pipeline,
         layout.micro_batch,
         layout.zero,
         recompute_word(layout.recompute),
@@ -199,22 +199,14 @@ fn request(args: &TaskArgs, model: &Model) -> Result<Request, Failure> {
 }
 
 fn fixed(args: &TaskArgs) -> Result<Fixed, Failure> {
-    let pipelines = [
-        Pipeline::GPipe,
-        Pipeline::OneFOneB,
-        Pipeline::Interleaved,
-        Pipeline::BreadthFirst,
-        Pipeline::ZbH1,
-        Pipeline::ZbH2,
-        Pipeline::ZbV,
-    ];
     let pipeline = match &args.schedule {
         None => None,
         Some(name) => {
             let kind: ScheduleKind = name.parse().map_err(Failure::usage)?;
-            let known = pipelines.into_iter().find(|pipeline| pipeline.kind() == kind);
-            let evaluation = || Failure::usage(format!("--schedule {name}: does not train"));
-            Some(known.ok_or_else(evaluation)?)
+            if kind.info().purpose != Purpose::Train {
+                return Err(Failure::usage(format!("--schedule {name}: does not train")));
+            }
+            Some(kind)
         }
     };
     let recompute = match &args.recompute {
