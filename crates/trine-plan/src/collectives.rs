@@ -42,9 +42,9 @@ impl Network<'_> {
         level.latency + bytes / self.bandwidth(level)
     }
 
-    /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings, one hierarchy level at a
-    /// time. The k members inside a unit share out what crosses to the next level among their k links, and all
-    /// levels work at once, so the slowest decides. A ring waits for every member in turn, for each of the
+    /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings through all members, as NCCL and
+    /// RCCL build them. (P − 1) / P of the tensor passes between any two neighbours; the k members inside a unit share out
+    /// what crosses to the next unit among their k links (k rings). The slowest level decides. A ring waits for every member in turn, for each of the
     /// `calls` that the bytes are cut into.
     pub(crate) fn gather_s(&self, bytes: f64, calls: f64, group: Group) -> f64 {
         let (transfer, ring, _) = self.parts_s(bytes, group);
@@ -63,6 +63,7 @@ impl Network<'_> {
         if group.size <= 1 {
             return (0.0, 0.0, 0.0);
         }
+        let around = (group.size - 1) as f64 / group.size as f64;
         let (mut slowest, mut ring, mut tree) = (0.0f64, 0.0, 0.0);
         let mut inside = 1;
         for (index, level) in self.cluster.levels.iter().enumerate() {
@@ -74,7 +75,7 @@ impl Network<'_> {
             };
             let units = holds as f64 / inside as f64;
             if units > 1.0 {
-                let share = (units - 1.0) / units * bytes / inside as f64;
+                let share = around * bytes / inside as f64;
                 slowest = slowest.max(share / self.bandwidth(level));
                 ring += level.latency * (units - 1.0);
                 tree += level.latency
@@ -119,9 +120,9 @@ mod tests {
         // Inside a node: 2 (P − 1) / P · n / β.
         let node = network.all_reduce_s(8e9, 1.0, Group { size: 8, stride: 1 });
         assert!((node - 2.0 * 7.0 / 8.0 * 8e9 / 300e9).abs() < 1e-12);
-        // Thirty-two whole nodes: each device's link carries 1/8 of the tensor between nodes.
+        // Thirty-two whole nodes: eight rings through all, each over its own link between nodes.
         let nodes = network.all_reduce_s(8e9, 1.0, Group { size: 256, stride: 1 });
-        assert!((nodes - 2.0 * 31.0 / 32.0 * 1e9 / 25e9).abs() < 1e-12);
+        assert!((nodes - 2.0 * 255.0 / 256.0 * 1e9 / 25e9).abs() < 1e-12);
         // One rank a node: everything crosses its one link.
         let apart = network.gather_s(8e9, 1.0, Group { size: 32, stride: 8 });
         assert!((apart - 31.0 / 32.0 * 8e9 / 25e9).abs() < 1e-12);

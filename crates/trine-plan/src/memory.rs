@@ -141,6 +141,9 @@ impl Planner<'_> {
         bytes += tokens * 4.0 * (all + split / tp + along / parts);
         // Two norms that keep an upcast copy of what they read.
         bytes += tokens * 2.0 * self.stack.norm_extra_bytes * h / parts;
+        if self.stack.gathered_inputs_kept {
+            bytes += tokens * compute * 2.0 * h * (1.0 - 1.0 / parts);
+        }
         if self.stack.gate_activation && spec.gated() {
             bytes += tokens * compute * f / tp;
         }

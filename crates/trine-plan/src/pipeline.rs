@@ -1,27 +1,33 @@
 //! What a pipeline rank has to do, and how long it waits for the others.
 
+use crate::stack::Partition;
 use crate::{Layout, Stack};
 use trine_schedule::UniformStage;
 
 /// Blocks on a pipeline rank, over all its virtual stages.
-///
-/// Where the blocks do not divide, the first ranks take one more (as trine splits), or the first and last rank one
-/// less, because they also hold the embedding and the head.
 pub fn blocks_of(layers: usize, layout: &Layout, stack: &Stack, stage: usize) -> f64 {
     let ranks = layout.degrees.pp;
     let (each, over) = (layers / ranks, layers % ranks);
-    let more = if !stack.short_ends {
-        stage < over
-    } else {
-        // Whoever is short: the last, then the first, then from the end.
-        let order = match stage {
-            0 => 1,
-            stage if stage == ranks - 1 => 0,
-            stage => ranks - stage,
-        };
-        over > 0 && order >= ranks - over
+    let blocks = match stack.partition {
+        Partition::Blocks => each + usize::from(stage < over),
+        Partition::ShortEnds => {
+            // Whoever is short: the last, then the first, then from the end.
+            let order = match stage {
+                0 => 1,
+                stage if stage == ranks - 1 => 0,
+                stage => ranks - stage,
+            };
+            each + usize::from(over > 0 && order >= ranks - over)
+        }
+        Partition::AllLayers => {
+            // The embedding before the blocks; norm and head after them.
+            let (each, over) = ((layers + 3) / ranks, (layers + 3) % ranks);
+            let start = |stage: usize| stage * each + stage.min(over);
+            let blocks = |end: usize| end.clamp(1, layers + 1);
+            blocks(start(stage + 1)) - blocks(start(stage))
+        }
     };
-    (each + usize::from(more)) as f64
+    blocks as f64
 }
 
 /// Times of one micro-batch on one rank, all virtual stages together, seconds.

@@ -388,13 +388,16 @@ impl Row<'_> {
         match () {
             () if source.contains("Aleph") && flash.contains("rms") => named("aleph-alpha-rms"),
             () if source.contains("Aleph") => named("aleph-alpha"),
-            () if zero.contains("FSDP2") => named("torchtitan"),
-            () if zero.contains("FSDP") => named("fsdp"),
             () => {
                 let matches =
                     |stack: &Stack| stack.sources.iter().any(|pattern| source.contains(pattern));
                 let old = self.precision() == Precision::F16 && flash.starts_with("no");
                 let fallback = if old { "megatron-2021" } else { "megatron-core" };
+                let fallback = match () {
+                    () if zero.contains("FSDP2") => "torchtitan",
+                    () if zero.contains("FSDP") => "fsdp",
+                    () => fallback,
+                };
                 stacks.iter().position(matches).unwrap_or_else(|| named(fallback))
             }
         }

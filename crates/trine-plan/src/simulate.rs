@@ -21,7 +21,7 @@ impl Planner<'_> {
     pub fn stage_costs(&self, layout: &Layout, placement: &[usize]) -> StageCosts {
         let (block, head, message) = self.unit_times(layout);
         let stages = placement.len();
-        let (blocked, transfer) = self.stack.message_waits(message);
+        let (blocked, transfer) = self.stack.message_waits(message, layout.degrees.pp);
         let blocks = self.stage_blocks(layout, placement);
         let time = |stage: usize, of: fn(&StageTime) -> f64| {
             blocks[stage] as f64 * of(&block) + if stage + 1 == stages { of(&head) } else { 0.0 }

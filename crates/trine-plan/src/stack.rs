@@ -27,6 +27,19 @@ fn yes() -> bool {
     true
 }
 
+/// How layers are shared out over the stages of a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Partition {
+    /// Blocks alone, as evenly as possible; the first stages take one more.
+    #[default]
+    Blocks,
+    /// As evenly as possible; the last stage, then the first, then those before the last take one less.
+    ShortEnds,
+    /// Embedding, blocks, final norm and head are one list that is cut evenly; the first stages take one more.
+    AllLayers,
+}
+
 /// One framework, as far as memory and time are concerned.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +67,10 @@ pub struct Stack {
     /// Extra stored bytes per token and hidden element for norms that keep an upcast copy.
     #[serde(default)]
     pub norm_extra_bytes: f64,
+    /// Whether inputs of split products that sequence parallelism gathers are kept whole for backward (DTensor), not
+    /// gathered again (Megatron).
+    #[serde(default)]
+    pub gathered_inputs_kept: bool,
     /// Whether the activation of a gated MLP's gate is stored beside gate, up and product.
     #[serde(default)]
     pub gate_activation: bool,
@@ -63,6 +80,10 @@ pub struct Stack {
     /// Whether messages between stages are split over tensor parallelism (scatter/gather).
     #[serde(default)]
     pub split_messages: bool,
+    /// Whether a rank sends and receives one message after the other (DeepSpeed's engine and those after it), not a
+    /// forward's and a backward's at once (Megatron).
+    #[serde(default)]
+    pub serial_messages: bool,
     /// Share of messages between stages that hides behind computation.
     #[serde(default)]
     pub message_overlap: f64,
@@ -73,12 +94,15 @@ pub struct Stack {
     /// Share of tensor-parallel collectives that hides behind products.
     #[serde(default)]
     pub tensor_overlap: f64,
+    /// Whether ZeRO-1 sums whole gradients on every replica, and not each its own part.
+    #[serde(default)]
+    pub whole_gradients: bool,
     /// Share of the gradient reduction that can hide behind the last micro-batch's backward pass.
     #[serde(default)]
     pub gradient_overlap: f64,
-    /// Where layers do not divide by stages: whether the last and first stages take fewer (else later stages do).
+    /// How layers are shared out over stages.
     #[serde(default)]
-    pub short_ends: bool,
+    pub partition: Partition,
     /// Bytes per logit of the vocabulary loss: the logits, their f32 copy, their gradient.
     pub logit_bytes: f64,
     /// Whether every tensor rank holds the logits of the whole vocabulary for the loss.
@@ -107,9 +131,11 @@ impl Stack {
         }
     }
 
-    /// Of a message between stages: for how long its ends are blocked, and when it arrives after that.
-    pub fn message_waits(&self, message_s: f64) -> (f64, f64) {
-        (message_s * (1.0 - self.message_overlap), message_s * self.message_overlap)
+    /// Of the messages of one forward or backward: for how long a rank of a pipeline is blocked, and when they arrive
+    /// after that. A rank between others receives and sends; serially, that is twice.
+    pub fn message_waits(&self, message_s: f64, ranks: usize) -> (f64, f64) {
+        let times = if self.serial_messages && ranks > 2 { 2.0 } else { 1.0 };
+        (times * message_s * (1.0 - self.message_overlap), message_s * self.message_overlap)
     }
 
     /// Bytes per element of the gradient reduction.

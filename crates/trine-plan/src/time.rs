@@ -109,7 +109,7 @@ impl Planner<'_> {
             weight: all.weight - slowest.weight,
         };
         let message = self.message_s(layout);
-        let waits @ (blocked, _) = self.stack.message_waits(message);
+        let waits @ (blocked, _) = self.stack.message_waits(message, p);
         let v = layout.virtual_stages as f64;
         let mut time = Time {
             forward: m * slow.kernels.forward,
@@ -209,7 +209,7 @@ impl Planner<'_> {
 
     /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: two norms read and write the
     /// stream (4 h), two residual additions (6 h), rotary or the split into heads (2 (q + 2 kv)), the activation
-    /// (2 or 3 f). Backward reads and writes gradients of the same beside what was saved.
+    /// (2 or 3 f). Backward reads what was saved beside the gradients that it reads and writes: twice as many.
     fn element_wise(&self, layout: &Layout, kernels: &Kernels<'_>) -> Passes {
         let spec = &self.model.spec;
         let tp = layout.degrees.tp as f64;
@@ -227,7 +227,7 @@ impl Planner<'_> {
             layout.tokens() * element_bytes(layout.precision) * elements * self.costs.traffic;
         Passes {
             forward: kernels.stream_s(bytes),
-            backward: 1.6 * kernels.stream_s(bytes),
+            backward: 2.0 * kernels.stream_s(bytes),
             weight: 0.0,
         }
     }
@@ -351,6 +351,11 @@ impl Planner<'_> {
             let all = network.all_reduce_s(reduced, calls, replicas);
             return partly_hidden(all, backward, over, overlap);
         }
+        let reduce = if self.stack.whole_gradients {
+            network.all_reduce_s(reduced, calls, replicas)
+        } else {
+            reduce
+        };
         partly_hidden(reduce, backward, over, overlap)
             + partly_hidden(gather, slowest.forward * window, over, overlap)
     }
