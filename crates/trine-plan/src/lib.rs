@@ -140,8 +140,8 @@ impl<'a> Planner<'a> {
                 .ok_or_else(|| unknown("device with constants", device, names()))?,
             costs: constants
                 .stack
-                .get(&stack.name)
-                .ok_or_else(|| unknown("stack with constants", &stack.name, stacks()))?,
+                .get(stack.constants())
+                .ok_or_else(|| unknown("stack with constants", stack.constants(), stacks()))?,
         })
     }
 

@@ -44,8 +44,11 @@ pub enum Partition {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stack {
-    /// Its name; also of its constants.
+    /// Its name.
     pub name: String,
+    /// Whose constants it has, if not its own: a version of another stack.
+    #[serde(default)]
+    pub like: Option<String>,
     /// One line for people.
     pub about: String,
     /// A published run belongs to the first stack one of whose patterns its source contains.
@@ -122,6 +125,11 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// The name of its constants.
+    pub fn constants(&self) -> &str {
+        self.like.as_ref().unwrap_or(&self.name)
+    }
+
     /// Training state of a precision.
     pub fn states(&self, precision: Precision) -> StateBytes {
         match precision {
