@@ -27,19 +27,19 @@ impl Network<'_> {
         level.bandwidth * efficiency / level.contention
     }
 
-    /// The innermost level that holds two devices `distance` apart.
-    fn level_of(&self, distance: usize) -> &Level {
-        let levels = &self.cluster.levels;
-        levels
-            .iter()
-            .find(|level| level.devices > distance)
-            .unwrap_or_else(|| levels.last().expect("invariant: a cluster has levels"))
-    }
-
-    /// Seconds of a message to the rank `stride` devices away: α + n/β.
-    pub(crate) fn message_s(&self, bytes: f64, stride: usize) -> f64 {
-        let level = self.level_of(stride);
-        level.latency + bytes / self.bandwidth(level)
+    /// Seconds of a message from a rank of a chain to the next, α + n/β: the mean over all but the last. Some hops stay
+    /// inside a unit of a level, others cross to the next.
+    pub(crate) fn message_s(&self, bytes: f64, chain: Group) -> f64 {
+        let Some(hops) = chain.size.checked_sub(1).filter(|hops| *hops > 0) else { return 0.0 };
+        let (mut seconds, mut left) = (0.0, hops);
+        for (index, level) in self.cluster.levels.iter().enumerate() {
+            let outermost = index + 1 == self.cluster.levels.len();
+            let crossing = (hops * chain.stride / level.devices).min(left);
+            let inside = if outermost { left } else { left - crossing };
+            seconds += inside as f64 * (level.latency + bytes / self.bandwidth(level));
+            left -= inside;
+        }
+        seconds / hops as f64
     }
 
     /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings through all members, as NCCL and
@@ -127,7 +127,12 @@ mod tests {
         let apart = network.gather_s(8e9, 1.0, Group { size: 32, stride: 8 });
         assert!((apart - 31.0 / 32.0 * 8e9 / 25e9).abs() < 1e-12);
         assert_eq!(network.gather_s(8e9, 1.0, Group { size: 1, stride: 8 }), 0.0);
-        assert!((network.message_s(25e9, 8) - 1.0).abs() < 1e-12);
+        // From node to node; to the other half of a node; of three such hops, one to another node.
+        let message = |size: usize, stride: usize| network.message_s(75e9, Group { size, stride });
+        assert!((message(2, 8) - 3.0).abs() < 1e-12);
+        assert!((message(2, 4) - 0.25).abs() < 1e-12);
+        assert!((message(4, 4) - (0.25 + 3.0 + 0.25) / 3.0).abs() < 1e-12);
+        assert_eq!(message(1, 8), 0.0);
         assert_eq!(network.nodes(20), 3);
     }
 }

@@ -256,7 +256,8 @@ impl Planner<'_> {
         }
         let kv = 2.0 * self.model.spec.kv_dim() as f64 / d.tp as f64;
         let bytes = layout.tokens() * kv * element_bytes(layout.precision);
-        let all = 3.0 * (d.cp - 1) as f64 * network.message_s(bytes, d.tp);
+        let all =
+            3.0 * (d.cp - 1) as f64 * network.message_s(bytes, Group { size: d.cp, stride: d.tp });
         hidden(all, attention, self.device.interference)
     }
 
@@ -310,7 +311,7 @@ impl Planner<'_> {
         } else {
             0.0
         };
-        network.message_s(sent, d.tp * d.cp * d.dp) + gather
+        network.message_s(sent, Group { size: d.pp, stride: d.tp * d.cp * d.dp }) + gather
     }
 
     /// Exposed traffic over replicas. ZeRO-0: one all-reduce of the gradients; ZeRO-1 and 2: reduce-scatter and all-gather
