@@ -54,6 +54,7 @@ mod layout;
 mod memory;
 mod model;
 mod pipeline;
+mod plot;
 pub mod published;
 pub mod report;
 mod scaling;
@@ -73,6 +74,7 @@ pub use layout::{Attention, Layout, Recompute};
 pub use memory::Memory;
 pub use model::Model;
 pub use pipeline::{StageTime, blocks_of};
+pub use plot::{evaluation_svg, scaling_svg};
 pub use scaling::{Scaling, ScalingPoint, scale};
 pub use search::{
     Choice, Fixed, Found, Impossible, Limit, Request, SearchError, default_global_batch,
