@@ -42,6 +42,9 @@ pub(crate) struct EvaluateArgs {
     /// Print the tables of docs/planning-rows.md
     #[arg(long)]
     pub(crate) markdown: bool,
+    /// Draw predicted against published to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -157,6 +160,9 @@ pub(crate) struct ScaleArgs {
     /// The largest number of devices
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub(crate) to: usize,
+    /// Draw the curves to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,

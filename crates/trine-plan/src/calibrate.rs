@@ -1,7 +1,7 @@
 //! The fit: a few constants with a meaning each, on a quarter of the published rows, tested on the rest.
 
 use crate::evaluate::{Compared, World};
-use crate::published::{Outcome, PublishedRun};
+use crate::published::{Outcome, PublishedRun, Run};
 use crate::{Cluster, Constants, DeviceConstants, PlanError, Stack, StackConstants};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -194,7 +194,9 @@ impl Fit<'_> {
     /// The constants that rows touch; of devices with few rows, their own three.
     fn knobs(&self, rows: &[&PublishedRun], elsewhere: &[&PublishedRun]) -> Vec<Knob> {
         let count = |rows: &[&PublishedRun], stack: usize| {
-            let of = |row: &&&PublishedRun| row.run.as_ref().is_ok_and(|run| run.stack == stack);
+            let name = self.stacks[stack].constants();
+            let same = |run: &Run| self.stacks[run.stack].constants() == name;
+            let of = |row: &&&PublishedRun| row.run.as_ref().is_ok_and(same);
             rows.iter().filter(of).count()
         };
         let mut knobs = BTreeSet::new();
@@ -209,9 +211,9 @@ impl Fit<'_> {
                 }
             }
             if count(rows, run.stack) > count(elsewhere, run.stack) {
-                let stack = &self.stacks[run.stack].name;
+                let stack = self.stacks[run.stack].constants();
                 for index in 0..StackConstants::INFO.len() {
-                    knobs.insert(Knob { device: false, owner: stack.clone(), index });
+                    knobs.insert(Knob { device: false, owner: stack.to_owned(), index });
                 }
             }
         }

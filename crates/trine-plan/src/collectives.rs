@@ -27,24 +27,24 @@ impl Network<'_> {
         level.bandwidth * efficiency / level.contention
     }
 
-    /// The innermost level that holds two devices `distance` apart.
-    fn level_of(&self, distance: usize) -> &Level {
-        let levels = &self.cluster.levels;
-        levels
-            .iter()
-            .find(|level| level.devices > distance)
-            .unwrap_or_else(|| levels.last().expect("invariant: a cluster has levels"))
+    /// Seconds of a message from a rank of a chain to the next, α + n/β: the mean over all but the last. Some hops stay
+    /// inside a unit of a level, others cross to the next.
+    pub(crate) fn message_s(&self, bytes: f64, chain: Group) -> f64 {
+        let Some(hops) = chain.size.checked_sub(1).filter(|hops| *hops > 0) else { return 0.0 };
+        let (mut seconds, mut left) = (0.0, hops);
+        for (index, level) in self.cluster.levels.iter().enumerate() {
+            let outermost = index + 1 == self.cluster.levels.len();
+            let crossing = (hops * chain.stride / level.devices).min(left);
+            let inside = if outermost { left } else { left - crossing };
+            seconds += inside as f64 * (level.latency + bytes / self.bandwidth(level));
+            left -= inside;
+        }
+        seconds / hops as f64
     }
 
-    /// Seconds of a message to the rank `stride` devices away: α + n/β.
-    pub(crate) fn message_s(&self, bytes: f64, stride: usize) -> f64 {
-        let level = self.level_of(stride);
-        level.latency + bytes / self.bandwidth(level)
-    }
-
-    /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings, one hierarchy level at a
-    /// time. The k members inside a unit share out what crosses to the next level among their k links, and all
-    /// levels work at once, so the slowest decides. A ring waits for every member in turn, for each of the
+    /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings through all members, as NCCL and
+    /// RCCL build them. (P − 1) / P of the tensor passes between any two neighbours; the k members inside a unit share out
+    /// what crosses to the next unit among their k links (k rings). The slowest level decides. A ring waits for every member in turn, for each of the
     /// `calls` that the bytes are cut into.
     pub(crate) fn gather_s(&self, bytes: f64, calls: f64, group: Group) -> f64 {
         let (transfer, ring, _) = self.parts_s(bytes, group);
@@ -63,6 +63,7 @@ impl Network<'_> {
         if group.size <= 1 {
             return (0.0, 0.0, 0.0);
         }
+        let around = (group.size - 1) as f64 / group.size as f64;
         let (mut slowest, mut ring, mut tree) = (0.0f64, 0.0, 0.0);
         let mut inside = 1;
         for (index, level) in self.cluster.levels.iter().enumerate() {
@@ -74,7 +75,7 @@ impl Network<'_> {
             };
             let units = holds as f64 / inside as f64;
             if units > 1.0 {
-                let share = (units - 1.0) / units * bytes / inside as f64;
+                let share = around * bytes / inside as f64;
                 slowest = slowest.max(share / self.bandwidth(level));
                 ring += level.latency * (units - 1.0);
                 tree += level.latency
@@ -119,14 +120,19 @@ mod tests {
         // Inside a node: 2 (P − 1) / P · n / β.
         let node = network.all_reduce_s(8e9, 1.0, Group { size: 8, stride: 1 });
         assert!((node - 2.0 * 7.0 / 8.0 * 8e9 / 300e9).abs() < 1e-12);
-        // Thirty-two whole nodes: each device's link carries 1/8 of the tensor between nodes.
+        // Thirty-two whole nodes: eight rings through all, each over its own link between nodes.
         let nodes = network.all_reduce_s(8e9, 1.0, Group { size: 256, stride: 1 });
-        assert!((nodes - 2.0 * 31.0 / 32.0 * 1e9 / 25e9).abs() < 1e-12);
+        assert!((nodes - 2.0 * 255.0 / 256.0 * 1e9 / 25e9).abs() < 1e-12);
         // One rank a node: everything crosses its one link.
         let apart = network.gather_s(8e9, 1.0, Group { size: 32, stride: 8 });
         assert!((apart - 31.0 / 32.0 * 8e9 / 25e9).abs() < 1e-12);
         assert_eq!(network.gather_s(8e9, 1.0, Group { size: 1, stride: 8 }), 0.0);
-        assert!((network.message_s(25e9, 8) - 1.0).abs() < 1e-12);
+        // From node to node; to the other half of a node; of three such hops, one to another node.
+        let message = |size: usize, stride: usize| network.message_s(75e9, Group { size, stride });
+        assert!((message(2, 8) - 3.0).abs() < 1e-12);
+        assert!((message(2, 4) - 0.25).abs() < 1e-12);
+        assert!((message(4, 4) - (0.25 + 3.0 + 0.25) / 3.0).abs() < 1e-12);
+        assert_eq!(message(1, 8), 0.0);
         assert_eq!(network.nodes(20), 3);
     }
 }

@@ -67,7 +67,7 @@ constants! {
     /// What one software stack costs or saves.
     StackConstants, 3:
     host_overhead = 0.85 ..= 1.4, "time of all kernels relative to a stack that launches nothing needless";
-    traffic = 0.5 ..= 4.0, "bytes that element-wise kernels move, relative to well-fused ones";
+    traffic = 0.5 ..= 8.0, "bytes that element-wise kernels move, relative to well-fused ones";
     reserve = 0.0 ..= 0.3, "memory that the allocator holds beyond what is live, relative to it";
 }
 

@@ -36,7 +36,9 @@ pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
         Recompute::None => 0.0,
         Recompute::Selective => attention,
         Recompute::SelectiveOps => 2.0 * layers * (h * kv + q * h + h * f),
-        Recompute::Full { .. } => products + attention,
+        Recompute::Full { .. } => {
+            (products + attention) * layout.recompute.whole_blocks(layers) / layers
+        }
     };
     let tokens = layout.global_batch as f64 * layout.seq as f64;
     let once = products + attention + logits;
@@ -46,15 +48,16 @@ pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Attention, Pipeline, Precision};
+    use crate::{Attention, Precision};
     use trine_mesh::Degrees;
+    use trine_schedule::ScheduleKind;
     use trine_spec::presets;
 
     fn layout(recompute: Recompute) -> Layout {
         Layout {
             degrees: Degrees { dp: 1, pp: 16, tp: 4, ..Degrees::SERIAL },
             virtual_stages: 1,
-            pipeline: Pipeline::OneFOneB,
+            pipeline: ScheduleKind::OneFOneB,
             micro_batch: 1,
             global_batch: 640,
             seq: 2048,

@@ -2,6 +2,7 @@
 
 use crate::{Model, PlanError, Precision};
 use trine_mesh::Degrees;
+use trine_schedule::{Purpose, Schedule, ScheduleError, ScheduleKind, Shape};
 
 /// What the backward pass computes again instead of keeping it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,11 +13,21 @@ pub enum Recompute {
     Selective,
     /// Every second matrix product and all element-wise operations (torchtitan's per-operator checkpoints).
     SelectiveOps,
-    /// Whole blocks: the input of every `every`-th block is kept.
+    /// Whole blocks: every `every`-th block of a stage keeps its input alone, the others everything.
     Full {
-        /// Blocks between two kept inputs, at least 1.
+        /// 1: every block; 2: every second one; and so on.
         every: usize,
     },
+}
+
+impl Recompute {
+    /// How many of a stage's blocks are computed again as a whole.
+    pub fn whole_blocks(self, blocks: f64) -> f64 {
+        match self {
+            Self::Full { every } => (blocks / every as f64).ceil(),
+            _ => 0.0,
+        }
+    }
 }
 
 /// How attention is computed.
@@ -40,25 +51,6 @@ impl Attention {
     }
 }
 
-/// A pipeline schedule, as its closed forms know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Pipeline {
-    /// Huang et al., 1811.06965.
-    GPipe,
-    /// Narayanan et al., 2006.09503.
-    OneFOneB,
-    /// 1F1B over several virtual stages a rank (Narayanan et al., 2104.04473).
-    Interleaved,
-    /// All micro-batches through one virtual stage before the next (Lamy-Poirier, 2211.05953).
-    BreadthFirst,
-    /// Zero bubble within 1F1B's memory (Qi et al., 2401.10241).
-    ZbH1,
-    /// Zero bubble with up to twice 1F1B's memory.
-    ZbH2,
-    /// Zero bubble over a V of two chunks a rank, within 1F1B's memory.
-    ZbV,
-}
-
 /// A layout and the batch that runs through it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Layout {
@@ -67,7 +59,7 @@ pub struct Layout {
     /// Virtual stages of a pipeline rank.
     pub virtual_stages: usize,
     /// The order of forwards and backwards.
-    pub pipeline: Pipeline,
+    pub pipeline: ScheduleKind,
     /// Sequences of a micro-batch.
     pub micro_batch: usize,
     /// Sequences of an optimizer step, over all replicas.
@@ -100,6 +92,28 @@ impl Layout {
     /// Tokens of one micro-batch that one rank of a tensor group sees.
     pub fn tokens(&self) -> f64 {
         self.micro_batch as f64 * self.seq as f64 / self.degrees.cp as f64
+    }
+
+    /// The shape of its pipeline.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            ranks: self.degrees.pp,
+            chunks: self.virtual_stages,
+            micro_batches: self.micro_batches(),
+        }
+    }
+
+    /// The compute-only lists of its pipeline.
+    ///
+    /// # Errors
+    /// A shape for which the schedule is not defined; the error names the nearest.
+    pub fn schedule(&self) -> Result<Schedule, ScheduleError> {
+        self.pipeline.generate_shape(self.shape())
+    }
+
+    /// Activations that a pipeline rank holds at most, as a multiple of those of one micro-batch through its whole stage.
+    pub fn in_flight(&self, rank: usize) -> f64 {
+        self.pipeline.in_flight_max(&self.shape(), rank) as f64 / self.virtual_stages as f64
     }
 
     /// Checks the layout against a model. A batch that is no multiple of dp × micro-batch is refused.
@@ -145,8 +159,13 @@ impl Layout {
             let nearest = self.global_batch.next_multiple_of(step).to_string();
             return bad("global batch", &self.global_batch, rule, nearest);
         }
+        if self.pipeline.info().purpose != Purpose::Train {
+            let rule = "computes no gradients".into();
+            return bad("schedule", &self.pipeline, rule, ScheduleKind::OneFOneB.to_string());
+        }
+        self.pipeline.check_shape(&self.shape())?;
         if matches!(self.recompute, Recompute::Full { every: 0 }) {
-            let rule = "blocks between checkpoints must be at least 1".into();
+            let rule = "every block or fewer are computed again: must be at least 1".into();
             return bad("recompute every", &0, rule, "1".into());
         }
         Ok(())

@@ -23,7 +23,7 @@
 //! let layout = Layout {
 //!     degrees,
 //!     virtual_stages: 1,
-//!     pipeline: Pipeline::OneFOneB,
+//!     pipeline: trine_schedule::ScheduleKind::OneFOneB,
 //!     micro_batch: 1,
 //!     global_batch: 1280,
 //!     seq: 2048,
@@ -55,6 +55,7 @@ mod layout;
 mod memory;
 mod model;
 mod pipeline;
+mod plot;
 pub mod published;
 pub mod report;
 mod scaling;
@@ -72,10 +73,11 @@ pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
 pub use draw::memory_svg;
 pub use error::PlanError;
 pub use flops::{Convention, Flops, flops};
-pub use layout::{Attention, Layout, Pipeline, Recompute};
+pub use layout::{Attention, Layout, Recompute};
 pub use memory::Memory;
 pub use model::Model;
-pub use pipeline::{StageTime, blocks_of, bubble_s, in_flight};
+pub use pipeline::{StageTime, blocks_of};
+pub use plot::{evaluation_svg, scaling_svg};
 pub use scaling::{Scaling, ScalingPoint, scale};
 pub use search::{
     Choice, Fixed, Found, Impossible, Limit, Request, SearchError, default_global_batch,
@@ -145,8 +147,8 @@ impl<'a> Planner<'a> {
             device: cluster.device.reached.as_ref().map_or_else(row, Ok)?,
             costs: constants
                 .stack
-                .get(&stack.name)
-                .ok_or_else(|| unknown("stack with constants", &stack.name, stacks()))?,
+                .get(stack.constants())
+                .ok_or_else(|| unknown("stack with constants", stack.constants(), stacks()))?,
         })
     }
 

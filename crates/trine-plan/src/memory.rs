@@ -1,6 +1,6 @@
 //! What one rank of a stage holds at its peak, item by item.
 
-use crate::pipeline::{blocks_of, in_flight};
+use crate::pipeline::blocks_of;
 use crate::{Attention, Layout, Planner, Precision, Recompute};
 use trine_spec::{BUCKET_ELEMENTS, ElementBytes, RankBytes, StageShape};
 
@@ -64,13 +64,10 @@ impl Planner<'_> {
         let tp = layout.degrees.tp as f64;
         let h = self.model.spec.hidden as f64;
 
-        let flight = in_flight(layout, stage, self.weight_part(layout));
-        let mut each = match layout.recompute {
-            Recompute::Full { every } => {
-                (blocks / every as f64).ceil() * self.checkpoint_bytes(layout)
-            }
-            _ => blocks * self.block_saved_bytes(layout, layout.recompute),
-        };
+        let flight = layout.in_flight(stage);
+        let again = layout.recompute.whole_blocks(blocks);
+        let mut each = again * self.checkpoint_bytes(layout)
+            + (blocks - again) * self.block_saved_bytes(layout, layout.recompute);
         let stream = tokens * h / sequence_parts(layout);
         if first && self.stack.dropout_masks {
             each += stream;
@@ -200,6 +197,9 @@ impl Planner<'_> {
             tokens * self.stack.stream_bytes(layout.precision) * (all + split / tp + along / parts);
         // Two norms that keep an upcast copy of what they read.
         bytes += tokens * 2.0 * self.stack.norm_extra_bytes * h / parts;
+        if self.stack.gathered_inputs_kept {
+            bytes += tokens * compute * 2.0 * h * (1.0 - 1.0 / parts);
+        }
         if self.stack.gate_activation && spec.gated() {
             bytes += tokens * compute * f / tp;
         }
@@ -250,9 +250,7 @@ impl Planner<'_> {
             Recompute::Selective if layout.attention.stores_scores() => self.score_bytes(layout),
             Recompute::Selective => 0.0,
             Recompute::SelectiveOps => self.block_saved_bytes(layout, Recompute::None),
-            Recompute::Full { every } => {
-                every as f64 * self.block_saved_bytes(layout, Recompute::None)
-            }
+            Recompute::Full { .. } => self.block_saved_bytes(layout, Recompute::None),
         };
         let logits = if last {
             let parts = if self.stack.logits_whole { 1.0 } else { tp };
@@ -275,18 +273,6 @@ impl Planner<'_> {
         let ends = self.model.embedding.local(tp);
         let compute = element_bytes(layout.precision);
         3.0 * block * compute + ends * compute
-    }
-
-    /// Share of a block's saved bytes that weight gradients need: inputs of its products and their gradients.
-    fn weight_part(&self, layout: &Layout) -> f64 {
-        let spec = &self.model.spec;
-        let tp = layout.degrees.tp as f64;
-        let (h, f) = (spec.hidden as f64, spec.ffn as f64);
-        let inner = f * if spec.gated() { 2.0 } else { 1.0 };
-        let q = (spec.q_dim() + 2 * spec.kv_dim()) as f64;
-        let products = 4.0 * h + (q + spec.q_dim() as f64 + f + inner) / tp;
-        let bytes = layout.tokens() * element_bytes(layout.precision) * products;
-        (bytes / self.block_saved_bytes(layout, layout.recompute)).min(1.0)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use crate::csv::Table;
 use crate::flops::{Convention, flops};
-use crate::{Attention, Cluster, Layout, Model, Pipeline, PlanError, Precision, Recompute, Stack};
+use crate::{Attention, Cluster, Layout, Model, PlanError, Precision, Recompute, Stack};
 use std::collections::BTreeSet;
 use trine_mesh::Degrees;
+use trine_schedule::ScheduleKind;
 use trine_spec::{Family, ModelSpec};
 
 /// The vocabulary of GPT-2, where a run does not say.
@@ -149,10 +150,11 @@ impl Row<'_> {
 
     fn number(&self, name: &str) -> Result<Option<f64>, String> {
         let text = self.text(name);
-        if text.is_empty() {
+        if is_empty(text) {
             return Ok(None);
         }
-        match text.parse::<f64>() {
+        // Thousands may be set apart.
+        match text.replace([',', '_'], "").parse::<f64>() {
             Ok(number) if number.is_finite() && number > 0.0 => Ok(Some(number)),
             _ => Err(format!("{name} = \"{text}\" is not a positive number")),
         }
@@ -161,9 +163,16 @@ impl Row<'_> {
     fn optional(&self, name: &str, default: usize) -> Result<usize, String> {
         match self.number(name)? {
             None => Ok(default),
-            Some(number) if number.fract() == 0.0 && number < 1e12 => Ok(number as usize),
+            Some(number) if number > largest(name) => {
+                Err(format!("{name} = {number} is more than {}", largest(name)))
+            }
+            Some(number) if number.fract() == 0.0 => Ok(number as usize),
             Some(number) => Err(format!("{name} = {number} is not a whole number")),
         }
+    }
+
+    fn yes(&self, name: &str) -> bool {
+        matches!(self.lower(name).as_str(), "yes" | "true" | "y" | "1" | "on")
     }
 
     fn needed(&self, name: &str) -> Result<usize, String> {
@@ -196,6 +205,7 @@ impl Row<'_> {
 
     fn run(&self, clusters: &[Cluster], stacks: &[Stack]) -> Result<Run, String> {
         let mut assumed = Vec::new();
+        self.dense()?;
         let cluster = self.cluster(clusters)?;
         let stack = self.stack(stacks);
         let spec = self.model(&mut assumed)?;
@@ -206,13 +216,33 @@ impl Row<'_> {
         Ok(Run { model, layout, device, cluster, stack, assumed })
     }
 
+    /// Refuses mixtures of experts, which no part of the model describes.
+    fn dense(&self) -> Result<(), String> {
+        for column in ["num_experts", "experts", "moe_experts", "n_experts", "ep"] {
+            if self.optional(column, 1)? > 1 {
+                let count = self.text(column);
+                return Err(format!("{column} = {count}: mixtures of experts are not planned"));
+            }
+        }
+        let model = self.lower("model");
+        let by_name = ["moe", "mixtral", "experts", "8x7b", "8x22b", "deepseek-v"];
+        match by_name.iter().find(|word| model.contains(**word)) {
+            Some(_) => Err(format!("{}: mixtures of experts are not planned", self.text("model"))),
+            None => Ok(()),
+        }
+    }
+
     fn model(&self, assumed: &mut Vec<String>) -> Result<ModelSpec, String> {
         let (layers, hidden) = (self.needed("layers")?, self.needed("hidden")?);
         let (heads, seq) = (self.needed("heads")?, self.needed("seq_len")?);
-        if !hidden.is_multiple_of(heads) {
-            return Err(format!("hidden {hidden} is not divisible by {heads} heads"));
-        }
-        let gated = self.text("gated_mlp") == "yes";
+        let head_dim = match self.optional("head_dim", 0)? {
+            0 if !hidden.is_multiple_of(heads) => {
+                return Err(format!("hidden {hidden} is not divisible by {heads} heads"));
+            }
+            0 => hidden / heads,
+            given => given,
+        };
+        let gated = self.yes("gated_mlp");
         let ffn = if gated { (8 * hidden / 3).next_multiple_of(256) } else { 4 * hidden };
         let mut vocab = self.optional("vocab", 0)?;
         if vocab == 0 {
@@ -225,15 +255,11 @@ impl Row<'_> {
             layers,
             heads,
             kv_heads: self.optional("kv_heads", heads)?,
-            head_dim: hidden / heads,
+            head_dim,
             ffn: self.optional("ffn", ffn)?,
             vocab,
             seq_max: seq,
-            tied: match self.text("tied_embed") {
-                "yes" => true,
-                "no" => false,
-                _ => !gated,
-            },
+            tied: if is_empty(self.text("tied_embed")) { !gated } else { self.yes("tied_embed") },
             norm_eps: 1e-5,
             rope_theta: 1e4,
             dropout: 0.0,
@@ -253,24 +279,46 @@ impl Row<'_> {
             dp = (gpus / (tp * pp * cp)).max(1);
         }
         let degrees = Degrees { dp, pp, tp, cp, ep: 1 };
+        let (micro_batch, global_batch) = self.batch(dp, assumed)?;
         if gpus != 0 && degrees.world() != gpus {
             return Err(format!("{degrees} are {} ranks, not {gpus} gpus", degrees.world()));
         }
-        let virtual_stages = self.optional("vpp", 1)?;
-        let pipeline = self.pipeline(virtual_stages, pp, assumed)?;
+        let asked = if pp == 1 { 1 } else { self.optional("vpp", 1)? };
+        let pipeline = self.pipeline(asked, pp, assumed)?;
+        let (fewest, most) = pipeline.info().chunks;
+        let virtual_stages = asked.clamp(fewest, most);
         Ok(Layout {
             degrees,
             virtual_stages,
             pipeline,
-            micro_batch: self.needed("mbs")?,
-            global_batch: self.needed("gbs_seqs")?,
+            micro_batch,
+            global_batch,
             seq: self.needed("seq_len")?,
-            sequence_parallel: self.text("seq_parallel") == "yes",
-            recompute: self.recompute(assumed),
+            sequence_parallel: self.yes("seq_parallel"),
+            recompute: self.recompute(assumed)?,
             attention: self.attention(stack, assumed),
             zero: self.zero(stack, assumed),
-            precision: self.precision(),
+            precision: self.precision()?,
         })
+    }
+
+    /// Sequences of a micro-batch and of a step; one of the two may follow from the number of micro-batches.
+    fn batch(&self, dp: usize, assumed: &mut Vec<String>) -> Result<(usize, usize), String> {
+        let (size, all) = (self.optional("mbs", 0)?, self.optional("gbs_seqs", 0)?);
+        let count = self.optional("num_microbatches", 0)?;
+        match (size, all, count) {
+            (1.., 1.., _) => Ok((size, all)),
+            (0, 1.., 1..) if all.is_multiple_of(count * dp) => {
+                assumed.push(format!("mbs {}", all / count / dp));
+                Ok((all / count / dp, all))
+            }
+            (1.., 0, 1..) => {
+                assumed.push(format!("gbs_seqs {}", size * count * dp));
+                Ok((size, size * count * dp))
+            }
+            (0, ..) => Err("mbs is empty".into()),
+            _ => Err("gbs_seqs is empty".into()),
+        }
     }
 
     fn pipeline(
@@ -278,37 +326,50 @@ impl Row<'_> {
         virtual_stages: usize,
         pp: usize,
         assumed: &mut Vec<String>,
-    ) -> Result<Pipeline, String> {
+    ) -> Result<ScheduleKind, String> {
         let name = self.lower("schedule");
         let named = |text: &str| name.contains(text);
         Ok(match () {
-            () if pp == 1 => Pipeline::OneFOneB,
-            () if named("gpipe") || named("afab") => Pipeline::GPipe,
-            () if named("breadth") || named("bfs") => Pipeline::BreadthFirst,
-            () if named("zb-v") || named("zbv") => Pipeline::ZbV,
-            () if named("zb-1p") || named("zb-h1") || named("zbh1") => Pipeline::ZbH1,
-            () if named("zb-2p") || named("zb-h2") || named("zbh2") => Pipeline::ZbH2,
-            () if virtual_stages > 1 => Pipeline::Interleaved,
+            () if pp == 1 => ScheduleKind::OneFOneB,
+            () if named("gpipe") || named("afab") => ScheduleKind::GPipe,
+            () if named("breadth") || named("bfs") => ScheduleKind::BreadthFirst,
+            () if named("zb-v") || named("zbv") => ScheduleKind::ZbV,
+            () if named("zb-1p") || named("zb-h1") || named("zbh1") => ScheduleKind::ZbH1,
+            () if named("zb-2p") || named("zb-h2") || named("zbh2") => ScheduleKind::ZbH2,
+            () if virtual_stages > 1 => ScheduleKind::Interleaved,
             () if named("interleaved") || named("1f1b-i") => {
                 assumed.push("vpp 1".into());
-                Pipeline::OneFOneB
+                ScheduleKind::OneFOneB
             }
-            () if name.is_empty() || named("1f1b") || named("none") => Pipeline::OneFOneB,
+            () if name.is_empty() || named("1f1b") || named("none") => ScheduleKind::OneFOneB,
             () => return Err(format!("schedule \"{name}\" is not known")),
         })
     }
 
-    fn recompute(&self, assumed: &mut Vec<String>) -> Recompute {
+    fn recompute(&self, assumed: &mut Vec<String>) -> Result<Recompute, String> {
         let name = self.lower("recompute");
-        if name.is_empty() || name.contains("not stated") {
+        if is_empty(&name) || name.contains("not stated") {
             assumed.push("recompute none".into());
         }
-        match () {
-            () if name.starts_with("full") => Recompute::Full { every: 1 },
+        let whole = ["full", "yes", "true", "every", "uniform", "block"];
+        Ok(match () {
+            () if whole.iter().any(|word| name.starts_with(word)) => {
+                // "full, every 2": one block of two.
+                let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect();
+                let number: String = name.split("every").nth(1).map_or(String::new(), digits);
+                Recompute::Full { every: number.parse().unwrap_or(1) }
+            }
             () if name.starts_with("selective-op") => Recompute::SelectiveOps,
             () if name.starts_with("selective") => Recompute::Selective,
-            () => Recompute::None,
-        }
+            () if is_empty(&name)
+                || ["none", "no", "false", "not stated"]
+                    .iter()
+                    .any(|word| name.starts_with(word)) =>
+            {
+                Recompute::None
+            }
+            () => return Err(format!("recompute \"{name}\" is not known")),
+        })
     }
 
     fn attention(&self, stack: &Stack, assumed: &mut Vec<String>) -> Attention {
@@ -317,8 +378,8 @@ impl Row<'_> {
                 assumed.push(format!("attention {:?}", stack.attention));
                 stack.attention
             }
-            "no" | "fused" => Attention::FusedSoftmax,
-            "torch" => Attention::Unfused,
+            "no" | "false" | "fused" | "0" => Attention::FusedSoftmax,
+            "torch" | "eager" | "math" => Attention::Unfused,
             "flash_attention" => Attention::Flash1,
             text if text.contains("v1") || text.contains("attention1") => Attention::Flash1,
             _ => Attention::Flash2,
@@ -326,23 +387,38 @@ impl Row<'_> {
     }
 
     fn zero(&self, stack: &Stack, assumed: &mut Vec<String>) -> u8 {
-        match self.text("zero_stage").chars().next().and_then(|digit| digit.to_digit(10)) {
-            Some(stage) => stage as u8,
-            None => {
+        let name = self.lower("zero_stage");
+        match name.chars().find_map(|digit| digit.to_digit(10)) {
+            // "2 (FSDP …)", "FSDP2": what FSDP shards unless the stage comes first.
+            Some(stage) if !name.starts_with("fsdp") => stage as u8,
+            _ if name.contains("fsdp") => 3,
+            _ if name.starts_with("no") => 0,
+            _ => {
                 assumed.push(format!("ZeRO {}", stack.zero));
                 stack.zero
             }
         }
     }
 
-    fn precision(&self) -> Precision {
-        match self.lower("precision").as_str() {
-            text if text.contains("fp8") && text.contains("row") => Precision::Fp8Rows,
-            text if text.contains("fp8") => Precision::Fp8,
-            text if text.starts_with("fp16") => Precision::F16,
-            "fp32" | "f32" => Precision::F32,
-            _ => Precision::Bf16,
-        }
+    fn precision(&self) -> Result<Precision, String> {
+        let name = self.lower("precision");
+        let any = |words: &[&str]| words.iter().any(|word| name.contains(word));
+        Ok(match () {
+            () if any(&["fp4", "float4", "int8", "int4"]) => {
+                return Err(format!("precision \"{name}\" is not planned"));
+            }
+            () if any(&["fp8", "float8", "f8", "e4m3"]) && name.contains("row") => {
+                Precision::Fp8Rows
+            }
+            () if any(&["fp8", "float8", "f8", "e4m3"]) => Precision::Fp8,
+            () if ["fp16", "float16", "f16", "half"].iter().any(|word| name.starts_with(word)) => {
+                Precision::F16
+            }
+            () if any(&["bf16", "bfloat16", "mixed", "amp"]) || is_empty(&name) => Precision::Bf16,
+            () if any(&["fp16", "float16"]) => Precision::F16,
+            () if any(&["fp32", "float32", "f32", "tf32"]) => Precision::F32,
+            () => return Err(format!("precision \"{name}\" is not known")),
+        })
     }
 
     /// The machine of the device's name whose sources the row's names, or the first one that names none.
@@ -351,16 +427,23 @@ impl Row<'_> {
         if asked.is_empty() {
             return Err("gpu_type is empty".into());
         }
-        let memory = self.number("gpu_mem_GB")?;
-        // The kind of device is the first word: A100 of "A100-80GB".
-        let kind = |name: &str| plain(name.split(['-', ' ']).next().unwrap_or(name));
+        // The kind of device is its name up to the first word with a digit: A100 of "A100-80GB", TPU v4. The row's name
+        // has all of its words, in any order.
+        let parts = words(self.text("gpu_type"));
+        let is_kind = |name: &str| {
+            let all = words(name);
+            let end = all.iter().position(|word| word.contains(|c: char| c.is_ascii_digit()));
+            all.iter().take(end.map_or(all.len(), |end| end + 1)).all(|word| parts.contains(word))
+        };
+        let stated = parts.iter().find_map(|word| word.strip_suffix("gb")?.parse::<f64>().ok());
+        let memory = self.number("gpu_mem_GB")?.or(stated);
         let likeness = |cluster: &Cluster| {
             let name = plain(&cluster.device.name);
             let bytes = cluster.device.memory_bytes as f64 / f64::from(1 << 30);
             let far = memory.map_or(0.0, |asked| (asked / bytes).ln().abs());
             match () {
                 () if name == asked => Some(0.0),
-                () if kind(&cluster.device.name) == kind(self.text("gpu_type")) => Some(1.0 + far),
+                () if is_kind(&cluster.device.name) => Some(1.0 + far),
                 () => None,
             }
         };
@@ -380,18 +463,21 @@ impl Row<'_> {
     /// By source; an unknown source by what its columns tell of the software.
     fn stack(&self, stacks: &[Stack]) -> usize {
         let source = self.text("source");
-        let (zero, flash) = (self.text("zero_stage"), self.lower("flash_attn"));
+        let (zero, flash) = (self.text("zero_stage").to_uppercase(), self.lower("flash_attn"));
         let named = |name: &str| stacks.iter().position(|stack| stack.name == name).unwrap_or(0);
         match () {
             () if source.contains("Aleph") && flash.contains("rms") => named("aleph-alpha-rms"),
             () if source.contains("Aleph") => named("aleph-alpha"),
-            () if zero.contains("FSDP2") => named("torchtitan"),
-            () if zero.contains("FSDP") => named("fsdp"),
             () => {
                 let matches =
                     |stack: &Stack| stack.sources.iter().any(|pattern| source.contains(pattern));
-                let old = self.precision() == Precision::F16 && flash.starts_with("no");
+                let old = self.precision() == Ok(Precision::F16) && flash.starts_with("no");
                 let fallback = if old { "megatron-2021" } else { "megatron-core" };
+                let fallback = match () {
+                    () if zero.contains("FSDP2") => "torchtitan",
+                    () if zero.contains("FSDP") => "fsdp",
+                    () => fallback,
+                };
                 stacks.iter().position(matches).unwrap_or_else(|| named(fallback))
             }
         }
@@ -437,6 +523,26 @@ impl Row<'_> {
         };
         Some((amount * scale, kind))
     }
+}
+
+/// No number of a run is larger, and products of those that are multiplied stay whole.
+fn largest(name: &str) -> f64 {
+    match name {
+        "layers" | "heads" | "kv_heads" | "head_dim" | "tp" | "pp" | "cp" | "vpp" => 1e4,
+        "hidden" | "ffn" | "dp" | "mbs" | "num_microbatches" => 1e6,
+        _ => 1e9,
+    }
+}
+
+/// Whether a field says nothing.
+fn is_empty(text: &str) -> bool {
+    matches!(text.to_lowercase().as_str(), "" | "-" | "–" | "na" | "n/a" | "nan" | "null" | "?")
+}
+
+/// Words of letters and digits, in lower case.
+fn words(text: &str) -> Vec<String> {
+    let split = text.split(|c: char| !c.is_ascii_alphanumeric());
+    split.filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
 }
 
 /// Letters and digits alone, in lower case.

@@ -52,8 +52,7 @@ pub fn scale(
         if scaling == Scaling::Weak {
             layout.global_batch = share * dp;
         }
-        let defined = layout.pipeline.kind().check_shape(&layout.shape()).is_ok();
-        if layout.check(planner.model).is_err() || !defined {
+        if layout.check(planner.model).is_err() {
             continue;
         }
         let estimate = planner.estimate(&layout);

@@ -1,11 +1,11 @@
 //! The search: every layout of a model on so many devices, ranked by the time of a step.
 
-use crate::simulate::whole_step;
 use crate::{
-    Attention, Estimate, Layout, Pipeline, PlanError, Planner, Precision, Recompute, SimulatedStep,
-    Time, simulate_step,
+    Attention, Estimate, Layout, PlanError, Planner, Precision, Recompute, SimulatedStep, Time,
+    simulate_step,
 };
 use trine_mesh::Degrees;
+use trine_schedule::ScheduleKind;
 
 /// So many of the best are simulated on the schedule's lists.
 const SIMULATED: usize = 50;
@@ -44,7 +44,7 @@ pub struct Fixed {
     /// Stages of a pipeline rank.
     pub virtual_stages: Option<usize>,
     /// Schedule.
-    pub pipeline: Option<Pipeline>,
+    pub pipeline: Option<ScheduleKind>,
     /// Sequences of a micro-batch.
     pub micro_batch: Option<usize>,
     /// ZeRO stage.
@@ -215,9 +215,7 @@ impl Ranking {
     }
 
     fn add(&mut self, planner: &Planner<'_>, layout: &Layout) {
-        let mut estimate = planner.estimate(layout);
-        let Ok((time, _)) = whole_step(planner, layout, &estimate.time) else { return };
-        estimate.time = time;
+        let estimate = planner.estimate(layout);
         self.evaluated += 1;
         let choice = Choice { layout: *layout, estimate, simulated: None };
         let bytes = |one: &Choice| one.estimate.memory.total();
@@ -269,8 +267,7 @@ fn for_each_layout(planner: &Planner<'_>, request: &Request, mut each: impl FnMu
                     zero: 0,
                     precision: request.precision,
                 };
-                let defined = pipeline.kind().check_shape(&base.shape()).is_ok();
-                if defined && base.check(planner.model).is_ok() {
+                if base.check(planner.model).is_ok() {
                     with_options(request, base, &mut each);
                 }
             }
@@ -334,26 +331,32 @@ fn degrees(planner: &Planner<'_>, request: &Request) -> Vec<Degrees> {
 }
 
 /// Schedules with their stages a rank.
-fn pipelines(planner: &Planner<'_>, request: &Request, pp: usize) -> Vec<(Pipeline, usize)> {
+fn pipelines(planner: &Planner<'_>, request: &Request, pp: usize) -> Vec<(ScheduleKind, usize)> {
     let Fixed { virtual_stages, pipeline, runnable, .. } = request.fixed;
     let layers = planner.model.spec.layers;
-    let keeps = |&(kind, chunks): &(Pipeline, usize)| {
+    let keeps = |&(kind, chunks): &(ScheduleKind, usize)| {
         pipeline.is_none_or(|pipeline| pipeline == kind)
             && virtual_stages.is_none_or(|fixed| fixed == chunks)
             && !(runnable && chunks > 1)
     };
     if pp == 1 {
         // Without a pipeline, all orders are one.
-        return [(pipeline.unwrap_or(Pipeline::OneFOneB), 1)].into_iter().filter(keeps).collect();
+        return [(pipeline.unwrap_or(ScheduleKind::OneFOneB), 1)]
+            .into_iter()
+            .filter(keeps)
+            .collect();
     }
-    let plain = [Pipeline::GPipe, Pipeline::OneFOneB, Pipeline::ZbH1, Pipeline::ZbH2];
-    let mut all: Vec<(Pipeline, usize)> = plain.map(|kind| (kind, 1)).to_vec();
+    let plain =
+        [ScheduleKind::GPipe, ScheduleKind::OneFOneB, ScheduleKind::ZbH1, ScheduleKind::ZbH2];
+    let mut all: Vec<(ScheduleKind, usize)> = plain.map(|kind| (kind, 1)).to_vec();
     // Chunks of whole blocks, alike on every rank.
     for chunks in divisors(layers / pp).filter(|v| *v > 1 && layers.is_multiple_of(pp * v)) {
-        all.extend([Pipeline::Interleaved, Pipeline::BreadthFirst].map(|kind| (kind, chunks)));
+        all.extend(
+            [ScheduleKind::Interleaved, ScheduleKind::BreadthFirst].map(|kind| (kind, chunks)),
+        );
     }
     if layers.is_multiple_of(2 * pp) {
-        all.push((Pipeline::ZbV, 2));
+        all.push((ScheduleKind::ZbV, 2));
     }
     all.retain(keeps);
     all
@@ -398,7 +401,7 @@ fn nearest_batch(planner: &Planner<'_>, request: &Request) -> Option<usize> {
         let unit = degrees.dp * request.fixed.micro_batch.unwrap_or(1);
         // Interleaved schedules take whole groups; the others any number.
         let unit = match request.fixed.pipeline {
-            Some(Pipeline::Interleaved) => unit * degrees.pp,
+            Some(ScheduleKind::Interleaved) => unit * degrees.pp,
             _ => unit,
         };
         [(asked / unit).max(1) * unit, (asked / unit + 1) * unit]
@@ -417,7 +420,7 @@ fn nearest_devices(planner: &Planner<'_>, request: &Request) -> Option<usize> {
         let lean = Fixed {
             micro_batch: request.fixed.micro_batch.or(Some(1)),
             recompute: request.fixed.recompute.or(Some(Recompute::Full { every: 1 })),
-            pipeline: request.fixed.pipeline.or(Some(Pipeline::OneFOneB)),
+            pipeline: request.fixed.pipeline.or(Some(ScheduleKind::OneFOneB)),
             ..request.fixed
         };
         let wanted = Request { devices, global_batch, fixed: lean, ..*request };

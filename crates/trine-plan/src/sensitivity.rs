@@ -6,7 +6,8 @@
 //! mean marginal contribution over all orders of the factors (Lundberg & Lee, 1705.07874, with independent factors). A
 //! factor's weight is the mean of the absolute value over all trials.
 
-use crate::{Convention, Layout, Pipeline, Planner, Recompute, flops};
+use crate::{Convention, Layout, Planner, Recompute, flops};
+use trine_schedule::ScheduleKind;
 
 /// One factor and how much it moves throughput.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +123,7 @@ fn measure(planner: &Planner<'_>, mut layout: Layout, devices: usize, headroom: 
     layout.degrees.dp = devices / replica;
     layout.degrees.cp = 1;
     layout.virtual_stages = 1;
-    layout.pipeline = Pipeline::OneFOneB;
+    layout.pipeline = ScheduleKind::OneFOneB;
     layout.recompute = Recompute::Full { every: 1 };
     layout.global_batch *= layout.micro_batch * layout.degrees.dp;
     if layout.check(planner.model).is_err() {

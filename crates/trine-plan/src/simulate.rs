@@ -1,10 +1,8 @@
 //! A layout's step on the schedule that would be executed: the same lists, timed with the planned costs.
 
 use crate::pipeline::{StageTime, blocks_of};
-use crate::{Estimate, Layout, Pipeline, PlanError, Planner, Time};
-use trine_schedule::{
-    Schedule, ScheduleError, ScheduleKind, Shape, StageCosts, UniformStage, step_times,
-};
+use crate::{Estimate, Layout, PlanError, Planner};
+use trine_schedule::{StageCosts, step_times};
 
 /// A step whose pipeline was simulated.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,40 +13,6 @@ pub struct SimulatedStep {
     pub bubble_fraction: f64,
     /// Seconds of the step: the pipeline, then what [`crate::Time`] has beside it.
     pub step: f64,
-}
-
-impl Pipeline {
-    /// The generator of its lists.
-    pub fn kind(self) -> ScheduleKind {
-        match self {
-            Self::GPipe => ScheduleKind::GPipe,
-            Self::OneFOneB => ScheduleKind::OneFOneB,
-            Self::Interleaved => ScheduleKind::Interleaved,
-            Self::BreadthFirst => ScheduleKind::BreadthFirst,
-            Self::ZbH1 => ScheduleKind::ZbH1,
-            Self::ZbH2 => ScheduleKind::ZbH2,
-            Self::ZbV => ScheduleKind::ZbV,
-        }
-    }
-}
-
-impl Layout {
-    /// The shape of its pipeline.
-    pub fn shape(&self) -> Shape {
-        Shape {
-            ranks: self.degrees.pp,
-            chunks: self.virtual_stages,
-            micro_batches: self.micro_batches(),
-        }
-    }
-
-    /// The compute-only lists of its pipeline.
-    ///
-    /// # Errors
-    /// A shape for which the schedule is not defined; the error names the nearest.
-    pub fn schedule(&self) -> Result<Schedule, ScheduleError> {
-        self.pipeline.kind().generate_shape(self.shape())
-    }
 }
 
 impl Planner<'_> {
@@ -62,8 +26,7 @@ impl Planner<'_> {
     pub(crate) fn costs_of(&self, layout: &Layout, blocks: &[usize]) -> StageCosts {
         let (block, head, message) = self.unit_times(layout);
         let stages = blocks.len();
-        let blocked =
-            if layout.degrees.pp > 1 { message * (1.0 - self.stack.message_overlap) } else { 0.0 };
+        let (blocked, transfer) = self.stack.message_waits(message, layout.degrees.pp);
         let time = |stage: usize, of: fn(&StageTime) -> f64| {
             blocks[stage] as f64 * of(&block) + if stage + 1 == stages { of(&head) } else { 0.0 }
         };
@@ -71,7 +34,7 @@ impl Planner<'_> {
             forward: (0..stages).map(|s| time(s, |t| t.forward) + blocked).collect(),
             backward_input: (0..stages).map(|s| time(s, |t| t.backward) + blocked).collect(),
             backward_weight: (0..stages).map(|s| time(s, |t| t.weight)).collect(),
-            transfer: vec![message * self.stack.message_overlap; stages.saturating_sub(1)],
+            transfer: vec![transfer; stages.saturating_sub(1)],
         }
     }
 }
@@ -96,41 +59,6 @@ impl Planner<'_> {
         };
         placement.iter().map(place).collect()
     }
-}
-
-/// The time of an estimate with the bubble of the schedule's closed form, which counts the whole step: from the first
-/// action of the first rank to the last of the last.
-///
-/// [`Planner::time`] has the bubble that published zero-bubble runs show, whose ranks begin the next step one after
-/// the other. The form takes the average stage; what the slowest has beyond it is in the other items. False if the
-/// form is an estimate.
-///
-/// # Errors
-/// A shape for which the schedule is not defined.
-pub(crate) fn whole_step(
-    planner: &Planner<'_>,
-    layout: &Layout,
-    time: &Time,
-) -> Result<(Time, bool), PlanError> {
-    let shape = layout.shape();
-    let (block, head, message) = planner.unit_times(layout);
-    let layers = planner.model.spec.layers as f64;
-    let hidden = planner.stack.message_overlap;
-    let blocked = if shape.ranks > 1 { message * (1.0 - hidden) } else { 0.0 };
-    let average =
-        |of: fn(&StageTime) -> f64| (layers * of(&block) + of(&head)) / shape.stages() as f64;
-    let one = UniformStage {
-        forward: average(|t| t.forward) + blocked,
-        backward_input: average(|t| t.backward) + blocked,
-        backward_weight: average(|t| t.weight),
-        transfer: message * hidden,
-    };
-    let form = layout.pipeline.kind().closed_form(&shape, &one)?;
-    let work = one.forward + one.backward_input + one.backward_weight;
-    let bubble = form.makespan - (shape.chunks * shape.micro_batches) as f64 * work;
-    let busy = time.step - time.straggling - time.bubble + bubble;
-    let straggling = busy * time.straggling / (time.step - time.straggling);
-    Ok((Time { bubble, straggling, step: busy + straggling, ..*time }, form.exact))
 }
 
 /// Simulates the pipeline of a layout and adds what its estimate has beside the pipeline: exposed gradient traffic,

@@ -28,12 +28,28 @@ fn yes() -> bool {
     true
 }
 
+/// How layers are shared out over the stages of a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Partition {
+    /// Blocks alone, as evenly as possible; the first stages take one more.
+    #[default]
+    Blocks,
+    /// As evenly as possible; the last stage, then the first, then those before the last take one less.
+    ShortEnds,
+    /// Embedding, blocks, final norm and head are one list that is cut evenly; the first stages take one more.
+    AllLayers,
+}
+
 /// One framework, as far as memory and time are concerned.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stack {
-    /// Its name; also of its constants.
+    /// Its name.
     pub name: String,
+    /// Whose constants it has, if not its own: a version of another stack.
+    #[serde(default)]
+    pub like: Option<String>,
     /// One line for people.
     pub about: String,
     /// A published run belongs to the first stack one of whose patterns its source contains.
@@ -58,6 +74,10 @@ pub struct Stack {
     /// Extra stored bytes per token and hidden element for norms that keep an upcast copy.
     #[serde(default)]
     pub norm_extra_bytes: f64,
+    /// Whether inputs of split products that sequence parallelism gathers are kept whole for backward (DTensor), not
+    /// gathered again (Megatron).
+    #[serde(default)]
+    pub gathered_inputs_kept: bool,
     /// Whether the activation of a gated MLP's gate is stored beside gate, up and product.
     #[serde(default)]
     pub gate_activation: bool,
@@ -67,18 +87,29 @@ pub struct Stack {
     /// Whether messages between stages are split over tensor parallelism (scatter/gather).
     #[serde(default)]
     pub split_messages: bool,
+    /// Whether a rank sends and receives one message after the other (DeepSpeed's engine and those after it), not a
+    /// forward's and a backward's at once (Megatron).
+    #[serde(default)]
+    pub serial_messages: bool,
     /// Share of messages between stages that hides behind computation.
     #[serde(default)]
     pub message_overlap: f64,
+    /// Whether ranks begin the next step one after the other (Qi et al., who check an optimizer step after it was
+    /// taken), rather than all after the last has ended this one.
+    #[serde(default)]
+    pub steps_overlap: bool,
     /// Share of tensor-parallel collectives that hides behind products.
     #[serde(default)]
     pub tensor_overlap: f64,
+    /// Whether ZeRO-1 sums whole gradients on every replica, and not each its own part.
+    #[serde(default)]
+    pub whole_gradients: bool,
     /// Share of the gradient reduction that can hide behind the last micro-batch's backward pass.
     #[serde(default)]
     pub gradient_overlap: f64,
-    /// Where layers do not divide by stages: whether the last and first stages take fewer (else later stages do).
+    /// How layers are shared out over stages.
     #[serde(default)]
-    pub short_ends: bool,
+    pub partition: Partition,
     /// Bytes per logit of the vocabulary loss: the logits, their f32 copy, their gradient.
     pub logit_bytes: f64,
     /// Whether every tensor rank holds the logits of the whole vocabulary for the loss.
@@ -102,6 +133,11 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// The name of its constants.
+    pub fn constants(&self) -> &str {
+        self.like.as_ref().unwrap_or(&self.name)
+    }
+
     /// Training state of a precision.
     pub fn states(&self, precision: Precision) -> StateBytes {
         match precision {
@@ -114,6 +150,13 @@ impl Stack {
     /// Bytes per element of the residual stream.
     pub fn stream_bytes(&self, precision: Precision) -> f64 {
         if self.stream_f32 { 4.0 } else { element_bytes(precision) }
+    }
+
+    /// Of the messages of one forward or backward: for how long a rank of a pipeline is blocked, and when they arrive
+    /// after that. A rank between others receives and sends; serially, that is twice.
+    pub fn message_waits(&self, message_s: f64, ranks: usize) -> (f64, f64) {
+        let times = if self.serial_messages && ranks > 2 { 2.0 } else { 1.0 };
+        (times * message_s * (1.0 - self.message_overlap), message_s * self.message_overlap)
     }
 
     /// Bytes per element of the gradient reduction.

@@ -109,16 +109,16 @@ impl Planner<'_> {
             weight: all.weight - slowest.weight,
         };
         let message = self.message_s(layout);
+        let waits @ (blocked, _) = self.stack.message_waits(message, p);
         let v = layout.virtual_stages as f64;
-        let fill = 2.0 * (p - 1) as f64 * message;
         let mut time = Time {
             forward: m * slow.kernels.forward,
             backward: m * (slow.kernels.backward + slow.kernels.weight),
             recompute: m * slow.recompute,
             tensor: m * (slow.tensor_forward + slow.tensor_backward),
             context: m * slow.context,
-            messages: m * 2.0 * v * message * (1.0 - self.stack.message_overlap),
-            bubble: bubble_s(layout, slowest, others) + fill,
+            messages: m * 2.0 * v * blocked,
+            bubble: bubble_s(layout, others, waits, self.stack.steps_overlap),
             ..Time::default()
         };
         let blocks = blocks_of(layers, layout, self.stack, usize::from(p > 2));
@@ -194,16 +194,22 @@ impl Planner<'_> {
                 let flops = h * (q + 2.0 * kv) + q * h + h * inner + f * h;
                 products.forward * (h * kv + q * h + h * f) / flops + rest.forward
             }
-            Recompute::Full { .. } => forward,
+            Recompute::Full { .. } => forward * self.whole_share(layout),
         } * over;
         let (tensor_forward, tensor_backward) = self.tensor_s(layout, network);
         let context = self.context_s(layout, network, attention.forward + attention.backward);
         Unit { kernels: all, recompute: again, tensor_forward, tensor_backward, context }
     }
 
+    /// The share of a stage's blocks that are computed again as a whole.
+    fn whole_share(&self, layout: &Layout) -> f64 {
+        let blocks = self.model.spec.layers as f64 / layout.degrees.pp as f64;
+        layout.recompute.whole_blocks(blocks).min(blocks) / blocks
+    }
+
     /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: two norms read and write the
     /// stream (4 h), two residual additions (6 h), rotary or the split into heads (2 (q + 2 kv)), the activation
-    /// (2 or 3 f). Backward reads and writes gradients of the same beside what was saved.
+    /// (2 or 3 f). Backward reads what was saved beside the gradients that it reads and writes: twice as many.
     fn element_wise(&self, layout: &Layout, kernels: &Kernels<'_>) -> Passes {
         let spec = &self.model.spec;
         let tp = layout.degrees.tp as f64;
@@ -221,7 +227,7 @@ impl Planner<'_> {
             layout.tokens() * element_bytes(layout.precision) * elements * self.costs.traffic;
         Passes {
             forward: kernels.stream_s(bytes),
-            backward: 1.6 * kernels.stream_s(bytes),
+            backward: 2.0 * kernels.stream_s(bytes),
             weight: 0.0,
         }
     }
@@ -238,8 +244,7 @@ impl Planner<'_> {
         let group = Group { size: tp, stride: 1 };
         let overlap = if layout.sequence_parallel { self.stack.tensor_overlap } else { 0.0 };
         let two = 2.0 * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap);
-        let again = matches!(layout.recompute, Recompute::Full { .. });
-        (two, if again { 2.0 * two } else { two })
+        (two, two * (1.0 + self.whole_share(layout)))
     }
 
     /// Ring attention sends keys and values around cp ranks, forward once and backward with their gradients, behind
@@ -251,7 +256,8 @@ impl Planner<'_> {
         }
         let kv = 2.0 * self.model.spec.kv_dim() as f64 / d.tp as f64;
         let bytes = layout.tokens() * kv * element_bytes(layout.precision);
-        let all = 3.0 * (d.cp - 1) as f64 * network.message_s(bytes, d.tp);
+        let all =
+            3.0 * (d.cp - 1) as f64 * network.message_s(bytes, Group { size: d.cp, stride: d.tp });
         hidden(all, attention, self.device.interference)
     }
 
@@ -305,7 +311,7 @@ impl Planner<'_> {
         } else {
             0.0
         };
-        network.message_s(sent, d.tp * d.cp * d.dp) + gather
+        network.message_s(sent, Group { size: d.pp, stride: d.tp * d.cp * d.dp }) + gather
     }
 
     /// Exposed traffic over replicas. ZeRO-0: one all-reduce of the gradients; ZeRO-1 and 2: reduce-scatter and all-gather
@@ -346,6 +352,11 @@ impl Planner<'_> {
             let all = network.all_reduce_s(reduced, calls, replicas);
             return partly_hidden(all, backward, over, overlap);
         }
+        let reduce = if self.stack.whole_gradients {
+            network.all_reduce_s(reduced, calls, replicas)
+        } else {
+            reduce
+        };
         partly_hidden(reduce, backward, over, overlap)
             + partly_hidden(gather, slowest.forward * window, over, overlap)
     }

@@ -6,9 +6,10 @@ use trine_plan::calibrate::{Fit, fit_rows, fnv1a};
 use trine_plan::evaluate::{Compared, World, noise_floor, quantile, summarize};
 use trine_plan::published::{PublishedRun, built_in, read};
 use trine_plan::{
-    Attention, Cluster, Constants, Convention, Layout, Model, Pipeline, Planner, Precision,
-    Recompute, Stack, clusters, find_cluster, find_stack, flops, stacks,
+    Attention, Cluster, Constants, Convention, Layout, Model, Planner, Precision, Recompute, Stack,
+    clusters, find_cluster, find_stack, flops, stacks,
 };
+use trine_schedule::ScheduleKind;
 use trine_spec::presets;
 
 struct Known {
@@ -127,7 +128,7 @@ fn frontier(degrees: Degrees, per_replica: usize) -> Layout {
     Layout {
         degrees,
         virtual_stages: 1,
-        pipeline: Pipeline::OneFOneB,
+        pipeline: ScheduleKind::OneFOneB,
         micro_batch: 1,
         global_batch: per_replica * degrees.dp,
         seq: 2048,
@@ -233,4 +234,56 @@ fn rows_that_lack_something_say_what() {
     assert!(reason("a,x,2048,16,2048,8,1,1,8,1,64,H100,1.5").contains("layers = \"x\""));
     assert!(reason("a,24,2048,16,2048,8,1,1,8,3,64,H100,1.5").contains("multiple of"));
     assert!(read("name\n1\n").unwrap_err().to_string().contains("row_id"));
+}
+
+/// The committed picture, or a message that says how to make it.
+fn check_picture(name: &str, committed: &str, drawn: &str) {
+    let same = committed == drawn;
+    assert!(same, "docs/plots/{name} is not what its command gives (docs/planning.md has it)");
+}
+
+#[test]
+fn the_committed_plots_are_what_the_commands_draw() {
+    let known = known();
+    let fit = fit_rows(&known.rows, &known.clusters);
+    let drawn = evaluation_svg(&known.compared(), &fit);
+    check_picture("evaluate.svg", include_str!("../../../docs/plots/evaluate.svg"), &drawn);
+    // A mark for each row outside of the fit, and a word of the legend for each source.
+    assert!(drawn.matches("fill-opacity=\"0.6\"").count() > 500);
+    for (name, preset, committed, tp, pp, per_replica, devices, most) in [
+        (
+            "scale-175b.svg",
+            "frontier-175b",
+            include_str!("../../../docs/plots/scale-175b.svg"),
+            4,
+            16,
+            640,
+            128,
+            8192,
+        ),
+        (
+            "scale-1t.svg",
+            "frontier-1t",
+            include_str!("../../../docs/plots/scale-1t.svg"),
+            8,
+            64,
+            1600,
+            1024,
+            65_536,
+        ),
+    ] {
+        let spec = presets::find(preset).unwrap().model;
+        let model = Model::new(&spec).unwrap();
+        let cluster = find_cluster(&known.clusters, "frontier").unwrap();
+        let stack = find_stack(&known.stacks, "megatron-deepspeed").unwrap();
+        let planner = Planner::new(&model, cluster, stack, &known.constants).unwrap();
+        let degrees = Degrees { dp: 2, pp, tp, ..Degrees::SERIAL };
+        let layout = frontier(degrees, per_replica);
+        let sizes: Vec<usize> = std::iter::successors(Some(devices), |size| Some(size * 2))
+            .take_while(|size| *size <= most)
+            .collect();
+        let curves = [Scaling::Weak, Scaling::Strong]
+            .map(|scaling| (scaling, scale(&planner, &layout, &sizes, scaling).unwrap()));
+        check_picture(name, committed, &scaling_svg(&curves));
+    }
 }

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, its helpers too")]
 
 use trine_plan::{
-    Attention, Cluster, Constants, Fixed, Impossible, Limit, Model, Pipeline, Planner, Precision,
-    Recompute, Request, Scaling, SearchError, Stack, clusters, default_global_batch, explain_lead,
+    Attention, Cluster, Constants, Fixed, Impossible, Limit, Model, Planner, Precision, Recompute,
+    Request, Scaling, SearchError, Stack, clusters, default_global_batch, explain_lead,
     find_cluster, find_stack, items, memory_svg, rank, scale, search, sensitivity, stacks,
 };
+
+use trine_schedule::ScheduleKind;
 
 struct Oak {
     model: Model,
@@ -90,7 +92,7 @@ fn a_lead_is_explained_by_the_items_that_differ() {
         ..Fixed::default()
     };
     let one = |pipeline| search(&planner, &request(3072, 9600, fixed(pipeline))).unwrap().best[0];
-    let (h1, plain) = (one(Pipeline::ZbH1), one(Pipeline::OneFOneB));
+    let (h1, plain) = (one(ScheduleKind::ZbH1), one(ScheduleKind::OneFOneB));
     let reasons = explain_lead(&h1, &plain);
     assert_eq!(reasons[0].0, "bubble");
     let saved = plain.estimate.time.bubble - h1.estimate.time.bubble;
@@ -108,7 +110,7 @@ fn the_recipes_of_the_paper_are_feasible_and_near_the_first_choice() {
         let oak = Oak::new(preset);
         let planner = oak.planner();
         let software = Fixed {
-            pipeline: Some(Pipeline::OneFOneB),
+            pipeline: Some(ScheduleKind::OneFOneB),
             recompute: Some(Recompute::Full { every: 1 }),
             sequence_parallel: Some(false),
             zero: Some(1),
@@ -193,7 +195,7 @@ fn weak_scaling_holds_and_strong_scaling_bends_with_the_bubble() {
     let fixed = Fixed {
         tp: Some(8),
         pp: Some(64),
-        pipeline: Some(Pipeline::OneFOneB),
+        pipeline: Some(ScheduleKind::OneFOneB),
         micro_batch: Some(1),
         ..Fixed::default()
     };

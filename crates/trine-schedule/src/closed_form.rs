@@ -15,13 +15,17 @@ const TIMES_RATIO_MAX: f64 = 3.0;
 /// A transfer may take this part of the shortest of F, B and W for them to be exact.
 const TRANSFER_RATIO_MAX: f64 = 0.2;
 
-/// The time of a step by formula.
+/// The times of a step by formula.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClosedForm {
     /// From the first action of all ranks to the last.
     pub makespan: f64,
-    /// True where the formula equals the simulation. Where it does not claim to, it is an estimate,
-    /// and whoever needs the number simulates.
+    /// The most that any one rank spends from its first action to its last: the time from step to step
+    /// where ranks begin the next step one after the other, as zero-bubble runs do (Qi et al. check an
+    /// optimizer step after it was taken). [`crate::StepTimes::rank_span_max`] in the simulator.
+    pub rank_span: f64,
+    /// True where the formulas equal the simulation. Where they do not claim to, they are estimates,
+    /// and whoever needs the numbers simulates.
     ///
     /// GPipe, 1F1B, forward-only and breadth-first: always. Interleaved 1F1B, ZB-H1 (any m), ZB-H2
     /// (m ≥ p) and ZB-V (m ≥ 2p): if F, B and W differ by a factor of at most 3, and a transfer takes
@@ -97,7 +101,17 @@ impl ScheduleKind {
                 ((p - 1.0) * (forward + one.transfer) - m * backward, true)
             }
         };
-        Ok(ClosedForm { makespan: work + extra, exact })
+        // What the rank that begins last waits for before it does.
+        let late = (p - 1.0) * (forward + one.transfer);
+        let alone = match self {
+            ScheduleKind::ZbH1 if m > 1.0 => one.longest(&zb_h1_span(p, m)),
+            ScheduleKind::ZbH2 if m >= p && m > 1.0 => one.longest(&zb_h2_span(p, m)),
+            ScheduleKind::ZbV if m >= 2.0 * p => one.longest(&zb_v_span(p)),
+            ScheduleKind::ForwardOnly => extra - late,
+            // The first rank begins first and ends last; so it does in any with few micro-batches.
+            _ => extra,
+        };
+        Ok(ClosedForm { makespan: work + extra, rank_span: work + alone, exact })
     }
 
     /// The most activations of a stage that `rank` keeps at once, over all its stages.
@@ -167,6 +181,35 @@ fn zb_h1(p: f64, m: f64) -> [Chain; 3] {
 fn zb_h2(p: f64, m: f64) -> [Chain; 3] {
     let q = p - 1.0;
     [[q, 0.0, 0.0, q], [q, q, -(m - 1.0).min(2.0 * q), 2.0 * q], [(p - m).max(-q), q, 0.0, 2.0 * q]]
+}
+
+/// The chains of [`zb_h1`] that begin and end on the same rank.
+fn zb_h1_span(p: f64, m: f64) -> [Chain; 2] {
+    let [first, _, last] = zb_h1(p, m);
+    [first, last]
+}
+
+/// The same of [`zb_h2`]: the last rank does not wait once it has begun.
+fn zb_h2_span(p: f64, m: f64) -> [Chain; 3] {
+    let [_, first, last] = zb_h2(p, m);
+    [[0.0; 4], first, last]
+}
+
+/// The same of ZB-V, found as those of [`zb_v`] were.
+fn zb_v_span(p: f64) -> [Chain; 7] {
+    let q = p - 1.0;
+    if q == 0.0 {
+        return [[0.0; 4]; 7];
+    }
+    [
+        [0.0, 2.0 * q, -2.0 * q, 6.0 * p - 8.0],
+        [p - 2.0, p, -2.0 * q, 6.0 * p - 8.0],
+        [2.0 * q, 0.0, -2.0 * q - 1.0, 4.0 * q],
+        [2.0 * q, -q, -q, 2.0 * q],
+        [-q, q, 0.0, 4.0 * p - 6.0],
+        [-q, 1.0, p - 2.0, 2.0 * q],
+        [p - 2.0, -(p - 2.0), 0.0, 4.0 * p - 6.0],
+    ]
 }
 
 fn zb_v(p: f64) -> [Chain; 10] {

@@ -53,8 +53,10 @@ fn sweep(mut check: impl FnMut(ScheduleKind, Shape, &Schedule)) -> usize {
     shapes
 }
 
-fn simulated(schedule: &Schedule, one: UniformStage) -> f64 {
-    step_times(schedule, &StageCosts::uniform(schedule.stages(), one)).unwrap().makespan
+/// The step's makespan, and the longest that one rank takes.
+fn simulated(schedule: &Schedule, one: UniformStage) -> [f64; 2] {
+    let times = step_times(schedule, &StageCosts::uniform(schedule.stages(), one)).unwrap();
+    [times.makespan, times.rank_span_max()]
 }
 
 fn is_close(found: f64, expected: f64) -> bool {
@@ -69,10 +71,12 @@ fn every_form_equals_the_simulation_where_it_says_so() {
         let others = [BALANCED[turn % 8], BALANCED[(turn + 3) % 8], EXTREME[turn % 3]];
         for one in BALANCED[..2].iter().chain(&others) {
             let form = kind.closed_form(&shape, one).unwrap();
-            let time = simulated(schedule, *one);
+            let [time, span] = simulated(schedule, *one);
             if form.exact {
-                let ClosedForm { makespan, .. } = form;
+                let ClosedForm { makespan, rank_span, .. } = form;
                 assert!(is_close(makespan, time), "{kind} {shape:?} {one:?}: {makespan} ≠ {time}");
+                let case = || format!("{kind} {shape:?} {one:?}: {rank_span} ≠ {span}");
+                assert!(is_close(rank_span, span), "{}", case());
                 exact += 1;
             } else {
                 estimates += 1;
@@ -115,8 +119,11 @@ fn estimates_are_near_the_simulation() {
     sweep(|kind, shape, schedule| {
         let one = BALANCED[(shape.ranks + shape.micro_batches) % 8];
         let form = kind.closed_form(&shape, &one).unwrap();
-        let time = simulated(schedule, one);
-        worst = worst.max((form.makespan / time - 1.0).abs());
+        for (found, time) in
+            [form.makespan, form.rank_span].into_iter().zip(simulated(schedule, one))
+        {
+            worst = worst.max((found / time - 1.0).abs());
+        }
     });
     assert!(worst < 0.35, "{worst}");
 }

@@ -7,10 +7,9 @@ use trine_buffer::DType;
 use trine_dp::{ZeroStage, element_bytes};
 use trine_nn::Numerics;
 use trine_plan::{
-    ActivationRequest, Attention, Cluster, Constants, Layout, Model, Pipeline, Planner, Precision,
-    Recompute, SharedStep, activation_peak, find_stack, stacks,
+    ActivationRequest, Attention, Cluster, Constants, Layout, Model, Planner, Precision, Recompute,
+    SharedStep, activation_peak, find_stack, stacks,
 };
-use trine_schedule::ScheduleKind;
 use trine_spec::{Piece, RankBytes};
 
 /// The machine that a run is planned for.
@@ -150,17 +149,10 @@ fn layout(config: &EngineConfig) -> Result<Layout, String> {
         DType::Bf16 => Precision::Bf16,
         other => return Err(format!("the planner has no times of {other}")),
     };
-    let pipeline = match config.schedule {
-        ScheduleKind::GPipe => Pipeline::GPipe,
-        ScheduleKind::OneFOneB => Pipeline::OneFOneB,
-        ScheduleKind::ZbH1 => Pipeline::ZbH1,
-        ScheduleKind::ZbH2 => Pipeline::ZbH2,
-        other => return Err(format!("the planner has no times of {other} with one stage a rank")),
-    };
     Ok(Layout {
         degrees: config.degrees,
         virtual_stages: 1,
-        pipeline,
+        pipeline: config.schedule,
         micro_batch: config.micro_batch,
         global_batch: config.global_batch,
         seq: config.seq,

@@ -7,8 +7,8 @@ use trine_mesh::{Axis, Degrees, Mesh};
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
 use trine_plan::{
-    Attention, Constants, Layout, Model, Pipeline, Planner, Precision, Recompute, clusters,
-    find_cluster, find_stack, stacks,
+    Attention, Constants, Layout, Model, Planner, Precision, Recompute, clusters, find_cluster,
+    find_stack, stacks,
 };
 use trine_schedule::ScheduleKind;
 use trine_spec::{BUCKET_ELEMENTS, ModelSpec};
@@ -99,7 +99,7 @@ fn trine_plan_says_to_the_byte_what_ranks_hold() {
                     let layout = Layout {
                         degrees,
                         virtual_stages: 1,
-                        pipeline: Pipeline::OneFOneB,
+                        pipeline: ScheduleKind::OneFOneB,
                         micro_batch: config.micro_batch,
                         global_batch: config.global_batch,
                         seq: config.seq,

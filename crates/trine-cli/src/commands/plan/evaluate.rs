@@ -9,7 +9,9 @@ use std::path::Path;
 use trine_plan::calibrate::fit_rows;
 use trine_plan::evaluate::{Compared, Summary, World, summarize};
 use trine_plan::published::{self, Outcome};
-use trine_plan::{Cluster, Constants, Convention, Stack, clusters, flops, report, stacks};
+use trine_plan::{
+    Cluster, Constants, Convention, Stack, clusters, evaluation_svg, flops, report, stacks,
+};
 
 /// Runs the command.
 pub(crate) fn run(args: &EvaluateArgs) -> Result<(), Failure> {
@@ -30,8 +32,15 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<(), Failure> {
     let world = World { clusters: &clusters, stacks: &stacks, constants: &constants };
     let compared = world.compare(&rows).map_err(Failure::usage)?;
     let summary = summarize(&compared);
+    // Rows of a user were in no fit.
+    let fit = match &args.runs {
+        Some(_) => vec![false; rows.len()],
+        None => fit_rows(&rows, &clusters),
+    };
+    if let Some(path) = &args.svg {
+        write(path, &evaluation_svg(&compared, &fit))?;
+    }
     if args.markdown {
-        let fit = fit_rows(&rows, &clusters);
         return output::print(&report::markdown(&compared, &fit));
     }
     if args.json {
@@ -48,6 +57,12 @@ fn at(path: &Path, error: &dyn std::fmt::Display) -> Failure {
 fn read(path: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path);
     text.with_context(|| format!("cannot read {}", path.display())).map_err(Failure::Usage)
+}
+
+/// Writes a picture.
+pub(super) fn write(path: &Path, svg: &str) -> Result<(), Failure> {
+    let wrote = std::fs::write(path, svg);
+    wrote.with_context(|| format!("cannot write {}", path.display())).map_err(Failure::Usage)
 }
 
 /// Rows that are planned, and then those that are not, each with the reason.

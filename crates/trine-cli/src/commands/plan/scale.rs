@@ -1,11 +1,12 @@
 //! `trine plan scale`: how far more devices help, and what stops it.
 
+use super::evaluate::write;
 use super::task::{Task, describe};
 use crate::failure::Failure;
 use crate::output::{self, Align, Table, grouped};
 use crate::plan_args::ScaleArgs;
 use serde_json::json;
-use trine_plan::{Choice, Planner, Scaling, ScalingPoint, scale, search};
+use trine_plan::{Choice, Planner, Scaling, ScalingPoint, scale, scaling_svg, search};
 
 /// Efficiency below this share of what it was is a bend.
 const BENDS_BELOW: f64 = 0.95;
@@ -23,19 +24,29 @@ pub(crate) fn run(args: &ScaleArgs) -> Result<(), Failure> {
     let best = &found.best[0];
     let sizes = sizes(best, args.to);
     let mut curves = Vec::new();
-    for (name, scaling) in [("weak", Scaling::Weak), ("strong", Scaling::Strong)] {
+    for scaling in [Scaling::Weak, Scaling::Strong] {
         let points = scale(&planner, &best.layout, &sizes, scaling).map_err(Failure::usage)?;
-        curves.push((name, points));
+        curves.push((scaling, points));
+    }
+    if let Some(path) = &args.svg {
+        write(path, &scaling_svg(&curves))?;
     }
     if args.json {
         return output::print(&format!("{:#}\n", as_json(&task, best, &curves)));
     }
     let mut text = task.headline();
     text += &format!("The best layout there: {}\n", describe(best));
-    for (name, points) in &curves {
-        text += &curve(&planner, name, points);
+    for (scaling, points) in &curves {
+        text += &curve(&planner, name(*scaling), points);
     }
     output::print(&text)
+}
+
+fn name(scaling: Scaling) -> &'static str {
+    match scaling {
+        Scaling::Weak => "weak",
+        Scaling::Strong => "strong",
+    }
 }
 
 /// Whole replicas: the first few one by one, then doubled, and the most that fit.
@@ -117,7 +128,11 @@ fn reason(planner: &Planner<'_>, point: &ScalingPoint) -> String {
     }
 }
 
-fn as_json(task: &Task, best: &Choice, curves: &[(&str, Vec<ScalingPoint>)]) -> serde_json::Value {
+fn as_json(
+    task: &Task,
+    best: &Choice,
+    curves: &[(Scaling, Vec<ScalingPoint>)],
+) -> serde_json::Value {
     let points = |points: &[ScalingPoint]| -> Vec<serde_json::Value> {
         let one = |point: &ScalingPoint| {
             json!({
@@ -134,6 +149,6 @@ fn as_json(task: &Task, best: &Choice, curves: &[(&str, Vec<ScalingPoint>)]) -> 
         points.iter().map(one).collect()
     };
     let curves: serde_json::Map<String, serde_json::Value> =
-        curves.iter().map(|(name, curve)| ((*name).to_owned(), json!(points(curve)))).collect();
+        curves.iter().map(|(kind, curve)| (name(*kind).to_owned(), json!(points(curve)))).collect();
     json!({ "model": task.preset, "layout": describe(best), "curves": curves })
 }

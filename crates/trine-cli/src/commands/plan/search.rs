@@ -131,7 +131,7 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
             layout.degrees.pp.to_string(),
             layout.degrees.cp.to_string(),
             layout.degrees.dp.to_string(),
-            format!("{}{chunks}", layout.pipeline.kind()),
+            format!("{}{chunks}", layout.pipeline),
             format!("{} of {}", layout.micro_batch, layout.micro_batches()),
             layout.zero.to_string(),
             recompute_word(layout.recompute).to_owned(),
@@ -283,7 +283,7 @@ fn config(task: &Task, choice: &Choice) -> String {
         layout.degrees.pp,
         layout.degrees.dp,
         layout.sequence_parallel,
-        layout.pipeline.kind(),
+        layout.pipeline,
         layout.global_batch,
         layout.micro_batch,
         layout.recompute != trine_plan::Recompute::None,
@@ -316,7 +316,7 @@ fn svg(planner: &Planner<'_>, choice: &Choice) -> Result<String, Failure> {
 }
 
 fn timeline(planner: &Planner<'_>, choice: &Choice, shape: Shape) -> Result<String, Failure> {
-    let kind = choice.layout.pipeline.kind();
+    let kind = choice.layout.pipeline;
     let order = kind.generate_shape(shape).context("cannot make the schedule")?;
     let costs = planner.stage_costs(&choice.layout, &order.placement);
     let lowered = lower(&order, None).context("cannot complete the schedule")?;
@@ -398,7 +398,7 @@ fn choice_json(planner: &Planner<'_>, choice: &Choice) -> serde_json::Value {
         .collect();
     json!({
         "tp": layout.degrees.tp, "pp": layout.degrees.pp, "dp": layout.degrees.dp, "cp": layout.degrees.cp,
-        "schedule": layout.pipeline.kind().name(),
+        "schedule": layout.pipeline.name(),
         "virtual_stages": layout.virtual_stages,
         "micro_batch": layout.micro_batch,
         "micro_batches": layout.micro_batches(),

@@ -5,11 +5,11 @@ use crate::machine::{self, THIS_MACHINE};
 use crate::plan_args::TaskArgs;
 use trine_buffer::DType;
 use trine_plan::{
-    Attention, Choice, Cluster, Constants, Fixed, Impossible, Limit, Model, Pipeline, PlanError,
-    Planner, Precision, Recompute, Request, SearchError, Stack, clusters, default_global_batch,
+    Attention, Choice, Cluster, Constants, Fixed, Impossible, Limit, Model, PlanError, Planner,
+    Precision, Recompute, Request, SearchError, Stack, clusters, default_global_batch,
     find_cluster, find_stack, stacks,
 };
-use trine_schedule::ScheduleKind;
+use trine_schedule::{Purpose, ScheduleKind};
 use trine_trainer::config::{Config, Typed};
 
 /// A model on a machine, with all that [`Planner`] borrows.
@@ -140,7 +140,7 @@ pub(crate) fn describe(choice: &Choice) -> String {
         d.tp,
         d.pp,
         d.dp,
-        layout.pipeline.kind(),
+        layout.pipeline,
         layout.micro_batch,
         layout.zero,
         recompute_word(layout.recompute),
@@ -240,22 +240,14 @@ fn request(args: &TaskArgs, model: &Model) -> Result<Request, Failure> {
 }
 
 fn fixed(args: &TaskArgs) -> Result<Fixed, Failure> {
-    let pipelines = [
-        Pipeline::GPipe,
-        Pipeline::OneFOneB,
-        Pipeline::Interleaved,
-        Pipeline::BreadthFirst,
-        Pipeline::ZbH1,
-        Pipeline::ZbH2,
-        Pipeline::ZbV,
-    ];
     let pipeline = match &args.schedule {
         None => None,
         Some(name) => {
             let kind: ScheduleKind = name.parse().map_err(Failure::usage)?;
-            let known = pipelines.into_iter().find(|pipeline| pipeline.kind() == kind);
-            let evaluation = || Failure::usage(format!("--schedule {name}: does not train"));
-            Some(known.ok_or_else(evaluation)?)
+            if kind.info().purpose != Purpose::Train {
+                return Err(Failure::usage(format!("--schedule {name}: does not train")));
+            }
+            Some(kind)
         }
     };
     let recompute = match &args.recompute {
