@@ -31,16 +31,21 @@ pub(crate) fn run(
     let options = MpiOptions { deadline: DEADLINE, ..MpiOptions::default() };
     let world = World::join(options).map_err(|error| Failure::Run(error.into()))?;
     let outcome = live(&world, args, launched, started);
-    match &outcome {
+    let Err(failure) = outcome else {
+        return world.leave().map_err(|error| Failure::Run(error.into()));
+    };
+    // Said before anybody leaves: mpirun ends all ranks as soon as one has ended, this one included.
+    let (code, cause) = (failure.code(), failure.to_string());
+    let has_failed = matches!(failure, Failure::Run(_));
+    failure.report();
+    if has_failed {
+        world.comm().abort(&cause);
+        world.flush(FAREWELL);
+    } else {
         // Everybody knows, and goes the same way.
-        Ok(()) => world.leave().map_err(|error| Failure::Run(error.into()))?,
-        Err(Failure::Usage(_) | Failure::Silent(_)) => drop(world.leave()),
-        Err(failure @ Failure::Run(_)) => {
-            world.comm().abort(&failure.to_string());
-            world.flush(FAREWELL);
-        }
+        drop(world.leave());
     }
-    outcome
+    Err(Failure::Silent(code))
 }
 
 fn live(

@@ -296,18 +296,16 @@ fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stati
         Some(TrainError::Checkpoint(inner)) => return Some(inner),
         Some(_) | None => {}
     }
-    match error.downcast_ref() {
-        Some(PipelineError::Stage { cause, .. }) => return Some(&**cause),
-        Some(_) | None => {}
+    if let Some(PipelineError::Stage { cause, .. }) = error.downcast_ref() {
+        return Some(&**cause);
     }
     match error.downcast_ref() {
         Some(DpError::Comm(inner)) => return Some(inner),
         Some(DpError::Nn(inner)) => return Some(inner),
         Some(_) | None => {}
     }
-    match error.downcast_ref() {
-        Some(NnError::Communication(inner)) => return Some(&**inner),
-        Some(_) | None => {}
+    if let Some(NnError::Communication(inner)) = error.downcast_ref() {
+        return Some(&**inner);
     }
     match error.downcast_ref() {
         Some(CheckpointError::Comm(inner)) => return Some(inner),

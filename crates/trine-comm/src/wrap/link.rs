@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use trine_buffer::Queue;
 
@@ -84,6 +84,8 @@ pub struct Link(Arc<State>);
 struct State {
     speed: LinkSpeed,
     groups: Mutex<HashMap<Group, Traffic>>,
+    /// A collective has come onto its link.
+    began: Condvar,
     times: Mutex<HashMap<(usize, Name), LinkTime>>,
 }
 
@@ -100,8 +102,9 @@ struct Traffic {
 /// One collective.
 #[derive(Debug, Default)]
 struct UnderWay {
-    /// Ranks that have come and not gone.
-    here: usize,
+    /// Ranks that have come, and those of them that have gone.
+    arrived: usize,
+    left: usize,
     /// Once all have come: when it is on the link.
     on_link: Option<Range<Instant>>,
     /// Who has waited for it.
@@ -140,7 +143,8 @@ impl UnderWay {
 impl Link {
     /// A link of this speed.
     pub fn new(speed: LinkSpeed) -> Self {
-        Self(Arc::new(State { speed, groups: Mutex::default(), times: Mutex::default() }))
+        let (groups, began, times) = Default::default();
+        Self(Arc::new(State { speed, groups, began, times }))
     }
 
     /// A rank's communicator, over the link.
@@ -178,18 +182,20 @@ impl State {
         group.seen_by(0).expect("invariant: a group has a first rank")
     }
 
-    /// A rank has come to a collective; the last one starts the transfer.
+    /// A rank has come to a collective; the last one starts the transfer, after it has done in memory
+    /// what the network would have: that work hides nothing.
     fn arrive(&self, group: &Group, number: u64, transfer: Duration) {
         let mut groups = lock(&self.groups);
         let traffic = groups.entry(Self::key(group)).or_default();
         traffic.idle.remove(&group.world_rank());
         let under_way = traffic.under_way.entry(number).or_default();
-        under_way.here += 1;
-        if under_way.here == group.size() {
+        under_way.arrived += 1;
+        if under_way.arrived == group.size() {
             let now = Instant::now();
             let start = traffic.free_at.map_or(now, |free| free.max(now));
             let end = start + transfer;
             (under_way.on_link, traffic.free_at) = (Some(start..end), Some(end));
+            self.began.notify_all();
         }
     }
 
@@ -202,8 +208,15 @@ impl State {
         name: Name,
         since: Option<Instant>,
     ) -> Option<Instant> {
+        let key = Self::key(group);
         let mut groups = lock(&self.groups);
-        let traffic = groups.get_mut(&Self::key(group))?;
+        // Over in memory, so the last rank is about to put it onto the link.
+        let is_coming = |groups: &mut HashMap<Group, Traffic>| {
+            let found = groups.get(&key).and_then(|traffic| traffic.under_way.get(&number));
+            since.is_some() && found.is_some_and(|under_way| under_way.on_link.is_none())
+        };
+        groups = self.began.wait_while(groups, is_coming).unwrap_or_else(PoisonError::into_inner);
+        let traffic = groups.get_mut(&key)?;
         let under_way = traffic.under_way.get_mut(&number)?;
         let end = under_way.on_link.as_ref().map(|on_link| on_link.end);
         if let Some(since) = since {
@@ -211,8 +224,8 @@ impl State {
             let idle_since = *traffic.idle.entry(rank).or_insert(since);
             under_way.waits.push(Wait { rank, since, idle_since });
         }
-        under_way.here -= 1;
-        if under_way.here == 0
+        under_way.left += 1;
+        if under_way.left == group.size()
             && let Some(over) = traffic.under_way.remove(&number)
         {
             let mut times = lock(&self.times);
@@ -238,8 +251,8 @@ impl Communicator for Linked {
         let bytes = request.send.as_ref().map_or(0, trine_buffer::Buf::size_bytes);
         let transfer = self.link.speed.time(operation, self.group().size(), bytes);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        self.link.arrive(self.group(), number, transfer);
         let inner = Some(self.inner.start(request)?);
+        self.link.arrive(self.group(), number, transfer);
         let (link, group) = (self.link.clone(), self.group().clone());
         let slow = Slow { inner, link, group, number, name };
         Ok(Pending::started(Box::new(slow)))
@@ -373,7 +386,8 @@ mod tests {
                 Wait { rank, since, idle_since }
             };
             let waits = vec![wait(0, 4), wait(1, 6)];
-            let under_way = UnderWay { here: 0, on_link: Some(at(100)..at(110)), waits };
+            let on_link = Some(at(100)..at(110));
+            let under_way = UnderWay { arrived: 2, left: 2, on_link, waits };
             let ms = Duration::from_millis;
             let time = |waited| LinkTime {
                 operations: 1,
@@ -390,7 +404,7 @@ mod tests {
         check([50, 100], [50, 100], 10, [60, 10]); // posted last and waited for at once: it all shows
         // What a rank does between two waits hides nothing.
         check([105, 108], [90, 103], 7, [5, 2]);
-        let nobody = UnderWay { here: 0, on_link: Some(at(1)..at(2)), waits: vec![] };
+        let nobody = UnderWay { on_link: Some(at(1)..at(2)), ..UnderWay::default() };
         assert_eq!(nobody.times().count(), 0);
     }
 }

@@ -126,6 +126,7 @@ pub fn train(
     let result = match ranks {
         Ranks::Threads => {
             shared.begin()?;
+            shared.tell_start();
             // Ranks that wait in a circle, or for one that is gone, are told at once; the deadline is for
             // those that compute without end.
             let options =
@@ -138,6 +139,7 @@ pub fn train(
         Ranks::Process(process) => {
             let is_first = process.world().rank() == 0;
             agree(process, if is_first { shared.begin() } else { Ok(()) })?;
+            shared.tell_start();
             let result = shared.run(process.world().clone());
             let result = result.map_err(|error| TrainError::Begun(Box::new(error)))?;
             if !is_first {

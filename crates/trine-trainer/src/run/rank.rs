@@ -117,20 +117,25 @@ struct Progress {
 }
 
 impl RankRun<'_> {
-    /// Makes the directory ready, and tells that the ranks start. Called once.
+    fn first_step(&self) -> u64 {
+        self.restored.map_or(0, |checkpoint| checkpoint.manifest().run.step)
+    }
+
+    /// Makes the directory ready. Called once a run.
     pub(crate) fn begin(&self) -> Result<(), TrainError> {
-        let run = self.restored.map(|checkpoint| checkpoint.manifest().run.step);
-        let (config, first_step) = (&self.request.config, run.unwrap_or(0));
-        self.directory.begin(config, first_step)?;
+        self.directory.begin(&self.request.config, self.first_step())
+    }
+
+    /// Tells that the ranks start. Called once a process.
+    pub(crate) fn tell_start(&self) {
         let started = Event::Started {
-            config,
+            config: &self.request.config,
             engine: self.engine,
             data: self.data.report(),
             directory: self.directory.path(),
-            first_step,
+            first_step: self.first_step(),
         };
         report(self.reporter, &started);
-        Ok(())
     }
 
     /// A rank's life, to its end or to its failure. An error that all ranks have been told, of one of
