@@ -368,4 +368,36 @@ mod tests {
         let text = norm.unwrap_err().to_string();
         assert!(text.contains("block.1.mlp.gate.weight") && text.contains("12 elements"), "{text}");
     }
+
+    #[test]
+    fn an_element_that_is_not_finite_is_named_where_it_is_read() {
+        let model = model();
+        let layout = StageLayout::new(&StageRequest {
+            model: &model,
+            pieces: &[trine_spec::Piece::Block(1)],
+            tp: 1,
+            tp_index: 0,
+            dp: 1,
+            tied_apart: false,
+            bucket_elements: 100_000,
+        })
+        .unwrap();
+        let layout = Arc::new(layout);
+        let ops = trine_kernels::CpuOps::new(trine_kernels::Team::new(1));
+        let mut grads = GradStore::new(layout.clone(), trine_buffer::DType::F32, Numerics::Fast);
+        let param = layout.params.iter().find(|param| param.offset > 0).unwrap();
+        let (bucket, at) = (param.bucket, param.offset + 1);
+        let len = layout.buckets[bucket].len;
+        grads.bucket_mut(bucket).unwrap().typed_mut::<f32>().unwrap()[at] = f32::NAN;
+        let check = |range| check_finite(&grads, bucket, range, 7, &ops);
+        for clean in [0..at, at + 1..len, at..at] {
+            check(clean).unwrap();
+        }
+        for range in [0..len, at..at + 1, 3..at + 1] {
+            let Err(DpError::NonFinite { rank, parameter, element, .. }) = check(range) else {
+                panic!("not found");
+            };
+            assert_eq!((rank, parameter.as_str(), element), (7, param.spec.name.as_str(), at));
+        }
+    }
 }

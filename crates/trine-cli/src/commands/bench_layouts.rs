@@ -182,7 +182,7 @@ impl<'a> Contest<'a> {
 
     fn as_text(&self) -> String {
         let [low, median, high] = self.quartiles();
-        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let percent = |share: f64| decimal(100.0 * share) + " %";
         let mut text = format!(
             "\n{}: median ratio {median:.3} (quartiles {low:.3} and {high:.3})\n",
             self.config.degrees()
@@ -205,8 +205,7 @@ impl<'a> Contest<'a> {
         let [one, many] = &self.core_time;
         let mut row = |name: &str, one: f64, many: f64, share: f64, kind: &str| {
             let more = many - one;
-            let [one, many, more] =
-                [one, many, more].map(|seconds| format!("{:.1}", seconds * 1e3));
+            let [one, many, more] = [one, many, more].map(|seconds| decimal(seconds * 1e3));
             table.row([name.to_owned(), one, many, more, percent(share), kind.to_owned()]);
         };
         for part in Part::ALL {
@@ -243,6 +242,12 @@ impl<'a> Contest<'a> {
             "parts": parts.collect::<Vec<_>>(),
         })
     }
+}
+
+/// One decimal, and no sign before nothing.
+fn decimal(number: f64) -> String {
+    let text = format!("{number:.1}");
+    if text == "-0.0" { "0.0".to_owned() } else { text }
 }
 
 fn as_json(serial: &Config, results: &[Contest<'_>]) -> String {
