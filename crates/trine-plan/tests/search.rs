@@ -186,6 +186,28 @@ fn layouts_that_trine_runs_have_one_stage_a_rank() {
 }
 
 #[test]
+fn zero_2_reduces_the_gradients_of_every_micro_batch() {
+    let oak = Oak::new("frontier-22b");
+    let planner = oak.planner();
+    let data = |zero: u8, global_batch: usize| {
+        let fixed = Fixed {
+            tp: Some(2),
+            pp: Some(4),
+            micro_batch: Some(1),
+            pipeline: Some(ScheduleKind::OneFOneB),
+            zero: Some(zero),
+            ..Fixed::default()
+        };
+        rank(&planner, &request(128, global_batch, fixed)).unwrap().best[0].estimate.time.data
+    };
+    // 16 replicas: one micro-batch and eight. The gather of the weights and the tied embedding come once.
+    assert_eq!(data(1, 16), data(2, 16));
+    assert_eq!(data(1, 16), data(1, 128));
+    let (one, more) = (data(2, 16), data(2, 128));
+    assert!(more > 4.0 * one && more < 8.0 * one, "{one} {more}");
+}
+
+#[test]
 fn the_default_batch_has_the_odd_part_of_the_devices() {
     for (devices, seq, expected) in
         [(3072, 2048, 6144), (1024, 2048, 8192), (1, 8192, 2048), (7, 1 << 30, 7)]
