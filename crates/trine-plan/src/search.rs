@@ -285,9 +285,9 @@ fn with_options(request: &Request, base: Layout, each: &mut impl FnMut(&Layout))
         if !zero.map_or(sensible, |zero| zero == stage) {
             continue;
         }
-        for again in [Recompute::None, Recompute::Selective, Recompute::Full { every: 1 }] {
-            let sensible = !runnable || again != Recompute::Selective;
-            if !recompute.map_or(sensible, |recompute| recompute == again) {
+        let usual = [Recompute::None, Recompute::Selective, Recompute::Full { every: 1 }];
+        for &again in recompute.as_ref().map_or(&usual[..], std::slice::from_ref) {
+            if recompute.is_none() && runnable && again == Recompute::Selective {
                 continue;
             }
             let splits: &[bool] = if base.degrees.tp > 1 { &[false, true] } else { &[false] };

@@ -314,8 +314,9 @@ impl Planner<'_> {
         network.message_s(sent, Group { size: d.pp, stride: d.tp * d.cp * d.dp }) + gather
     }
 
-    /// Exposed traffic over replicas. ZeRO-0: one all-reduce of the gradients; ZeRO-1 and 2: reduce-scatter and all-gather
-    /// of the weights; ZeRO-3: weights gathered around each block, forward and backward, in every micro-batch.
+    /// Exposed traffic over replicas. ZeRO-0: one all-reduce of the gradients; ZeRO-1: reduce-scatter and all-gather
+    /// of the weights; ZeRO-2: the same, but whole gradients are not kept, so every micro-batch reduces its own; ZeRO-3:
+    /// weights gathered around each block, forward and backward, in every micro-batch.
     fn data_s(
         &self,
         layout: &Layout,
@@ -336,8 +337,8 @@ impl Planner<'_> {
         let reduce = network.gather_s(reduced, calls, replicas);
         let gather = network.gather_s(gathered, calls, replicas);
         let over = self.device.interference;
+        let m = layout.micro_batches() as f64;
         if layout.zero == 3 {
-            let m = layout.micro_batches() as f64;
             let forward = hidden(gather, slowest.forward, over);
             let backward = hidden(gather + reduce, slowest.backward + slowest.weight, over);
             return m * (forward + backward);
@@ -357,7 +358,8 @@ impl Planner<'_> {
         } else {
             reduce
         };
-        partly_hidden(reduce, backward, over, overlap)
+        let reductions = if layout.zero == 2 { m } else { 1.0 };
+        reductions * partly_hidden(reduce, backward, over, overlap)
             + partly_hidden(gather, slowest.forward * window, over, overlap)
     }
 

@@ -7,8 +7,8 @@ use trine_plan::evaluate::{Compared, World, noise_floor, quantile, summarize};
 use trine_plan::published::{PublishedRun, built_in, read};
 use trine_plan::{
     Attention, Cluster, Constants, Convention, Layout, Model, Planner, Precision, Recompute,
-    Scaling, Stack, clusters, evaluation_svg, find_cluster, find_stack, flops, scale, scaling_svg,
-    stacks,
+    Scaling, Stack, clusters, evaluation_svg, find_cluster, find_stack, flops, report, scale,
+    scaling_svg, stacks,
 };
 use trine_schedule::ScheduleKind;
 use trine_spec::presets;
@@ -243,11 +243,16 @@ fn check_picture(name: &str, committed: &str, drawn: &str) {
 }
 
 #[test]
-fn the_committed_plots_are_what_the_commands_draw() {
+fn the_committed_tables_and_plots_are_what_the_commands_give() {
     let known = known();
     let fit = fit_rows(&known.rows, &known.clusters);
     let drawn = evaluation_svg(&known.compared(), &fit);
     check_picture("evaluate.svg", include_str!("../../../docs/plots/evaluate.svg"), &drawn);
+    let (_, rows) =
+        include_str!("../../../docs/planning-rows.md").split_once("## By source").unwrap();
+    let tables = report::markdown(&known.compared(), &fit);
+    let same = tables.strip_prefix("## By source") == Some(rows);
+    assert!(same, "docs/planning-rows.md is not what `trine plan evaluate --markdown` prints");
     // A mark for each row outside of the fit, and a word of the legend for each source.
     assert!(drawn.matches("fill-opacity=\"0.6\"").count() > 500);
     for (name, preset, committed, tp, pp, per_replica, devices, most) in [

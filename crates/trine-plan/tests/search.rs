@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, its helpers too")]
 
 use trine_plan::{
-    Attention, Cluster, Constants, Fixed, Impossible, Limit, Model, Planner, Precision, Recompute,
-    Request, Scaling, SearchError, Stack, clusters, default_global_batch, explain_lead,
-    find_cluster, find_stack, items, memory_svg, rank, scale, search, sensitivity, stacks,
+    Attention, Cluster, Constants, Convention, Fixed, Impossible, Limit, Model, Planner, Precision,
+    Recompute, Request, Scaling, SearchError, Stack, clusters, default_global_batch, explain_lead,
+    find_cluster, find_stack, flops, items, memory_svg, rank, scale, search, sensitivity, stacks,
 };
 
 use trine_schedule::ScheduleKind;
@@ -183,6 +183,57 @@ fn layouts_that_trine_runs_have_one_stage_a_rank() {
         assert!(layout.virtual_stages == 1 && layout.zero <= 1 && layout.degrees.cp == 1);
         assert_ne!(layout.recompute, Recompute::Selective);
     }
+}
+
+#[test]
+fn zero_2_reduces_the_gradients_of_every_micro_batch() {
+    let oak = Oak::new("frontier-22b");
+    let planner = oak.planner();
+    let data = |zero: u8, global_batch: usize| {
+        let fixed = Fixed {
+            tp: Some(2),
+            pp: Some(4),
+            micro_batch: Some(1),
+            pipeline: Some(ScheduleKind::OneFOneB),
+            zero: Some(zero),
+            ..Fixed::default()
+        };
+        rank(&planner, &request(128, global_batch, fixed)).unwrap().best[0].estimate.time.data
+    };
+    // 16 replicas: one micro-batch and eight. The gather of the weights and the tied embedding come once.
+    assert_eq!(data(1, 16), data(2, 16));
+    assert_eq!(data(1, 16), data(1, 128));
+    let (one, more) = (data(2, 16), data(2, 128));
+    assert!(more > 4.0 * one && more < 8.0 * one, "{one} {more}");
+}
+
+#[test]
+fn recomputing_every_second_block_costs_half_as_much() {
+    let oak = Oak::new("frontier-22b");
+    let planner = oak.planner();
+    let with = |recompute| {
+        let fixed = Fixed {
+            tp: Some(2),
+            pp: Some(4),
+            micro_batch: Some(1),
+            pipeline: Some(ScheduleKind::OneFOneB),
+            zero: Some(1),
+            recompute: Some(recompute),
+            sequence_parallel: Some(false),
+            ..Fixed::default()
+        };
+        let choice = rank(&planner, &request(128, 128, fixed)).unwrap().best[0];
+        let work = flops(planner.model, &choice.layout, Convention::FullAttention);
+        (choice.estimate, work.hardware - work.model)
+    };
+    let none = with(Recompute::None);
+    let (every, half) = (with(Recompute::Full { every: 1 }), with(Recompute::Full { every: 2 }));
+    assert_eq!((none.0.time.recompute, none.1), (0.0, 0.0));
+    assert!((half.0.time.recompute / every.0.time.recompute - 0.5).abs() < 1e-9);
+    assert!((half.1 / every.1 - 0.5).abs() < 1e-9);
+    // Twelve blocks a stage: six keep their input, six everything.
+    let kept = [&none, &half, &every].map(|one| one.0.memory.activations);
+    assert!((kept[1] / ((kept[0] + kept[2]) / 2.0) - 1.0).abs() < 1e-9, "{kept:?}");
 }
 
 #[test]
