@@ -292,6 +292,27 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_with_measured_shares_goes_through_its_file() {
+        let all = clusters(&[]).unwrap();
+        let mut machine = find(&all, "h100").unwrap().clone();
+        machine.name = "measured".into();
+        let reached = crate::Constants::built_in().unwrap().device["h100"];
+        machine.device.constants = String::new();
+        // Lower than accelerators reach, which is no reason to refuse it.
+        machine.device.reached = Some(DeviceConstants { gemm_efficiency: 0.1, ..reached });
+        let text = machine.to_toml().unwrap();
+        assert_eq!(find(&clusters(&[&text]).unwrap(), "measured").unwrap(), &machine);
+        for (bad, said) in [
+            ("gemm_efficiency = 0.0", "gemm_efficiency = 0 must be positive"),
+            ("gemm_efficiency = -1.0", "must be finite and not negative"),
+            ("gemm_eficiency = 0.1", "gemm_eficiency"),
+        ] {
+            let error = clusters(&[&text.replace("gemm_efficiency = 0.1", bad)]).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+        }
+    }
+
+    #[test]
     fn users_add_clusters_and_bad_ones_are_refused() {
         let mine = "[[cluster]]\nname = \"mine\"\nabout = \"two nodes\"\ndevice = \"A100-80GB\"\n\
                     [[cluster.level]]\nname = \"node\"\ndevices = 4\nbandwidth = 1e11\nlatency = 1e-6\nlink = \"inside\"\n";
@@ -303,6 +324,11 @@ mod tests {
         );
         assert!(clusters(&[&extra]).unwrap_err().to_string().contains("multiple of the 4"));
         assert!(clusters(&["[[cluster]]\nnam = 1"]).unwrap_err().to_string().contains("nam"));
+        let none = clusters(&[
+            "[[device]]\nname = \"x\"\nsource = \"\"\npeak_bf16 = 1.0\npeak_f32 = 1.0\n\
+                               memory_bytes = 1\nbandwidth = 1.0\nunits = 1.0",
+        ]);
+        assert!(none.unwrap_err().to_string().contains("needs constants = a name, or reached"));
         let text = find(&clusters(&[]).unwrap(), "fronteer").unwrap_err().to_string();
         assert!(text.contains("fronteer") && text.contains("frontier"), "{text}");
     }

@@ -65,3 +65,61 @@ impl Planner<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Attention, Constants, Model, Pipeline, Precision, Recompute, clusters, find_cluster,
+        find_stack, simulate_step, stacks,
+    };
+    use trine_mesh::Degrees;
+
+    #[test]
+    fn ranks_without_cores_of_their_own_take_as_long_as_all_work() {
+        let (machines, all) = (clusters(&[]).unwrap(), stacks().unwrap());
+        let constants = Constants::built_in().unwrap();
+        let model = Model::new(&trine_spec::presets::find("gpt2-124m").unwrap().model).unwrap();
+        let machine = find_cluster(&machines, "h100").unwrap();
+        let stack = find_stack(&all, "trine").unwrap();
+        let planner = Planner::new(&model, machine, stack, &constants).unwrap();
+        let layout = Layout {
+            degrees: Degrees { dp: 1, pp: 4, tp: 1, ..Degrees::SERIAL },
+            virtual_stages: 1,
+            pipeline: Pipeline::OneFOneB,
+            micro_batch: 1,
+            global_batch: 8,
+            seq: 1024,
+            sequence_parallel: false,
+            recompute: Recompute::None,
+            attention: Attention::Flash2,
+            zero: 0,
+            precision: Precision::Bf16,
+        };
+        let step =
+            |blocks: &[usize], at_once| planner.shared_step(&layout, blocks, at_once).unwrap();
+        let alone = step(&[3; 4], 4.0);
+        let simulated = simulate_step(&planner, &layout, &planner.estimate(&layout)).unwrap();
+        assert!((alone.step / simulated.step - 1.0).abs() < 1e-12, "no node waits for another");
+        assert_eq!(alone.bubble_fraction, simulated.bubble_fraction);
+        // One core for all: no bubble costs time, and half as many cores take twice as long.
+        let (one, half) = (step(&[3; 4], 1.0), step(&[3; 4], 0.5));
+        assert!((half.step / one.step - 2.0).abs() < 1e-12);
+        let busy = 4.0 * simulated.pipeline * (1.0 - simulated.bubble_fraction);
+        let time = planner.time(&layout);
+        let after = 4.0 * (time.data + time.optimizer);
+        assert!((one.step / (busy + after) - 1.0).abs() < 1e-12);
+        // Stages as they are given, not as even as possible.
+        assert!(step(&[1, 1, 1, 9], 4.0).step > 1.5 * alone.step);
+    }
+
+    #[test]
+    fn ranks_of_two_cores_have_twice_the_device() {
+        let machines = clusters(&[]).unwrap();
+        let machine = find_cluster(&machines, "h100").unwrap();
+        let shared = machine.of_ranks(2, 1 << 20);
+        assert_eq!(shared.device.peak_f32, 2.0 * machine.device.peak_f32);
+        assert_eq!(shared.device.bandwidth, 2.0 * machine.device.bandwidth);
+        assert_eq!((shared.device.units, shared.devices()), (264.0, 1 << 20));
+    }
+}

@@ -174,13 +174,16 @@ impl PlanCheck {
         machine: &Result<Machine, String>,
         measured: Measured<'_>,
         ranks: Vec<RankCheck>,
-    ) -> Result<Self, TrainError> {
+    ) -> Self {
         let planned = match machine {
             Err(why) => Err(why.clone()),
-            Ok(machine) => planned_step(config, machine)?,
+            // A plan that fails is no reason to end a run.
+            Ok(machine) => {
+                planned_step(config, machine).unwrap_or_else(|error| Err(error.to_string()))
+            }
         };
         let step = planned.as_ref().ok();
-        Ok(Self {
+        Self {
             after_steps: measured.steps,
             machine: machine.as_ref().map_or_else(|_| "not known".into(), Machine::to_string),
             unplanned: planned.as_ref().err().cloned(),
@@ -190,7 +193,7 @@ impl PlanCheck {
             bubble_planned: step.map(|step| step.bubble_fraction),
             bubble_measured: measured.bubble,
             ranks,
-        })
+        }
     }
 }
 

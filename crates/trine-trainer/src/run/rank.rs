@@ -230,7 +230,7 @@ impl RankRun<'_> {
             planned: report.planned,
             measured: report.measured,
         });
-        let check = PlanCheck::new(self.engine, self.machine, measured, ranks.collect())?;
+        let check = PlanCheck::new(self.engine, self.machine, measured, ranks.collect());
         report(self.reporter, &Event::PlanChecked(&check));
         Ok(Some(check))
     }
