@@ -157,7 +157,7 @@ fn other_launchers_are_understood() {
     assert_eq!((code, said.matches("error:").count()), (Some(2), 1), "{said}");
     // What only rank 0 finds out is known to all: nobody waits for the others.
     let (code, _, said) =
-        mpirun("2", &small("none", &[&ONE_GROUP[..], &["--trace=no/such/folder"]].concat()));
+        mpirun("2", &small("none", &[ONE_GROUP, &["--trace=no/such/folder"]].concat()));
     assert_eq!((code, said.matches("error:").count()), (Some(2), 1), "{said}");
     assert!(said.contains("--trace no/such/folder: cannot create it"), "{said}");
     assert!(!scratch.path("none").exists());
