@@ -59,8 +59,10 @@ impl Drop for Pinned {
     }
 }
 
-#[cfg(all(test, target_os = "linux", not(miri)))]
+#[cfg(test)]
 mod tests {
+    #![cfg(all(target_os = "linux", not(miri)))]
+
     use super::*;
     use crate::Team;
     use std::sync::Mutex;
