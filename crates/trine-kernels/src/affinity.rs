@@ -59,10 +59,9 @@ impl Drop for Pinned {
     }
 }
 
+#[cfg(all(target_os = "linux", not(miri)))]
 #[cfg(test)]
 mod tests {
-    #![cfg(all(target_os = "linux", not(miri)))]
-
     use super::*;
     use crate::Team;
     use std::sync::Mutex;
