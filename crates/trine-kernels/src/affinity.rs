@@ -59,7 +59,8 @@ impl Drop for Pinned {
     }
 }
 
-#[cfg(all(test, target_os = "linux", not(miri)))]
+#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::Team;
