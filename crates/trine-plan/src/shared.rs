@@ -70,10 +70,11 @@ impl Planner<'_> {
 mod tests {
     use super::*;
     use crate::{
-        Attention, Constants, Model, Pipeline, Precision, Recompute, clusters, find_cluster,
-        find_stack, simulate_step, stacks,
+        Attention, Constants, Model, Precision, Recompute, clusters, find_cluster, find_stack,
+        simulate_step, stacks,
     };
     use trine_mesh::Degrees;
+    use trine_schedule::ScheduleKind;
 
     #[test]
     fn ranks_without_cores_of_their_own_take_as_long_as_all_work() {
@@ -86,7 +87,7 @@ mod tests {
         let layout = Layout {
             degrees: Degrees { dp: 1, pp: 4, tp: 1, ..Degrees::SERIAL },
             virtual_stages: 1,
-            pipeline: Pipeline::OneFOneB,
+            pipeline: ScheduleKind::OneFOneB,
             micro_batch: 1,
             global_batch: 8,
             seq: 1024,
