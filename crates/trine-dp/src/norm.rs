@@ -348,20 +348,24 @@ mod tests {
         assert_eq!(cases, 10);
     }
 
-    #[test]
-    fn blocks_that_a_rank_would_cut_are_refused() {
-        let mut model = model();
-        model.ffn = 12;
-        let layout = StageLayout::new(&StageRequest {
-            model: &model,
+    fn layout_of_block(model: &ModelSpec, bucket_elements: usize) -> StageLayout {
+        let request = StageRequest {
+            model,
             pieces: &[trine_spec::Piece::Block(1)],
             tp: 1,
             tp_index: 0,
             dp: 1,
             tied_apart: false,
-            bucket_elements: 1000,
-        })
-        .unwrap();
+            bucket_elements,
+        };
+        StageLayout::new(&request).expect("a block fits one rank")
+    }
+
+    #[test]
+    fn blocks_that_a_rank_would_cut_are_refused() {
+        let mut model = model();
+        model.ffn = 12;
+        let layout = layout_of_block(&model, 1000);
         let partition = Partition::new(ZeroStage::Zero0, 1, 0).unwrap();
         let world = SelfComm::new();
         let norm = GradNorm::new(&model, &layout, 1, partition, Numerics::Reference, world);
@@ -372,17 +376,7 @@ mod tests {
     #[test]
     fn an_element_that_is_not_finite_is_named_where_it_is_read() {
         let model = model();
-        let layout = StageLayout::new(&StageRequest {
-            model: &model,
-            pieces: &[trine_spec::Piece::Block(1)],
-            tp: 1,
-            tp_index: 0,
-            dp: 1,
-            tied_apart: false,
-            bucket_elements: 100_000,
-        })
-        .unwrap();
-        let layout = Arc::new(layout);
+        let layout = Arc::new(layout_of_block(&model, 100_000));
         let ops = trine_kernels::CpuOps::new(trine_kernels::Team::new(1));
         let mut grads = GradStore::new(layout.clone(), trine_buffer::DType::F32, Numerics::Fast);
         let param = layout.params.iter().find(|param| param.offset > 0).unwrap();

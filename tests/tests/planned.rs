@@ -4,8 +4,6 @@ use trine_buffer::DType;
 use trine_comm::threads;
 use trine_dp::ZeroStage;
 use trine_mesh::{Axis, Degrees, Mesh};
-use trine_nn::Numerics;
-use trine_optim::OptimizerConfig;
 use trine_plan::{
     Attention, Constants, Layout, Model, Planner, Precision, Recompute, clusters, find_cluster,
     find_stack, stacks,
@@ -13,43 +11,19 @@ use trine_plan::{
 use trine_schedule::ScheduleKind;
 use trine_spec::{BUCKET_ELEMENTS, ModelSpec};
 use trine_testkit::toy;
-use trine_trainer::engine::{Batch, Engine, EngineConfig};
+use trine_tests::{ADAMW, batch, serial};
+use trine_trainer::engine::{Engine, EngineConfig};
 use trine_trainer::{RankMemory, TrainError};
 
-const ADAMW: OptimizerConfig =
-    OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
-
-/// A run of a model, on one rank.
-fn serial(model: ModelSpec) -> EngineConfig {
+/// A run of a model as users start one, on one rank.
+fn run(model: ModelSpec) -> EngineConfig {
     EngineConfig {
         seq: model.seq_max,
-        model,
-        degrees: Degrees::SERIAL,
-        layers: None,
-        sequence_parallel: false,
-        schedule: ScheduleKind::OneFOneB,
-        numerics: Numerics::Fast,
         compute: DType::Bf16,
-        recompute: false,
         zero: ZeroStage::Zero1,
-        global_batch: 12,
-        micro_batch: 1,
-        seed: 11,
         optimizer: ADAMW,
-        clip_norm: 0.5,
-        threads: 1,
         bucket_elements: BUCKET_ELEMENTS,
-    }
-}
-
-fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
-    let (inputs, targets) = toy::tokens(&config.model, config.global_batch, config.seq);
-    let each = config.global_batch / config.degrees.dp * config.seq;
-    let own = dp_index * each..(dp_index + 1) * each;
-    Batch {
-        inputs: inputs[own.clone()].to_vec(),
-        targets: targets[own].to_vec(),
-        document_start: None,
+        ..serial(model)
     }
 }
 
@@ -93,7 +67,7 @@ fn trine_plan_says_to_the_byte_what_ranks_hold() {
                     [degrees(1, 1, 1), degrees(3, 2, 1), degrees(2, 2, 4), degrees(2, 4, 2)]
                 {
                     let config =
-                        EngineConfig { degrees, compute, zero: stage, ..serial(spec.clone()) };
+                        EngineConfig { degrees, compute, zero: stage, ..run(spec.clone()) };
                     let layout = Layout {
                         degrees,
                         virtual_stages: 1,
@@ -156,7 +130,7 @@ fn layouts() -> Vec<EngineConfig> {
                             recompute,
                             schedule,
                             micro_batch: 2,
-                            ..serial(model.clone())
+                            ..run(model.clone())
                         });
                     }
                 }
