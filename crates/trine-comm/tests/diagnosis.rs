@@ -1,5 +1,6 @@
 //! Ranks that disagree or hang are told who is where, within a second; failures stop everybody.
 
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -375,6 +376,32 @@ fn an_error_stops_the_others_with_the_first_cause() {
         assert_eq!(message, format!("rank 2 {verb}: loss is not finite"));
         let seen = seen.into_inner().unwrap();
         assert_eq!(seen, [cause; 3]);
+    }
+}
+
+#[test]
+fn what_was_over_before_a_failure_is_a_result() {
+    let stopped = AtomicBool::new(false);
+    let outcomes = threads::run(2, &WorldOptions::default(), |comm| {
+        let ones = Buf::from_vec(vec![1.0f32; 2]);
+        let sum = comm.post_all_reduce(ones, ReduceOp::Sum, "sum")?;
+        let sum = if comm.rank() == 1 {
+            let sum = sum.wait(&Queue::Host);
+            comm.abort("out of disk");
+            stopped.store(true, Ordering::Release);
+            sum
+        } else {
+            while !stopped.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            sum.wait(&Queue::Host)
+        };
+        let sum = sum?.into_send(Location::caller())?;
+        Ok::<_, CommError>((sum, comm.barrier("x").unwrap_err().to_string()))
+    });
+    for (sum, error) in outcomes.unwrap() {
+        assert_eq!(sum.into_vec(), Ok(vec![2.0f32; 2]));
+        assert_eq!(error, "stopped by rank 1: out of disk");
     }
 }
 

@@ -234,27 +234,31 @@ impl Progress for ThreadPending {
     // Host memory is ready on every queue when the operation is over.
     fn wait(mut self: Box<Self>, _on: &Queue) -> Result<Done, CommError> {
         let Some(id) = self.ticket else { return Ok(Done::default()) };
-        let board = self.seat.shared.lock();
-        board.check(self.seat.rank)?;
-        let done = if board.is_done(id) { fetch(board, id) } else { self.park(board, id)? };
+        let mut board = self.seat.shared.lock();
+        if !board.is_done(id) {
+            board = self.park(board, id)?;
+        }
+        let done = board.fetch(id).expect("invariant: the ticket is done");
+        drop(board);
         self.ticket = None;
         self.seat.shared.recorders[self.seat.rank].finish(self.number);
         Ok(done)
     }
 }
 
-fn fetch(mut board: MutexGuard<'_, Board>, id: usize) -> Done {
-    board.fetch(id).expect("invariant: the ticket is done")
-}
-
 impl ThreadPending {
-    /// Parks until the operation is over, the world has failed or the deadline has passed.
-    fn park(&self, mut board: MutexGuard<'_, Board>, id: usize) -> Result<Done, CommError> {
+    /// Parks until the operation is over, the world has failed or the deadline has passed. What is
+    /// over when the world fails is a result; the next operation gets the error.
+    fn park<'a>(
+        &'a self,
+        mut board: MutexGuard<'a, Board>,
+        id: usize,
+    ) -> Result<MutexGuard<'a, Board>, CommError> {
         let (rank, shared) = (self.seat.rank, &self.seat.shared);
         board.begin_wait(rank, id);
         board.fail_if_stuck(rank);
         let (since, mut warned) = (Instant::now(), false);
-        while board.check(rank).is_ok() && !board.is_done(id) {
+        while !board.is_done(id) && board.check(rank).is_ok() {
             let (waited, deadline) = (since.elapsed(), shared.options.deadline);
             let (left, late) = match deadline.checked_sub(waited) {
                 Some(left) if !left.is_zero() => (left, None),
@@ -276,12 +280,12 @@ impl ThreadPending {
         }
         board.end_wait(rank, id);
         match board.check(rank) {
-            Ok(()) => Ok(fetch(board, id)),
             // Idempotent: whoever failed the world wakes everybody, and so does this.
-            Err(error) => {
+            Err(error) if !board.is_done(id) => {
                 shared.wake_all(board);
                 Err(error)
             }
+            Ok(()) | Err(_) => Ok(board),
         }
     }
 }
