@@ -218,7 +218,8 @@ pub trait Ops: Send + Sync + fmt::Debug {
         c: MatMut<'_>,
     ) -> Done;
 
-    /// `y = x · wᵀ + bias` for each row of x, rounded once; all `T`. Each sum starts at its bias.
+    /// `y = x · wᵀ + bias` for each row of x, rounded once; all `T`, but y may be `S`. Each sum starts
+    /// at its bias.
     ///
     /// # Errors
     /// Types or dimensions that do not fit.

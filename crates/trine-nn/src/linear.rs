@@ -5,7 +5,7 @@ use crate::{
     check_len,
 };
 use std::ops::Range;
-use trine_buffer::{Act, Buf};
+use trine_buffer::{Act, Buf, DType};
 use trine_kernels::{MatMut, MatRef, Product};
 
 /// `y = x · wᵀ + b`, with `w` of `[outputs, inputs]`.
@@ -38,21 +38,27 @@ impl Linear {
         Self { weight, bias, inputs, outputs, input_blocks: 1, output_blocks: vec![vec![all]] }
     }
 
-    /// `x · wᵀ + b`, `[rows, outputs]`. Where the sum over inputs is one product the bias is what it
-    /// starts from; elsewhere it is added to the whole sum.
+    /// `x · wᵀ + b`, `[rows, outputs]`, in the compute type or that of its sums. Where the sum over
+    /// inputs is one product the bias is what it starts from; elsewhere it is added to the whole sum.
     ///
     /// # Errors
     /// As [`Linear::product`].
-    pub fn apply(&self, weights: &ParamStore, x: &Buf, ctx: &Context<'_>) -> Result<Buf, NnError> {
+    pub fn apply(
+        &self,
+        weights: &ParamStore,
+        x: &Buf,
+        dtype: DType,
+        ctx: &Context<'_>,
+    ) -> Result<Buf, NnError> {
         let Some(bias) = self.bias.as_ref().filter(|_| self.input_blocks == 1) else {
-            let mut y = self.product(weights, x, ctx)?;
+            let mut y = self.product(weights, x, dtype, ctx)?;
             self.add_bias(weights, &mut y, ctx)?;
             return Ok(y);
         };
         let rows = ctx.rows.tokens();
         check_len("linear", "input", x.len(), rows * self.inputs)?;
         let (w, bias) = (weights.lease(&self.weight)?, weights.lease(bias)?);
-        let mut y = ctx.alloc(rows, self.outputs)?;
+        let mut y = ctx.pool.alloc(dtype, rows * self.outputs)?;
         ctx.ops.linear(
             MatMut::new(y.slice_mut(), rows, self.outputs),
             MatRef::new(x.slice(), rows, self.inputs),
@@ -62,7 +68,7 @@ impl Linear {
         Ok(y)
     }
 
-    /// `x · wᵀ`, `[rows, outputs]`, without the bias.
+    /// `x · wᵀ`, `[rows, outputs]`, without the bias, in the compute type or that of its sums.
     ///
     /// # Errors
     /// A wrong length, or weights that are away.
@@ -70,6 +76,7 @@ impl Linear {
         &self,
         weights: &ParamStore,
         x: &Buf,
+        dtype: DType,
         ctx: &Context<'_>,
     ) -> Result<Buf, NnError> {
         let rows = ctx.rows.tokens();
@@ -78,7 +85,7 @@ impl Linear {
         let x = MatRef::new(x.slice(), rows, self.inputs);
         let w = MatRef::new(lease.slice(), self.outputs, self.inputs);
         let width = self.inputs / self.input_blocks;
-        let mut y = ctx.alloc(rows, self.outputs)?;
+        let mut y = ctx.pool.alloc(dtype, rows * self.outputs)?;
         sum_tree(ctx, 0..self.input_blocks, &mut y, &mut |block, out| {
             let columns = block * width..(block + 1) * width;
             let (x, w) = (x.columns(columns.clone())?, w.columns(columns)?);
@@ -184,7 +191,7 @@ impl Layer for Linear {
         x: Act,
         ctx: &Context<'_>,
     ) -> Result<(Act, Saved), NnError> {
-        let y = self.apply(weights, &x, ctx)?;
+        let y = self.apply(weights, &x, ctx.compute, ctx)?;
         let saved = if ctx.training() { Saved::new([x], []) } else { Saved::nothing() };
         Ok((Act::new(y), saved))
     }

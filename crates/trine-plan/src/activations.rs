@@ -103,8 +103,10 @@ struct Sizes {
     saved: usize,
     /// Saved by the second half of a block: what its norm reads, with statistics.
     second: usize,
-    /// What a norm gives, and what a branch adds to the stream: as many elements in the compute type.
+    /// What a norm gives: as many elements in the compute type.
     input: usize,
+    /// What a branch adds to the stream: one rank gives it in the stream's type, several sum it in the compute type.
+    branch: usize,
     /// The same with the rows of all ranks.
     whole: usize,
     /// The stream's gradient with the rows of all ranks.
@@ -148,6 +150,7 @@ impl Sizes {
             saved: all(&|_| true),
             second: of("norm2.input") + of("norm2.stats"),
             input: of("mlp.input"),
+            branch: if tp == 1 { of("norm1.input") } else { of("mlp.input") },
             whole: tokens * model.hidden * compute,
             whole_stream: tokens * model.hidden * sum,
             qkv: of("attention.qkv"),
@@ -192,7 +195,7 @@ impl Sizes {
     /// the stream that it is added to.
     fn last_sum(&self) -> usize {
         let gathered = if self.split_rows { self.whole } else { 0 };
-        self.input + gathered.max(self.stream)
+        self.branch + gathered.max(self.stream)
     }
 
     /// B of a piece. The gradient that enters is held already, the one that leaves is held afterwards.

@@ -69,7 +69,7 @@ impl VocabHead {
         ctx: &Context<'_>,
     ) -> Result<Buf, NnError> {
         let x = self.group.enter(x, ENTER, ctx)?;
-        self.linear.product(weights, &x, ctx)
+        self.linear.product(weights, &x, ctx.compute, ctx)
     }
 
     /// The loss of each token, `[tokens]` in the accumulator type, equal on all ranks; 0 where there

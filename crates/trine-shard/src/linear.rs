@@ -63,7 +63,7 @@ impl ColumnLinear {
         ctx: &Context<'_>,
     ) -> Result<(Split, Saved), NnError> {
         let whole = self.group.enter(x, self.name, ctx)?;
-        let y = self.linear.apply(weights, &whole, ctx)?;
+        let y = self.linear.apply(weights, &whole, ctx.compute, ctx)?;
         // The stream's own rows are kept, and gathered again when the weight gradient needs them.
         let kept: Vec<Act> = if ctx.training() { vec![(**x).clone()] } else { vec![] };
         Ok((Split::assume(Act::new(y)), Saved::new(kept, [])))
@@ -137,7 +137,8 @@ impl RowLinear {
         Self { group, linear, name }
     }
 
-    /// `y = Σ over ranks x · wᵀ, + b`.
+    /// `y = Σ over ranks x · wᵀ, + b`. One rank gives it in the type of the stream that it is added
+    /// to; several send their summands, and what they come to, in the compute type.
     ///
     /// # Errors
     /// A wrong shape, or a failed collective.
@@ -149,9 +150,9 @@ impl RowLinear {
     ) -> Result<(Stream, Saved), NnError> {
         let x = x.into_inner();
         let y = if self.group.size() == 1 {
-            self.linear.apply(weights, &x, ctx)?
+            self.linear.apply(weights, &x, ctx.stream(), ctx)?
         } else {
-            let sum = Partial::assume(self.linear.product(weights, &x, ctx)?);
+            let sum = Partial::assume(self.linear.product(weights, &x, ctx.compute, ctx)?);
             let mut y = self.group.leave(sum, self.name, ctx)?.into_inner().into_buf(ctx.pool)?;
             self.linear.add_bias(weights, &mut y, ctx)?;
             y

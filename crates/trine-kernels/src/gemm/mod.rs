@@ -368,7 +368,7 @@ pub(crate) fn linear(
     bias: Slice<'_>,
 ) -> Result<(), KernelError> {
     const OP: &str = "linear";
-    fn run<T: GemmElement>(
+    fn run<T: GemmElement, Y: Num<Acc = T::Acc>>(
         cpu: &CpuOps,
         y: MatMut<'_>,
         x: MatRef<'_>,
@@ -376,13 +376,24 @@ pub(crate) fn linear(
         bias: Slice<'_>,
     ) -> Result<(), KernelError> {
         let (x, w) = (Mat::<T>::new(OP, "x", x)?, Mat::<T>::new(OP, "w", w)?);
-        let (y, bias) = (MatSplit::<T>::new(OP, "y", y)?, typed::<T>(OP, "bias", bias)?);
+        let (y, bias) = (MatSplit::<Y>::new(OP, "y", y)?, typed::<T>(OP, "bias", bias)?);
         let dims = shape(OP, Product::Nt, x.shape(), w.shape(), y.shape())?;
         length(OP, "bias", bias.len(), dims.n, format_args!("[{}, {}]", dims.m, dims.n))?;
-        threaded(cpu, Initial::Row(bias), dims, operand(x, true), operand(w, true), &y);
+        // Beside the piece that each part of the product takes.
+        let mut scratch = cpu.scratch.take_beside(1);
+        let row = scratch.slice::<Y>(dims.n);
+        row.iter_mut().zip(bias).for_each(|(start, bias)| *start = Y::narrow(bias.widen()));
+        threaded(cpu, Initial::Row(row), dims, operand(x, true), operand(w, true), &y);
         Ok(())
     }
-    with_num!(OP, "x", x.data.dtype(), T => run::<T>(cpu, y, x, w, bias))
+    let y_dtype = y.data.dtype();
+    with_num!(OP, "x", x.data.dtype(), T => {
+        if y_dtype == T::DTYPE {
+            run::<T, T>(cpu, y, x, w, bias)
+        } else {
+            run::<T, <T as Num>::Acc>(cpu, y, x, w, bias)
+        }
+    })
 }
 
 /// Splits the longer side of C over the threads: the factor on that side is packed once, the other

@@ -132,7 +132,7 @@ fn blocks_and_threads<T: Float>() {
 }
 
 /// `linear` is a product that is added to rows of its bias, for which the product itself is held to f64.
-fn linear_starts_at_its_bias<T: Float>() {
+fn linear_in<T: Float, Y: Float>() {
     let mut cases = 0;
     for (m, n, k, gap) in [
         (1, 1, 1, 0),
@@ -146,10 +146,11 @@ fn linear_starts_at_its_bias<T: Float>() {
     ] {
         let (x, w) = factors::<T>(Product::Nt, m, n, k, gap);
         let (bias, stride) = (buf::<T>(7, n), n + gap);
-        let old = values::<T>(3, m * stride);
+        let old = values::<Y>(3, m * stride);
         let mut rows = old.clone();
         for row in rows.chunks_mut(stride) {
-            row[..n].copy_from_slice(bias.typed::<T>().unwrap());
+            let bias = bias.to_f64_vec().into_iter().map(Y::from_f64);
+            row.iter_mut().zip(bias).for_each(|(row, bias)| *row = bias);
         }
         let results = everywhere(T::DTYPE == DType::Bf16, |ops| {
             let (mut y, mut sum) = (Buf::from_vec(old.clone()), Buf::from_vec(rows.clone()));
@@ -252,6 +253,16 @@ mod all {
         parts_have_the_bits_of_the_whole;
         accumulation_continues_the_chain;
         linear_starts_at_its_bias;
+    }
+}
+
+/// In y's own type and in that of its sums.
+fn linear_starts_at_its_bias<T: Float>() {
+    linear_in::<T, T>();
+    match T::DTYPE.accumulator() {
+        DType::F64 => linear_in::<T, f64>(),
+        DType::F32 => linear_in::<T, f32>(),
+        other => panic!("sums are not kept in {other}"),
     }
 }
 

@@ -430,11 +430,16 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         let (first, last) = (strip.k == 0, strip.k + strip.ks == self.dims.k);
         let load = !first || !self.c.initial.is_zero();
         let row_of_all = self.c.initial.row().filter(|_| first);
-        if C::DTYPE == DType::F32 && tile.rows == SIDE && tile.cols == SIDE && row_of_all.is_none()
-        {
-            // SAFETY: inside C.
-            let c = unsafe { self.c.start.add(tile.at) }.cast::<f32>();
-            return multiply(c, self.c.stride * size_of::<f32>(), load);
+        if C::DTYPE == DType::F32 && tile.rows == SIDE && tile.cols == SIDE {
+            let c = self.c.start.wrapping_add(tile.at);
+            if let Some(start) = row_of_all {
+                for row in 0..SIDE {
+                    let start = start[tile.col..][..SIDE].as_ptr();
+                    // SAFETY: a row of the tile, inside C, that nobody else touches.
+                    unsafe { c.add(row * self.c.stride).copy_from_nonoverlapping(start, SIDE) };
+                }
+            }
+            return multiply(c.cast(), self.c.stride * size_of::<f32>(), load);
         }
         let sums = &mut self.sums[tile.sums..];
         if first && load {
