@@ -102,6 +102,22 @@ pub fn zero_bubble() -> Vec<Layout> {
     layouts
 }
 
+/// Eight tensor-parallel ranks: alone with each way to hold the stream and to run blocks, then with stages or with
+/// replicas.
+pub fn eight_tensor_ranks() -> Vec<Layout> {
+    let layout = |pp, dp, (recompute, sequence_parallel)| Layout {
+        degrees: Degrees { tp: 8, pp, dp, ..Degrees::SERIAL },
+        schedule: ScheduleKind::OneFOneB,
+        zero: if dp == 1 { ZeroStage::Zero0 } else { ZeroStage::Zero1 },
+        recompute,
+        sequence_parallel,
+    };
+    let alone = [(false, false), (false, true), (true, true)];
+    let mut layouts: Vec<Layout> = alone.map(|options| layout(1, 1, options)).to_vec();
+    layouts.extend([layout(2, 1, (false, true)), layout(1, 2, (false, false))]);
+    layouts
+}
+
 /// A fixed part of [`all`] in which every pair of choices (of degrees and an option, or of two
 /// options) occurs: the combination that covers most pairs not yet seen is taken again and again.
 pub fn pairwise() -> Vec<Layout> {

@@ -15,6 +15,12 @@ fn models() -> [ModelSpec; 3] {
     [toy::gpt(), toy::llama(2), toy::llama(1)]
 }
 
+/// The same with heads for eight ranks, in GPT one for each; in Llama four ranks share a KV head.
+fn models_of_eight_heads() -> [ModelSpec; 2] {
+    let eight = |model| ModelSpec { heads: 8, head_dim: 4, ..model };
+    [ModelSpec { kv_heads: 8, ..eight(toy::gpt()) }, eight(toy::llama(2))]
+}
+
 fn run(config: &EngineConfig) -> Outcome {
     step(config, &Mutation::NONE).unwrap_or_else(|error| panic!("{:?}: {error}", config.degrees))
 }
@@ -27,9 +33,9 @@ fn compare_fast(layout: &Layout, base: &EngineConfig, exact: &Outcome) {
     assert!(messages.is_empty(), "{layout:?}: {}", messages.join("; "));
 }
 
-fn fast(layouts: &[Layout]) -> usize {
+fn fast(models: &[ModelSpec], layouts: &[Layout]) -> usize {
     let mut compared = 0;
-    for model in models() {
+    for model in models {
         for optimizer in [serial(model.clone()).optimizer, ADAMW] {
             let base = EngineConfig { optimizer, ..serial(model.clone()) };
             let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() });
@@ -42,12 +48,12 @@ fn fast(layouts: &[Layout]) -> usize {
     compared
 }
 
-fn reference(layouts: &[Layout]) -> usize {
+fn reference(models: &[ModelSpec], compute: DType, layouts: &[Layout]) -> usize {
     let mut compared = 0;
-    for model in models() {
+    for model in models {
         for optimizer in [serial(model.clone()).optimizer, ADAMW] {
             let numerics = Numerics::Reference;
-            let base = EngineConfig { optimizer, numerics, ..serial(model.clone()) };
+            let base = EngineConfig { optimizer, numerics, compute, ..serial(model.clone()) };
             let exact = run(&base);
             for layout in layouts {
                 let got = run(&layout.apply(&base));
@@ -65,7 +71,7 @@ fn reference(layouts: &[Layout]) -> usize {
 #[test]
 fn a_covering_set_of_layouts_meets_the_bound_in_fast_numerics() {
     let layouts = layouts::pairwise();
-    assert_eq!(fast(&layouts), 3 * 2 * layouts.len());
+    assert_eq!(fast(&models(), &layouts), 3 * 2 * layouts.len());
     assert!(layouts.len() >= 34, "{} layouts", layouts.len());
 }
 
@@ -87,14 +93,24 @@ fn a_covering_set_of_layouts_meets_the_bound_in_bf16() {
 #[test]
 fn a_covering_set_of_layouts_is_bit_equal_in_reference_numerics() {
     let layouts = layouts::pairwise();
-    assert_eq!(reference(&layouts), 3 * 2 * layouts.len());
+    assert_eq!(reference(&models(), DType::F32, &layouts), 3 * 2 * layouts.len());
+    assert_eq!(reference(&[toy::gpt()], DType::F64, &layouts), 2 * layouts.len());
+}
+
+#[test]
+fn eight_tensor_parallel_ranks_agree_with_the_serial_run() {
+    let layouts = layouts::eight_tensor_ranks();
+    let models = models_of_eight_heads();
+    assert_eq!(fast(&models, &layouts), 2 * 2 * layouts.len());
+    assert_eq!(reference(&models, DType::F32, &layouts), 2 * 2 * layouts.len());
+    assert_eq!(layouts.len(), 5);
 }
 
 #[test]
 fn zero_bubble_schedules_agree_with_the_serial_run() {
     let layouts = layouts::zero_bubble();
-    assert_eq!(fast(&layouts), 3 * 2 * layouts.len());
-    assert_eq!(reference(&layouts), 3 * 2 * layouts.len());
+    assert_eq!(fast(&models(), &layouts), 3 * 2 * layouts.len());
+    assert_eq!(reference(&models(), DType::F32, &layouts), 3 * 2 * layouts.len());
 }
 
 #[test]
@@ -102,14 +118,14 @@ fn zero_bubble_schedules_agree_with_the_serial_run() {
 fn all_layouts_meet_the_bound_in_fast_numerics() {
     let layouts = layouts::all();
     assert_eq!(layouts.len(), 17 * 16);
-    assert_eq!(fast(&layouts), 3 * 2 * layouts.len());
+    assert_eq!(fast(&models(), &layouts), 3 * 2 * layouts.len());
 }
 
 #[test]
 #[ignore = "all layouts: minutes; `cargo xtask ci --full` runs it"]
 fn all_layouts_are_bit_equal_in_reference_numerics() {
     let layouts = layouts::all();
-    assert_eq!(reference(&layouts), 3 * 2 * layouts.len());
+    assert_eq!(reference(&models(), DType::F32, &layouts), 3 * 2 * layouts.len());
 }
 
 #[test]

@@ -234,7 +234,7 @@ fn a_circle_of_a_message_and_a_collective() {
 /// What the terminal shows of a rank that hangs: who, where in the run, and who waits for it.
 #[test]
 fn a_rank_that_hangs_is_diagnosed_with_its_place() {
-    let options = WorldOptions { deadline: Duration::from_millis(50), ..Default::default() };
+    let options = WorldOptions { deadline: Duration::from_millis(500), ..Default::default() };
     let over = AtomicBool::new(false);
     let failed = threads::run_explained(3, &options, |comm| {
         comm.recorder().begin_phase(Name::new("training").with("step", 9));
@@ -272,10 +272,10 @@ fn a_rank_that_hangs_is_diagnosed_with_its_place() {
 /// A rank that begins and ends actions is waited for, far beyond the deadline.
 #[test]
 fn a_rank_that_makes_progress_is_waited_for() {
-    let options = WorldOptions { deadline: Duration::from_millis(400), ..Default::default() };
+    let options = WorldOptions { deadline: Duration::from_secs(1), ..Default::default() };
     threads::run(2, &options, |comm| {
         if comm.rank() == 1 {
-            for action in 0..50 {
+            for action in 0..90 {
                 comm.recorder().begin_action(action, "F");
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -288,7 +288,7 @@ fn a_rank_that_makes_progress_is_waited_for() {
         if comm.rank() == 1 {
             let deadline = Some(Duration::from_secs(30));
             comm.recorder().begin_phase(Phase { name: Name::new("saving"), deadline });
-            std::thread::sleep(Duration::from_millis(900));
+            std::thread::sleep(Duration::from_millis(1800));
         }
         comm.barrier("end")
     })
@@ -421,7 +421,7 @@ fn an_abort_by_hand_reaches_ranks_that_are_parked() {
 
 #[test]
 fn a_rank_that_runs_but_does_not_come_meets_the_deadline() {
-    let options = WorldOptions { deadline: Duration::from_millis(50), ..Default::default() };
+    let options = WorldOptions { deadline: Duration::from_millis(500), ..Default::default() };
     let over = AtomicBool::new(false);
     let errors = threads::run(2, &options, |comm| {
         if comm.rank() == 1 {

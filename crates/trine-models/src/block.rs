@@ -7,8 +7,8 @@ use trine_shard::{
 };
 
 /// `x += attention(norm1(x)); x += mlp(norm2(x))`, each branch entering and leaving one
-/// tensor-parallel region. The stream `x` has the type of sums, the branches that of products. What the parts are is the family's business ([`crate::gpt`],
-/// [`crate::llama`]).
+/// tensor-parallel region. The stream `x` has the type of sums, what norms give that of products. What the parts are is the
+/// family's business ([`crate::families`]).
 #[derive(Debug)]
 pub struct Block {
     /// Norm before attention.

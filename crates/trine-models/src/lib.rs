@@ -1,9 +1,9 @@
-//! The model zoo: one readable file a family, built as pipeline stages for any layout.
+//! The model zoo: GPT and Llama, built as pipeline stages for any layout.
 //!
 //! A [`ModelSpec`](trine_spec::ModelSpec) says what a model is; [`StageModel::new`] builds the part
 //! of it that one rank holds, from tensor-parallel layers whose weights are looked up by name in the
-//! rank's [`StageLayout`](trine_spec::StageLayout). [`gpt`] and [`llama`] say what a block and the
-//! two ends of each family consist of; they read as the papers do.
+//! rank's [`StageLayout`](trine_spec::StageLayout). [`families`] says what a block and the two ends
+//! consist of, and where the families differ.
 //!
 //! With one rank the same code is the serial model:
 //!
@@ -31,8 +31,7 @@
 mod block;
 mod builder;
 mod ends;
-pub mod gpt;
-pub mod llama;
+pub mod families;
 mod stage;
 
 pub use block::Block;

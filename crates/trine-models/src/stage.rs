@@ -1,6 +1,6 @@
 //! The part of a model that one rank holds, in segments that a schedule can run one by one.
 
-use crate::{Builder, Head, gpt, llama};
+use crate::{Builder, Head, families};
 use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType};
@@ -8,7 +8,7 @@ use trine_comm::Communicator;
 use trine_nn::{
     Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Rows, Saved, WeightWork,
 };
-use trine_spec::{Family, ModelSpec, Piece, StageLayout};
+use trine_spec::{ModelSpec, Piece, StageLayout};
 
 /// What a stage is built from.
 #[derive(Debug)]
@@ -185,20 +185,14 @@ impl StageModel {
 }
 
 fn build(b: &Builder<'_>, piece: Piece, recompute: bool) -> Result<PieceLayer, NnError> {
-    let block = |index| match b.model.family {
-        Family::Gpt => gpt::block(b, index),
-        Family::Llama => llama::block(b, index),
-    };
     Ok(match piece {
-        Piece::Embedding => PieceLayer::Inner(Box::new(match b.model.family {
-            Family::Gpt => gpt::embedding(b)?,
-            Family::Llama => llama::embedding(b)?,
-        })),
-        Piece::Block(index) if recompute => PieceLayer::Inner(Box::new(Recompute(block(index)?))),
-        Piece::Block(index) => PieceLayer::Inner(Box::new(block(index)?)),
-        Piece::Head => PieceLayer::Head(Box::new(match b.model.family {
-            Family::Gpt => gpt::head(b)?,
-            Family::Llama => llama::head(b)?,
-        })),
+        Piece::Embedding => PieceLayer::Inner(Box::new(families::embedding(b)?)),
+        Piece::Block(index) => {
+            let block = families::block(b, index)?;
+            let layer: Box<dyn Layer> =
+                if recompute { Box::new(Recompute(block)) } else { Box::new(block) };
+            PieceLayer::Inner(layer)
+        }
+        Piece::Head => PieceLayer::Head(Box::new(families::head(b)?)),
     })
 }

@@ -163,10 +163,10 @@ fn a_rank_that_hangs_is_found_at_the_deadline_although_its_heart_beats() {
 
 #[test]
 fn a_rank_that_makes_progress_may_take_its_time() {
-    let run = run(2, Duration::from_millis(600));
+    let run = run(2, Duration::from_millis(1200));
     let ranks: Vec<Rank> = (0..2).map(|rank| join(&run, rank)).collect();
     wait_in(&ranks[0].recorder, "loss");
-    for action in 0..40 {
+    for action in 0..60 {
         ranks[1].recorder.begin_action(action, "F");
         std::thread::sleep(Duration::from_millis(40));
     }

@@ -1,8 +1,8 @@
 //! Failures made to order: one a run, the same for the same seed.
 
+use super::Wrapper;
 use crate::{
-    Call, CommError, Communicator, Done, Group, Operation, Peers, Pending, Progress, Recorder,
-    Request, Site,
+    Call, CommError, Communicator, Done, Group, Operation, Peers, Pending, Progress, Request,
 };
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -245,12 +245,12 @@ fn copy_of(buf: &Buf) -> Result<Buf, BufferError> {
     Ok(copy)
 }
 
-impl Communicator for Faulty {
-    fn group(&self) -> &Group {
-        self.inner.group()
+impl Wrapper for Faulty {
+    fn inner(&self) -> &Arc<dyn Communicator> {
+        &self.inner
     }
 
-    fn start(&self, mut request: Request) -> Result<Pending, CommError> {
+    fn forward(&self, mut request: Request) -> Result<Pending, CommError> {
         let fault = self.strikes(&request);
         match fault {
             None => self.pass(request),
@@ -277,26 +277,16 @@ impl Communicator for Faulty {
         }
     }
 
-    fn subgroup(
-        &self,
-        colour: u64,
-        name: &str,
-        site: Site,
-    ) -> Result<Arc<dyn Communicator>, CommError> {
-        // Dividing a group is an operation of the backend's own: nothing may be held back across it.
+    fn in_front_of(&self, subgroup: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        let (rank, plan) = (self.rank.clone(), self.plan.clone());
+        Arc::new(Self { inner: subgroup, rank, plan })
+    }
+
+    // Nothing may be held back across it.
+    fn before_division(&self) {
         if let Some(held) = lock(&self.rank.held).take() {
             held.release();
         }
-        let inner = self.inner.subgroup(colour, name, site)?;
-        Ok(Arc::new(Self { inner, rank: self.rank.clone(), plan: self.plan.clone() }))
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn recorder(&self) -> &Arc<Recorder> {
-        self.inner.recorder()
     }
 }
 

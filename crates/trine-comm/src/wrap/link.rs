@@ -1,9 +1,7 @@
 //! A slow link between ranks that are threads: when results would be there on a network.
 
-use crate::{
-    CommError, Communicator, Done, Group, Name, Operation, Pending, Progress, Recorder, Request,
-    Site,
-};
+use super::Wrapper;
+use crate::{CommError, Communicator, Done, Group, Name, Operation, Pending, Progress, Request};
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
@@ -238,12 +236,12 @@ impl State {
     }
 }
 
-impl Communicator for Linked {
-    fn group(&self) -> &Group {
-        self.inner.group()
+impl Wrapper for Linked {
+    fn inner(&self) -> &Arc<dyn Communicator> {
+        &self.inner
     }
 
-    fn start(&self, request: Request) -> Result<Pending, CommError> {
+    fn forward(&self, request: Request) -> Result<Pending, CommError> {
         let (operation, name) = (request.operation, request.name);
         if self.group().size() == 1 || operation.peers().is_some() {
             return self.inner.start(request);
@@ -258,22 +256,9 @@ impl Communicator for Linked {
         Ok(Pending::started(Box::new(slow)))
     }
 
-    fn subgroup(
-        &self,
-        colour: u64,
-        name: &str,
-        site: Site,
-    ) -> Result<Arc<dyn Communicator>, CommError> {
-        let inner = self.inner.subgroup(colour, name, site)?;
-        Ok(Arc::new(Self { inner, link: self.link.clone(), count: AtomicU64::new(0) }))
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn recorder(&self) -> &Arc<Recorder> {
-        self.inner.recorder()
+    fn in_front_of(&self, subgroup: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        let (inner, link) = (subgroup, self.link.clone());
+        Arc::new(Self { inner, link, count: AtomicU64::new(0) })
     }
 }
 

@@ -13,6 +13,54 @@ use crate::{CommError, Communicator, Done, Group, Pending, Recorder, Request, Si
 use std::fmt;
 use std::sync::Arc;
 
+/// A communicator in front of another: it sees every operation before it is posted; all else goes to
+/// the one behind. Subgroups get a wrapper too.
+pub trait Wrapper: fmt::Debug + Send + Sync {
+    /// The communicator behind.
+    fn inner(&self) -> &Arc<dyn Communicator>;
+
+    /// Posts an operation, or what the wrapper makes of it, on the one behind.
+    ///
+    /// # Errors
+    /// As [`Communicator::start`].
+    fn forward(&self, request: Request) -> Result<Pending, CommError>;
+
+    /// This wrapper's like for a subgroup of the one behind.
+    fn in_front_of(&self, subgroup: Arc<dyn Communicator>) -> Arc<dyn Communicator>;
+
+    /// Called before the group is divided, which is an operation of the backend's own and not shown
+    /// to [`Wrapper::forward`].
+    fn before_division(&self) {}
+}
+
+impl<W: Wrapper> Communicator for W {
+    fn group(&self) -> &Group {
+        self.inner().group()
+    }
+
+    fn start(&self, request: Request) -> Result<Pending, CommError> {
+        self.forward(request)
+    }
+
+    fn subgroup(
+        &self,
+        colour: u64,
+        name: &str,
+        site: Site,
+    ) -> Result<Arc<dyn Communicator>, CommError> {
+        self.before_division();
+        Ok(self.in_front_of(self.inner().subgroup(colour, name, site)?))
+    }
+
+    fn abort(&self, cause: &str) {
+        self.inner().abort(cause);
+    }
+
+    fn recorder(&self) -> &Arc<Recorder> {
+        self.inner().recorder()
+    }
+}
+
 /// What becomes of a tapped operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -66,12 +114,12 @@ impl fmt::Debug for Tap {
     }
 }
 
-impl Communicator for Tap {
-    fn group(&self) -> &Group {
-        self.inner.group()
+impl Wrapper for Tap {
+    fn inner(&self) -> &Arc<dyn Communicator> {
+        &self.inner
     }
 
-    fn start(&self, mut request: Request) -> Result<Pending, CommError> {
+    fn forward(&self, mut request: Request) -> Result<Pending, CommError> {
         match (self.closure)(self.group(), &mut request) {
             Action::Forward => self.inner.start(request),
             Action::Skip => Ok(Pending::finished(Done { send: request.send, recv: request.recv })),
@@ -82,21 +130,7 @@ impl Communicator for Tap {
         }
     }
 
-    fn subgroup(
-        &self,
-        colour: u64,
-        name: &str,
-        site: Site,
-    ) -> Result<Arc<dyn Communicator>, CommError> {
-        let inner = self.inner.subgroup(colour, name, site)?;
-        Ok(Arc::new(Self { inner, closure: self.closure.clone() }))
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn recorder(&self) -> &Arc<Recorder> {
-        self.inner.recorder()
+    fn in_front_of(&self, subgroup: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        Arc::new(Self { inner: subgroup, closure: self.closure.clone() })
     }
 }

@@ -1,7 +1,8 @@
 //! Sealed operations: numbered and with a checksum of what goes out.
 
+use super::Wrapper;
 use crate::request::checksum;
-use crate::{CommError, Communicator, Group, Peers, Pending, Recorder, Request, Seal, Site};
+use crate::{CommError, Communicator, Peers, Pending, Request, Seal};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,32 +74,22 @@ impl fmt::Debug for Sealed {
     }
 }
 
-impl Communicator for Sealed {
-    fn group(&self) -> &Group {
-        self.inner.group()
+impl Wrapper for Sealed {
+    fn inner(&self) -> &Arc<dyn Communicator> {
+        &self.inner
     }
 
-    fn start(&self, request: Request) -> Result<Pending, CommError> {
+    fn forward(&self, request: Request) -> Result<Pending, CommError> {
         let seal = Some(self.seal(&request));
         self.inner.start(Request { seal, ..request })
     }
 
-    fn subgroup(
-        &self,
-        colour: u64,
-        name: &str,
-        site: Site,
-    ) -> Result<Arc<dyn Communicator>, CommError> {
-        // A division is a collective of the backend's own; counted, so that seals and numbers stay alike.
+    fn in_front_of(&self, subgroup: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        Self::around(subgroup)
+    }
+
+    // A division is a collective; counted, so that seals and numbers stay alike.
+    fn before_division(&self) {
         self.collectives.fetch_add(1, Ordering::Relaxed);
-        Ok(Self::around(self.inner.subgroup(colour, name, site)?))
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn recorder(&self) -> &Arc<Recorder> {
-        self.inner.recorder()
     }
 }

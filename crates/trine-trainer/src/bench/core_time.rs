@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use trine_buffer::Queue;
-use trine_comm::{CommError, Communicator, Done, Group, Operation, Pending, Progress, Recorder};
-use trine_comm::{Request, Site};
+use trine_comm::wrap::Wrapper;
+use trine_comm::{CommError, Communicator, Done, Operation, Pending, Progress, Request};
 use trine_pipeline::Moment;
 use trine_schedule::Action;
 
@@ -251,34 +251,20 @@ fn part(operation: Operation) -> Part {
     if operation.peers().is_some() { Part::Messages } else { Part::Collectives }
 }
 
-impl Communicator for Watched {
-    fn group(&self) -> &Group {
-        self.inner.group()
+impl Wrapper for Watched {
+    fn inner(&self) -> &Arc<dyn Communicator> {
+        &self.inner
     }
 
-    fn start(&self, request: Request) -> Result<Pending, CommError> {
+    fn forward(&self, request: Request) -> Result<Pending, CommError> {
         let part = part(request.operation);
         let inner = self.watch.operation(part, || self.inner.start(request))?;
         let watch = self.watch.clone();
         Ok(Pending::started(Box::new(UnderWay { inner, watch, part })))
     }
 
-    fn subgroup(
-        &self,
-        colour: u64,
-        name: &str,
-        site: Site,
-    ) -> Result<Arc<dyn Communicator>, CommError> {
-        let inner = self.inner.subgroup(colour, name, site)?;
-        Ok(Arc::new(Self { inner, watch: self.watch.clone() }))
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn recorder(&self) -> &Arc<Recorder> {
-        self.inner.recorder()
+    fn in_front_of(&self, subgroup: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
+        Arc::new(Self { inner: subgroup, watch: self.watch.clone() })
     }
 }
 
@@ -340,7 +326,7 @@ mod tests {
 
     #[test]
     fn waiting_for_a_late_rank_is_no_work() {
-        let late = Duration::from_millis(60);
+        let late = Duration::from_millis(300);
         let times = threads::run(2, &Default::default(), |comm| {
             let watch = RankWatch::new();
             let rank = comm.rank();
