@@ -12,7 +12,7 @@ use trine_schedule::ScheduleKind;
 use trine_spec::{BUCKET_ELEMENTS, ModelSpec};
 use trine_testkit::toy;
 use trine_tests::{ADAMW, batch, serial};
-use trine_trainer::engine::{Engine, EngineConfig};
+use trine_trainer::engine::{Engine, EngineConfig, RankPlan};
 use trine_trainer::{RankMemory, TrainError};
 
 /// A run of a model as users start one, on one rank.
@@ -33,7 +33,8 @@ fn memory(config: &EngineConfig) -> Vec<(RankMemory, RankMemory)> {
     let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
         let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
         let mut engine = Engine::new(config, comm)?;
-        let planned = RankMemory::planned(config, engine.plan());
+        let RankPlan { coordinate, layout, training, .. } = engine.plan();
+        let planned = RankMemory::planned(config, coordinate.pp, layout, training);
         engine.backward(0, &batch, &mut |_, _, _| {})?;
         engine.update(1, 1e-3)?;
         Ok::<_, TrainError>((planned, RankMemory::measured(&engine)))

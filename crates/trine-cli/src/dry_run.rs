@@ -5,11 +5,11 @@ use crate::machine;
 use crate::output::{Align, Table, grouped, human_bytes};
 use anyhow::Context;
 use std::path::Path;
-use trine_dp::planned_bytes;
-use trine_spec::{Piece, RankBytes, StageLayout};
+use trine_schedule::Schedule;
+use trine_spec::{Piece, RankBytes};
 use trine_trainer::config::Config;
 use trine_trainer::engine::EngineConfig;
-use trine_trainer::planned_step;
+use trine_trainer::{RankMemory, planned_step};
 
 /// More ranks than this are shown as groups of equal ones.
 const RANKS_SHOWN_MAX: usize = 32;
@@ -22,29 +22,33 @@ struct Holding {
     pieces: Vec<Piece>,
     /// Elements of its parameters, without the padding of buckets.
     parameters: usize,
-    bytes: RankBytes,
+    memory: RankMemory,
 }
 
 impl Holding {
     fn new(
-        config: &Config,
         engine: &EngineConfig,
+        training: &Schedule,
         stage: usize,
         tp: usize,
     ) -> Result<Self, Failure> {
-        let layout: StageLayout =
-            engine.layout_of(stage, tp).map_err(|error| Failure::Usage(error.into()))?;
-        let moments = config.optimizer_config().moments().len();
-        let bytes = planned_bytes(&layout, engine.zero, engine.degrees.dp, engine.compute, moments);
+        let layout = engine.layout_of(stage, tp).map_err(|error| Failure::Usage(error.into()))?;
+        let memory = RankMemory::planned(engine, stage, &layout, training);
         let parameters = layout.params.iter().map(|param| param.len()).sum();
-        Ok(Self { stage, tp, pieces: layout.pieces, parameters, bytes })
+        Ok(Self { stage, tp, pieces: layout.pieces, parameters, memory })
     }
 
-    /// Whether two hold the same amounts of the same kinds.
+    /// What a rank takes at most, if its activations are planned.
+    fn at_most(&self) -> Option<usize> {
+        let RankMemory { state, buffers, activations, .. } = self.memory;
+        Some(state.total() + buffers? + activations?)
+    }
+
+    /// Whether two hold the same amounts of the same kinds between steps.
     fn is_like(&self, other: &Self) -> bool {
         let kinds = |holding: &Self| {
             let ends = [Piece::Embedding, Piece::Head].map(|end| holding.pieces.contains(&end));
-            (ends, holding.pieces.len(), holding.parameters, holding.bytes)
+            (ends, holding.pieces.len(), holding.parameters, holding.memory.state)
         };
         kinds(self) == kinds(other)
     }
@@ -60,10 +64,11 @@ pub(crate) fn report(
 ) -> Result<String, Failure> {
     // Cores do not change what a rank holds.
     let engine = config.engine(1)?;
+    let training = engine.training_schedule().map_err(|error| Failure::Usage(error.into()))?;
     let mut holdings = Vec::new();
     for stage in 0..config.layout.pp {
         for tp in 0..config.layout.tp {
-            holdings.push(Holding::new(config, &engine, stage, tp)?);
+            holdings.push(Holding::new(&engine, &training, stage, tp)?);
         }
     }
     let table = if config.world() > RANKS_SHOWN_MAX {
@@ -72,18 +77,26 @@ pub(crate) fn report(
         rank_table(config, &holdings)?
     };
     let placement = hosts.map_or_else(String::new, |hosts| placement(config, hosts));
-    let total: u64 = holdings.iter().map(|h| h.bytes.total() as u64).sum();
-    let total = total * config.layout.dp as u64;
     let step = machine.map_or_else(|| Ok(String::new()), |path| step(config, path))?;
-    let notes = format!(
-        "{}\n{table}{placement}\nall ranks together: {} ({} bytes); activations come on top\n{step}",
-        summary(config),
-        human_bytes(total),
-        grouped(total)
-    );
+    let notes =
+        format!("{}\n{table}{placement}\n{}\n{step}", summary(config), together(config, &holdings));
     let comments: String =
         notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
     Ok(format!("{}\n{comments}", config.to_toml()?))
+}
+
+/// What all ranks hold, and what the one with most takes.
+fn together(config: &Config, holdings: &[Holding]) -> String {
+    let state: u64 = holdings.iter().map(|holding| holding.memory.state.total() as u64).sum();
+    let state = state * config.layout.dp as u64;
+    let most: Option<Vec<usize>> = holdings.iter().map(Holding::at_most).collect();
+    let most = most.and_then(|ranks| ranks.into_iter().max());
+    let most = most.map_or_else(
+        || "activations come on top; reference numerics have no plan of them".to_owned(),
+        |bytes| format!("the fullest rank takes about {}", human_bytes(bytes as u64)),
+    );
+    let (text, bytes) = (human_bytes(state), grouped(state));
+    format!("state of all ranks together: {text} ({bytes} bytes); {most}")
 }
 
 /// The time of a step on the machine that a file describes.
@@ -153,17 +166,32 @@ fn rank_table(config: &Config, holdings: &[Holding]) -> Result<String, Failure> 
         ("weights", Align::Right),
         ("gradients", Align::Right),
         ("optimizer", Align::Right),
-        ("bytes", Align::Right),
+        ("state", Align::Right),
+        ("buffers", Align::Right),
+        ("activations", Align::Right),
     ]);
     let mesh = config.mesh().context("invariant: a checked configuration has a mesh")?;
     for rank in 0..mesh.world() {
         let at = mesh.coordinate(rank);
         let holding = &holdings[at.pp * config.layout.tp + at.tp];
         let holds = pieces(&holding.pieces);
-        let [parameters, weights, gradients, optimizer, bytes] = numbers(holding);
-        let place = [rank, at.dp, at.pp, at.tp].map(|index| index.to_string());
-        let [rank, dp, stage, tp] = place;
-        table.row([rank, dp, stage, tp, holds, parameters, weights, gradients, optimizer, bytes]);
+        let [rank, dp, stage, tp] = [rank, at.dp, at.pp, at.tp].map(|index| index.to_string());
+        let [parameters, weights, gradients, optimizer, state] = numbers(holding);
+        let [buffers, activations] = most_of(std::slice::from_ref(holding));
+        table.row([
+            rank,
+            dp,
+            stage,
+            tp,
+            holds,
+            parameters,
+            weights,
+            gradients,
+            optimizer,
+            state,
+            buffers,
+            activations,
+        ]);
     }
     Ok(table.render())
 }
@@ -193,23 +221,47 @@ fn group_table(config: &Config, holdings: &[Holding]) -> String {
         ("weights", Align::Right),
         ("gradients", Align::Right),
         ("optimizer", Align::Right),
-        ("bytes", Align::Right),
+        ("state", Align::Right),
+        ("buffers", Align::Right),
+        ("activations", Align::Right),
     ]);
     for group in holdings.chunk_by(Holding::is_like) {
         let (first, last) = (&group[0], &group[group.len() - 1]);
         let (stages, tp) = (span(first.stage, last.stage), shards(group));
-        let [parameters, weights, gradients, optimizer, bytes] = numbers(first);
+        let [parameters, weights, gradients, optimizer, state] = numbers(first);
+        let [buffers, activations] = most_of(group);
         let ranks = grouped((group.len() * config.layout.dp) as u64);
         let holds = kinds(&first.pieces);
-        table.row([ranks, stages, tp, holds, parameters, weights, gradients, optimizer, bytes]);
+        table.row([
+            ranks,
+            stages,
+            tp,
+            holds,
+            parameters,
+            weights,
+            gradients,
+            optimizer,
+            state,
+            buffers,
+            activations,
+        ]);
     }
     table.render()
 }
 
 fn numbers(holding: &Holding) -> [String; 5] {
-    let RankBytes { weights, gradients, master, moments } = holding.bytes;
-    let total = holding.bytes.total();
+    let RankBytes { weights, gradients, master, moments } = holding.memory.state;
+    let total = holding.memory.state.total();
     [holding.parameters, weights, gradients, master + moments, total].map(|n| grouped(n as u64))
+}
+
+/// The most that one of them has under way between replicas, and in activations.
+fn most_of(holdings: &[Holding]) -> [String; 2] {
+    let most = |of: fn(&RankMemory) -> Option<usize>| {
+        let most = holdings.iter().filter_map(|holding| of(&holding.memory)).max();
+        most.map_or_else(|| "–".to_owned(), |bytes| grouped(bytes as u64))
+    };
+    [most(|memory| memory.buffers), most(|memory| memory.activations)]
 }
 
 /// The shards of a group: all of them, unless it lies within one stage.

@@ -1,7 +1,7 @@
 //! What a run is planned to take, beside what it took (contract C10).
 
 use crate::TrainError;
-use crate::engine::{Engine, EngineConfig, RankPlan};
+use crate::engine::{Engine, EngineConfig};
 use serde::{Deserialize, Serialize};
 use trine_buffer::DType;
 use trine_dp::{ZeroStage, element_bytes};
@@ -10,7 +10,8 @@ use trine_plan::{
     ActivationRequest, Attention, Cluster, Constants, Layout, Model, Planner, Precision, Recompute,
     SharedStep, activation_peak, find_stack, stacks,
 };
-use trine_spec::{Piece, RankBytes};
+use trine_schedule::Schedule;
+use trine_spec::{Piece, RankBytes, StageLayout};
 
 /// The machine that a run is planned for.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,21 +72,26 @@ pub struct PlanCheck {
 }
 
 impl RankMemory {
-    /// What a rank will hold. Pure.
+    /// What a rank of `stage` will hold, given its layout and the run's training schedule. Pure.
     ///
     /// Reference numerics keep gradients of single samples and trees of partial sums for a while, which nothing
     /// predicts.
-    pub fn planned(config: &EngineConfig, plan: &RankPlan) -> Self {
+    pub fn planned(
+        config: &EngineConfig,
+        stage: usize,
+        layout: &StageLayout,
+        training: &Schedule,
+    ) -> Self {
         let moments = config.optimizer.moments().len();
         let each = element_bytes(config.zero, config.degrees.dp, config.compute, moments);
-        let elements = plan.layout.elements();
+        let elements = layout.elements();
         let fast = config.numerics == Numerics::Fast;
         let segments: Vec<Vec<Piece>> =
-            plan.layout.buckets.iter().map(|bucket| bucket.pieces.clone()).collect();
+            layout.buckets.iter().map(|bucket| bucket.pieces.clone()).collect();
         let request = ActivationRequest {
             model: &config.model,
-            schedule: &plan.training,
-            rank: plan.coordinate.pp,
+            schedule: training,
+            rank: stage,
             segments: &segments,
             tokens: config.micro_batch * config.seq,
             tp: config.degrees.tp,

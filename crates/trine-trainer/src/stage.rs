@@ -9,7 +9,7 @@ use trine_buffer::{Act, Buf, DType, Pool, Slice};
 use trine_dp::{GradNorm, GradSync, Squares};
 use trine_kernels::Ops;
 use trine_models::StageModel;
-use trine_nn::{Context, GradStore, Mode, ParamStore, Rows, Saved, WeightWork, stream_type};
+use trine_nn::{Context, GradStore, Mode, ParamStore, Rows, Saved, WeightWork};
 use trine_pipeline::{StageError, StageOps};
 use trine_schedule::{Action, Payload};
 
@@ -211,9 +211,7 @@ impl StageOps for StageRun<'_> {
     }
 
     fn transfer_len(&self, _: Payload) -> (DType, usize) {
-        let tp = if self.config.sequence_parallel { self.config.degrees.tp } else { 1 };
-        let rows = self.config.micro_batch * self.config.seq / tp;
-        (stream_type(self.config.compute), rows * self.config.model.hidden)
+        self.config.message()
     }
 
     fn sync(&mut self, action: &Action) -> Result<(), StageError> {

@@ -67,7 +67,9 @@ fn a_dry_run_prints_what_each_rank_holds() {
         let words = elements(line.split("head").next().unwrap());
         assert_eq!(words[..4], [rank, rank / 2, 0, rank % 2], "{line}");
         let numbers = elements(line.split("head").nth(1).unwrap());
-        let [held, weights, gradients, optimizer, total] = numbers[..] else { panic!("{line}") };
+        let [held, weights, gradients, optimizer, total, buffers, activations] = numbers[..] else {
+            panic!("{line}")
+        };
         assert_eq!(held, parameters);
         // Buckets are padded to multiples of dp · 16 elements, so a little is added.
         let padded = weights / 2;
@@ -75,6 +77,9 @@ fn a_dry_run_prints_what_each_rank_holds() {
         assert_eq!(gradients, 4 * padded, "gradients in f32");
         assert_eq!(optimizer, 3 * 4 * padded / 2, "master and two moments, each rank half");
         assert_eq!(total, weights + gradients + optimizer);
+        // Half of the gradients and of the new weights on their way, and more than the logits.
+        assert_eq!(buffers, (4 + 2) * padded / 2);
+        assert!(activations > 4 * s * v / 2 * 2, "{activations}");
     }
     // f32 without ZeRO: no master, whole moments.
     args.extend(["--precision", "f32", "--set", "train.zero=0"]);

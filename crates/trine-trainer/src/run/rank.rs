@@ -514,12 +514,13 @@ impl RankRun<'_> {
         action_seconds: Vec<f64>,
         events: Vec<TraceEvent>,
     ) -> RankReport {
+        let RankPlan { coordinate, layout, training, .. } = engine.plan();
         RankReport {
-            coordinate: engine.plan().coordinate,
+            coordinate: *coordinate,
             host: self.host.to_owned(),
             process: std::process::id(),
             cores: self.cores,
-            planned: RankMemory::planned(self.engine, engine.plan()),
+            planned: RankMemory::planned(self.engine, coordinate.pp, layout, training),
             measured: RankMemory::measured(engine),
             peak_rss_bytes: peak_rss_bytes(),
             train_cpu_s: progress.train_cpu_s,
