@@ -73,6 +73,15 @@ impl Pool {
         Ok(buf)
     }
 
+    /// Takes memory for so many more buffers, so that [`Pool::alloc`] has it later.
+    pub fn reserve(&self, dtype: DType, len: usize, buffers: usize) {
+        let fresh = (0..buffers).map(|_| HostVec::zeros(dtype, len)).collect::<Vec<_>>();
+        let mut inner = self.lock();
+        inner.stats.bytes_idle += dtype.bytes() * len * buffers;
+        inner.stats.allocations += buffers;
+        inner.idle.entry((dtype, len)).or_default().extend(fresh);
+    }
+
     /// What the pool holds now.
     pub fn stats(&self) -> PoolStats {
         self.lock().stats
@@ -127,6 +136,21 @@ mod tests {
         assert_eq!(pool.stats(), expected);
         pool.trim();
         assert_eq!(pool.stats().bytes_idle, 0);
+    }
+
+    #[test]
+    fn what_is_reserved_is_there_for_later() {
+        let pool = Pool::new();
+        pool.reserve(DType::F32, 8, 2);
+        pool.reserve(DType::F32, 8, 1);
+        let expected =
+            PoolStats { bytes_in_use: 0, bytes_in_use_max: 0, bytes_idle: 96, allocations: 3 };
+        assert_eq!(pool.stats(), expected);
+        let held: Vec<Buf> = (0..3).map(|_| pool.alloc(DType::F32, 8).unwrap()).collect();
+        assert_eq!((pool.stats().allocations, pool.stats().bytes_idle), (3, 0));
+        drop(held);
+        pool.alloc(DType::F32, 8).unwrap();
+        assert_eq!(pool.stats().allocations, 3);
     }
 
     #[test]

@@ -4,12 +4,12 @@ use crate::{CommError, Group, Name, Operation, Pending, Recorder, ReduceOp, Requ
 use std::fmt::Debug;
 use std::panic::Location;
 use std::sync::Arc;
-use trine_buffer::{Buf, Queue};
+use trine_buffer::{Buf, DType, Queue};
 use trine_mesh::{Axis, Mesh};
 
 /// A group of ranks that exchange buffers, seen by one of them.
 ///
-/// Five methods are what a backend or a wrapper provides; the calls that everybody uses are
+/// Five methods are what a backend provides, and a sixth if it copies messages; the calls that everybody uses are
 /// methods of `dyn Communicator`. They are not in the trait because a call through a trait object
 /// would lose its call site.
 ///
@@ -45,6 +45,11 @@ pub trait Communicator: Debug + Send + Sync {
     /// The calling rank's flight recorder, one for all its groups: the backend notes operations
     /// there, and whoever runs the rank where it is.
     fn recorder(&self) -> &Arc<Recorder>;
+
+    /// Makes room for so many more of this rank's messages under way at once, each of `len` elements.
+    /// A backend that copies a message that nobody waits for yet has the memory then; others have no
+    /// use for it. Not a collective.
+    fn reserve(&self, _dtype: DType, _len: usize, _messages: usize) {}
 }
 
 impl dyn Communicator + '_ {

@@ -3,7 +3,7 @@
 //! The engine knows nothing of files, clocks or progress. It takes the samples of a step and gives
 //! back losses, gradients and updated weights, in any layout; the parity tests drive it directly.
 
-mod rehearsal;
+mod messages;
 mod state;
 
 use crate::TrainError;
@@ -20,7 +20,7 @@ use trine_dp::{
 use trine_kernels::{CpuOps, Ops, Team};
 use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
 use trine_models::{StageModel, StageParts};
-use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights, stream_type};
+use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
 use trine_optim::{Optimizer, OptimizerConfig, Update};
 use trine_pipeline::{Execution, Moment, execute};
 use trine_schedule::{Action, Schedule, ScheduleKind, Shape, SyncPlan, TiedSegment, lower, verify};
@@ -120,13 +120,6 @@ impl EngineConfig {
         let schedule = lower(&self.schedule.generate_shape(shape)?, Some(&plan))?;
         verify(&schedule)?;
         Ok(schedule)
-    }
-
-    /// Type and elements of a message between stages.
-    pub(crate) fn message(&self) -> (DType, usize) {
-        let tp = if self.sequence_parallel { self.degrees.tp } else { 1 };
-        let rows = self.micro_batch * self.seq / tp;
-        (stream_type(self.compute), rows * self.model.hidden)
     }
 
     fn evaluation_schedule(&self) -> Result<Schedule, TrainError> {
@@ -285,7 +278,7 @@ impl Engine {
         let along = |axis: Axis, name| world.along(&mesh, &[axis], name);
         let (pp, dp, tp) = (along(Axis::Pp, "pp")?, along(Axis::Dp, "dp")?, along(Axis::Tp, "tp")?);
         let tied = tied_link(config, &plan, &pp)?;
-        rehearsal::rehearse(config, &plan, &world, &pp)?;
+        messages::make_room(config, &plan, &*pp);
         let layout = Arc::new(plan.layout.clone());
         let numerics = config.numerics;
         let stage = StageModel::new(&StageParts {

@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
-use trine_buffer::{Buf, Queue};
+use trine_buffer::{Buf, DType, Queue};
 
 /// How long a rank that is overdue gets at most to show progress after all.
 const GRACE_MAX: Duration = Duration::from_secs(2);
@@ -213,6 +213,12 @@ impl Communicator for ThreadComm {
 
     fn recorder(&self) -> &Arc<Recorder> {
         &self.shared().recorders[self.seat.rank]
+    }
+
+    fn reserve(&self, dtype: DType, len: usize, messages: usize) {
+        if self.shared().options.delivery == Delivery::Buffered {
+            self.shared().pool.reserve(dtype, len, messages);
+        }
     }
 }
 

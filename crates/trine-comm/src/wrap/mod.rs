@@ -12,6 +12,7 @@ pub use sealed::Sealed;
 use crate::{CommError, Communicator, Done, Group, Pending, Recorder, Request, Site};
 use std::fmt;
 use std::sync::Arc;
+use trine_buffer::DType;
 
 /// A communicator in front of another: it sees every operation before it is posted; all else goes to
 /// the one behind. Subgroups get a wrapper too.
@@ -58,6 +59,10 @@ impl<W: Wrapper> Communicator for W {
 
     fn recorder(&self) -> &Arc<Recorder> {
         self.inner().recorder()
+    }
+
+    fn reserve(&self, dtype: DType, len: usize, messages: usize) {
+        self.inner().reserve(dtype, len, messages);
     }
 }
 

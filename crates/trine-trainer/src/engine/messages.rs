@@ -1,0 +1,42 @@
+//! Messages between the stages of a pipeline: what one is, and room for them.
+
+use super::{EngineConfig, RankPlan};
+use std::collections::BTreeSet;
+use trine_buffer::DType;
+use trine_comm::Communicator;
+use trine_nn::stream_type;
+use trine_schedule::Action;
+
+impl EngineConfig {
+    /// Type and elements of a message.
+    pub(crate) fn message(&self) -> (DType, usize) {
+        let tp = if self.sequence_parallel { self.degrees.tp } else { 1 };
+        let rows = self.micro_batch * self.seq / tp;
+        (stream_type(self.compute), rows * self.model.hidden)
+    }
+}
+
+/// Makes room in `pp` for as many messages as this rank can have under way at once. Without it a receiver that
+/// comes later than ever before would make a backend take memory in the middle of a run.
+///
+/// A message that its receiver has not taken belongs to a micro-batch that is in flight at one of the two.
+pub(super) fn make_room(config: &EngineConfig, plan: &RankPlan, pp: &dyn Communicator) {
+    let (schedule, rank) = (&plan.training, plan.coordinate.pp);
+    let peers: BTreeSet<usize> = schedule.actions[rank]
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send(send) | Action::Exchange { send, .. } => Some(send.peer),
+            Action::Forward { .. }
+            | Action::BackwardInput { .. }
+            | Action::BackwardWeight { .. }
+            | Action::Recv(_)
+            | Action::ReduceTied { .. }
+            | Action::ReduceGrad { .. }
+            | Action::AwaitGrad { .. } => None,
+        })
+        .collect();
+    let in_flight = &schedule.in_flight_max;
+    let messages = peers.iter().map(|peer| in_flight[rank].max(in_flight[*peer])).sum();
+    let (dtype, len) = config.message();
+    pp.reserve(dtype, len, messages);
+}
