@@ -9,9 +9,9 @@ use trine_mesh::{Axis, Mesh};
 
 /// A group of ranks that exchange buffers, seen by one of them.
 ///
-/// Five methods are what a backend provides, and a sixth if it copies messages; the calls that everybody uses are
-/// methods of `dyn Communicator`. They are not in the trait because a call through a trait object
-/// would lose its call site.
+/// Five methods are what a backend provides, and a sixth if it copies messages; the calls that
+/// everybody uses are methods of `dyn Communicator`. They are not in the trait because a call through
+/// a trait object would lose its call site.
 ///
 /// All members call the group's collectives in the same order and with the same names. A rank's
 /// operations are issued by one thread at a time: a rank that waits is taken to do nothing else.
@@ -38,7 +38,7 @@ pub trait Communicator: Debug + Send + Sync {
         site: Site,
     ) -> Result<Arc<dyn Communicator>, CommError>;
 
-    /// Stops every rank of the world: what is pending and what is called later fails with the
+    /// Stops every rank of the world: what is not over yet and what is called later fails with the
     /// world's first cause. Later causes are ignored.
     fn abort(&self, cause: &str);
 
