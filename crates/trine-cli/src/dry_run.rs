@@ -156,42 +156,21 @@ fn lower(name: impl std::fmt::Debug) -> String {
 
 /// One row a rank, in the order of ranks.
 fn rank_table(config: &Config, holdings: &[Holding]) -> Result<String, Failure> {
-    let mut table = Table::new(&[
+    let place = [
         ("rank", Align::Right),
         ("dp", Align::Right),
         ("stage", Align::Right),
         ("tp", Align::Right),
         ("holds", Align::Left),
-        ("parameters", Align::Right),
-        ("weights", Align::Right),
-        ("gradients", Align::Right),
-        ("optimizer", Align::Right),
-        ("state", Align::Right),
-        ("buffers", Align::Right),
-        ("activations", Align::Right),
-    ]);
+    ];
+    let mut table = Table::<12>::new(&joined(place, AMOUNTS));
     let mesh = config.mesh().context("invariant: a checked configuration has a mesh")?;
     for rank in 0..mesh.world() {
         let at = mesh.coordinate(rank);
         let holding = &holdings[at.pp * config.layout.tp + at.tp];
-        let holds = pieces(&holding.pieces);
         let [rank, dp, stage, tp] = [rank, at.dp, at.pp, at.tp].map(|index| index.to_string());
-        let [parameters, weights, gradients, optimizer, state] = numbers(holding);
-        let [buffers, activations] = most_of(std::slice::from_ref(holding));
-        table.row([
-            rank,
-            dp,
-            stage,
-            tp,
-            holds,
-            parameters,
-            weights,
-            gradients,
-            optimizer,
-            state,
-            buffers,
-            activations,
-        ]);
+        let place = [rank, dp, stage, tp, pieces(&holding.pieces)];
+        table.row(joined(place, amounts(std::slice::from_ref(holding))));
     }
     Ok(table.render())
 }
@@ -212,56 +191,53 @@ fn placement(config: &Config, hosts: &[String]) -> String {
 
 /// One row for ranks that hold alike.
 fn group_table(config: &Config, holdings: &[Holding]) -> String {
-    let mut table = Table::new(&[
+    let place = [
         ("ranks", Align::Right),
         ("stages", Align::Right),
         ("tp", Align::Right),
         ("each holds", Align::Left),
-        ("parameters", Align::Right),
-        ("weights", Align::Right),
-        ("gradients", Align::Right),
-        ("optimizer", Align::Right),
-        ("state", Align::Right),
-        ("buffers", Align::Right),
-        ("activations", Align::Right),
-    ]);
+    ];
+    let mut table = Table::<11>::new(&joined(place, AMOUNTS));
     for group in holdings.chunk_by(Holding::is_like) {
         let (first, last) = (&group[0], &group[group.len() - 1]);
-        let (stages, tp) = (span(first.stage, last.stage), shards(group));
-        let [parameters, weights, gradients, optimizer, state] = numbers(first);
-        let [buffers, activations] = most_of(group);
         let ranks = grouped((group.len() * config.layout.dp) as u64);
-        let holds = kinds(&first.pieces);
-        table.row([
-            ranks,
-            stages,
-            tp,
-            holds,
-            parameters,
-            weights,
-            gradients,
-            optimizer,
-            state,
-            buffers,
-            activations,
-        ]);
+        let stages = span(first.stage, last.stage);
+        let place = [ranks, stages, shards(group), kinds(&first.pieces)];
+        table.row(joined(place, amounts(group)));
     }
     table.render()
 }
 
-fn numbers(holding: &Holding) -> [String; 5] {
-    let RankBytes { weights, gradients, master, moments } = holding.memory.state;
-    let total = holding.memory.state.total();
-    [holding.parameters, weights, gradients, master + moments, total].map(|n| grouped(n as u64))
+/// Column heads of [`amounts`].
+const AMOUNTS: [(&str, Align); 7] = [
+    ("parameters", Align::Right),
+    ("weights", Align::Right),
+    ("gradients", Align::Right),
+    ("optimizer", Align::Right),
+    ("state", Align::Right),
+    ("buffers", Align::Right),
+    ("activations", Align::Right),
+];
+
+/// What each of some ranks that are alike holds; of what is under way between replicas and of activations the
+/// most that one of them has.
+fn amounts(alike: &[Holding]) -> [String; 7] {
+    let Holding { parameters, memory, .. } = &alike[0];
+    let RankBytes { weights, gradients, master, moments } = memory.state;
+    let most = |of: fn(&RankMemory) -> Option<usize>| {
+        alike.iter().filter_map(|holding| of(&holding.memory)).max()
+    };
+    let known = [*parameters, weights, gradients, master + moments, memory.state.total()].map(Some);
+    let at_most = [most(|memory| memory.buffers), most(|memory| memory.activations)];
+    joined(known, at_most)
+        .map(|amount| amount.map_or_else(|| "–".to_owned(), |amount| grouped(amount as u64)))
 }
 
-/// The most that one of them has under way between replicas, and in activations.
-fn most_of(holdings: &[Holding]) -> [String; 2] {
-    let most = |of: fn(&RankMemory) -> Option<usize>| {
-        let most = holdings.iter().filter_map(|holding| of(&holding.memory)).max();
-        most.map_or_else(|| "–".to_owned(), |bytes| grouped(bytes as u64))
-    };
-    [most(|memory| memory.buffers), most(|memory| memory.activations)]
+/// The elements of two arrays in one; `N` is `A + B`.
+fn joined<T, const A: usize, const B: usize, const N: usize>(one: [T; A], other: [T; B]) -> [T; N] {
+    const { assert!(N == A + B) }
+    let mut elements = one.into_iter().chain(other);
+    std::array::from_fn(|_| elements.next().expect("invariant: as many elements"))
 }
 
 /// The shards of a group: all of them, unless it lies within one stage.
