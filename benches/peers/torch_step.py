@@ -1,16 +1,18 @@
 """One training step of a transformer in PyTorch on the CPU, timed: the peer of `trine bench step`.
 
-Run by `cargo xtask bench torch --python PATH`, which alternates it with trine process by process. By hand:
+Run by `cargo xtask bench torch --python PATH`, which alternates it with trine. By hand:
 
     python benches/peers/torch_step.py --model gpt2-124m --batch 2 --seq 256 --precision bf16
 
 The model is written as users of PyTorch write it: fused scaled-dot-product attention, `autocast` to bf16 over
-f32 weights, clipping by the global norm, fused AdamW. One JSON object goes to standard output.
+f32 weights, clipping by the global norm, fused AdamW. One JSON object goes to standard output, with --turns
+another one for every line of the input.
 """
 
 import argparse
 import json
 import math
+import statistics
 import sys
 import time
 
@@ -127,7 +129,8 @@ def main():
     parser.add_argument("--precision", choices=["bf16", "f32"], default="bf16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=5.0, help="of timed steps; at least three are timed")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of timed steps; one at least is timed")
+    parser.add_argument("--turns", action="store_true", help="time as many steps again for every line of the input")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -151,24 +154,31 @@ def main():
 
     for _ in range(3):
         step()
+    while True:
+        print(json.dumps(turn(step, args)), flush=True)
+        if not args.turns or not sys.stdin.readline():
+            break
+
+
+def turn(step, args):
+    """Times steps; what is known of them."""
     times = []
     start = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < args.seconds:
+    while not times or time.perf_counter() - start < args.seconds:
         before = time.perf_counter()
         loss = step()
         times.append((time.perf_counter() - before) * 1e3)
     if not math.isfinite(loss):
         sys.exit(f"the loss is {loss}")
-    times.sort()
-    json.dump({
+    step_ms = statistics.median(times)
+    return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "steps": len(times),
-        "step_ms": times[len(times) // 2],
-        "tokens_per_s": args.batch * args.seq / times[len(times) // 2] * 1e3,
+        "step_ms": step_ms,
+        "tokens_per_s": args.batch * args.seq / step_ms * 1e3,
         "loss": loss,
-    }, sys.stdout)
-    print()
+    }
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ pub(crate) struct BenchKernelsArgs {
 pub(crate) struct BenchStepArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// Time steps for so many seconds, and three at least
+    /// Time steps for so many seconds, and one at least
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     pub(crate) seconds: f64,
     /// A poorer instruction set than the best: portable, neon, avx2, avx512, avx512-bf16 or amx
@@ -294,6 +294,9 @@ pub(crate) struct BenchStepArgs {
     /// Print one JSON object
     #[arg(long, conflicts_with = "profile")]
     pub(crate) json: bool,
+    /// Then time steps again for every line of the input, and print another object
+    #[arg(long, requires = "json")]
+    pub(crate) turns: bool,
 }
 
 #[derive(Debug, Args)]

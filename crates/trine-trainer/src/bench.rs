@@ -9,7 +9,7 @@ pub use gradients::{GRADIENT, GradientStep, STEP_FILE, gradients};
 use crate::TrainError;
 use crate::config::Config;
 use crate::cores::rank_team;
-use crate::engine::{Batch, Engine, EngineConfig, RankPlan};
+use crate::engine::{Batch, Engine, RankPlan};
 use core_time::{RankTime, RankWatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -72,10 +72,40 @@ impl StepTimes {
 
     /// The median step in seconds.
     pub fn median_s(&self) -> f64 {
-        let mut steps = self.steps.clone();
-        steps.sort();
-        steps[steps.len() / 2].as_secs_f64()
+        median_s(&self.steps)
     }
+}
+
+/// Steps that rank 0 has timed one after another.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    /// Wall time of each, until all ranks are through with it.
+    pub steps: &'a [Duration],
+    /// Tokens of a step over all ranks.
+    pub tokens: usize,
+    /// Model FLOPs of a step over all ranks.
+    pub flops: f64,
+    /// The loss of the last step.
+    pub loss: f64,
+    /// Threads that computed for each rank.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: Isa,
+}
+
+impl Turn<'_> {
+    /// The median step in seconds.
+    pub fn median_s(&self) -> f64 {
+        median_s(self.steps)
+    }
+}
+
+/// Of a number of steps that is even, halfway between the two in the middle.
+fn median_s(steps: &[Duration]) -> f64 {
+    let mut steps = steps.to_vec();
+    steps.sort();
+    let (low, high) = (steps[(steps.len() - 1) / 2], steps[steps.len() / 2]);
+    (low + high).as_secs_f64() / 2.0
 }
 
 /// Runs `config`'s training steps on synthetic tokens and times them.
@@ -85,6 +115,23 @@ impl StepTimes {
 pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainError> {
     steps_through(config, request, &|comm| comm)
 }
+
+/// [`steps`], turn after turn of so many steps: `is_next` is called with each turn that is over, and says whether there is another.
+///
+/// It may take its time. The other ranks wait for rank 0 meanwhile, as long as the configuration's deadline lets them.
+///
+/// # Errors
+/// As [`steps`].
+pub fn steps_in_turns(
+    config: &Config,
+    request: StepRequest,
+    is_next: IsNext<'_>,
+) -> Result<StepTimes, TrainError> {
+    run(config, request, &|comm| comm, is_next)
+}
+
+/// Says whether there is another turn after this one.
+pub type IsNext<'a> = &'a (dyn Fn(Turn<'_>) -> bool + Sync);
 
 /// Put in front of each rank's communicator.
 pub type Wrap<'a> = &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync);
@@ -98,7 +145,18 @@ pub fn steps_through(
     request: StepRequest,
     wrap: Wrap<'_>,
 ) -> Result<StepTimes, TrainError> {
+    run(config, request, wrap, &|_| false)
+}
+
+fn run(
+    config: &Config,
+    request: StepRequest,
+    wrap: Wrap<'_>,
+    is_next: IsNext<'_>,
+) -> Result<StepTimes, TrainError> {
     let engine = config.engine(request.cores)?;
+    let tokens = engine.global_batch * engine.seq;
+    let flops = tokens as f64 * engine.model.flops_per_token(engine.seq);
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
     let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
         let plan = RankPlan::new(&engine, comm.rank())?;
@@ -115,9 +173,12 @@ pub fn steps_through(
         let watch = RankWatch::new();
         let mut rank = Engine::with_ops(&engine, plan, watch.around(wrap(comm)), ops)?;
         let actions = rank.plan().training.actions[rank.plan().coordinate.pp].len();
-        let timed = timed(config, &engine, &mut rank, request, &watch, &mut || {
-            profiled.as_ref().map(|ops| ops.take()).unwrap_or_default()
-        })?;
+        let is_next = |turn: &Timed| {
+            let (threads, steps, loss) = (engine.threads, &turn.steps, turn.loss);
+            is_next(Turn { steps, tokens, flops, loss, threads, isa })
+        };
+        let mut profile = || profiled.as_ref().map(|ops| ops.take()).unwrap_or_default();
+        let timed = timed(config, &mut rank, request, &watch, &mut profile, &is_next)?;
         Ok::<_, TrainError>((timed, actions, isa))
     })
     .map_err(|failed: Explained<TrainError>| TrainError::Ranks {
@@ -137,8 +198,6 @@ pub fn steps_through(
         sum.time += time.time;
         sum.flops += time.flops;
     }
-    let tokens = engine.global_batch * engine.seq;
-    let flops = tokens as f64 * engine.model.flops_per_token(engine.seq);
     let threads = engine.threads;
     Ok(StepTimes {
         steps,
@@ -166,48 +225,72 @@ struct Timed {
     kernels: BTreeMap<&'static str, KernelTime>,
 }
 
-/// Warms up, then repeats steps until there are enough of them; rank 0's clock decides for all.
+/// Warms up, then times turns as long as rank 0 says that there is another one; the last turn.
 fn timed(
     config: &Config,
-    engine: &EngineConfig,
     rank: &mut Engine,
     request: StepRequest,
     watch: &RankWatch,
     profile: &mut dyn FnMut() -> BTreeMap<&'static str, KernelTime>,
+    is_next: &dyn Fn(&Timed) -> bool,
 ) -> Result<Timed, TrainError> {
-    let samples = engine.global_batch / engine.degrees.dp;
-    let batch = synthetic(samples * engine.seq, engine.model.vocab, config.seed);
-    let step = |rank: &mut Engine, number: u64| {
+    let samples = config.batch.global / config.degrees().dp;
+    let batch = synthetic(samples * config.data.seq, config.model.vocab, config.seed);
+    let mut number = 0..;
+    let mut step = |rank: &mut Engine| {
+        let number = number.next().unwrap_or(u64::MAX);
         let (loss, _) =
             rank.train(number, config.optimizer.lr, &batch, &mut |_, action, moment| {
                 watch.observe(action, moment);
             })?;
         Ok::<_, TrainError>(loss.mean())
     };
-    for number in 0..WARM_UP_STEPS {
-        step(rank, number)?;
+    for _ in 0..WARM_UP_STEPS {
+        step(rank)?;
     }
-    profile();
-    rank.world().barrier("bench")?;
+    loop {
+        profile();
+        rank.world().barrier("bench")?;
+        watch.take();
+        let (loss, steps, operations) = turn(rank, request, &mut step)?;
+        let timed = Timed { loss, steps, operations, time: watch.take(), kernels: profile() };
+        let is_first = rank.world().rank() == 0;
+        if !agreed(rank, is_first && is_next(&timed))? {
+            return Ok(timed);
+        }
+    }
+}
+
+/// Repeats steps until there are enough of them; rank 0's clock decides for all.
+fn turn(
+    rank: &mut Engine,
+    request: StepRequest,
+    step: &mut dyn FnMut(&mut Engine) -> Result<f64, TrainError>,
+) -> Result<(f64, Vec<Duration>, f64), TrainError> {
     let (mut steps, mut total) = (Vec::new(), Duration::ZERO);
     let operations = |rank: &Engine| rank.world().recorder().operations();
     let before = operations(rank);
-    watch.take();
     loop {
         let started = Instant::now();
-        let loss = step(rank, WARM_UP_STEPS + steps.len() as u64)?;
-        // The ranks meet here, so that a step is over when the last of them is through with it.
+        let loss = step(rank)?;
         let done = steps.len() as u64 + 1;
         let enough = done >= request.steps_min && total + started.elapsed() >= request.time_min;
-        let word = Buf::from_vec(vec![u64::from(enough)]);
-        let word = rank.world().broadcast(word, 0, Name::new("bench"))?;
+        // The ranks meet here, so that a step is over when the last of them is through with it.
+        let enough = agreed(rank, enough)?;
         steps.push(started.elapsed());
         total += started.elapsed();
-        if word.typed::<u64>()?[0] == 1 {
+        if enough {
             let operations = (operations(rank) - before) as f64 / done as f64;
-            return Ok(Timed { loss, steps, operations, time: watch.take(), kernels: profile() });
+            return Ok((loss, steps, operations));
         }
     }
+}
+
+/// Rank 0's word, on all ranks.
+fn agreed(rank: &Engine, word: bool) -> Result<bool, TrainError> {
+    let word = Buf::from_vec(vec![u64::from(word)]);
+    let word = rank.world().broadcast(word, 0, Name::new("bench"))?;
+    Ok(word.typed::<u64>()?[0] == 1)
 }
 
 /// Tokens drawn evenly from the vocabulary, each the target of the one before.

@@ -1,10 +1,10 @@
-//! Contestants that take turns, process by process, and the table of how fast each was.
+//! Contestants that take turns, process after process, and the table of how fast each was.
 
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::process::{Program, Runner, last_line};
+use super::process::{Program, Runner, Running, last_line};
 use super::stats::{Quartiles, ratios};
 
 /// Somebody who trains the same step.
@@ -14,11 +14,11 @@ pub(super) struct Contestant {
     pub(super) program: Program,
     /// Threads that it was told to compute with.
     pub(super) threads: usize,
-    /// Reads what the program printed.
+    /// Reads what the program printed, in a turn.
     pub(super) parse: fn(&str) -> anyhow::Result<Measurement>,
 }
 
-/// What one process measured.
+/// What a process measured in a turn.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(super) struct Measurement {
     pub(super) tokens_per_s: f64,
@@ -68,33 +68,70 @@ impl Score {
     }
 }
 
-/// Runs each contestant once a round. The first is the one the others are compared with.
+/// How often contestants take turns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rounds {
+    pub(super) all: usize,
+    /// Rounds until all programs are started anew. Memory lies otherwise in every process, which may make it faster or slower.
+    /// Programs that run for more than one take a turn for each line of their input, and print a line then.
+    pub(super) of_a_process: usize,
+}
+
+/// Gives each contestant a turn a round. The first is the one the others are compared with.
 ///
-/// Who begins changes from round to round, so that nobody always runs on the machine as the same neighbour left it. One that
-/// fails is not run again; it ends when there is nobody left to compare.
+/// Only the one whose turn it is computes. Who begins changes from round to round, so that nobody always runs on the machine as
+/// the same neighbour left it. One that fails is not run again; it ends when there is nobody left to compare.
 pub(super) fn alternate(
     title: &str,
     contestants: &[Contestant],
-    rounds: usize,
+    rounds: Rounds,
     runner: &Runner,
 ) -> Vec<Score> {
     let mut scores: Vec<_> = contestants.iter().map(|each| Score::new(each.name)).collect();
-    for round in 0..rounds {
+    let mut running: Vec<Option<Running>> = contestants.iter().map(|_| None).collect();
+    for round in 0..rounds.all {
+        let is_last_turn = (round + 1).is_multiple_of(rounds.of_a_process);
         for turn in 0..contestants.len() {
             let at = (round + turn) % contestants.len();
             if scores[at].failed.is_some() || !is_open(&scores) {
                 continue;
             }
             let name = contestants[at].name;
-            scores[at].add(measure(&contestants[at], runner));
+            let text = take_turn(&contestants[at], &mut running[at], at, is_last_turn, runner);
+            scores[at].add(text.and_then(|text| check(&contestants[at], &text)));
             let outcome = match &scores[at].failed {
                 Some(reason) => format!("failed: {reason}"),
                 None => format!("{:.0} tokens/s", scores[at].tokens_per_s[round]),
             };
-            eprintln!("{title}, round {} of {rounds}: {name}: {outcome}", round + 1);
+            eprintln!("{title}, round {} of {}: {name}: {outcome}", round + 1, rounds.all);
         }
     }
     scores
+}
+
+/// Starts a contestant's program, or lets it go on; what it printed then.
+fn take_turn(
+    contestant: &Contestant,
+    running: &mut Option<Running>,
+    at: usize,
+    is_last: bool,
+    runner: &Runner,
+) -> anyhow::Result<String> {
+    let mut program = match running.take() {
+        Some(mut waiting) => {
+            waiting.go_on()?;
+            waiting
+        }
+        None if is_last => return runner.stdout(&contestant.program),
+        None => runner.start(&contestant.program, &at.to_string())?,
+    };
+    let text = program.turn(|text| (contestant.parse)(text).is_ok())?;
+    if is_last {
+        program.end()?;
+    } else {
+        *running = Some(program);
+    }
+    Ok(text)
 }
 
 /// True while the first contestant and one other still run.
@@ -103,8 +140,8 @@ pub(super) fn is_open(scores: &[Score]) -> bool {
     scores.first().is_some_and(runs) && scores.iter().skip(1).any(runs)
 }
 
-fn measure(contestant: &Contestant, runner: &Runner) -> anyhow::Result<Measurement> {
-    let measured = (contestant.parse)(&runner.stdout(&contestant.program)?)?;
+fn check(contestant: &Contestant, text: &str) -> anyhow::Result<Measurement> {
+    let measured = (contestant.parse)(text)?;
     let (speed, loss, told) = (measured.tokens_per_s, measured.loss, contestant.threads);
     anyhow::ensure!(speed.is_finite() && speed > 0.0, "it says {speed} tokens/s");
     anyhow::ensure!(loss.is_finite(), "its loss is {loss}");
@@ -244,11 +281,15 @@ mod tests {
     }
 
     #[cfg(unix)]
-    fn run(folder: &str, contestants: &[Contestant], rounds: usize) -> Vec<Score> {
+    fn run(folder: &str, contestants: &[Contestant], rounds: Rounds) -> Vec<Score> {
         let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask-contest-test");
         let runner = Runner { time_max: Duration::from_secs(60), scratch: target.join(folder) };
         alternate("test", contestants, rounds, &runner)
     }
+
+    /// Three rounds, a process for each turn.
+    #[cfg(unix)]
+    const ONE_EACH: Rounds = Rounds { all: 3, of_a_process: 1 };
 
     #[cfg(unix)]
     const PRINTS: &str = r#"echo '{"tokens_per_s": 5, "threads": 2, "loss": 1}'"#;
@@ -263,7 +304,7 @@ mod tests {
                 contestant("eager", PRINTS),
                 contestant("compiled", "echo 'no compiler' >&2; exit 1"),
             ],
-            3,
+            ONE_EACH,
         );
         assert_eq!(scores[0], score("trine", &[5.0; 3], None));
         assert_eq!(scores[1], score("eager", &[5.0; 3], None));
@@ -273,8 +314,35 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
+    fn a_process_takes_its_turns_and_then_another_one_does() {
+        // Its speed is the number of its turn.
+        let turn = PRINTS.replace('5', "'$n'");
+        let script = format!("n=1; {turn}; while read a; do n=$((n+1)); {turn}; done");
+        let both = [contestant("trine", &script), contestant("eager", &script)];
+        let scores = run("turns", &both, Rounds { all: 5, of_a_process: 2 });
+        for (at, name) in ["trine", "eager"].into_iter().enumerate() {
+            assert_eq!(scores[at], score(name, &[1.0, 2.0, 1.0, 2.0, 1.0], None));
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn one_that_fails_in_a_later_turn_keeps_what_it_had() {
+        let once = format!("{PRINTS}; read a; echo 'out of memory' >&2; exit 1");
+        let again = format!("{PRINTS}; while read a; do {PRINTS}; done");
+        let contestants =
+            [contestant("trine", &again), contestant("a", &once), contestant("b", &again)];
+        let scores = run("later", &contestants, Rounds { all: 3, of_a_process: 3 });
+        assert_eq!(scores[0], score("trine", &[5.0; 3], None));
+        assert_eq!(scores[1], score("a", &[5.0], Some("exit status: 1: out of memory")));
+        assert_eq!(scores[2], score("b", &[5.0; 3], None));
+    }
+
+    #[cfg(unix)]
+    #[test]
     fn it_ends_when_there_is_nobody_to_compare() {
-        let scores = run("alone", &[contestant("eager", "exit 1"), contestant("trine", PRINTS)], 3);
+        let scores =
+            run("alone", &[contestant("eager", "exit 1"), contestant("trine", PRINTS)], ONE_EACH);
         assert!(scores[0].failed.is_some());
         assert_eq!(scores[1].tokens_per_s.len(), 0);
         assert!(!is_open(&scores));
@@ -292,7 +360,7 @@ mod tests {
             (endless, "number out of range"),
             (stopped, "it says 0 tokens/s"),
         ] {
-            let scores = run("checks", &[first.clone(), contestant("eager", &script)], 1);
+            let scores = run("checks", &[first.clone(), contestant("eager", &script)], ONE_EACH);
             let failed = scores[1].failed.as_deref().unwrap_or("");
             assert!(failed.contains(reason), "{failed}");
         }

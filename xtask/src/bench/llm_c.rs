@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::contest::{Contestant, Measurement, alternate, is_open, table};
+use super::contest::{Contestant, Measurement, Rounds, alternate, is_open, table};
 use super::process::Program;
 use super::runner;
 use super::shape::{GPT2, Isa, Shape, Terms, all_cores, trine};
@@ -52,9 +52,10 @@ pub(super) fn run(workspace: &Workspace, args: &LlmCArgs) -> anyhow::Result<Exit
     let contestants =
         [trine(&build(workspace)?, &workspace.root, &SHAPE, terms), peer(&folder, terms.threads)];
     let title = "gpt2-4x64-f32";
-    let rounds = args.rounds as usize;
+    // llm.c trains to its end and cannot wait in between.
+    let rounds = Rounds { all: args.rounds as usize, of_a_process: 1 };
     let scores = alternate(title, &contestants, rounds, &runner(workspace, SECONDS));
-    println!("\n{title}: {} threads, {rounds} rounds", terms.threads);
+    println!("\n{title}: {} threads, {} rounds", terms.threads, args.rounds);
     print!("{}", table(&scores));
     Ok(if is_open(&scores) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

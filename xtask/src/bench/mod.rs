@@ -40,7 +40,7 @@ pub(crate) enum Bench {
     /// Ranks among each other: bandwidth, overlap on a slow link, the cost of the flight recorder
     #[command(disable_help_flag = true)]
     Comm(Passed),
-    /// trine against PyTorch at the same steps, process by process, with targets
+    /// trine against PyTorch at the same steps, in alternating processes, with targets
     Torch(torch::TorchArgs),
     /// How far gradients in bf16 are from f64: trine's beside PyTorch's from the same weights and tokens
     Gradients(gradients::GradientsArgs),
@@ -136,6 +136,7 @@ mod tests {
             (["--isa", "avx3"], "avx512-bf16"),
             (["--seconds", "3601"], "0 to 3600"),
             (["--rounds", "0"], "1.."),
+            (["--turns-of-a-process", "0"], "1.."),
             (["--threads", "0"], "1.."),
         ] {
             let error = parsed(&[&torch[..3], &wrong].concat()).unwrap_err();

@@ -1,14 +1,15 @@
-//! Runs a program to its end or to a time limit, and takes what it printed.
+//! Runs a program to its end, or turn by turn, within a time limit, and takes what it printed.
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, ensure};
 
-/// How long the end of a program may go unnoticed; looking more often would take time from it.
+/// How long the end of a program or of its turn may go unnoticed; looking more often would take time from it.
 const POLL: Duration = Duration::from_millis(50);
 
 /// What would tune a program from outside. Only a contestant that is meant to be tuned has any of it set.
@@ -34,10 +35,23 @@ pub(super) struct Program {
 /// Limits of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Runner {
-    /// A program that runs longer is killed.
+    /// A program that takes longer, to its end or for a turn, is killed.
     pub(super) time_max: Duration,
     /// What a program prints is kept here until it ends.
     pub(super) scratch: PathBuf,
+}
+
+/// A program that has been started. It is killed when nobody holds it any more.
+#[derive(Debug)]
+pub(super) struct Running {
+    child: Child,
+    /// `None` when it is to end.
+    stdin: Option<ChildStdin>,
+    stdout: PathBuf,
+    stderr: PathBuf,
+    /// Bytes of its output that earlier turns have taken.
+    taken: usize,
+    time_max: Duration,
 }
 
 impl Program {
@@ -69,58 +83,117 @@ impl Program {
 }
 
 impl Runner {
-    /// What `program` printed to standard output.
+    /// What `program` printed to standard output until it ended.
     ///
     /// # Errors
     /// It cannot be started, it failed, with the last line of its messages, or it was killed.
     pub(super) fn stdout(&self, program: &Program) -> anyhow::Result<String> {
-        std::fs::create_dir_all(&self.scratch)
-            .with_context(|| format!("cannot create {}", self.scratch.display()))?;
-        let file = |name: &str| self.scratch.join(format!("{}.{name}", std::process::id()));
-        let (stdout, stderr) = (file("stdout"), file("stderr"));
-        let result = self.run(program, &stdout, &stderr);
-        // Nothing depends on it: the next run empties them.
-        let _ = std::fs::remove_file(&stdout);
-        let _ = std::fs::remove_file(&stderr);
-        result
+        self.start(program, "run")?.end()
     }
 
-    /// Files and not pipes: a child of a killed program would keep a pipe open, and us waiting for its end.
-    fn run(&self, program: &Program, stdout: &Path, stderr: &Path) -> anyhow::Result<String> {
+    /// Starts `program`; `name` is of its own among those that run at the same time.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(super) fn start(&self, program: &Program, name: &str) -> anyhow::Result<Running> {
+        std::fs::create_dir_all(&self.scratch)
+            .with_context(|| format!("cannot create {}", self.scratch.display()))?;
+        let file = |kind: &str| self.scratch.join(format!("{}-{name}.{kind}", std::process::id()));
+        let (stdout, stderr) = (file("stdout"), file("stderr"));
+        // Files and not pipes: a child of a killed program would keep a pipe open, and us waiting for its end.
         let create = |path: &Path| {
             File::create(path).with_context(|| format!("cannot write {}", path.display()))
         };
         let mut child = program
             .command()
-            .stdin(Stdio::null())
-            .stdout(create(stdout)?)
-            .stderr(create(stderr)?)
+            .stdin(Stdio::piped())
+            .stdout(create(&stdout)?)
+            .stderr(create(&stderr)?)
             .spawn()
             .with_context(|| format!("cannot run {}", program.path.display()))?;
-        let Some(status) = wait(&mut child, self.time_max)? else {
-            bail!("hung: killed after {} s", self.time_max.as_secs_f64());
-        };
-        if !status.success() {
-            let message = last_line(&read(stderr)?).unwrap_or("it printed no message").to_owned();
-            return Err(anyhow!(message).context(status.to_string()));
-        }
-        read(stdout)
+        let stdin = child.stdin.take();
+        Ok(Running { child, stdin, stdout, stderr, taken: 0, time_max: self.time_max })
     }
 }
 
-/// `None` if the child was killed because it took longer than `time_max`.
-fn wait(child: &mut Child, time_max: Duration) -> anyhow::Result<Option<ExitStatus>> {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().context("cannot wait for the program")? {
-            return Ok(Some(status));
+impl Running {
+    /// What the program printed since its last turn, as soon as it `is_whole` or the program has ended.
+    ///
+    /// # Errors
+    /// It failed, with the last line of its messages, or it was killed.
+    pub(super) fn turn(&mut self, is_whole: impl Fn(&str) -> bool) -> anyhow::Result<String> {
+        let started = Instant::now();
+        loop {
+            // Asked first: what it printed before its end is read after it.
+            let ended = self.child.try_wait().context("cannot wait for the program")?;
+            let text = read(&self.stdout)?;
+            let new = text.get(self.taken..).unwrap_or("").to_owned();
+            match ended {
+                Some(status) if !status.success() => return Err(self.failure(status)),
+                None if !new.ends_with('\n') || !is_whole(&new) => {}
+                _ => {
+                    self.taken = text.len();
+                    return Ok(new);
+                }
+            }
+            self.wait(started)?;
         }
-        if started.elapsed() > time_max {
-            child.kill().context("cannot kill the program")?;
-            child.wait().context("cannot wait for the program")?;
-            return Ok(None);
+    }
+
+    /// Lets a program that waits for a line go on with its next turn.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(super) fn go_on(&mut self) -> anyhow::Result<()> {
+        if self.stdin.as_mut().is_some_and(|stdin| stdin.write_all(b"\n").is_ok()) {
+            return Ok(());
         }
+        let status = self.child.wait().context("cannot wait for the program")?;
+        Err(self.failure(status))
+    }
+
+    /// All that the program has printed when it has ended; one that waits for a line gets none.
+    ///
+    /// # Errors
+    /// It failed, with the last line of its messages, or it was killed.
+    pub(super) fn end(mut self) -> anyhow::Result<String> {
+        let started = Instant::now();
+        self.stdin = None;
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for the program")? {
+                return if status.success() {
+                    read(&self.stdout)
+                } else {
+                    Err(self.failure(status))
+                };
+            }
+            self.wait(started)?;
+        }
+    }
+
+    /// Looks away for a moment, unless what was begun at `started` takes too long.
+    fn wait(&self, started: Instant) -> anyhow::Result<()> {
+        let seconds = self.time_max.as_secs_f64();
+        ensure!(started.elapsed() <= self.time_max, "hung: killed after {seconds} s");
         std::thread::sleep(POLL);
+        Ok(())
+    }
+
+    /// How it ended, and the last that it said.
+    fn failure(&self, status: ExitStatus) -> anyhow::Error {
+        let said = read(&self.stderr).unwrap_or_default();
+        let message = last_line(&said).unwrap_or("it printed no message").to_owned();
+        anyhow!(message).context(status.to_string())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself, and the next program of this name empties the files.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.stdout);
+        let _ = std::fs::remove_file(&self.stderr);
     }
 }
 
@@ -187,6 +260,53 @@ mod tests {
         let error = runner("hang", 0).stdout(&shell("sleep 5 & sleep 100")).unwrap_err();
         assert_eq!(error.to_string(), "hung: killed after 0 s");
         assert!(started.elapsed() < Duration::from_secs(4), "waited for the child");
+    }
+
+    #[cfg(unix)]
+    fn line(text: &str) -> bool {
+        text.contains("turn")
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_program_goes_on_turn_by_turn() {
+        let script = "echo hello; echo turn 1; read a; echo turn 2; read b || echo over";
+        let runner = runner("turns", 60);
+        let mut running = runner.start(&shell(script), "a").unwrap();
+        assert_eq!(running.turn(line).unwrap(), "hello\nturn 1\n");
+        running.go_on().unwrap();
+        assert_eq!(running.turn(line).unwrap(), "turn 2\n");
+        assert_eq!(running.end().unwrap(), "hello\nturn 1\nturn 2\nover\n");
+        assert_eq!(std::fs::read_dir(&runner.scratch).unwrap().count(), 0, "files are left");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn programs_that_wait_stand_beside_each_other_and_end_when_nobody_holds_them() {
+        let runner = runner("beside", 60);
+        let started = Instant::now();
+        let start = |name| runner.start(&shell("echo turn $$; sleep 100"), name).unwrap();
+        let (mut a, mut b) = (start("a"), start("b"));
+        assert_ne!(a.turn(line).unwrap(), b.turn(line).unwrap());
+        drop((a, b));
+        assert!(started.elapsed() < Duration::from_secs(50), "waited for their end");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_turn_that_fails_or_hangs_says_so() {
+        let run = |script, seconds| {
+            let mut running = runner("bad turns", seconds).start(&shell(script), "a").unwrap();
+            running.turn(line)?;
+            running.go_on()?;
+            running.turn(line)
+        };
+        let error = run("echo turn; read a; echo b >&2; exit 3", 60).unwrap_err();
+        assert_eq!(format!("{error:#}"), "exit status: 3: b");
+        // Without an error of its own it has printed what it has.
+        assert_eq!(run("echo turn; read a; echo other", 60).unwrap(), "other\n");
+        let error = run("sleep 100", 0).unwrap_err().to_string();
+        assert_eq!(error, "hung: killed after 0 s");
     }
 
     #[cfg(unix)]

@@ -70,7 +70,7 @@ impl Isa {
 pub(super) struct Terms {
     pub(super) isa: Isa,
     pub(super) threads: usize,
-    /// Time that steps are measured for.
+    /// Time that steps are measured for in a turn.
     pub(super) seconds: f64,
 }
 
@@ -113,7 +113,7 @@ pub(super) fn trine(binary: &Path, root: &Path, shape: &Shape, terms: Terms) -> 
     if terms.isa != Isa::Best {
         program = program.args(["--isa", terms.isa.name()]);
     }
-    let program = program.args(["--json"]);
+    let program = program.args(["--json", "--turns"]);
     Contestant { name: "trine", program, threads: terms.threads, parse: parse_json }
 }
 
@@ -136,7 +136,7 @@ mod tests {
             args(&shape, TERMS),
             "bench step --preset gpt2-124m --tp 1 --pp 1 --dp 1 --set data.seq=256 \
              --set batch.global=2 --set batch.micro=2 --set layout.threads_per_rank=2 \
-             --precision bf16 --seconds 4 --json"
+             --precision bf16 --seconds 4 --json --turns"
         );
     }
 
@@ -146,7 +146,7 @@ mod tests {
         let args = args(&shape, Terms { isa: Isa::Avx2, ..TERMS });
         let file = Path::new("root").join("benches/models/char.toml");
         assert!(args.starts_with(&format!("bench step {} --tp 1", file.display())), "{args}");
-        assert!(args.ends_with("--precision f32 --seconds 4 --isa avx2 --json"), "{args}");
+        assert!(args.ends_with("--precision f32 --seconds 4 --isa avx2 --json --turns"), "{args}");
     }
 
     #[test]

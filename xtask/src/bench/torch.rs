@@ -1,4 +1,4 @@
-//! `cargo xtask bench torch`: trine against PyTorch, process by process, with targets.
+//! `cargo xtask bench torch`: trine against PyTorch, in alternating processes, with targets.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
 use super::cases::{CASES, Case, Variant, Verdict, plan};
-use super::contest::{Contestant, Score, alternate, is_open, parse_json, table};
+use super::contest::{Contestant, Rounds, Score, alternate, is_open, parse_json, table};
 use super::process::{Program, Runner};
 use super::shape::{Isa, Shape, Terms, all_cores, trine};
 use super::{runner, seconds};
@@ -31,7 +31,10 @@ pub(crate) struct TorchArgs {
     /// Turns that each contestant has
     #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Time steps for so many seconds a turn, and three at least
+    /// Start all programs anew after so many turns: in between they wait for their next one, in memory
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    turns_of_a_process: u32,
+    /// Time steps for so many seconds a turn, and one at least
     #[arg(long, value_name = "S", default_value = "4", value_parser = seconds)]
     seconds: f64,
     /// Run this case only; can be given more than once
@@ -78,13 +81,15 @@ pub(super) fn run(workspace: &Workspace, args: &TorchArgs) -> anyhow::Result<Exi
     let mut outcomes = Vec::new();
     write_json(args.json.as_deref(), &outcomes)?;
     let binary = build(workspace)?;
+    let rounds =
+        Rounds { all: args.rounds as usize, of_a_process: args.turns_of_a_process as usize };
     let threads = args.threads.map_or_else(all_cores, |threads| threads as usize);
     for (case, isa) in plan(&args.cases, args.isa) {
         let terms = Terms { isa, threads, seconds: args.seconds };
         let mut contestants = vec![trine(&binary, &workspace.root, &case.shape, terms)];
         contestants.extend(Variant::ALL.map(|variant| torch.peer(&case.shape, variant, terms)));
         let title = title(case.name, isa);
-        let scores = alternate(&title, &contestants, args.rounds as usize, &runner);
+        let scores = alternate(&title, &contestants, rounds, &runner);
         let version = &torch.version;
         println!("\n{title}: {threads} threads, PyTorch {version}, {} rounds", args.rounds);
         println!("{}", table(&scores));
@@ -128,6 +133,7 @@ impl Torch {
         ];
         let mut program = Program::new(&self.python)
             .args([&self.script])
+            .args(["--turns"])
             .args(options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]))
             .env("OMP_NUM_THREADS", threads.to_string());
         if variant.is_compiled() {
@@ -225,7 +231,7 @@ mod tests {
     #[test]
     fn eager_runs_as_it_comes() {
         let program = peer("llama-4x512-bf16", Variant::Eager, Isa::Best);
-        let expected = "torch_step.py --model llama-110m --batch 4 --seq 512 --precision bf16 \
+        let expected = "torch_step.py --turns --model llama-110m --batch 4 --seq 512 --precision bf16 \
                         --threads 2 --seconds 4";
         assert_eq!(program.path, Path::new("python"));
         assert_eq!(program.args, expected.split_whitespace().collect::<Vec<_>>());
@@ -275,7 +281,7 @@ mod tests {
             assert!(script.contains(&format!("add_argument(\"{option}\"")), "no {option}");
             checked += 1;
         }
-        assert_eq!(checked, 7);
+        assert_eq!(checked, 8);
     }
 
     fn outcome(case: usize, isa: Isa, failed: Option<&str>) -> Outcome {

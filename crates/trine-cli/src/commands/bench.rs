@@ -6,13 +6,15 @@ use crate::commands::train::cores;
 use crate::failure::Failure;
 use crate::output::{Align, Table};
 use crate::{output, select};
+use std::io::stdin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use trine_kernels::Isa;
-use trine_trainer::bench::{StepRequest, StepTimes, steps};
+use trine_trainer::bench::{StepRequest, StepTimes, Turn, steps, steps_in_turns};
 use trine_trainer::config::Config;
 
 /// Steps that are timed at least.
-const STEPS_MIN: u64 = 3;
+const STEPS_MIN: u64 = 1;
 
 /// `trine bench step`: training steps on synthetic tokens.
 pub(crate) fn step(args: &BenchStepArgs) -> Result<(), Failure> {
@@ -28,12 +30,26 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<(), Failure> {
         isa: args.isa.as_deref().map(|name| isa(name, Isa::detect())).transpose()?,
         profile: args.profile,
     };
+    if args.json {
+        return in_turns(&config, request, args.turns);
+    }
     let times = steps(&config, request)?;
-    let text = if args.json { as_json(&times) } else { as_text(&config, &times) };
-    output::print(&text)
+    output::print(&as_text(&config, &times))
 }
 
-fn as_json(times: &StepTimes) -> String {
+/// An object for each turn: one, or with `more` as many as there are lines of input, and one more.
+fn in_turns(config: &Config, request: StepRequest, more: bool) -> Result<(), Failure> {
+    let printed = Mutex::new(Ok(()));
+    steps_in_turns(config, request, &|turn| {
+        let result = output::print(&as_json(&turn));
+        let is_next = result.is_ok() && more && matches!(stdin().lines().next(), Some(Ok(_)));
+        *printed.lock().unwrap_or_else(PoisonError::into_inner) = result;
+        is_next
+    })?;
+    printed.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn as_json(times: &Turn<'_>) -> String {
     let median_s = times.median_s();
     let object = serde_json::json!({
         "isa": times.isa.name(),
@@ -51,7 +67,7 @@ fn as_text(config: &Config, times: &StepTimes) -> String {
     let median_s = times.median_s();
     let mut text = format!(
         "{}, {} in {}, {} tokens a step, {} thread(s) a rank, {}\n\
-         median of {} steps: {:.1} ms, {:.0} tokens/s, {:.0} GFLOP/s of model FLOPs\n",
+         median of {} step(s): {:.1} ms, {:.0} tokens/s, {:.0} GFLOP/s of model FLOPs\n",
         config.name,
         config.degrees(),
         config.train.precision.dtype(),

@@ -4,6 +4,7 @@ mod bad_input;
 mod bench_gradients;
 mod bench_kernels;
 mod bench_layouts;
+mod bench_step;
 mod commands;
 mod common;
 mod plan;

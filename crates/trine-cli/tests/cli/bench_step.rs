@@ -1,0 +1,73 @@
+//! `trine bench step`: what it prints of a tiny model, and its turns.
+
+use crate::common::{fails, ok};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const MODEL: &[&str] = &[
+    "bench",
+    "step",
+    "--set=model.layers=2",
+    "--set=model.hidden=32",
+    "--set=model.heads=2",
+    "--set=model.seq_max=16",
+    "--set=data.seq=16",
+    "--set=batch.global=4",
+    "--set=batch.micro=1",
+    "--precision=f32",
+    "--seconds=0",
+];
+
+fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [MODEL, more].concat()
+}
+
+/// The objects that it prints when its input has so many lines and then ends.
+fn objects(args: &[&str], lines: usize) -> Vec<serde_json::Value> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_trine"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all("\n".repeat(lines).as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{args:?}: {:?}", output.status);
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_line_of_the_input_is_a_turn_more() {
+    let one_rank = ["--tp=1", "--pp=1", "--dp=1", "--json", "--turns"];
+    for (layout, lines) in [(&one_rank[..], 0), (&one_rank, 3), (&["--json", "--turns"], 2)] {
+        let turns = objects(&args(layout), lines);
+        assert_eq!(turns.len(), lines + 1);
+        let losses: Vec<_> = turns.iter().map(|turn| turn["loss"].as_f64().unwrap()).collect();
+        // The training goes on where the turn before has left it.
+        assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{losses:?}");
+        for turn in &turns {
+            assert_eq!(turn["steps"], 1);
+            assert!(turn["tokens_per_s"].as_f64().unwrap() > 0.0, "{turn}");
+        }
+    }
+}
+
+#[test]
+fn without_turns_the_input_is_left_alone() {
+    assert_eq!(objects(&args(&["--json"]), 3).len(), 1);
+    let text = ok(Path::new("."), &args(&["--profile"]));
+    assert!(text.contains("median of 1 step(s)") && text.contains("outside kernels"), "{text}");
+}
+
+#[test]
+fn turns_are_of_objects() {
+    fails(Path::new("."), &args(&["--turns"]), 2, &["--json"]);
+    fails(
+        Path::new("."),
+        &["bench", "step", "--seconds=3601"],
+        2,
+        &["--seconds 3601", "0 to 3600"],
+    );
+}
