@@ -6,6 +6,7 @@ use crate::num::{Num, Real};
 use crate::scratch::Split;
 use crate::view::check_sections;
 use crate::{CpuOps, GateUpMut, GeluKind, KernelError, MatMut, MatRef};
+use std::f64::consts::LOG2_E;
 use trine_buffer::{Slice, SliceMut};
 
 type Done = Result<(), KernelError>;
@@ -18,20 +19,26 @@ fn sigmoid<A: Real>(x: A) -> A {
     sigmoid_and_rest(x).0
 }
 
-/// `σ(x)` and `1 − σ(x)`, both with all their digits.
+/// `σ(x)` and `1 − σ(x)`, neither of them as the difference of larger numbers.
 #[inline(always)]
 fn sigmoid_and_rest<A: Real>(x: A) -> (A, A) {
-    let bound = A::from_f64(80.0);
-    let e = (if -x > bound { bound } else { -x }).exp();
+    of_power(x * A::from_f64(-LOG2_E))
+}
+
+/// `1 / (1 + 2^t)` and `2^t / (1 + 2^t)`.
+#[inline(always)]
+fn of_power<A: Real>(t: A) -> (A, A) {
+    let bound = A::from_f64(115.0);
+    let e = (if t > bound { bound } else { t }).exp2();
     let s = A::ONE / (A::ONE + e);
     (s, e * s)
 }
 
-/// `2u` of `½ · (1 + tanh u) = sigmoid(2u)`: the sigmoid keeps its digits for negative x.
+/// `½ · (1 + tanh u)` of GELU's `u(x)`, and 1 minus it: `σ(2u)`, which keeps its digits for negative x.
 #[inline(always)]
-fn tanh_argument<A: Real>(x: A) -> A {
+fn tanh_gate<A: Real>(x: A) -> (A, A) {
     let cubic = A::from_f64(CUBIC) * x * x * x;
-    A::from_f64(2.0 * SQRT_2_OVER_PI) * (x + cubic)
+    of_power(A::from_f64(-2.0 * SQRT_2_OVER_PI * LOG2_E) * (x + cubic))
 }
 
 /// The normal distribution function.
@@ -44,7 +51,7 @@ fn phi<A: Real>(x: A) -> A {
 
 #[inline(always)]
 fn gelu_tanh_slope<A: Real>(x: A) -> A {
-    let (s, rest) = sigmoid_and_rest(tanh_argument(x));
+    let (s, rest) = tanh_gate(x);
     let inner = A::ONE + A::from_f64(3.0 * CUBIC) * x * x;
     s + x * s * rest * A::from_f64(2.0 * SQRT_2_OVER_PI) * inner
 }
@@ -59,7 +66,7 @@ vectorised! {
     fn gelu_tanh_row<T: Num>(y: &mut [T], x: &[T]) {
         for (y, &x) in y.iter_mut().zip(x) {
             let x = x.widen();
-            *y = T::narrow(x * sigmoid(tanh_argument(x)));
+            *y = T::narrow(x * tanh_gate(x).0);
         }
     }
 

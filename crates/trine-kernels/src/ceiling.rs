@@ -3,7 +3,8 @@
 //! Two ceilings bound a kernel: multiply-adds whose operands stay in registers, and bytes between
 //! memory and the cores. They belong to a team of threads and, the first, to an instruction set and
 //! a type. Machines are shared and their clocks drift, so each number is the best of several short
-//! runs over about [`BUDGET`], and a long measurement takes its ceilings before and after.
+//! runs over about [`BUDGET`], and a long measurement takes its ceilings before and after; or it takes
+//! [`MultiplyAdds`] in between, again and again, to know what the machine gave on average.
 
 use crate::cpu::PARTS_PER_THREAD;
 use crate::isa::vectorised;
@@ -14,7 +15,7 @@ use crate::{Isa, KernelError, Team, check};
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use trine_buffer::DType;
 
 /// How long one ceiling is measured, apart from finding out how much work fills a run.
@@ -27,6 +28,7 @@ const RUN_MIN: Duration = Duration::from_millis(2);
 const MEMORY_RUNS_MIN: usize = 4;
 
 /// Independent chains of multiply-adds, all in registers.
+#[derive(Debug)]
 struct Chains {
     /// Does so many steps on the calling thread. The processor must have the features it is for.
     run: unsafe fn(usize),
@@ -34,27 +36,72 @@ struct Chains {
     flops_per_step: usize,
 }
 
-/// The rate in GFLOP/s, a multiply-add being two operations, of multiply-adds on registers alone: as
-/// fast as a product of matrices of `dtype` could be on `team` with `isa`.
+/// Multiply-adds on registers alone: as fast as a product of matrices of a type could be on a team with an instruction set.
 ///
 /// That is `vfmadd` in AVX2 and AVX-512, for bf16 `vdpbf16ps` where the instruction set has it and
 /// `tdpbf16ps` on the tiles of AMX. Elsewhere bf16 is multiplied as f32, and counts like it; the
 /// portable loop is the compiler's, with what the target guarantees.
+#[derive(Debug)]
+pub struct MultiplyAdds<'a> {
+    team: &'a Team,
+    chains: Chains,
+    /// Steps of a part, [`PARTS_PER_THREAD`] a thread.
+    steps: usize,
+}
+
+impl<'a> MultiplyAdds<'a> {
+    /// Finds out how many fill a run.
+    ///
+    /// # Errors
+    /// If the processor lacks `isa`, or kernels do not compute in `dtype`.
+    pub fn new(team: &'a Team, isa: Isa, dtype: DType) -> Result<Self, KernelError> {
+        let chains = chains(isa.checked()?, dtype)?;
+        let mut this = Self { team, chains, steps: 1024 };
+        while best_s(Duration::ZERO, 1, || this.run()) < RUN_MIN.as_secs_f64() {
+            this.steps *= 2;
+        }
+        Ok(this)
+    }
+
+    fn run(&self) {
+        // SAFETY: the processor has the instruction set that the chains were chosen for.
+        self.team.run(self.parts(), |_| unsafe { (self.chains.run)(self.steps) });
+    }
+
+    fn parts(&self) -> usize {
+        self.team.threads() * PARTS_PER_THREAD
+    }
+
+    /// Floating-point operations of a run, a multiply-add being two.
+    fn flops(&self) -> f64 {
+        (self.chains.flops_per_step * self.steps * self.parts()) as f64
+    }
+
+    /// The rate in GFLOP/s of the best run in [`BUDGET`].
+    pub fn best_gflop_per_s(&self) -> f64 {
+        self.flops() / best_s(BUDGET, 1, || self.run()) / 1e9
+    }
+
+    /// Runs for as long as `budget`, and once at least: all operations, and the time they took.
+    pub fn burst(&self, budget: Duration) -> (f64, Duration) {
+        let (start, mut flops) = (Instant::now(), 0.0);
+        loop {
+            self.run();
+            flops += self.flops();
+            let took = start.elapsed();
+            if took >= budget {
+                return (flops, took);
+            }
+        }
+    }
+}
+
+/// [`MultiplyAdds::best_gflop_per_s`] of a team, an instruction set and a type.
 ///
 /// # Errors
 /// If the processor lacks `isa`, or kernels do not compute in `dtype`.
 pub fn multiply_add_gflop_per_s(team: &Team, isa: Isa, dtype: DType) -> Result<f64, KernelError> {
-    let chains = chains(isa.checked()?, dtype)?;
-    let parts = team.threads() * PARTS_PER_THREAD;
-    let time = |budget, steps| {
-        // SAFETY: the processor has `isa`, and the chains are of it.
-        best_s(budget, 1, || team.run(parts, |_| unsafe { (chains.run)(steps) }))
-    };
-    let mut steps = 1024;
-    while time(Duration::ZERO, steps) < RUN_MIN.as_secs_f64() {
-        steps *= 2;
-    }
-    Ok((chains.flops_per_step * steps * parts) as f64 / time(BUDGET, steps) / 1e9)
+    Ok(MultiplyAdds::new(team, isa, dtype)?.best_gflop_per_s())
 }
 
 /// The rate in GB/s, bytes read and bytes written added up, of copying one array into another on
@@ -327,6 +374,18 @@ mod tests {
             }
         }
         assert_eq!(cases, 3 * isas().len());
+    }
+
+    #[test]
+    fn a_burst_lasts_as_long_as_it_is_told_to() {
+        let team = Team::new(2);
+        let adds = MultiplyAdds::new(&team, Isa::Portable, DType::F32).unwrap();
+        let (one, took) = adds.burst(Duration::ZERO);
+        assert_eq!(one, adds.flops());
+        assert!(took > Duration::ZERO);
+        let (many, took) = adds.burst(Duration::from_millis(30));
+        assert!(took >= Duration::from_millis(30) && many >= one, "{many} in {took:?}");
+        assert_eq!(many % one, 0.0);
     }
 
     #[test]

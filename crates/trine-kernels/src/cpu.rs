@@ -1,5 +1,6 @@
 //! `CpuOps`: the kernels of this crate behind [`Ops`].
 
+use crate::methods::kernel_methods;
 use crate::scratch::ScratchPool;
 use crate::{
     AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GateUpMut, GeluKind, Isa,
@@ -71,6 +72,15 @@ impl CpuOps {
 
 type Done = Result<(), KernelError>;
 
+/// Calls each kernel with the threads and the instruction set.
+macro_rules! called {
+    ($($module:ident { $(fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty;)+ })+) => {$($(
+        fn $name(&self, $($arg: $type),*) -> $ret {
+            $module::$name(self, $($arg),*)
+        }
+    )+)+};
+}
+
 impl Ops for CpuOps {
     fn matmul(
         &self,
@@ -85,112 +95,6 @@ impl Ops for CpuOps {
 
     fn linear(&self, y: MatMut<'_>, x: MatRef<'_>, w: MatRef<'_>, bias: Slice<'_>) -> Done {
         gemm::linear(self, y, x, w, bias)
-    }
-
-    fn add_bias(&self, y: MatMut<'_>, bias: Slice<'_>) -> Done {
-        elementwise::add_bias(self, y, bias)
-    }
-
-    fn sum_rows(&self, acc: SliceMut<'_>, x: MatRef<'_>) -> Done {
-        elementwise::sum_rows(self, acc, x)
-    }
-
-    fn add(&self, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Done {
-        elementwise::add(self, y, a, b)
-    }
-
-    fn add_assign(&self, y: SliceMut<'_>, a: Slice<'_>) -> Done {
-        elementwise::add_assign(self, y, a)
-    }
-
-    fn scale(&self, y: SliceMut<'_>, factor: f64) -> Done {
-        elementwise::scale(self, y, factor)
-    }
-
-    fn cast(&self, y: SliceMut<'_>, x: Slice<'_>) -> Done {
-        elementwise::cast(self, y, x)
-    }
-
-    fn copy(&self, y: MatMut<'_>, x: MatRef<'_>) -> Done {
-        elementwise::copy(self, y, x)
-    }
-
-    fn gelu(&self, kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done {
-        activation::gelu(self, kind, y, x)
-    }
-
-    fn gelu_backward(&self, kind: GeluKind, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done {
-        activation::gelu_backward(self, kind, dx, x, dy)
-    }
-
-    fn swiglu(&self, y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done {
-        activation::swiglu(self, y, gate, up)
-    }
-
-    fn swiglu_backward(
-        &self,
-        d: GateUpMut<'_>,
-        gate: MatRef<'_>,
-        up: MatRef<'_>,
-        dy: MatRef<'_>,
-    ) -> Done {
-        activation::swiglu_backward(self, d, gate, up, dy)
-    }
-
-    fn layer_norm(
-        &self,
-        shape: NormShape,
-        y: SliceMut<'_>,
-        stats: SliceMut<'_>,
-        x: Slice<'_>,
-        gamma: Slice<'_>,
-        beta: Slice<'_>,
-    ) -> Done {
-        norm::layer_norm(self, shape, y, stats, x, gamma, beta)
-    }
-
-    fn layer_norm_backward(
-        &self,
-        shape: NormShape,
-        dx: SliceMut<'_>,
-        add_to_dx: bool,
-        dgamma: SliceMut<'_>,
-        dbeta: SliceMut<'_>,
-        x: Slice<'_>,
-        stats: Slice<'_>,
-        gamma: Slice<'_>,
-        dy: Slice<'_>,
-    ) -> Done {
-        norm::layer_norm_backward(self, shape, dx, add_to_dx, dgamma, dbeta, x, stats, gamma, dy)
-    }
-
-    fn rms_norm(
-        &self,
-        shape: NormShape,
-        y: SliceMut<'_>,
-        rstd: SliceMut<'_>,
-        x: Slice<'_>,
-        gamma: Slice<'_>,
-    ) -> Done {
-        norm::rms_norm(self, shape, y, rstd, x, gamma)
-    }
-
-    fn rms_norm_backward(
-        &self,
-        shape: NormShape,
-        dx: SliceMut<'_>,
-        add_to_dx: bool,
-        dgamma: SliceMut<'_>,
-        x: Slice<'_>,
-        rstd: Slice<'_>,
-        gamma: Slice<'_>,
-        dy: Slice<'_>,
-    ) -> Done {
-        norm::rms_norm_backward(self, shape, dx, add_to_dx, dgamma, x, rstd, gamma, dy)
-    }
-
-    fn rope(&self, shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done {
-        rope::rope(self, shape, inverse, x, table)
     }
 
     fn attention(
@@ -219,45 +123,6 @@ impl Ops for CpuOps {
         attention::attention_backward(self, shape, d, d_o, o, lse, qkv, document_start, dropout)
     }
 
-    fn embedding(
-        &self,
-        cols: usize,
-        y: SliceMut<'_>,
-        ids: Slice<'_>,
-        table: Slice<'_>,
-        first_row: usize,
-    ) -> Done {
-        embedding::embedding(self, cols, y, ids, table, first_row)
-    }
-
-    fn embedding_backward(
-        &self,
-        cols: usize,
-        dtable: SliceMut<'_>,
-        ids: Slice<'_>,
-        dy: Slice<'_>,
-        first_row: usize,
-    ) -> Done {
-        embedding::embedding_backward(self, cols, dtable, ids, dy, first_row)
-    }
-
-    fn ce_max(&self, shape: LossShape, max: SliceMut<'_>, logits: MatRef<'_>) -> Done {
-        loss::ce_max(self, shape, max, logits)
-    }
-
-    fn ce_sum(
-        &self,
-        shape: LossShape,
-        blocks: usize,
-        sum_exp: SliceMut<'_>,
-        target_logit: SliceMut<'_>,
-        logits: MatRef<'_>,
-        max: Slice<'_>,
-        targets: Slice<'_>,
-    ) -> Done {
-        loss::ce_sum(self, shape, blocks, sum_exp, target_logit, logits, max, targets)
-    }
-
     fn ce_loss(
         &self,
         loss: SliceMut<'_>,
@@ -269,54 +134,5 @@ impl Ops for CpuOps {
         loss::ce_loss(loss, max, sum_exp, target_logit, targets)
     }
 
-    fn ce_grad(
-        &self,
-        shape: LossShape,
-        logits: MatMut<'_>,
-        max: Slice<'_>,
-        sum_exp: Slice<'_>,
-        targets: Slice<'_>,
-        scale: f64,
-    ) -> Done {
-        loss::ce_grad(self, shape, logits, max, sum_exp, targets, scale)
-    }
-
-    fn dropout(&self, dropout: Dropout, place: DropoutPlace, y: MatMut<'_>, x: MatRef<'_>) -> Done {
-        mask::dropout(self, dropout, place, y, x)
-    }
-
-    fn adamw(
-        &self,
-        adamw: AdamW,
-        weights: SliceMut<'_>,
-        m: SliceMut<'_>,
-        v: SliceMut<'_>,
-        grad: Slice<'_>,
-        compute: Option<SliceMut<'_>>,
-    ) -> Done {
-        optim::adamw(self, adamw, weights, m, v, grad, compute)
-    }
-
-    fn sgd(
-        &self,
-        sgd: Sgd,
-        weights: SliceMut<'_>,
-        velocity: Option<SliceMut<'_>>,
-        grad: Slice<'_>,
-        compute: Option<SliceMut<'_>>,
-    ) -> Done {
-        optim::sgd(self, sgd, weights, velocity, grad, compute)
-    }
-
-    fn sum_squares(&self, x: Slice<'_>) -> Result<f64, KernelError> {
-        optim::sum_squares(self, x)
-    }
-
-    fn max_abs(&self, x: Slice<'_>) -> Result<f64, KernelError> {
-        optim::max_abs(self, x)
-    }
-
-    fn first_non_finite(&self, x: Slice<'_>) -> Result<Option<usize>, KernelError> {
-        optim::first_non_finite(self, x)
-    }
+    kernel_methods!(called);
 }

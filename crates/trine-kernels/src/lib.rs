@@ -40,6 +40,7 @@ mod gemm;
 mod isa;
 mod loss;
 mod mask;
+mod methods;
 mod norm;
 mod num;
 mod ops;

@@ -1,5 +1,6 @@
 //! Where a step's time goes: any [`Ops`] with a stopwatch around each call.
 
+use crate::methods::kernel_methods;
 use crate::{
     AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GateUpMut, GeluKind,
     KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
@@ -56,11 +57,11 @@ impl Profiled {
 
 /// Forwards each call under its name.
 macro_rules! timed {
-    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty;)+) => {$(
+    ($($module:ident { $(fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty;)+ })+) => {$($(
         fn $name(&self, $($arg: $type),*) -> $ret {
             self.time(stringify!($name), 0.0, |ops| ops.$name($($arg),*))
         }
-    )+};
+    )+)+};
 }
 
 impl Ops for Profiled {
@@ -112,118 +113,18 @@ impl Ops for Profiled {
         })
     }
 
+    kernel_methods!(timed);
+
     timed! {
-        fn add_bias(y: MatMut<'_>, bias: Slice<'_>) -> Done;
-        fn sum_rows(acc: SliceMut<'_>, x: MatRef<'_>) -> Done;
-        fn add(y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> Done;
-        fn add_assign(y: SliceMut<'_>, a: Slice<'_>) -> Done;
-        fn scale(y: SliceMut<'_>, factor: f64) -> Done;
-        fn cast(y: SliceMut<'_>, x: Slice<'_>) -> Done;
-        fn copy(y: MatMut<'_>, x: MatRef<'_>) -> Done;
-        fn gelu(kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done;
-        fn gelu_backward(kind: GeluKind, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done;
-        fn swiglu(y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done;
-        fn swiglu_backward(
-            d: GateUpMut<'_>,
-            gate: MatRef<'_>,
-            up: MatRef<'_>,
-            dy: MatRef<'_>,
-        ) -> Done;
-        fn layer_norm(
-            shape: NormShape,
-            y: SliceMut<'_>,
-            stats: SliceMut<'_>,
-            x: Slice<'_>,
-            gamma: Slice<'_>,
-            beta: Slice<'_>,
-        ) -> Done;
-        fn layer_norm_backward(
-            shape: NormShape,
-            dx: SliceMut<'_>,
-            add_to_dx: bool,
-            dgamma: SliceMut<'_>,
-            dbeta: SliceMut<'_>,
-            x: Slice<'_>,
-            stats: Slice<'_>,
-            gamma: Slice<'_>,
-            dy: Slice<'_>,
-        ) -> Done;
-        fn rms_norm(
-            shape: NormShape,
-            y: SliceMut<'_>,
-            rstd: SliceMut<'_>,
-            x: Slice<'_>,
-            gamma: Slice<'_>,
-        ) -> Done;
-        fn rms_norm_backward(
-            shape: NormShape,
-            dx: SliceMut<'_>,
-            add_to_dx: bool,
-            dgamma: SliceMut<'_>,
-            x: Slice<'_>,
-            rstd: Slice<'_>,
-            gamma: Slice<'_>,
-            dy: Slice<'_>,
-        ) -> Done;
-        fn rope(shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done;
-        fn embedding(
-            cols: usize,
-            y: SliceMut<'_>,
-            ids: Slice<'_>,
-            table: Slice<'_>,
-            first_row: usize,
-        ) -> Done;
-        fn embedding_backward(
-            cols: usize,
-            dtable: SliceMut<'_>,
-            ids: Slice<'_>,
-            dy: Slice<'_>,
-            first_row: usize,
-        ) -> Done;
-        fn ce_max(shape: LossShape, max: SliceMut<'_>, logits: MatRef<'_>) -> Done;
-        fn ce_sum(
-            shape: LossShape,
-            blocks: usize,
-            sum_exp: SliceMut<'_>,
-            target_logit: SliceMut<'_>,
-            logits: MatRef<'_>,
-            max: Slice<'_>,
-            targets: Slice<'_>,
-        ) -> Done;
-        fn ce_loss(
-            loss: SliceMut<'_>,
-            max: Slice<'_>,
-            sum_exp: Slice<'_>,
-            target_logit: Slice<'_>,
-            targets: Slice<'_>,
-        ) -> Done;
-        fn ce_grad(
-            shape: LossShape,
-            logits: MatMut<'_>,
-            max: Slice<'_>,
-            sum_exp: Slice<'_>,
-            targets: Slice<'_>,
-            scale: f64,
-        ) -> Done;
-        fn dropout(dropout: Dropout, place: DropoutPlace, y: MatMut<'_>, x: MatRef<'_>) -> Done;
-        fn adamw(
-            adamw: AdamW,
-            weights: SliceMut<'_>,
-            m: SliceMut<'_>,
-            v: SliceMut<'_>,
-            grad: Slice<'_>,
-            compute: Option<SliceMut<'_>>,
-        ) -> Done;
-        fn sgd(
-            sgd: Sgd,
-            weights: SliceMut<'_>,
-            velocity: Option<SliceMut<'_>>,
-            grad: Slice<'_>,
-            compute: Option<SliceMut<'_>>,
-        ) -> Done;
-        fn sum_squares(x: Slice<'_>) -> Result<f64, KernelError>;
-        fn max_abs(x: Slice<'_>) -> Result<f64, KernelError>;
-        fn first_non_finite(x: Slice<'_>) -> Result<Option<usize>, KernelError>;
+        loss {
+            fn ce_loss(
+                loss: SliceMut<'_>,
+                max: Slice<'_>,
+                sum_exp: Slice<'_>,
+                target_logit: Slice<'_>,
+                targets: Slice<'_>,
+            ) -> Done;
+        }
     }
 }
 

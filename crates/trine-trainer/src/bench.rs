@@ -2,6 +2,7 @@
 
 mod core_time;
 mod gradients;
+mod rank;
 
 pub use core_time::{CoreTime, Overhead, Part};
 pub use gradients::{GRADIENT, GradientStep, STEP_FILE, gradients};
@@ -11,17 +12,15 @@ use crate::config::Config;
 use crate::cores::rank_team;
 use crate::engine::{Batch, Engine, RankPlan};
 use core_time::{RankTime, RankWatch};
+use rank::{RankBench, Timed};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use trine_buffer::Buf;
+use std::time::Duration;
+use trine_comm::Communicator;
 use trine_comm::threads::{self, Explained, WorldOptions};
-use trine_comm::{Communicator, Name};
+use trine_kernels::ceiling::MultiplyAdds;
 use trine_kernels::{CpuOps, Isa, KernelTime, Ops, Profiled};
 use trine_rng::Stream;
-
-/// Steps that are not timed: memory is first touched there.
-const WARM_UP_STEPS: u64 = 3;
 
 /// What to measure.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +35,8 @@ pub struct StepRequest {
     pub isa: Option<Isa>,
     /// Time each kernel of each rank, at the cost of two looks at the clock a call.
     pub profile: bool,
+    /// Find out between the steps what multiply-adds on registers reach just then.
+    pub ceiling: bool,
 }
 
 /// Times of training steps: forward, backward, reduction and update.
@@ -61,6 +62,8 @@ pub struct StepTimes {
     pub core_time: CoreTime,
     /// Time by kernel, added up over the ranks and the timed steps; empty unless asked for.
     pub kernels: BTreeMap<&'static str, KernelTime>,
+    /// FLOP/s of multiply-adds on registers between the steps, on average, of all ranks together; if asked for.
+    pub ceiling: Option<f64>,
 }
 
 impl StepTimes {
@@ -72,7 +75,13 @@ impl StepTimes {
 
     /// The median step in seconds.
     pub fn median_s(&self) -> f64 {
-        median_s(&self.steps)
+        self.turn().median_s()
+    }
+
+    /// The part of it that is known as soon as a turn is over.
+    pub fn turn(&self) -> Turn<'_> {
+        let Self { steps, tokens, flops, loss, threads, isa, .. } = self;
+        Turn { steps, tokens: *tokens, flops: *flops, loss: *loss, threads: *threads, isa: *isa }
     }
 }
 
@@ -94,18 +103,13 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// The median step in seconds.
+    /// The median step in seconds; of an even number of steps, halfway between the two in the middle.
     pub fn median_s(&self) -> f64 {
-        median_s(self.steps)
+        let mut steps = self.steps.to_vec();
+        steps.sort();
+        let (low, high) = (steps[(steps.len() - 1) / 2], steps[steps.len() / 2]);
+        (low + high).as_secs_f64() / 2.0
     }
-}
-
-/// Of a number of steps that is even, halfway between the two in the middle.
-fn median_s(steps: &[Duration]) -> f64 {
-    let mut steps = steps.to_vec();
-    steps.sort();
-    let (low, high) = (steps[(steps.len() - 1) / 2], steps[steps.len() / 2]);
-    (low + high).as_secs_f64() / 2.0
 }
 
 /// Runs `config`'s training steps on synthetic tokens and times them.
@@ -166,19 +170,20 @@ fn run(
             Some(isa) => CpuOps::with_isa(team, isa)?,
             None => CpuOps::new(team),
         };
-        let isa = cpu.isa();
-        let cpu: Arc<dyn Ops> = Arc::new(cpu);
+        let (isa, cpu) = (cpu.isa(), Arc::new(cpu));
         let profiled = request.profile.then(|| Arc::new(Profiled::new(cpu.clone())));
-        let ops = profiled.clone().map_or(cpu, |ops| ops as Arc<dyn Ops>);
+        let ops = profiled.clone().map_or(cpu.clone() as Arc<dyn Ops>, |ops| ops);
         let watch = RankWatch::new();
-        let mut rank = Engine::with_ops(&engine, plan, watch.around(wrap(comm)), ops)?;
+        let rank = Engine::with_ops(&engine, plan, watch.around(wrap(comm)), ops)?;
         let actions = rank.plan().training.actions[rank.plan().coordinate.pp].len();
-        let is_next = |turn: &Timed| {
+        let dtype = config.train.precision.dtype();
+        let adds =
+            request.ceiling.then(|| MultiplyAdds::new(cpu.team(), isa, dtype)).transpose()?;
+        let mut bench = RankBench::new(config, request, rank, watch, profiled, adds);
+        let timed = bench.turns(&|turn: &Timed| {
             let (threads, steps, loss) = (engine.threads, &turn.steps, turn.loss);
             is_next(Turn { steps, tokens, flops, loss, threads, isa })
-        };
-        let mut profile = || profiled.as_ref().map(|ops| ops.take()).unwrap_or_default();
-        let timed = timed(config, &mut rank, request, &watch, &mut profile, &is_next)?;
+        })?;
         Ok::<_, TrainError>((timed, actions, isa))
     })
     .map_err(|failed: Explained<TrainError>| TrainError::Ranks {
@@ -188,6 +193,7 @@ fn run(
     let operations = ranks.iter().map(|(timed, ..)| timed.operations).fold(0.0, f64::max);
     let actions = ranks.iter().map(|(_, actions, _)| *actions).max().unwrap_or(0);
     let (Timed { loss, steps, .. }, _, isa) = ranks[0].clone();
+    let ceiling = ranks.iter().map(|(timed, ..)| timed.ceiling).sum();
     let wall = steps.iter().map(Duration::as_secs_f64).sum();
     let own: Vec<RankTime> = ranks.iter().map(|(timed, ..)| timed.time).collect();
     let core_time = CoreTime::shared_out(request.cores, engine.threads, wall, &own);
@@ -210,87 +216,8 @@ fn run(
         actions,
         core_time,
         kernels,
+        ceiling,
     })
-}
-
-/// What one rank has measured.
-#[derive(Debug, Clone)]
-struct Timed {
-    loss: f64,
-    steps: Vec<Duration>,
-    /// Operations of a step.
-    operations: f64,
-    /// What the rank's thread did in all steps.
-    time: RankTime,
-    kernels: BTreeMap<&'static str, KernelTime>,
-}
-
-/// Warms up, then times turns as long as rank 0 says that there is another one; the last turn.
-fn timed(
-    config: &Config,
-    rank: &mut Engine,
-    request: StepRequest,
-    watch: &RankWatch,
-    profile: &mut dyn FnMut() -> BTreeMap<&'static str, KernelTime>,
-    is_next: &dyn Fn(&Timed) -> bool,
-) -> Result<Timed, TrainError> {
-    let samples = config.batch.global / config.degrees().dp;
-    let batch = synthetic(samples * config.data.seq, config.model.vocab, config.seed);
-    let mut number = 0..;
-    let mut step = |rank: &mut Engine| {
-        let number = number.next().unwrap_or(u64::MAX);
-        let (loss, _) =
-            rank.train(number, config.optimizer.lr, &batch, &mut |_, action, moment| {
-                watch.observe(action, moment);
-            })?;
-        Ok::<_, TrainError>(loss.mean())
-    };
-    for _ in 0..WARM_UP_STEPS {
-        step(rank)?;
-    }
-    loop {
-        profile();
-        rank.world().barrier("bench")?;
-        watch.take();
-        let (loss, steps, operations) = turn(rank, request, &mut step)?;
-        let timed = Timed { loss, steps, operations, time: watch.take(), kernels: profile() };
-        let is_first = rank.world().rank() == 0;
-        if !agreed(rank, is_first && is_next(&timed))? {
-            return Ok(timed);
-        }
-    }
-}
-
-/// Repeats steps until there are enough of them; rank 0's clock decides for all.
-fn turn(
-    rank: &mut Engine,
-    request: StepRequest,
-    step: &mut dyn FnMut(&mut Engine) -> Result<f64, TrainError>,
-) -> Result<(f64, Vec<Duration>, f64), TrainError> {
-    let (mut steps, mut total) = (Vec::new(), Duration::ZERO);
-    let operations = |rank: &Engine| rank.world().recorder().operations();
-    let before = operations(rank);
-    loop {
-        let started = Instant::now();
-        let loss = step(rank)?;
-        let done = steps.len() as u64 + 1;
-        let enough = done >= request.steps_min && total + started.elapsed() >= request.time_min;
-        // The ranks meet here, so that a step is over when the last of them is through with it.
-        let enough = agreed(rank, enough)?;
-        steps.push(started.elapsed());
-        total += started.elapsed();
-        if enough {
-            let operations = (operations(rank) - before) as f64 / done as f64;
-            return Ok((loss, steps, operations));
-        }
-    }
-}
-
-/// Rank 0's word, on all ranks.
-fn agreed(rank: &Engine, word: bool) -> Result<bool, TrainError> {
-    let word = Buf::from_vec(vec![u64::from(word)]);
-    let word = rank.world().broadcast(word, 0, Name::new("bench"))?;
-    Ok(word.typed::<u64>()?[0] == 1)
 }
 
 /// Tokens drawn evenly from the vocabulary, each the target of the one before.

@@ -29,36 +29,41 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<(), Failure> {
         time_min: Duration::from_secs_f64(args.seconds),
         isa: args.isa.as_deref().map(|name| isa(name, Isa::detect())).transpose()?,
         profile: args.profile,
+        // Who takes turns with another one measures nothing else.
+        ceiling: !args.turns,
     };
-    if args.json {
-        return in_turns(&config, request, args.turns);
+    if args.turns {
+        return in_turns(&config, request);
     }
     let times = steps(&config, request)?;
-    output::print(&as_text(&config, &times))
+    let text =
+        if args.json { as_json(times.turn(), times.ceiling) } else { as_text(&config, &times) };
+    output::print(&text)
 }
 
-/// An object for each turn: one, or with `more` as many as there are lines of input, and one more.
-fn in_turns(config: &Config, request: StepRequest, more: bool) -> Result<(), Failure> {
+/// An object for the first turn, and one for each line of the input.
+fn in_turns(config: &Config, request: StepRequest) -> Result<(), Failure> {
     let printed = Mutex::new(Ok(()));
     steps_in_turns(config, request, &|turn| {
-        let result = output::print(&as_json(&turn));
-        let is_next = result.is_ok() && more && matches!(stdin().lines().next(), Some(Ok(_)));
+        let result = output::print(&as_json(turn, None));
+        let is_next = result.is_ok() && matches!(stdin().lines().next(), Some(Ok(_)));
         *printed.lock().unwrap_or_else(PoisonError::into_inner) = result;
         is_next
     })?;
     printed.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn as_json(times: &Turn<'_>) -> String {
-    let median_s = times.median_s();
+fn as_json(turn: Turn<'_>, ceiling: Option<f64>) -> String {
+    let median_s = turn.median_s();
     let object = serde_json::json!({
-        "isa": times.isa.name(),
-        "threads": times.threads,
-        "steps": times.steps.len(),
+        "isa": turn.isa.name(),
+        "threads": turn.threads,
+        "steps": turn.steps.len(),
         "step_ms": median_s * 1e3,
-        "tokens_per_s": times.tokens as f64 / median_s,
-        "model_gflops_per_s": times.flops / median_s / 1e9,
-        "loss": times.loss,
+        "tokens_per_s": turn.tokens as f64 / median_s,
+        "model_gflops_per_s": turn.flops / median_s / 1e9,
+        "ceiling_gflops_per_s": ceiling.map(|flops| flops / 1e9),
+        "loss": turn.loss,
     });
     format!("{object}\n")
 }
@@ -79,6 +84,17 @@ fn as_text(config: &Config, times: &StepTimes) -> String {
         times.tokens as f64 / median_s,
         times.flops / median_s / 1e9,
     );
+    if let Some(ceiling) = times.ceiling {
+        // Averages of the same time on both sides.
+        let flops = times.flops * times.tokens_per_second() / times.tokens as f64;
+        text += &format!(
+            "mean of all steps: {:.0} GFLOP/s, {:.1} % of the {:.0} that multiply-adds in registers \
+             reach between them\n",
+            flops / 1e9,
+            100.0 * flops / ceiling,
+            ceiling / 1e9,
+        );
+    }
     if !times.kernels.is_empty() {
         text += "\n";
         text += &profile(config, times);

@@ -117,7 +117,14 @@ fn config(layout: &[&str]) -> Result<Config, Failure> {
 }
 
 fn request(time: Duration) -> StepRequest {
-    StepRequest { cores: cores(), steps_min: 3, time_min: time, isa: None, profile: false }
+    StepRequest {
+        cores: cores(),
+        steps_min: 3,
+        time_min: time,
+        isa: None,
+        profile: false,
+        ceiling: false,
+    }
 }
 
 /// How much of the bucket reductions of two replicas hides under the backward pass on a slow link.

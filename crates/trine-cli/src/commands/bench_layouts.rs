@@ -92,7 +92,14 @@ fn on_one_rank(config: &Config) -> Result<Config, Failure> {
 /// The steps of one turn.
 fn turn(config: &Config) -> Result<StepTimes, Failure> {
     let (steps_min, time_min) = (config.train.steps as u64, Duration::ZERO);
-    let request = StepRequest { cores: cores(), steps_min, time_min, isa: None, profile: false };
+    let request = StepRequest {
+        cores: cores(),
+        steps_min,
+        time_min,
+        isa: None,
+        profile: false,
+        ceiling: false,
+    };
     Ok(steps(config, request)?)
 }
 

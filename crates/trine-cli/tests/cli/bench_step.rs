@@ -30,12 +30,14 @@ fn objects(args: &[&str], lines: usize) -> Vec<serde_json::Value> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all("\n".repeat(lines).as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
+        .expect("the binary was built with this test");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all("\n".repeat(lines).as_bytes()).expect("so few bytes fit into a pipe");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends with its input");
     assert!(output.status.success(), "{args:?}: {:?}", output.status);
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).expect("a line is an object")).collect()
 }
 
 #[test]
@@ -49,6 +51,7 @@ fn every_line_of_the_input_is_a_turn_more() {
         assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{losses:?}");
         for turn in &turns {
             assert_eq!(turn["steps"], 1);
+            assert!(turn["ceiling_gflops_per_s"].is_null(), "{turn}");
             assert!(turn["tokens_per_s"].as_f64().unwrap() > 0.0, "{turn}");
         }
     }
@@ -56,9 +59,15 @@ fn every_line_of_the_input_is_a_turn_more() {
 
 #[test]
 fn without_turns_the_input_is_left_alone() {
-    assert_eq!(objects(&args(&["--json"]), 3).len(), 1);
+    let once = objects(&args(&["--json"]), 3);
+    assert_eq!(once.len(), 1);
+    let number = |name: &str| once[0][name].as_f64().unwrap();
+    assert!(number("ceiling_gflops_per_s") > number("model_gflops_per_s"), "{once:?}");
     let text = ok(Path::new("."), &args(&["--profile"]));
-    assert!(text.contains("median of 1 step(s)") && text.contains("outside kernels"), "{text}");
+    for part in ["median of 1 step(s)", "that multiply-adds in registers reach", "outside kernels"]
+    {
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
 }
 
 #[test]

@@ -18,22 +18,33 @@ pub(super) fn panels<M: Feed<T>, T: Num>(
     if ks == 0 {
         return;
     }
-    let steps = ks.div_ceil(M::GROUP);
-    for (panel, out) in out.chunks_exact_mut(steps * width).enumerate() {
-        let lanes = width.min(outers - panel * width);
-        let start = panel * width * x.outer_stride + k_start * x.k_stride;
-        if lanes < width {
-            out.fill(bytemuck::Zeroable::zeroed());
+    let len = ks.div_ceil(M::GROUP) * width;
+    let whole = outers / width;
+    let data = |panel: usize| &x.data[panel * width * x.outer_stride + k_start * x.k_stride..];
+    let (full, rest) = out.split_at_mut(whole * len);
+    if x.k_stride == 1 {
+        for (panel, out) in full.chunks_exact_mut(len).enumerate() {
+            along_k::<M, T>(Operand { data: data(panel), ..x }, width, width, ks, out);
         }
-        let x = Operand { data: &x.data[start..], ..x };
-        // A constant number of lanes makes loops of constant length.
-        match (x.k_stride == 1, lanes == width) {
-            (true, _) => along_k::<M, T>(x, width, lanes, ks, out),
-            (false, true) => across_k::<M, T>(x, width, width, ks, out),
-            (false, false) => across_k::<M, T>(x, width, lanes, ks, out),
+    } else {
+        for (group, out) in full.chunks_mut(PANELS * len).enumerate() {
+            across_k::<M, T>(Operand { data: data(group * PANELS), ..x }, width, width, ks, out);
+        }
+    }
+    let lanes = outers - whole * width;
+    if lanes > 0 {
+        let x = Operand { data: data(whole), ..x };
+        rest.fill(bytemuck::Zeroable::zeroed());
+        if x.k_stride == 1 {
+            along_k::<M, T>(x, width, lanes, ks, rest);
+        } else {
+            across_k::<M, T>(x, width, lanes, ks, rest);
         }
     }
 }
+
+/// Panels that are filled side by side where rows run across `k`: so much of a row is read at once, from memory that lies together.
+const PANELS: usize = 8;
 
 /// Rows run along `k`: a transposition.
 #[inline(always)]
@@ -66,7 +77,7 @@ fn along_k<M: Feed<T>, T: Num>(
     }
 }
 
-/// Rows run across `k`: lanes are neighbours already.
+/// Rows run across `k`: lanes are neighbours already, and so are panels, each of `lanes` of its `width`.
 #[inline(always)]
 fn across_k<M: Feed<T>, T: Num>(
     x: Operand<'_, T>,
@@ -75,19 +86,57 @@ fn across_k<M: Feed<T>, T: Num>(
     ks: usize,
     out: &mut [M::Packed],
 ) {
-    let zero = T::narrow(T::Acc::ZERO);
-    for (step, out) in out.chunks_exact_mut(width).enumerate() {
+    let len = ks.div_ceil(M::GROUP) * width;
+    let panels = out.len() / len;
+    for step in 0..ks.div_ceil(M::GROUP) {
         let k = step * M::GROUP;
-        let first = &x.data[k * x.k_stride..][..lanes];
-        if k + M::GROUP <= ks {
-            let second = &x.data[(k + M::GROUP - 1) * x.k_stride..][..lanes];
-            for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
-                *out = M::pack(first, second);
-            }
-        } else {
-            for (out, &first) in out.iter_mut().zip(first) {
-                *out = M::pack(first, zero);
-            }
+        let row = |k: usize| &x.data[k * x.k_stride..][..(panels - 1) * width + lanes];
+        let first = row(k);
+        let second = (k + M::GROUP <= ks).then(|| row(k + M::GROUP - 1));
+        for panel in 0..panels {
+            let out = &mut out[panel * len + step * width..][..lanes];
+            let lanes = panel * width..panel * width + lanes;
+            neighbours::<M, T>(out, &first[lanes.clone()], second.map(|second| &second[lanes]));
         }
     }
+}
+
+/// Packs one step of some rows; without `second` its elements are zero.
+#[inline(always)]
+fn neighbours<M: Feed<T>, T: Num>(out: &mut [M::Packed], first: &[T], second: Option<&[T]>) {
+    // Pieces of a constant length, read before they are written, become vectors.
+    let done = pieces::<M, T, 16>(out, 0, first, second);
+    let done = pieces::<M, T, 4>(out, done, first, second);
+    let done = pieces::<M, T, 2>(out, done, first, second);
+    pieces::<M, T, 1>(out, done, first, second);
+}
+
+/// Packs all pieces of `N` lanes from `lane` on; the lane behind them.
+#[inline(always)]
+fn pieces<M: Feed<T>, T: Num, const N: usize>(
+    out: &mut [M::Packed],
+    lane: usize,
+    first: &[T],
+    second: Option<&[T]>,
+) -> usize {
+    let pieces = out[lane..].as_chunks_mut::<N>().0;
+    for (piece, out) in pieces.iter_mut().enumerate() {
+        *out = piece_at::<M, T, N>(lane + piece * N, first, second);
+    }
+    lane + pieces.len() * N
+}
+
+#[inline(always)]
+fn piece_at<M: Feed<T>, T: Num, const N: usize>(
+    lane: usize,
+    first: &[T],
+    second: Option<&[T]>,
+) -> [M::Packed; N] {
+    let zero = T::narrow(T::Acc::ZERO);
+    let read = |x: &[T]| -> [T; N] {
+        let x = &x[lane..][..N];
+        std::array::from_fn(|i| x[i])
+    };
+    let (first, second) = (read(first), second.map_or([zero; N], read));
+    std::array::from_fn(|i| M::pack(first[i], second[i]))
 }

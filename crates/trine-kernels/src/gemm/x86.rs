@@ -23,6 +23,19 @@ impl<T: Num<Acc = f32>> Feed<T> for Avx2F32 {
     fn pack(first: T, _: T) -> f32 {
         first.widen()
     }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        x: *const T,
+        stride: usize,
+        lanes: usize,
+        ks: usize,
+        out: *mut f32,
+        width: usize,
+    ) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { transpose_widened(x, stride, lanes, ks, out, width) }
+    }
 }
 
 impl<T: Num<Acc = f32>> Feed<T> for Avx512F32 {
@@ -40,8 +53,9 @@ impl<T: Num<Acc = f32>> Feed<T> for Avx512F32 {
         out: *mut f32,
         width: usize,
     ) -> usize {
-        if T::DTYPE != DType::F32 {
-            return 0;
+        if T::DTYPE == DType::Bf16 {
+            // SAFETY: the caller's promise.
+            return unsafe { transpose_widened(x, stride, lanes, ks, out, width) };
         }
         let steps = ks / BLOCK * BLOCK;
         // SAFETY: the caller's promise; the elements are words.
@@ -112,6 +126,109 @@ pub(super) unsafe fn transpose_words(
             }
         }
     }
+}
+
+/// Rows and steps of a transposition in registers of AVX2.
+const AVX2_BLOCK: usize = 8;
+
+/// [`Feed::transpose`] with AVX2 of the two types whose sums are in f32.
+///
+/// # Safety
+/// As there, on a processor with AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_widened<T: Num<Acc = f32>>(
+    x: *const T,
+    stride: usize,
+    lanes: usize,
+    ks: usize,
+    out: *mut f32,
+    width: usize,
+) -> usize {
+    let steps = ks / AVX2_BLOCK * AVX2_BLOCK;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if T::DTYPE == DType::Bf16 {
+            let load = |x: *const bf16| widened_avx2(x);
+            transpose_avx2(x.cast(), stride, lanes, steps, out, width, load);
+        } else {
+            let load = |x: *const f32| _mm256_loadu_ps(x);
+            transpose_avx2(x.cast(), stride, lanes, steps, out, width, load);
+        }
+    }
+    steps
+}
+
+/// Eight elements as f32.
+///
+/// # Safety
+/// `x` points to them.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn widened_avx2(x: *const bf16) -> __m256 {
+    // SAFETY: the caller's promise.
+    let x = unsafe { _mm_loadu_si128(x.cast()) };
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
+}
+
+/// [`transpose_words`] with AVX2 of elements that `load` makes eight f32 of, rows being `stride` elements apart: `steps` is a
+/// multiple of `AVX2_BLOCK`.
+///
+/// # Safety
+/// `x` points to `lanes` rows of `steps` elements, `out` to `steps` times `width ≥ lanes`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_avx2<T>(
+    x: *const T,
+    stride: usize,
+    lanes: usize,
+    steps: usize,
+    out: *mut f32,
+    width: usize,
+    load: impl Fn(*const T) -> __m256,
+) {
+    for lane in (0..lanes).step_by(AVX2_BLOCK) {
+        let rows = AVX2_BLOCK.min(lanes - lane);
+        let places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(rows as i32), places);
+        for step in (0..steps).step_by(AVX2_BLOCK) {
+            let mut block = [_mm256_setzero_ps(); AVX2_BLOCK];
+            for (row, values) in block.iter_mut().enumerate() {
+                if row < rows {
+                    // SAFETY: row `lane + row`, steps `step..step + AVX2_BLOCK`.
+                    *values = load(unsafe { x.add((lane + row) * stride + step) });
+                }
+            }
+            for (i, values) in transpose_avx2_block(block).into_iter().enumerate() {
+                // SAFETY: `rows` elements of step `step + i`.
+                unsafe { _mm256_maskstore_ps(out.add((step + i) * width + lane), mask, values) };
+            }
+        }
+    }
+}
+
+/// The transpose of 8 rows of 8 values.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose_avx2_block(rows: [__m256; AVX2_BLOCK]) -> [__m256; AVX2_BLOCK] {
+    // Half `h` of `quads[g][c]` is column `4h + c` of rows `4g..4g + 4`.
+    let mut quads = [[_mm256_setzero_ps(); 4]; 2];
+    for (rows, quads) in rows.as_chunks::<4>().0.iter().zip(&mut quads) {
+        let low = [_mm256_unpacklo_ps(rows[0], rows[1]), _mm256_unpacklo_ps(rows[2], rows[3])];
+        let high = [_mm256_unpackhi_ps(rows[0], rows[1]), _mm256_unpackhi_ps(rows[2], rows[3])];
+        *quads = [
+            _mm256_shuffle_ps::<0x44>(low[0], low[1]),
+            _mm256_shuffle_ps::<0xee>(low[0], low[1]),
+            _mm256_shuffle_ps::<0x44>(high[0], high[1]),
+            _mm256_shuffle_ps::<0xee>(high[0], high[1]),
+        ];
+    }
+    let mut out = [_mm256_setzero_ps(); AVX2_BLOCK];
+    for c in 0..4 {
+        out[c] = _mm256_permute2f128_ps::<0x20>(quads[0][c], quads[1][c]);
+        out[4 + c] = _mm256_permute2f128_ps::<0x31>(quads[0][c], quads[1][c]);
+    }
+    out
 }
 
 /// In each quarter, the transpose of 4 rows of 4 words.
