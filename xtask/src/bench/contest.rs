@@ -122,6 +122,7 @@ fn take_turn(
             waiting.go_on()?;
             waiting
         }
+        // Its only turn: it may print lines that look like a whole one before its end.
         None if is_last => return runner.stdout(&contestant.program),
         None => runner.start(&contestant.program, &at.to_string())?,
     };

@@ -143,12 +143,13 @@ impl Running {
     /// Lets a program that waits for a line go on with its next turn.
     ///
     /// # Errors
-    /// It has ended.
+    /// It has ended, or it was killed because it does not read and does not end.
     pub(super) fn go_on(&mut self) -> anyhow::Result<()> {
         if self.stdin.as_mut().is_some_and(|stdin| stdin.write_all(b"\n").is_ok()) {
             return Ok(());
         }
-        let status = self.child.wait().context("cannot wait for the program")?;
+        // It no longer reads: it has ended, or is about to.
+        let status = self.status()?;
         Err(self.failure(status))
     }
 
@@ -157,15 +158,17 @@ impl Running {
     /// # Errors
     /// It failed, with the last line of its messages, or it was killed.
     pub(super) fn end(mut self) -> anyhow::Result<String> {
-        let started = Instant::now();
         self.stdin = None;
+        let status = self.status()?;
+        if status.success() { read(&self.stdout) } else { Err(self.failure(status)) }
+    }
+
+    /// How it ends.
+    fn status(&mut self) -> anyhow::Result<ExitStatus> {
+        let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().context("cannot wait for the program")? {
-                return if status.success() {
-                    read(&self.stdout)
-                } else {
-                    Err(self.failure(status))
-                };
+                return Ok(status);
             }
             self.wait(started)?;
         }
@@ -307,6 +310,11 @@ mod tests {
         assert_eq!(run("echo turn; read a; echo other", 60).unwrap(), "other\n");
         let error = run("sleep 100", 0).unwrap_err().to_string();
         assert_eq!(error, "hung: killed after 0 s");
+        // One that closes its input and goes on is not waited for without end either.
+        let mut deaf =
+            runner("deaf", 1).start(&shell("exec <&-; echo turn; sleep 100"), "a").unwrap();
+        deaf.turn(line).unwrap();
+        assert_eq!(deaf.go_on().unwrap_err().to_string(), "hung: killed after 1 s");
     }
 
     #[cfg(unix)]
