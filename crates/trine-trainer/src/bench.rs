@@ -39,6 +39,13 @@ pub struct StepRequest {
     pub ceiling: bool,
 }
 
+impl StepRequest {
+    /// So many steps for so long, with the best instruction set, and nothing beside them.
+    pub fn plain(cores: usize, steps_min: u64, time_min: Duration) -> Self {
+        Self { cores, steps_min, time_min, isa: None, profile: false, ceiling: false }
+    }
+}
+
 /// Times of training steps: forward, backward, reduction and update.
 #[derive(Debug, Clone)]
 pub struct StepTimes {

@@ -117,14 +117,7 @@ fn config(layout: &[&str]) -> Result<Config, Failure> {
 }
 
 fn request(time: Duration) -> StepRequest {
-    StepRequest {
-        cores: cores(),
-        steps_min: 3,
-        time_min: time,
-        isa: None,
-        profile: false,
-        ceiling: false,
-    }
+    StepRequest::plain(cores(), 3, time)
 }
 
 /// How much of the bucket reductions of two replicas hides under the backward pass on a slow link.

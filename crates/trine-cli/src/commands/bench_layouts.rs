@@ -91,15 +91,7 @@ fn on_one_rank(config: &Config) -> Result<Config, Failure> {
 
 /// The steps of one turn.
 fn turn(config: &Config) -> Result<StepTimes, Failure> {
-    let (steps_min, time_min) = (config.train.steps as u64, Duration::ZERO);
-    let request = StepRequest {
-        cores: cores(),
-        steps_min,
-        time_min,
-        isa: None,
-        profile: false,
-        ceiling: false,
-    };
+    let request = StepRequest::plain(cores(), config.train.steps as u64, Duration::ZERO);
     Ok(steps(config, request)?)
 }
 

@@ -1,25 +1,11 @@
 //! `trine bench layouts`: what it prints of a tiny model, and what it refuses.
 
-use crate::common::{fails, ok};
+use crate::common::{TINY, fails, ok};
 use std::path::Path;
 
-const MODEL: &[&str] = &[
-    "bench",
-    "layouts",
-    "--set=model.layers=2",
-    "--set=model.hidden=32",
-    "--set=model.heads=2",
-    "--set=model.seq_max=16",
-    "--set=data.seq=16",
-    "--set=batch.global=4",
-    "--set=batch.micro=1",
-    "--set=train.recompute=true",
-    "--steps=2",
-    "--rounds=2",
-];
-
 fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [MODEL, more].concat()
+    [&["bench", "layouts"], TINY, &["--set=train.recompute=true", "--steps=2", "--rounds=2"], more]
+        .concat()
 }
 
 const OVERHEADS: [&str; 3] = ["extra_passes", "collectives", "waiting"];

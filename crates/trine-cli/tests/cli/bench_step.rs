@@ -1,26 +1,12 @@
 //! `trine bench step`: what it prints of a tiny model, and its turns.
 
-use crate::common::{fails, ok};
+use crate::common::{TINY, fails, ok};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-const MODEL: &[&str] = &[
-    "bench",
-    "step",
-    "--set=model.layers=2",
-    "--set=model.hidden=32",
-    "--set=model.heads=2",
-    "--set=model.seq_max=16",
-    "--set=data.seq=16",
-    "--set=batch.global=4",
-    "--set=batch.micro=1",
-    "--precision=f32",
-    "--seconds=0",
-];
-
 fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [MODEL, more].concat()
+    [&["bench", "step"], TINY, &["--precision=f32", "--seconds=0"], more].concat()
 }
 
 /// The objects that it prints when its input has so many lines and then ends.

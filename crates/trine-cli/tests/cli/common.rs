@@ -7,6 +7,17 @@ use std::time::{Duration, Instant};
 /// Bad input ends within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// A model and a batch that every machine has trained in a moment.
+pub(crate) const TINY: &[&str] = &[
+    "--set=model.layers=2",
+    "--set=model.hidden=32",
+    "--set=model.heads=2",
+    "--set=model.seq_max=16",
+    "--set=data.seq=16",
+    "--set=batch.global=4",
+    "--set=batch.micro=1",
+];
+
 /// Runs `trine` in a folder, with backtraces switched on to see that none appears.
 pub(crate) fn trine(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_trine"))
