@@ -10,8 +10,9 @@ use bytemuck::Zeroable;
 
 /// Steps of `k` between two packings: a panel of B then stays in the second-level cache.
 const STEPS: usize = 512;
-/// Rows of A packed at a time: they share the second-level cache with a panel of B.
-const MC: usize = 96;
+/// Rows of A packed at a time: with a panel of B they fill the second-level cache of a server's core (less than 1 MiB of f32),
+/// and B comes from the third-level cache once for all of them.
+const MC: usize = 384;
 /// Columns of B packed at a time: they stay in the third-level cache, and the packing of A, done
 /// once for each such block, is small beside the products.
 const NC: usize = 1536;
@@ -172,8 +173,16 @@ where
         let row_of_all =
             self.c.initial.row().filter(|_| first).map(|start| &start[place.col + col..][..cols]);
         let direct = C::DTYPE == <M::Acc as trine_buffer::Element>::DTYPE;
-        // SAFETY: inside C by the caller's promise.
-        let c = unsafe { self.c.start.add((place.row + row) * self.c.stride + place.col + col) };
+        let tile_at = |row, col| {
+            self.c.start.wrapping_add((place.row + row) * self.c.stride + place.col + col)
+        };
+        let c = tile_at(row, col);
+        let next = if row + M::MR < place.rows {
+            tile_at(row + M::MR, col)
+        } else {
+            tile_at(0, col + M::NR)
+        };
+        M::prefetch(next.cast(), self.c.stride * size_of::<C>());
         if direct && rows == M::MR && cols == M::NR {
             // SAFETY: C holds `M::Acc` and the tile is whole, as is its part of the row that all start
             // from; the panels hold `steps` steps.
@@ -221,4 +230,4 @@ where
 }
 
 // The tile buffer must hold every kernel's tile.
-const _: () = assert!(TILE >= 12 * 32);
+const _: () = assert!(TILE >= 6 * 64);

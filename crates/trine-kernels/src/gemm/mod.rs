@@ -397,7 +397,7 @@ pub(crate) fn linear(
 }
 
 /// Splits the longer side of C over the threads: the factor on that side is packed once, the other
-/// by each thread.
+/// by each part.
 fn threaded<T: GemmElement, C: Num<Acc = T::Acc>>(
     cpu: &CpuOps,
     initial: Initial<'_, C>,
@@ -407,20 +407,22 @@ fn threaded<T: GemmElement, C: Num<Acc = T::Acc>>(
     c: &MatSplit<'_, C>,
 ) {
     // Whole register tiles of every kernel.
-    const UNIT: usize = 96;
+    const ROWS: usize = 96;
+    const COLS: usize = 64;
+    // Wide enough for the repeated packing of the other side to stay small.
+    const WIDTH_MIN: usize = 768;
     let Dims { m, n, k } = dims;
     let split_n = n >= m;
-    // Wide enough for the repeated packing of the other side to stay small; B's costs more than A's.
-    let (side, width_min) = if split_n { (n, 384) } else { (m, 768) };
+    let (side, unit) = if split_n { (n, COLS) } else { (m, ROWS) };
     let threads = cpu.team.threads();
-    let wanted = if threads == 1 {
-        1
-    } else {
-        (side / width_min).clamp(threads, threads * PARTS_PER_THREAD)
+    // As many for each thread: nobody waits for the last one.
+    let wanted = match threads {
+        1 => 1,
+        _ => (side / WIDTH_MIN / threads).clamp(1, PARTS_PER_THREAD) * threads,
     };
-    let parts = wanted.min(side.div_ceil(UNIT)).min(m * n * k / FMAS_PER_PART_MIN).max(1);
+    let parts = wanted.min(side.div_ceil(unit)).min(m * n * k / FMAS_PER_PART_MIN).max(1);
     let bound = |part: usize| {
-        if part == parts { side } else { (part * side / parts).next_multiple_of(UNIT).min(side) }
+        if part == parts { side } else { (part * side / parts).next_multiple_of(unit).min(side) }
     };
     cpu.team.run(parts, |part| {
         let (from, to) = (bound(part), bound(part + 1));
