@@ -182,7 +182,7 @@ where
         } else {
             tile_at(0, col + M::NR)
         };
-        M::prefetch(next.cast(), self.c.stride * size_of::<C>());
+        prefetch_rows(next, M::MR, M::NR, self.c.stride);
         if direct && rows == M::MR && cols == M::NR {
             // SAFETY: C holds `M::Acc` and the tile is whole, as is its part of the row that all start
             // from; the panels hold `steps` steps.
@@ -196,7 +196,7 @@ where
             }
             return;
         }
-        debug_assert!(M::MR * M::NR <= TILE);
+        const { assert!(M::MR * M::NR <= TILE, "the buffer must hold every kernel's tile") };
         let mut tile = [M::Acc::zeroed(); TILE];
         let carry = (place.row - place.carry_row + row) * self.carry_stride + col;
         for i in 0..rows {
@@ -229,5 +229,13 @@ where
     }
 }
 
-// The tile buffer must hold every kernel's tile.
-const _: () = assert!(TILE >= 6 * 64);
+/// Prefetches rows of `cols` elements, inside C or not, where there is an instruction for it.
+#[inline(always)]
+fn prefetch_rows<C>(c: *const C, rows: usize, cols: usize, stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for row in 0..rows {
+        super::x86::prefetch(c.wrapping_add(row * stride).cast(), cols * size_of::<C>());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (c, rows, cols, stride);
+}

@@ -29,12 +29,6 @@ pub(crate) trait Micro {
         stride: usize,
         load: bool,
     );
-
-    /// Prefetches a tile of C, whose rows are `stride_bytes` apart, where that helps. It may lie outside of C.
-    #[inline(always)]
-    fn prefetch(c: *const u8, stride_bytes: usize) {
-        let _ = (c, stride_bytes);
-    }
 }
 
 /// A kernel that can be fed with elements of type `T`.

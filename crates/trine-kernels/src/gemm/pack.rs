@@ -20,31 +20,40 @@ pub(super) fn panels<M: Feed<T>, T: Num>(
     }
     let len = ks.div_ceil(M::GROUP) * width;
     let whole = outers / width;
-    let data = |panel: usize| &x.data[panel * width * x.outer_stride + k_start * x.k_stride..];
     let (full, rest) = out.split_at_mut(whole * len);
-    if x.k_stride == 1 {
-        for (panel, out) in full.chunks_exact_mut(len).enumerate() {
-            along_k::<M, T>(Operand { data: data(panel), ..x }, width, width, ks, out);
-        }
-    } else {
-        for (group, out) in full.chunks_mut(PANELS * len).enumerate() {
-            across_k::<M, T>(Operand { data: data(group * PANELS), ..x }, width, width, ks, out);
-        }
+    let from = |panel: usize| {
+        let start = panel * width * x.outer_stride + k_start * x.k_stride;
+        Operand { data: &x.data[start..], ..x }
+    };
+    let together = if x.k_stride == 1 { 1 } else { PANELS };
+    for (group, out) in full.chunks_mut(together * len).enumerate() {
+        side_by_side::<M, T>(from(group * together), width, width, ks, out);
     }
     let lanes = outers - whole * width;
     if lanes > 0 {
-        let x = Operand { data: data(whole), ..x };
         rest.fill(bytemuck::Zeroable::zeroed());
-        if x.k_stride == 1 {
-            along_k::<M, T>(x, width, lanes, ks, rest);
-        } else {
-            across_k::<M, T>(x, width, lanes, ks, rest);
-        }
+        side_by_side::<M, T>(from(whole), width, lanes, ks, rest);
     }
 }
 
 /// Panels that are filled side by side where rows run across `k`: so much of a row is read at once, from memory that lies together.
 const PANELS: usize = 8;
+
+/// Packs panels of `width`, each with `lanes` rows or columns: along `k` one panel, across it any number.
+#[inline(always)]
+fn side_by_side<M: Feed<T>, T: Num>(
+    x: Operand<'_, T>,
+    width: usize,
+    lanes: usize,
+    ks: usize,
+    out: &mut [M::Packed],
+) {
+    if x.k_stride == 1 {
+        along_k::<M, T>(x, width, lanes, ks, out);
+    } else {
+        across_k::<M, T>(x, width, lanes, ks, out);
+    }
+}
 
 /// Rows run along `k`: a transposition.
 #[inline(always)]

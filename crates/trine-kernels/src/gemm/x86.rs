@@ -291,13 +291,6 @@ impl Micro for Avx2F32 {
         // SAFETY: the caller's promise.
         unsafe { avx2_f32(steps, a, b, c, stride, load) }
     }
-
-    #[inline(always)]
-    fn prefetch(c: *const u8, stride_bytes: usize) {
-        for row in 0..Self::MR {
-            prefetch_lines::<1>(c.wrapping_add(row * stride_bytes));
-        }
-    }
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -361,13 +354,6 @@ impl Micro for Avx512F32 {
         // SAFETY: the caller's promise.
         unsafe { avx512_f32(steps, a, b, c, stride, load) }
     }
-
-    #[inline(always)]
-    fn prefetch(c: *const u8, stride_bytes: usize) {
-        for row in 0..Self::MR {
-            prefetch_lines::<{ COLS / 16 }>(c.wrapping_add(row * stride_bytes));
-        }
-    }
 }
 
 #[target_feature(enable = "avx512f")]
@@ -387,7 +373,7 @@ unsafe fn avx512_f32(
         }
         for p in 0..steps {
             let b = b.add(p * COLS);
-            prefetch_lines::<VECTORS>(b.wrapping_add(AHEAD * COLS).cast());
+            prefetch(b.wrapping_add(AHEAD * COLS).cast(), VECTORS * 64);
             let b: [_; VECTORS] = std::array::from_fn(|j| _mm512_loadu_ps(b.add(j * 16)));
             for (i, acc) in acc.iter_mut().enumerate() {
                 let a = _mm512_set1_ps(*a.add(p * ROWS + i));
@@ -419,13 +405,6 @@ impl Micro for Avx512Bf16Pairs {
         // SAFETY: the caller's promise.
         unsafe { avx512_bf16(steps, a, b, c, stride, load) }
     }
-
-    #[inline(always)]
-    fn prefetch(c: *const u8, stride_bytes: usize) {
-        for row in 0..Self::MR {
-            prefetch_lines::<{ COLS / 16 }>(c.wrapping_add(row * stride_bytes));
-        }
-    }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -447,7 +426,7 @@ unsafe fn avx512_bf16(
         }
         for p in 0..steps {
             let b = b.add(p * COLS);
-            prefetch_lines::<VECTORS>(b.wrapping_add(AHEAD * COLS).cast());
+            prefetch(b.wrapping_add(AHEAD * COLS).cast(), VECTORS * 64);
             let b: [_; VECTORS] =
                 std::array::from_fn(|j| pairs(_mm512_loadu_si512(b.add(j * 16).cast())));
             for (i, acc) in acc.iter_mut().enumerate() {
@@ -464,12 +443,12 @@ unsafe fn avx512_bf16(
 /// Steps of B that are prefetched ahead: a panel streams from the second-level cache.
 const AHEAD: usize = 8;
 
-/// Prefetches lines that lie together.
+/// Prefetches the lines of `bytes` bytes, wherever they are.
 #[inline(always)]
-fn prefetch_lines<const LINES: usize>(x: *const u8) {
-    for line in 0..LINES {
-        // SAFETY: a prefetch touches no memory that the program can see, wherever it points to.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(line * 64).cast()) };
+pub(super) fn prefetch(x: *const u8, bytes: usize) {
+    for start in (0..bytes).step_by(64) {
+        // SAFETY: a prefetch touches no memory that the program can see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(start).cast()) };
     }
 }
 
