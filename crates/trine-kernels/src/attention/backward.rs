@@ -381,23 +381,23 @@ impl<T: GemmElement> Backward<'_, T> {
         let whole = KEYS.min(seq - key);
 
         let scores = Dims { m: rows, n: keys, k: head_dim };
-        let (q, k) = (tiles.q.get(block, head_dim), Packed { panels: tiles.k, k: head_dim });
+        let (q, k) = (tiles.q.get(block, head_dim), Packed::panels(tiles.k, head_dim));
         products.multiply(scores, q, k, tiles.p, KEYS, false);
-        let (d_o, v) = (tiles.d_o.get(block, head_dim), Packed { panels: tiles.v, k: head_dim });
+        let (d_o, v) = (tiles.d_o.get(block, head_dim), Packed::panels(tiles.v, head_dim));
         products.multiply(scores, d_o, v, tiles.dp, KEYS, false);
         self.elements(work, tiles, place);
 
         let by_key = Dims { m: head_dim, n: keys, k: rows };
         let p = products.rounded(&tiles.p[..rows * KEYS], tiles.rounded);
-        let p = products.pack(Side::B, Operand::across_k(p, KEYS), keys, rows, tiles.packed);
+        let p = products.right(p, KEYS, keys, rows, tiles.packed);
         products.multiply(by_key, tiles.d_o_turned.get(block, rows), p, dv, KEYS, true);
         let ds = products.rounded(&tiles.dp[..rows * KEYS], tiles.rounded);
-        let right = products.pack(Side::B, Operand::across_k(ds, KEYS), keys, rows, tiles.packed);
+        let right = products.right(ds, KEYS, keys, rows, tiles.packed);
         products.multiply(by_key, tiles.q_turned.get(block, rows), right, dk, KEYS, true);
         let left = products.pack(Side::A, Operand::along_k(ds, KEYS), rows, keys, tiles.packed);
         let by_query = Dims { m: rows, n: head_dim, k: keys };
         let dq = &mut tiles.dq[block * tiles.dq_block..][..tiles.dq_block];
-        let k = Packed { panels: tiles.k_turned, k: whole };
+        let k = Packed::panels(tiles.k_turned, whole);
         products.multiply(by_query, left, k, dq, products.cols(head_dim), true);
     }
 

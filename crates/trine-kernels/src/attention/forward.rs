@@ -236,7 +236,7 @@ impl<T: GemmElement> Forward<'_, T> {
             let keys = KEYS.min(visible.end - key);
             let block = (key - packed.start) / KEYS;
             let dims = Dims { m: keys, n, k: head_dim };
-            let q = Packed { panels: tiles.q, k: head_dim };
+            let q = Packed::panels(tiles.q, head_dim);
             products.multiply(dims, tiles.k.get(block, head_dim), q, tiles.scores, QUERIES, false);
             self.softmax(cpu, products, tiles, (sample, head), queries.clone(), key, keys);
             let first = key == visible.start;
@@ -245,8 +245,7 @@ impl<T: GemmElement> Forward<'_, T> {
                 scale_columns(cpu.isa, o, tiles.shrink);
             }
             let p = products.rounded(&tiles.scores[..keys * QUERIES], tiles.p);
-            let p = Operand::across_k(p, QUERIES);
-            let p = products.pack(Side::B, p, n, keys, tiles.packed_p);
+            let p = products.right(p, QUERIES, n, keys, tiles.packed_p);
             let v = tiles.v.get(block, KEYS.min(packed.end - key));
             let dims = Dims { m: head_dim, n, k: keys };
             products.multiply(dims, v, p, tiles.o, QUERIES, !first);

@@ -178,6 +178,6 @@ impl<'a> Blocks<'a> {
 
     /// A block that was packed with `k`.
     fn get(&self, block: usize, k: usize) -> Packed<'_> {
-        Packed { panels: &self.panels[block * self.bytes..][..self.bytes], k }
+        Packed::panels(&self.panels[block * self.bytes..][..self.bytes], k)
     }
 }

@@ -192,7 +192,7 @@ where
                         c.add(row * self.c.stride).copy_from_nonoverlapping(start.as_ptr(), cols);
                     }
                 }
-                M::run(steps, a, b, c.cast(), self.c.stride, load);
+                M::run(steps, a, b, M::NR, c.cast(), self.c.stride, load);
             }
             return;
         }
@@ -213,7 +213,7 @@ where
             }
         }
         // SAFETY: the tile is whole, and the panels hold `steps` steps.
-        unsafe { M::run(steps, a, b, tile.as_mut_ptr(), M::NR, load) };
+        unsafe { M::run(steps, a, b, M::NR, tile.as_mut_ptr(), M::NR, load) };
         for i in 0..rows {
             let tile = &tile[i * M::NR..][..cols];
             if !last && !direct {
@@ -231,7 +231,7 @@ where
 
 /// Prefetches rows of `cols` elements, inside C or not, where there is an instruction for it.
 #[inline(always)]
-fn prefetch_rows<C>(c: *const C, rows: usize, cols: usize, stride: usize) {
+pub(super) fn prefetch_rows<C>(c: *const C, rows: usize, cols: usize, stride: usize) {
     #[cfg(target_arch = "x86_64")]
     for row in 0..rows {
         super::x86::prefetch(c.wrapping_add(row * stride).cast(), cols * size_of::<C>());

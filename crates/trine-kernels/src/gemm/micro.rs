@@ -19,12 +19,13 @@ pub(crate) trait Micro {
     /// `C = A · B` over `steps`, or `C += A · B` with `load`: then the sums start from C.
     ///
     /// # Safety
-    /// `a` holds `steps · MR` values, `b` `steps · NR`, `c` `MR` rows of `NR` with `stride`, and
-    /// the processor has the features of the kernel.
+    /// `a` holds `steps · MR` values, `b` `NR` for each step, `b_stride` from one to the next, `c` `MR` rows
+    /// of `NR` with `stride`, and the processor has the features of the kernel.
     unsafe fn run(
         steps: usize,
         a: *const Self::Packed,
         b: *const Self::Packed,
+        b_stride: usize,
         c: *mut Self::Acc,
         stride: usize,
         load: bool,
@@ -68,7 +69,15 @@ impl<A: Real, const MR: usize, const NR: usize> Micro for Generic<A, MR, NR> {
     const GROUP: usize = 1;
 
     #[inline(always)]
-    unsafe fn run(steps: usize, a: *const A, b: *const A, c: *mut A, stride: usize, load: bool) {
+    unsafe fn run(
+        steps: usize,
+        a: *const A,
+        b: *const A,
+        b_stride: usize,
+        c: *mut A,
+        stride: usize,
+        load: bool,
+    ) {
         let mut acc = [[A::ZERO; NR]; MR];
         // SAFETY: the caller's promise on the three pointers.
         unsafe {
@@ -79,7 +88,7 @@ impl<A: Real, const MR: usize, const NR: usize> Micro for Generic<A, MR, NR> {
             }
             for p in 0..steps {
                 let a: [A; MR] = a.add(p * MR).cast::<[A; MR]>().read_unaligned();
-                let b: [A; NR] = b.add(p * NR).cast::<[A; NR]>().read_unaligned();
+                let b: [A; NR] = b.add(p * b_stride).cast::<[A; NR]>().read_unaligned();
                 for i in 0..MR {
                     for j in 0..NR {
                         acc[i][j] = a[i].fma(b[j], acc[i][j]);

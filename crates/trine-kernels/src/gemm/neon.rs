@@ -28,12 +28,13 @@ impl Micro for NeonF32 {
         steps: usize,
         a: *const f32,
         b: *const f32,
+        b_stride: usize,
         c: *mut f32,
         stride: usize,
         load: bool,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { neon_f32(steps, a, b, c, stride, load) }
+        unsafe { neon_f32(steps, a, b, b_stride, c, stride, load) }
     }
 }
 
@@ -51,6 +52,7 @@ unsafe fn neon_f32(
     steps: usize,
     a: *const f32,
     b: *const f32,
+    b_stride: usize,
     c: *mut f32,
     stride: usize,
     load: bool,
@@ -66,7 +68,7 @@ unsafe fn neon_f32(
             }
         }
         for p in 0..steps {
-            let (a, b) = (a.add(p * 12), b.add(p * 8));
+            let (a, b) = (a.add(p * 12), b.add(p * b_stride));
             let a = [vld1q_f32(a), vld1q_f32(a.add(4)), vld1q_f32(a.add(8))];
             let b = [vld1q_f32(b), vld1q_f32(b.add(4))];
             add_rows!(acc[0: 0, 1: 1, 2: 2, 3: 3], a[0], b);

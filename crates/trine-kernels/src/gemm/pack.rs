@@ -1,6 +1,7 @@
 //! Packing: a factor's elements in the order in which the micro-kernel reads them.
 
 use super::Operand;
+use super::driver::prefetch_rows;
 use super::micro::Feed;
 use crate::num::{Num, Real};
 
@@ -86,6 +87,9 @@ fn along_k<M: Feed<T>, T: Num>(
     }
 }
 
+/// Steps whose rows are prefetched ahead where they lie far apart.
+const AHEAD: usize = 16;
+
 /// Rows run across `k`: lanes are neighbours already, and so are panels, each of `lanes` of its `width`.
 #[inline(always)]
 fn across_k<M: Feed<T>, T: Num>(
@@ -99,6 +103,8 @@ fn across_k<M: Feed<T>, T: Num>(
     let panels = out.len() / len;
     for step in 0..ks.div_ceil(M::GROUP) {
         let k = step * M::GROUP;
+        let ahead = x.data.as_ptr().wrapping_add((k + AHEAD * M::GROUP) * x.k_stride);
+        prefetch_rows(ahead, M::GROUP, panels * width, x.k_stride);
         let row = |k: usize| &x.data[k * x.k_stride..][..(panels - 1) * width + lanes];
         let first = row(k);
         let second = (k + M::GROUP <= ks).then(|| row(k + M::GROUP - 1));

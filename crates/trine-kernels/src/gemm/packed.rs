@@ -38,8 +38,17 @@ pub(crate) struct Panels {
 /// A packed factor and its length along `k`. A product may use a shorter part of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packed<'a> {
-    pub(crate) panels: &'a [u8],
-    pub(crate) k: usize,
+    pub(super) panels: &'a [u8],
+    pub(super) k: usize,
+    /// Of a right factor that is not packed: values from row to row, across `k`.
+    rows_apart: Option<usize>,
+}
+
+impl<'a> Packed<'a> {
+    /// Panels that were packed with `k`.
+    pub(crate) fn panels(panels: &'a [u8], k: usize) -> Self {
+        Self { panels, k, rows_apart: None }
+    }
 }
 
 /// What the kernels of an instruction set do with packed factors.
@@ -82,9 +91,20 @@ impl<T: Num, M: Feed<T> + Micro<Acc = T::Acc>> PackedKernel<T> for M {
     }
 
     unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<'_, T::Acc>) {
-        let [a, b] = [a, b].map(|x| (bytemuck::cast_slice(x.panels), x.k.div_ceil(M::GROUP)));
-        whole_tiles::<M>(isa, dims, a, b, c);
+        let steps = |x: Packed<'_>| x.k.div_ceil(M::GROUP);
+        let (panel, step) = b.rows_apart.map_or((steps(b) * M::NR, M::NR), |apart| (M::NR, apart));
+        let b = Right { values: bytemuck::cast_slice(b.panels), panel, step };
+        whole_tiles::<M>(isa, dims, (bytemuck::cast_slice(a.panels), steps(a)), b, c);
     }
+}
+
+/// A right factor as the kernels read it: `NR` values in each step of a panel.
+#[derive(Debug, Clone, Copy)]
+struct Right<'a, P> {
+    values: &'a [P],
+    /// Values from panel to panel, and from step to step in one.
+    panel: usize,
+    step: usize,
 }
 
 vectorised! {
@@ -98,24 +118,24 @@ vectorised! {
         pack::panels::<M, T>(x, width, outers, 0, k, out);
     }
 
-    /// C in whole register tiles; factors come with the steps of their panels.
+    /// C in whole register tiles; the panels of A come with their steps.
     fn whole_tiles<M: Micro>(
         dims: Dims,
         a: (&[M::Packed], usize),
-        b: (&[M::Packed], usize),
+        b: Right<'_, M::Packed>,
         c: Target<'_, M::Acc>,
     ) {
-        let ((a, a_steps), (b, b_steps)) = (a, b);
+        let (a, a_steps) = a;
         let steps = dims.k.div_ceil(M::GROUP);
         for col in (0..dims.n).step_by(M::NR) {
             for row in (0..dims.m).step_by(M::MR) {
                 let a = a[row * a_steps..].as_ptr();
-                let b = b[col * b_steps..].as_ptr();
+                let values = b.values[col / M::NR * b.panel..].as_ptr();
                 // SAFETY: C has the whole tile and the panels `steps` steps, by the promise of
                 // `multiply`'s caller.
                 unsafe {
                     let tile = c.start.add(row * c.stride + col);
-                    M::run(steps, a, b, tile, c.stride, matches!(c.initial, Initial::Old));
+                    M::run(steps, a, values, b.step, tile, c.stride, matches!(c.initial, Initial::Old));
                 }
             }
         }
@@ -201,7 +221,24 @@ impl<T: GemmElement> Products<T> {
         let panels = &mut out[..self.packed_bytes(side, outers, k)];
         // SAFETY: `isa` is this processor's; the length is right.
         unsafe { T::pack(self.isa, side, x, outers, k, panels) };
-        Packed { panels, k }
+        Packed::panels(panels, k)
+    }
+
+    /// Rows across `k`, `stride` apart, as right factor: as they are where the kernels read such rows in whole
+    /// panels, else packed into the front of `out`.
+    pub(crate) fn right<'o>(
+        &self,
+        rows: &'o [T],
+        stride: usize,
+        n: usize,
+        k: usize,
+        out: &'o mut [u8],
+    ) -> Packed<'o> {
+        let Panels { group, bytes, .. } = self.panels;
+        if group == 1 && bytes == size_of::<T>() && self.cols(n) <= stride {
+            return Packed { panels: bytemuck::cast_slice(rows), k, rows_apart: Some(stride) };
+        }
+        self.pack(Side::B, Operand::across_k(rows, stride), n, k, out)
     }
 
     /// `C = A · B` in whole panels, or `C += A · B`: C has [`Products::rows`] rows of
@@ -221,7 +258,13 @@ impl<T: GemmElement> Products<T> {
         }
         assert!(k <= a.k && k <= b.k, "invariant: factors as long as the product");
         assert!(a.panels.len() >= self.packed_bytes(Side::A, m, a.k), "invariant: all of A");
-        assert!(b.panels.len() >= self.packed_bytes(Side::B, n, b.k), "invariant: all of B");
+        let b_bytes = match b.rows_apart {
+            Some(apart) => {
+                (k.max(1) - 1) * apart * size_of::<T>() + self.packed_bytes(Side::B, n, 1)
+            }
+            None => self.packed_bytes(Side::B, n, b.k),
+        };
+        assert!(b.panels.len() >= b_bytes, "invariant: all of B");
         let end = (self.rows(m) - 1) * stride + self.cols(n);
         assert!(self.cols(n) <= stride && c.len() >= end, "invariant: C in whole panels");
         let initial = Initial::accumulate(accumulate);

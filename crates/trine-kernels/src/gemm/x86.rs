@@ -284,12 +284,13 @@ impl Micro for Avx2F32 {
         steps: usize,
         a: *const f32,
         b: *const f32,
+        b_stride: usize,
         c: *mut f32,
         stride: usize,
         load: bool,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { avx2_f32(steps, a, b, c, stride, load) }
+        unsafe { avx2_f32(steps, a, b, b_stride, c, stride, load) }
     }
 }
 
@@ -298,6 +299,7 @@ unsafe fn avx2_f32(
     steps: usize,
     a: *const f32,
     b: *const f32,
+    b_stride: usize,
     c: *mut f32,
     stride: usize,
     load: bool,
@@ -313,7 +315,8 @@ unsafe fn avx2_f32(
             }
         }
         for p in 0..steps {
-            let b = [_mm256_loadu_ps(b.add(p * 16)), _mm256_loadu_ps(b.add(p * 16 + 8))];
+            let b = b.add(p * b_stride);
+            let b = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
             for (i, acc) in acc.iter_mut().enumerate() {
                 let a = _mm256_set1_ps(*a.add(p * 6 + i));
                 for (acc, b) in acc.iter_mut().zip(b) {
@@ -347,12 +350,13 @@ impl Micro for Avx512F32 {
         steps: usize,
         a: *const f32,
         b: *const f32,
+        b_stride: usize,
         c: *mut f32,
         stride: usize,
         load: bool,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { avx512_f32(steps, a, b, c, stride, load) }
+        unsafe { avx512_f32(steps, a, b, b_stride, c, stride, load) }
     }
 }
 
@@ -361,6 +365,7 @@ unsafe fn avx512_f32(
     steps: usize,
     a: *const f32,
     b: *const f32,
+    b_stride: usize,
     c: *mut f32,
     stride: usize,
     load: bool,
@@ -372,8 +377,8 @@ unsafe fn avx512_f32(
             load_tile(&mut acc, c, stride);
         }
         for p in 0..steps {
-            let b = b.add(p * COLS);
-            prefetch(b.wrapping_add(AHEAD * COLS).cast(), VECTORS * 64);
+            let b = b.add(p * b_stride);
+            prefetch(b.wrapping_add(AHEAD * b_stride).cast(), VECTORS * 64);
             let b: [_; VECTORS] = std::array::from_fn(|j| _mm512_loadu_ps(b.add(j * 16)));
             for (i, acc) in acc.iter_mut().enumerate() {
                 let a = _mm512_set1_ps(*a.add(p * ROWS + i));
@@ -398,12 +403,13 @@ impl Micro for Avx512Bf16Pairs {
         steps: usize,
         a: *const u32,
         b: *const u32,
+        b_stride: usize,
         c: *mut f32,
         stride: usize,
         load: bool,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { avx512_bf16(steps, a, b, c, stride, load) }
+        unsafe { avx512_bf16(steps, a, b, b_stride, c, stride, load) }
     }
 }
 
@@ -412,6 +418,7 @@ unsafe fn avx512_bf16(
     steps: usize,
     a: *const u32,
     b: *const u32,
+    b_stride: usize,
     c: *mut f32,
     stride: usize,
     load: bool,
@@ -425,8 +432,8 @@ unsafe fn avx512_bf16(
             load_tile(&mut acc, c, stride);
         }
         for p in 0..steps {
-            let b = b.add(p * COLS);
-            prefetch(b.wrapping_add(AHEAD * COLS).cast(), VECTORS * 64);
+            let b = b.add(p * b_stride);
+            prefetch(b.wrapping_add(AHEAD * b_stride).cast(), VECTORS * 64);
             let b: [_; VECTORS] =
                 std::array::from_fn(|j| pairs(_mm512_loadu_si512(b.add(j * 16).cast())));
             for (i, acc) in acc.iter_mut().enumerate() {
