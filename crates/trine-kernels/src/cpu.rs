@@ -123,16 +123,5 @@ impl Ops for CpuOps {
         attention::attention_backward(self, shape, d, d_o, o, lse, qkv, document_start, dropout)
     }
 
-    fn ce_loss(
-        &self,
-        loss: SliceMut<'_>,
-        max: Slice<'_>,
-        sum_exp: Slice<'_>,
-        target_logit: Slice<'_>,
-        targets: Slice<'_>,
-    ) -> Done {
-        loss::ce_loss(loss, max, sum_exp, target_logit, targets)
-    }
-
     kernel_methods!(called);
 }

@@ -144,6 +144,7 @@ pub(crate) fn ce_sum(
 }
 
 pub(crate) fn ce_loss(
+    _: &CpuOps,
     loss: SliceMut<'_>,
     max: Slice<'_>,
     sum_exp: Slice<'_>,

@@ -92,6 +92,13 @@ macro_rules! kernel_methods {
                     max: Slice<'_>,
                     targets: Slice<'_>,
                 ) -> Done;
+                fn ce_loss(
+                    loss: SliceMut<'_>,
+                    max: Slice<'_>,
+                    sum_exp: Slice<'_>,
+                    target_logit: Slice<'_>,
+                    targets: Slice<'_>,
+                ) -> Done;
                 fn ce_grad(
                     shape: LossShape,
                     logits: MatMut<'_>,

@@ -114,18 +114,6 @@ impl Ops for Profiled {
     }
 
     kernel_methods!(timed);
-
-    timed! {
-        loss {
-            fn ce_loss(
-                loss: SliceMut<'_>,
-                max: Slice<'_>,
-                sum_exp: Slice<'_>,
-                target_logit: Slice<'_>,
-                targets: Slice<'_>,
-            ) -> Done;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -35,12 +35,13 @@ pub(crate) struct Panels {
     pub(super) bytes: usize,
 }
 
-/// A packed factor and its length along `k`. A product may use a shorter part of it.
+/// A factor that kernels can read, and its length along `k`. A product may use a shorter part of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packed<'a> {
+    /// Its panels, or the rows of a right factor that need no packing.
     pub(super) panels: &'a [u8],
     pub(super) k: usize,
-    /// Of a right factor that is not packed: values from row to row, across `k`.
+    /// Values from row to row of such rows, which run across `k`.
     rows_apart: Option<usize>,
 }
 
@@ -259,9 +260,7 @@ impl<T: GemmElement> Products<T> {
         assert!(k <= a.k && k <= b.k, "invariant: factors as long as the product");
         assert!(a.panels.len() >= self.packed_bytes(Side::A, m, a.k), "invariant: all of A");
         let b_bytes = match b.rows_apart {
-            Some(apart) => {
-                (k.max(1) - 1) * apart * size_of::<T>() + self.packed_bytes(Side::B, n, 1)
-            }
+            Some(apart) => (k.saturating_sub(1) * apart + self.cols(n)) * size_of::<T>(),
             None => self.packed_bytes(Side::B, n, b.k),
         };
         assert!(b.panels.len() >= b_bytes, "invariant: all of B");
