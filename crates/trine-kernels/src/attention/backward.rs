@@ -7,7 +7,7 @@
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, with_num};
 use crate::gemm::{
-    Dims, GemmElement, Initial, Operand, Packed, Products, Side, TRANSPOSED, Target,
+    Dims, Factor, GemmElement, Initial, Operand, Products, Side, TRANSPOSED, Target,
 };
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real, sum_lanes};
@@ -381,9 +381,9 @@ impl<T: GemmElement> Backward<'_, T> {
         let whole = KEYS.min(seq - key);
 
         let scores = Dims { m: rows, n: keys, k: head_dim };
-        let (q, k) = (tiles.q.get(block, head_dim), Packed::panels(tiles.k, head_dim));
+        let (q, k) = (tiles.q.get(block, head_dim), Factor::panels(tiles.k, head_dim));
         products.multiply(scores, q, k, tiles.p, KEYS, false);
-        let (d_o, v) = (tiles.d_o.get(block, head_dim), Packed::panels(tiles.v, head_dim));
+        let (d_o, v) = (tiles.d_o.get(block, head_dim), Factor::panels(tiles.v, head_dim));
         products.multiply(scores, d_o, v, tiles.dp, KEYS, false);
         self.elements(work, tiles, place);
 
@@ -397,7 +397,7 @@ impl<T: GemmElement> Backward<'_, T> {
         let left = products.pack(Side::A, Operand::along_k(ds, KEYS), rows, keys, tiles.packed);
         let by_query = Dims { m: rows, n: head_dim, k: keys };
         let dq = &mut tiles.dq[block * tiles.dq_block..][..tiles.dq_block];
-        let k = Packed::panels(tiles.k_turned, whole);
+        let k = Factor::panels(tiles.k_turned, whole);
         products.multiply(by_query, left, k, dq, products.cols(head_dim), true);
     }
 

@@ -7,7 +7,7 @@ use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{MatSplit, length, same_shape, typed_mut, with_num};
 use crate::cpu::PARTS_PER_THREAD;
 use crate::gemm::{
-    Dims, GemmElement, Initial, Operand, Packed, Products, Side, TRANSPOSED, Target,
+    Dims, Factor, GemmElement, Initial, Operand, Products, Side, TRANSPOSED, Target,
 };
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real};
@@ -236,7 +236,7 @@ impl<T: GemmElement> Forward<'_, T> {
             let keys = KEYS.min(visible.end - key);
             let block = (key - packed.start) / KEYS;
             let dims = Dims { m: keys, n, k: head_dim };
-            let q = Packed::panels(tiles.q, head_dim);
+            let q = Factor::panels(tiles.q, head_dim);
             products.multiply(dims, tiles.k.get(block, head_dim), q, tiles.scores, QUERIES, false);
             self.softmax(cpu, products, tiles, (sample, head), queries.clone(), key, keys);
             let first = key == visible.start;

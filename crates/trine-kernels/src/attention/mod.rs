@@ -13,7 +13,7 @@ pub(crate) use backward::attention_backward;
 pub(crate) use forward::attention;
 
 use crate::check::{Mat, dims, length, typed};
-use crate::gemm::Packed;
+use crate::gemm::Factor;
 use crate::mask::Mask;
 use crate::num::Num;
 use crate::scratch::Scratch;
@@ -177,7 +177,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// A block that was packed with `k`.
-    fn get(&self, block: usize, k: usize) -> Packed<'_> {
-        Packed::panels(&self.panels[block * self.bytes..][..self.bytes], k)
+    fn get(&self, block: usize, k: usize) -> Factor<'_> {
+        Factor::panels(&self.panels[block * self.bytes..][..self.bytes], k)
     }
 }

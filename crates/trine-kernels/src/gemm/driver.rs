@@ -1,7 +1,7 @@
 //! The loops around the register tile.
 
 use super::micro::{Feed, Micro};
-use super::{Dims, Operand, Target, pack};
+use super::{Dims, Operand, Target, pack, prefetch_rows};
 use crate::Isa;
 use crate::isa::vectorised;
 use crate::num::Num;
@@ -227,15 +227,4 @@ where
             }
         }
     }
-}
-
-/// Prefetches rows of `cols` elements, inside C or not, where there is an instruction for it.
-#[inline(always)]
-pub(super) fn prefetch_rows<C>(c: *const C, rows: usize, cols: usize, stride: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for row in 0..rows {
-        super::x86::prefetch(c.wrapping_add(row * stride).cast(), cols * size_of::<C>());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (c, rows, cols, stride);
 }

@@ -23,7 +23,7 @@ use crate::{CpuOps, Isa, KernelError, MatMut, MatRef, Product};
 use driver::block;
 use half::bf16;
 use micro::Generic;
-pub(crate) use packed::{Packed, Products, Side, TRANSPOSED};
+pub(crate) use packed::{Factor, Products, Side, TRANSPOSED};
 use packed::{PackedKernel, Panels};
 use trine_buffer::{Element, Slice};
 
@@ -167,8 +167,8 @@ pub(crate) trait GemmElement: Num {
     unsafe fn multiply(
         isa: Isa,
         dims: Dims,
-        a: Packed<'_>,
-        b: Packed<'_>,
+        a: Factor<'_>,
+        b: Factor<'_>,
         c: Target<'_, Self::Acc>,
     );
 }
@@ -203,8 +203,8 @@ macro_rules! packed_methods {
         unsafe fn multiply(
             isa: Isa,
             dims: Dims,
-            a: Packed<'_>,
-            b: Packed<'_>,
+            a: Factor<'_>,
+            b: Factor<'_>,
             c: Target<'_, Self::Acc>,
         ) {
             // SAFETY: as above.
@@ -291,6 +291,17 @@ type NeonF32 = GenericF32;
 gemm_element!(f32: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
 #[cfg(not(target_arch = "x86_64"))]
 gemm_element!(bf16: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
+
+/// Prefetches rows of `cols` elements, wherever they are, where there is an instruction for it.
+#[inline(always)]
+fn prefetch_rows<T>(x: *const T, rows: usize, cols: usize, stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for row in 0..rows {
+        x86::prefetch(x.wrapping_add(row * stride).cast(), cols * size_of::<T>());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, rows, cols, stride);
+}
 
 /// Checks the three shapes against each other.
 fn shape(

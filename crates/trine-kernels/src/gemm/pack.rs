@@ -1,8 +1,7 @@
 //! Packing: a factor's elements in the order in which the micro-kernel reads them.
 
-use super::Operand;
-use super::driver::prefetch_rows;
 use super::micro::Feed;
+use super::{Operand, prefetch_rows};
 use crate::num::{Num, Real};
 
 /// Packs `outers` × `ks` elements of `x`, beginning at its first outer and at `k_start`, into

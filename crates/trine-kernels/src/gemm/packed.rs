@@ -37,7 +37,7 @@ pub(crate) struct Panels {
 
 /// A factor that kernels can read, and its length along `k`. A product may use a shorter part of it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Packed<'a> {
+pub(crate) struct Factor<'a> {
     /// Its panels, or the rows of a right factor that need no packing.
     pub(super) panels: &'a [u8],
     pub(super) k: usize,
@@ -45,7 +45,7 @@ pub(crate) struct Packed<'a> {
     rows_apart: Option<usize>,
 }
 
-impl<'a> Packed<'a> {
+impl<'a> Factor<'a> {
     /// Panels that were packed with `k`.
     pub(crate) fn panels(panels: &'a [u8], k: usize) -> Self {
         Self { panels, k, rows_apart: None }
@@ -72,7 +72,7 @@ pub(crate) trait PackedKernel<T: Num> {
     /// # Safety
     /// The processor has `isa`, its tiles are on, and the factors and `c` have all the panels that
     /// `dims` reaches into.
-    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<'_, T::Acc>);
+    unsafe fn multiply(isa: Isa, dims: Dims, a: Factor<'_>, b: Factor<'_>, c: Target<'_, T::Acc>);
 }
 
 impl<T: Num, M: Feed<T> + Micro<Acc = T::Acc>> PackedKernel<T> for M {
@@ -91,8 +91,8 @@ impl<T: Num, M: Feed<T> + Micro<Acc = T::Acc>> PackedKernel<T> for M {
         panels::<M, T>(isa, x, width, outers, k, bytemuck::cast_slice_mut(out));
     }
 
-    unsafe fn multiply(isa: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<'_, T::Acc>) {
-        let steps = |x: Packed<'_>| x.k.div_ceil(M::GROUP);
+    unsafe fn multiply(isa: Isa, dims: Dims, a: Factor<'_>, b: Factor<'_>, c: Target<'_, T::Acc>) {
+        let steps = |x: Factor<'_>| x.k.div_ceil(M::GROUP);
         let (panel, step) = b.rows_apart.map_or((steps(b) * M::NR, M::NR), |apart| (M::NR, apart));
         let b = Right { values: bytemuck::cast_slice(b.panels), panel, step };
         whole_tiles::<M>(isa, dims, (bytemuck::cast_slice(a.panels), steps(a)), b, c);
@@ -136,7 +136,8 @@ vectorised! {
                 // `multiply`'s caller.
                 unsafe {
                     let tile = c.start.add(row * c.stride + col);
-                    M::run(steps, a, values, b.step, tile, c.stride, matches!(c.initial, Initial::Old));
+                    let load = matches!(c.initial, Initial::Old);
+                    M::run(steps, a, values, b.step, tile, c.stride, load);
                 }
             }
         }
@@ -218,11 +219,11 @@ impl<T: GemmElement> Products<T> {
         outers: usize,
         k: usize,
         out: &'o mut [u8],
-    ) -> Packed<'o> {
+    ) -> Factor<'o> {
         let panels = &mut out[..self.packed_bytes(side, outers, k)];
         // SAFETY: `isa` is this processor's; the length is right.
         unsafe { T::pack(self.isa, side, x, outers, k, panels) };
-        Packed::panels(panels, k)
+        Factor::panels(panels, k)
     }
 
     /// Rows across `k`, `stride` apart, as right factor: as they are where the kernels read such rows in whole
@@ -234,10 +235,10 @@ impl<T: GemmElement> Products<T> {
         n: usize,
         k: usize,
         out: &'o mut [u8],
-    ) -> Packed<'o> {
+    ) -> Factor<'o> {
         let Panels { group, bytes, .. } = self.panels;
         if group == 1 && bytes == size_of::<T>() && self.cols(n) <= stride {
-            return Packed { panels: bytemuck::cast_slice(rows), k, rows_apart: Some(stride) };
+            return Factor { panels: bytemuck::cast_slice(rows), k, rows_apart: Some(stride) };
         }
         self.pack(Side::B, Operand::across_k(rows, stride), n, k, out)
     }
@@ -247,8 +248,8 @@ impl<T: GemmElement> Products<T> {
     pub(crate) fn multiply(
         &self,
         dims: Dims,
-        a: Packed<'_>,
-        b: Packed<'_>,
+        a: Factor<'_>,
+        b: Factor<'_>,
         c: &mut [T::Acc],
         stride: usize,
         accumulate: bool,

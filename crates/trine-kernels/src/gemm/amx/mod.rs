@@ -7,7 +7,7 @@
 
 mod pack;
 
-use super::packed::{Packed, PackedKernel, Panels, Side};
+use super::packed::{Factor, PackedKernel, Panels, Side};
 use super::{Dims, Initial, Operand, Target};
 use crate::Isa;
 use crate::num::Num;
@@ -128,7 +128,7 @@ impl PackedKernel<bf16> for Bf16Tiles {
         }
     }
 
-    unsafe fn multiply(_: Isa, dims: Dims, a: Packed<'_>, b: Packed<'_>, c: Target<'_, f32>) {
+    unsafe fn multiply(_: Isa, dims: Dims, a: Factor<'_>, b: Factor<'_>, c: Target<'_, f32>) {
         let steps = dims.k.div_ceil(STEP);
         let [a_bytes, b_bytes] = [a, b].map(|x| 2 * x.k.div_ceil(STEP) * TILE_BYTES);
         for row in (0..dims.m).step_by(SIDE) {
