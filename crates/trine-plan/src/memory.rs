@@ -56,7 +56,7 @@ impl Planner<'_> {
     pub fn stage_memory(&self, layout: &Layout, stage: usize) -> Memory {
         let p = layout.degrees.pp;
         let (first, last) = (stage == 0, stage == p - 1);
-        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
         let state = self.stack.states(layout.precision);
         let mut memory = self.states(layout, stage);
         let tokens = layout.tokens();
@@ -138,7 +138,7 @@ impl Planner<'_> {
             return None;
         }
         let p = layout.degrees.pp;
-        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
         let elements = self.elements(layout, blocks, stage == 0, stage == p - 1);
         let state = self.stack.states(layout.precision);
         let each = ElementBytes {
@@ -161,7 +161,7 @@ impl Planner<'_> {
                 ..Memory::default()
             };
         }
-        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
         let elements = self.elements(layout, blocks, stage == 0, stage == layout.degrees.pp - 1);
         let state = self.stack.states(layout.precision);
         let replicas = (layout.degrees.dp * layout.degrees.cp) as f64;

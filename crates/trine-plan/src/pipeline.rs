@@ -3,13 +3,15 @@
 use crate::stack::Partition;
 use crate::{Layout, Stack};
 use trine_schedule::UniformStage;
+use trine_spec::{ModelSpec, stage_blocks};
 
 /// Blocks on a pipeline rank, over all its virtual stages.
-pub fn blocks_of(layers: usize, layout: &Layout, stack: &Stack, stage: usize) -> f64 {
-    let ranks = layout.degrees.pp;
+pub fn blocks_of(model: &ModelSpec, layout: &Layout, stack: &Stack, stage: usize) -> f64 {
+    let (layers, ranks) = (model.layers, layout.degrees.pp);
     let (each, over) = (layers / ranks, layers % ranks);
     let blocks = match stack.partition {
-        Partition::Blocks => each + usize::from(stage < over),
+        Partition::Work if layout.virtual_stages == 1 => stage_blocks(model, ranks, stage),
+        Partition::Work | Partition::Blocks => each + usize::from(stage < over),
         Partition::ShortEnds => {
             // Whoever is short: the last, then the first, then from the end.
             let order = match stage {
@@ -87,6 +89,7 @@ mod tests {
     use crate::{Attention, Precision, Recompute, stacks};
     use trine_mesh::Degrees;
     use trine_schedule::{ScheduleKind, StageCosts, step_times};
+    use trine_spec::presets;
 
     fn layout(ranks: usize, micro_batches: usize, pipeline: ScheduleKind) -> Layout {
         Layout {
@@ -107,16 +110,20 @@ mod tests {
     #[test]
     fn layers_are_cut_as_each_framework_cuts_them() {
         let stacks = stacks().unwrap();
+        let gpt = presets::find("gpt2-124m").unwrap().model;
         let of = |partition: Partition, layers: usize, ranks: usize| -> Vec<f64> {
             let stack = Stack { partition, ..stacks[0].clone() };
             let layout = layout(ranks, 1, ScheduleKind::OneFOneB);
-            (0..ranks).map(|stage| blocks_of(layers, &layout, &stack, stage)).collect()
+            let model = ModelSpec { layers, ..gpt.clone() };
+            (0..ranks).map(|stage| blocks_of(&model, &layout, &stack, stage)).collect()
         };
         assert_eq!(of(Partition::Blocks, 10, 4), [3.0, 3.0, 2.0, 2.0]);
         assert_eq!(of(Partition::ShortEnds, 22, 4), [5.0, 6.0, 6.0, 5.0]);
         // Embedding, 60 blocks, norm and head: lists of 16, 16, 16 and 15.
         assert_eq!(of(Partition::AllLayers, 60, 4), [15.0, 16.0, 16.0, 13.0]);
         assert_eq!(of(Partition::AllLayers, 40, 1), [40.0]);
+        // The output layer is worth more than four blocks.
+        assert_eq!(of(Partition::Work, 12, 2), [8.0, 4.0]);
         for (partition, ranks) in [(Partition::ShortEnds, 8), (Partition::AllLayers, 16)] {
             assert_eq!(of(partition, 60, ranks).iter().sum::<f64>(), 60.0);
         }

@@ -99,18 +99,19 @@ mod tests {
         };
         let step =
             |blocks: &[usize], at_once| planner.shared_step(&layout, blocks, at_once).unwrap();
-        let alone = step(&[3; 4], 4.0);
+        let by_work = [4, 4, 3, 1];
+        let alone = step(&by_work, 4.0);
         let simulated = simulate_step(&planner, &layout, &planner.estimate(&layout)).unwrap();
         assert!((alone.step / simulated.step - 1.0).abs() < 1e-12, "no node waits for another");
         assert_eq!(alone.bubble_fraction, simulated.bubble_fraction);
         // One core for all: no bubble costs time, and half as many cores take twice as long.
-        let (one, half) = (step(&[3; 4], 1.0), step(&[3; 4], 0.5));
+        let (one, half) = (step(&by_work, 1.0), step(&by_work, 0.5));
         assert!((half.step / one.step - 2.0).abs() < 1e-12);
         let busy = 4.0 * simulated.pipeline * (1.0 - simulated.bubble_fraction);
         let time = planner.time(&layout);
         let after = 4.0 * (time.data + time.optimizer);
         assert!((one.step / (busy + after) - 1.0).abs() < 1e-12);
-        // Stages as they are given, not as even as possible.
+        // Stages as they are given, not by work.
         assert!(step(&[1, 1, 1, 9], 4.0).step > 1.5 * alone.step);
     }
 

@@ -46,7 +46,7 @@ impl Planner<'_> {
         let chunks = layout.virtual_stages;
         let mut seen = vec![0; layout.degrees.pp];
         let place = |&rank: &usize| {
-            let blocks = blocks_of(self.model.spec.layers, layout, self.stack, rank) as usize;
+            let blocks = blocks_of(&self.model.spec, layout, self.stack, rank) as usize;
             let (each, over) = (blocks / chunks, blocks % chunks);
             let chunk = seen[rank];
             seen[rank] += 1;

@@ -81,7 +81,7 @@ impl Unit {
 impl Planner<'_> {
     /// The work of a pipeline rank: its blocks, and on the last the head.
     fn unit(&self, layout: &Layout, stage: usize, block: &Unit, head: &Unit) -> Unit {
-        let blocks = blocks_of(self.model.spec.layers, layout, self.stack, stage);
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
         let last = f64::from(u8::from(stage == layout.degrees.pp - 1));
         Unit::default().scaled(blocks, block).scaled(last, head)
     }
@@ -94,7 +94,6 @@ impl Planner<'_> {
         let head = self.head(layout, &kernels, &network);
         let p = layout.degrees.pp;
         let m = layout.micro_batches() as f64;
-        let layers = self.model.spec.layers;
         // The first ranks have as many blocks as any, the last has the head.
         let slow = [0, usize::from(p > 2), p - 1]
             .map(|stage| self.unit(layout, stage, &block, &head))
@@ -102,7 +101,10 @@ impl Planner<'_> {
             .max_by(|a, b| a.stage_time().total().total_cmp(&b.stage_time().total()))
             .expect("invariant: three stages");
         let slowest = slow.stage_time();
-        let all = Unit::default().scaled(layers as f64, &block).scaled(1.0, &head).stage_time();
+        let all = Unit::default()
+            .scaled(self.model.spec.layers as f64, &block)
+            .scaled(1.0, &head)
+            .stage_time();
         let others = StageTime {
             forward: all.forward - slowest.forward,
             backward: all.backward - slowest.backward,
@@ -121,7 +123,7 @@ impl Planner<'_> {
             bubble: bubble_s(layout, others, waits, self.stack.steps_overlap),
             ..Time::default()
         };
-        let blocks = blocks_of(layers, layout, self.stack, usize::from(p > 2));
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, usize::from(p > 2));
         time.data = self.data_s(layout, &network, blocks, &slowest) + self.tied_s(layout, &network);
         time.optimizer = self.optimizer_s(layout, &kernels, blocks);
         let busy = time.forward

@@ -192,8 +192,35 @@ impl StageLayout {
     }
 }
 
-/// Splits a model's blocks over `pp` stages: as even as possible, the earlier stages taking what
-/// is left over (the last also has the output layer). Returns the pieces of each stage.
+/// Blocks on stage `stage` of `pp` where a run does not give them: so that the stage with the most work, which sets the
+/// pace of a pipeline, has as little as possible. Work is counted in model FLOPs at the model's longest sequence; the last
+/// stage also has the output layer, which in a small model is worth several blocks, and takes fewer of them for it.
+/// Earlier stages take what is left over, and of splits that are equally good it is the most even one. Every stage has a
+/// block.
+///
+/// `1 ≤ pp ≤ model.layers` and `stage < pp`, as [`ModelSpec::check_layout`] has it.
+pub fn stage_blocks(model: &ModelSpec, pp: usize, stage: usize) -> usize {
+    let head = model.head_flops_per_token() / model.block_flops_per_token(model.seq_max);
+    let mut last = model.layers / pp;
+    if pp == 1 {
+        return last;
+    }
+    let most = |last: usize| {
+        let others = (model.layers - last).div_ceil(pp - 1);
+        (others as f64).max(last as f64 + head)
+    };
+    while last > 1 && most(last - 1) < most(last) {
+        last -= 1;
+    }
+    if stage == pp - 1 {
+        return last;
+    }
+    let (each, over) = ((model.layers - last) / (pp - 1), (model.layers - last) % (pp - 1));
+    each + usize::from(stage < over)
+}
+
+/// Splits a model's blocks over `pp` stages, by [`stage_blocks`] or as `given`. Returns the pieces of each stage: the
+/// first also has the embedding, the last the output layer.
 ///
 /// # Errors
 /// More stages than layers, or `given` layer counts that do not add up.
@@ -203,15 +230,14 @@ pub fn split_layers(
     given: Option<&[usize]>,
 ) -> Result<Vec<Vec<Piece>>, SpecError> {
     model.check_layout(1, pp)?;
-    let even: Vec<usize> =
-        (0..pp).map(|stage| model.layers / pp + usize::from(stage < model.layers % pp)).collect();
-    let counts = given.map_or_else(|| even.clone(), <[usize]>::to_vec);
+    let by_work = || (0..pp).map(|stage| stage_blocks(model, pp, stage)).collect();
+    let counts = given.map_or_else(by_work, <[usize]>::to_vec);
     if counts.len() != pp || counts.iter().sum::<usize>() != model.layers || counts.contains(&0) {
         let rule = format!(
             "layers per stage {counts:?} must be {pp} positive numbers that add up to {}",
             model.layers
         );
-        let nearest = format!("{even:?}");
+        let nearest = format!("{:?}", by_work());
         return Err(SpecError::Layout { axis: "pp", degree: pp, rule, nearest });
     }
     let mut next = 0;
@@ -306,8 +332,65 @@ mod tests {
         }
     }
 
+    /// Every way to write `sum` as `parts` positive numbers.
+    fn splits(sum: usize, parts: usize) -> Vec<Vec<usize>> {
+        if parts == 1 {
+            return if sum > 0 { vec![vec![sum]] } else { vec![] };
+        }
+        let behind = |first: usize| {
+            splits(sum - first, parts - 1).into_iter().map(move |rest| [vec![first], rest].concat())
+        };
+        (1..sum).flat_map(behind).collect()
+    }
+
     #[test]
-    fn layers_split_evenly_or_as_given() {
+    fn no_split_has_less_work_on_its_slowest_stage() {
+        let mut model = presets::find("gpt2-124m").unwrap().model;
+        let (mut cases, mut uneven) = (0, 0);
+        for vocab in [65, 5000, 20_000, 50_257, 200_000] {
+            for layers in 1..=10 {
+                (model.vocab, model.layers) = (vocab, layers);
+                let block = model.block_flops_per_token(model.seq_max);
+                let most = |blocks: &[usize]| {
+                    let (last, others) = blocks.split_last().unwrap();
+                    let head = *last as f64 * block + model.head_flops_per_token();
+                    others.iter().map(|count| *count as f64 * block).fold(head, f64::max)
+                };
+                for pp in 1..=layers.min(5) {
+                    let ours: Vec<usize> = (0..pp).map(|s| stage_blocks(&model, pp, s)).collect();
+                    let all = splits(layers, pp);
+                    assert!(all.contains(&ours), "{ours:?}");
+                    let least = all.iter().map(|split| most(split)).fold(f64::MAX, f64::min);
+                    assert_eq!(most(&ours), least, "vocab {vocab}: {ours:?}");
+                    // Of several that are as good, the last stage has as many blocks as in any, up to its even share.
+                    let best = all.iter().filter(|split| most(split) == least);
+                    let last = best.map(|split| split[pp - 1].min(layers / pp)).max();
+                    assert_eq!(last, Some(ours[pp - 1]), "vocab {vocab}: {ours:?}");
+                    cases += 1;
+                    uneven += usize::from(ours[0] > ours[pp - 1] + 1);
+                }
+            }
+        }
+        assert!(cases == 200 && uneven > 40, "{cases} cases, {uneven} uneven");
+    }
+
+    #[test]
+    fn the_output_layer_counts_as_blocks_and_as_none_where_it_is_small() {
+        let blocks = |name: &str, pp: usize| -> Vec<usize> {
+            let model = presets::find(name).unwrap().model;
+            (0..pp).map(|stage| stage_blocks(&model, pp, stage)).collect()
+        };
+        // 4.9 blocks at 1,024 tokens.
+        assert_eq!(blocks("gpt2-124m", 2), [8, 4]);
+        assert_eq!(blocks("gpt2-124m", 4), [4, 4, 3, 1]);
+        // 2.1 blocks of Llama 3 8B; a third of one of the 175B model.
+        assert_eq!(blocks("llama3-8b", 4), [9, 9, 8, 6]);
+        assert_eq!(blocks("frontier-175b", 16), [6; 16]);
+        assert_eq!(blocks("frontier-1t", 64), [2; 64]);
+    }
+
+    #[test]
+    fn layers_split_by_work_or_as_given() {
         let mut model = presets::find("gpt2-124m").unwrap().model;
         model.layers = 5;
         let blocks = |stages: Vec<Vec<Piece>>| -> Vec<usize> {

@@ -29,7 +29,7 @@ pub mod presets;
 
 pub use activations::{Kept, SavedTensor, Split};
 pub use bytes::{BUCKET_ELEMENTS, ElementBytes, PieceSizes, RankBytes, StageShape};
-pub use layout::{BucketLayout, LocalParam, StageLayout, StageRequest, split_layers};
+pub use layout::{BucketLayout, LocalParam, StageLayout, StageRequest, split_layers, stage_blocks};
 pub use model::{Family, ModelSpec, Norm};
 pub use params::{Init, ParamSpec, Piece};
 

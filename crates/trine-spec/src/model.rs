@@ -222,13 +222,22 @@ impl ModelSpec {
     /// weight of every matrix product (2 forward, 4 backward) and the causal half of the attention
     /// products. Recompute is not counted (that would be hardware FLOPs).
     pub fn flops_per_token(&self, seq: usize) -> f64 {
+        self.layers as f64 * self.block_flops_per_token(seq) + self.head_flops_per_token()
+    }
+
+    /// Those of one block.
+    pub(crate) fn block_flops_per_token(&self, seq: usize) -> f64 {
         let attention =
             self.hidden * (self.q_dim() + 2 * self.kv_dim()) + self.q_dim() * self.hidden;
         let mlp = self.hidden * self.ffn * if self.gated() { 3 } else { 2 };
-        let weights = self.layers * (attention + mlp) + self.vocab * self.hidden;
         // q·kᵀ and p·v: 2 products of seq/2 visible keys, 2 FLOPs each, 3 × with the backward.
-        let scores = self.layers * self.q_dim() * seq * 6;
-        (6 * weights + scores) as f64
+        let scores = self.q_dim() * seq * 6;
+        (6 * (attention + mlp) + scores) as f64
+    }
+
+    /// Those of the output layer.
+    pub(crate) fn head_flops_per_token(&self) -> f64 {
+        (6 * self.vocab * self.hidden) as f64
     }
 }
 

@@ -33,7 +33,7 @@ pub struct EngineConfig {
     pub model: ModelSpec,
     /// The layout.
     pub degrees: Degrees,
-    /// Blocks of each stage; `None`: as even as possible.
+    /// Blocks of each stage; `None`: by work ([`trine_spec::stage_blocks`]).
     pub layers: Option<Vec<usize>>,
     /// Split the residual stream by rows over tensor parallelism.
     pub sequence_parallel: bool,

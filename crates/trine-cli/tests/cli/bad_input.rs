@@ -114,7 +114,7 @@ const CASES: &[(&[&str], &[&str])] = &[
     ),
     (
         &["train", "--set", "layout.layers=[3,3]"],
-        &["[3, 3]", "add up to model.layers = 4", "[2, 2]"],
+        &["[3, 3]", "add up to model.layers = 4", "[3, 1]"],
     ),
     (&["train", "--set", "model.hidden=99999999999999"], &["at most 4194304"]),
     (&["train", "--resume", "nowhere"], &["nowhere: not a run directory"]),

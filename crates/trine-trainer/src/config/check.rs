@@ -5,7 +5,7 @@ use super::load::{Origins, lookup};
 use super::schema::{Key, Kind};
 use super::{Config, Precision, Source, keys};
 use trine_nn::Numerics;
-use trine_spec::SpecError;
+use trine_spec::{SpecError, stage_blocks};
 
 /// Entries that a byte-level tokenizer cannot do without: the bytes and the end of a text.
 const VOCAB_MIN: usize = 257;
@@ -177,8 +177,8 @@ impl Check<'_> {
         if given.len() == pp && given.iter().sum::<usize>() == layers && !given.contains(&0) {
             return;
         }
-        let even: Vec<usize> =
-            (0..pp).map(|stage| layers / pp + usize::from(stage < layers % pp)).collect();
+        let model = &self.config.model;
+        let by_work: Vec<usize> = (0..pp).map(|stage| stage_blocks(model, pp, stage)).collect();
         let rule = format!(
             "must be layout.pp = {pp}{} positive numbers that add up to model.layers = {layers}{}",
             self.given("layout.pp"),
@@ -188,7 +188,7 @@ impl Check<'_> {
             "layout.layers",
             format!("{given:?}"),
             rule,
-            format!("{even:?}, or [] for that"),
+            format!("{by_work:?}, or [] for that"),
         );
     }
 

@@ -126,7 +126,7 @@ section! {
         sequence_parallel: bool, "tp divides the tokens of a micro-batch";
         /// order of work in the pipeline
         schedule: ScheduleKind, "a schedule with one stage on each rank";
-        /// blocks of each stage; empty: as even as possible
+        /// blocks of each stage; empty: by work, the output layer's included
         layers: Vec<usize>, "empty, or pp positive numbers that add up to model.layers";
         /// threads that compute for one rank; 0: the cores are shared out
         threads_per_rank: usize, "any";

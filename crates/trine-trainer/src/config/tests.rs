@@ -113,7 +113,7 @@ fn sizes_follow_from_the_configuration() {
     assert_eq!((config.sequences_per_replica(), config.micro_batches()), (24, 4));
     assert_eq!((config.tokens_per_micro_batch(), config.tokens_per_step()), (768, 6144));
     assert_eq!(config.mesh().unwrap().world(), 8);
-    assert_eq!(config.stages().unwrap().iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
+    assert_eq!(config.stages().unwrap().iter().map(Vec::len).collect::<Vec<_>>(), [4, 2]);
     assert_eq!(config.run_dir(), std::path::Path::new("runs/rust-default"));
 
     let config = load("", &["layout.layers=[1,3]", "train.zero=0", "lr.kind=wsd"]);
@@ -271,9 +271,9 @@ const RULES: &[(&[&str], &str, &str)] = &[
     (
         &["layout.layers=[1,2]"],
         "layout.layers = [1, 2]: must be layout.pp = 2 (preset rust-default) positive numbers",
-        "[2, 2], or [] for that",
+        "[3, 1], or [] for that",
     ),
-    (&["layout.layers=[4,0]"], "layout.layers = [4, 0]", "[2, 2], or [] for that"),
+    (&["layout.layers=[4,0]"], "layout.layers = [4, 0]", "[3, 1], or [] for that"),
     (&["data.seq=512"], "data.seq = 512: a sequence must fit model.seq_max = 256", "256"),
     (
         &["data.vocab=8192"],
