@@ -195,6 +195,20 @@ fn tiles_go_on_behind_their_longest_part_and_their_kept_rows() {
     assert_eq!(cases, 6);
 }
 
+/// Tiles whose k is longer than 384 take it in parts where seven panels of B and more pass.
+#[test]
+fn tiles_go_on_along_k_while_many_columns_pass() {
+    let mut cases = 0;
+    for form in FORMS {
+        for (m, n, k) in [(40, 300, 800), (33, 224, 416), (70, 257, 1001)] {
+            run::<bf16>(form, m, n, k, 1, DType::Bf16);
+            run::<bf16>(form, m, n, k, 0, DType::F32);
+            cases += 2;
+        }
+    }
+    assert_eq!(cases, 18);
+}
+
 /// Any rectangle of the result has the bits it has in the whole.
 fn parts_have_the_bits_of_the_whole<T: Float>() {
     let (m, n, k) = (61, 77, 1301);

@@ -29,8 +29,15 @@ const TILE: usize = 16;
 const STEP: usize = 32;
 /// Bytes of a tile.
 pub(crate) const TILE_BYTES: usize = 1024;
-/// Steps of k at a time: tiles come from the second-level cache as fast as from the first.
+/// Steps of k that are packed at a time.
 const STEPS: usize = 128;
+/// Steps that one row of tiles of C takes from all columns before it goes on along k: 32 rows of A stay in the
+/// first-level cache from column to column, and there is room for what passes of B. Sums leave the tiles in between.
+const STEPS_CLOSE: usize = 10;
+/// As many at once do not pay for sums that leave the tiles.
+const STEPS_UNCUT: usize = 12;
+/// Nor do all at once for so few panels of B.
+const PANELS_CUT_MIN: usize = 7;
 /// Steps of a part of a longer k at least: between two parts the sums leave the registers.
 const STEPS_LONG_MIN: usize = 16;
 /// Rows of A, in panels, that are packed together: a run of whole cache lines in each row of a factor
@@ -157,6 +164,20 @@ struct Rows {
     step: usize,
 }
 
+impl Rows {
+    /// The same rows from a step on.
+    fn skip(self, steps: usize) -> Self {
+        Self { tiles: self.tiles.map(|tile| tile.wrapping_add(steps * self.step)), ..self }
+    }
+}
+
+/// Steps of k in equal parts that stay close to the processor while many panels of B pass; one part at least.
+fn close_steps(steps: usize, panels: usize) -> impl Iterator<Item = Range<usize>> {
+    let cut = steps > STEPS_UNCUT && panels >= PANELS_CUT_MIN;
+    let parts = if cut { steps.div_ceil(STEPS_CLOSE) } else { 1 };
+    (0..parts).map(move |part| part * steps / parts..(part + 1) * steps / parts)
+}
+
 /// `C = A · B` of 32 × 32 over `steps`, or `C += A · B` with `load`. B's panel of two steps ahead is
 /// asked for: A's stays in the first-level cache from column to column, B's comes from the second.
 ///
@@ -281,10 +302,9 @@ struct Sizes {
     in_place: bool,
     a_bytes: usize,
     b_bytes: usize,
-    /// Rows and columns of the sums that C cannot hold: a strip's, carried from one part of k to the
-    /// next, or a tile's.
-    sums_rows: usize,
-    sums_stride: usize,
+    /// Tiles of the sums that C cannot hold, down and across: all of a strip, carried from one part of k to
+    /// the next; a row of them, or one.
+    sums_tiles: [usize; 2],
 }
 
 impl Sizes {
@@ -298,8 +318,11 @@ impl Sizes {
         let long = dims.k > steps * STEP;
         let in_place = lies_in_tiles(a, dims.k);
         let kept = (KEPT_BYTES / panel_bytes).clamp(1, dims.m.div_ceil(SIDE).max(1));
-        let (sums_rows, sums_stride) =
-            if long { (dims.m.next_multiple_of(SIDE), panels * SIDE) } else { (SIDE, SIDE) };
+        let sums_tiles = match steps {
+            _ if long => [dims.m.div_ceil(SIDE), panels],
+            ..=STEPS_UNCUT => [1, 1],
+            _ => [1, panels],
+        };
         Self {
             // A long sum visits its rows again for each part of k, so its packed rows are not kept.
             rows_each: if in_place || long { dims.m.max(1) } else { kept * SIDE },
@@ -309,13 +332,12 @@ impl Sizes {
             in_place,
             a_bytes: panel_bytes * if in_place { 1 } else { kept },
             b_bytes: panels * panel_bytes,
-            sums_rows,
-            sums_stride,
+            sums_tiles,
         }
     }
 
     fn sums_bytes(&self) -> usize {
-        self.sums_rows * self.sums_stride * size_of::<f32>()
+        self.sums_tiles[0] * self.sums_tiles[1] * SIDE * SIDE * size_of::<f32>()
     }
 }
 
@@ -351,7 +373,7 @@ struct Run<'a, C> {
     sizes: Sizes,
     packed_a: &'a mut [u8],
     packed_b: &'a mut [u8],
-    /// Sums where C is not f32 or a tile is not whole: `[sums_rows, sums_stride]`.
+    /// Sums where C is not f32 or a tile is not whole, tile by tile.
     sums: &'a mut [f32],
 }
 
@@ -396,25 +418,35 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         let steps = strip.ks.div_ceil(STEP);
         // SAFETY: the processor has AVX-512.
         let a = unsafe { self.panel_of_a(strip, (row - first_row) / SIDE, row, rows) };
-        for col in (0..strip.cols).step_by(SIDE) {
-            let cols = SIDE.min(strip.cols - col);
-            let at = row * self.c.stride + strip.col + col;
-            let sums = self.place_of_sums(row, col);
-            let tile = Tile { at, col: strip.col + col, sums, rows, cols };
-            if col + SIDE < strip.cols {
-                fetch_tile(self.c.start.wrapping_add(at + SIDE), self.c.stride, rows);
+        for close in close_steps(steps, strip.cols.div_ceil(SIDE)) {
+            let (a, k) = (a.skip(close.start), close.start * STEP);
+            let part =
+                Strip { k: strip.k + k, ks: (strip.ks - k).min(close.len() * STEP), ..strip };
+            // C is needed first where it holds the sums, last where it takes them.
+            let meets_c =
+                if C::DTYPE == DType::F32 { close.start == 0 } else { close.end == steps };
+            for col in (0..strip.cols).step_by(SIDE) {
+                let cols = SIDE.min(strip.cols - col);
+                let at = row * self.c.stride + strip.col + col;
+                let sums = self.place_of_sums(row, col);
+                let tile = Tile { at, col: strip.col + col, sums, rows, cols };
+                if meets_c && col + SIDE < strip.cols {
+                    fetch_tile(self.c.start.wrapping_add(at + SIDE), self.c.stride, rows);
+                }
+                let b = (col / SIDE * steps + close.start) * 2 * TILE_BYTES;
+                let (b, steps) = (self.packed_b[b..].as_ptr(), close.len());
+                // SAFETY: from here on A's panel holds `steps` steps, B's too; the caller's promise.
+                unsafe {
+                    self.tile(part, tile, |c, stride, load| kernel(steps, a, b, c, stride, load))
+                };
             }
-            let b = self.packed_b[col / SIDE * steps * 2 * TILE_BYTES..].as_ptr();
-            // SAFETY: A's panel holds `steps` steps, B's too; the caller's promise.
-            unsafe {
-                self.tile(strip, tile, |c, stride, load| kernel(steps, a, b, c, stride, load))
-            };
         }
     }
 
-    /// Where the sums of a tile stay that C cannot hold: over the parts of a long k, or for a moment.
+    /// Where the sums of a tile stay that C cannot hold: over the parts of k, or for a moment.
     fn place_of_sums(&self, row: usize, col: usize) -> usize {
-        if self.sizes.long { row * self.sizes.sums_stride + col } else { 0 }
+        let [down, across] = self.sizes.sums_tiles;
+        (row / SIDE % down * across + col / SIDE % across) * SIDE * SIDE
     }
 
     /// One tile of C: what it starts from, products, rounding.
@@ -448,17 +480,15 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
                 // SAFETY: a row of the tile, inside C, that nobody else touches.
                 let old = || unsafe { std::slice::from_raw_parts(c, tile.cols) };
                 let c = row_of_all.map_or_else(old, |start| &start[tile.col..][..tile.cols]);
-                let sums = &mut sums[row * self.sizes.sums_stride..];
+                let sums = &mut sums[row * SIDE..];
                 sums.iter_mut().zip(c).for_each(|(sum, c)| *sum = c.widen());
             }
         }
-        multiply(sums.as_mut_ptr(), self.sizes.sums_stride * size_of::<f32>(), load);
+        multiply(sums.as_mut_ptr(), SIDE * size_of::<f32>(), load);
         if last {
             let c = self.c.start.wrapping_add(tile.at);
             // SAFETY: the tile lies inside C; the processor has AVX-512.
-            unsafe {
-                narrow_rows(tile.rows, tile.cols, sums, self.sizes.sums_stride, c, self.c.stride)
-            };
+            unsafe { narrow_rows(tile.rows, tile.cols, sums, SIDE, c, self.c.stride) };
         }
     }
 
