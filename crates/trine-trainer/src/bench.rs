@@ -69,7 +69,7 @@ pub struct StepTimes {
     pub core_time: CoreTime,
     /// Time by kernel, added up over the ranks and the timed steps; empty unless asked for.
     pub kernels: BTreeMap<&'static str, KernelTime>,
-    /// FLOP/s of multiply-adds on registers between the steps, on average, of all ranks together; if asked for.
+    /// FLOP/s of multiply-adds on registers between the steps, on average, of all cores together; if asked for.
     pub ceiling: Option<f64>,
 }
 
@@ -171,8 +171,8 @@ fn run(
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
     let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
         let plan = RankPlan::new(&engine, comm.rank())?;
-        let (ranks, rank) = (comm.size(), comm.rank());
-        let (team, _pinned) = rank_team(config.threads.pin, ranks, rank, engine.threads);
+        let (ranks, comm_rank) = (comm.size(), comm.rank());
+        let (team, _pinned) = rank_team(config.threads.pin, ranks, comm_rank, engine.threads);
         let cpu = match request.isa {
             Some(isa) => CpuOps::with_isa(team, isa)?,
             None => CpuOps::new(team),
@@ -184,8 +184,11 @@ fn run(
         let rank = Engine::with_ops(&engine, plan, watch.around(wrap(comm)), ops)?;
         let actions = rank.plan().training.actions[rank.plan().coordinate.pp].len();
         let dtype = config.train.precision.dtype();
-        let adds =
-            request.ceiling.then(|| MultiplyAdds::new(cpu.team(), isa, dtype)).transpose()?;
+        // More ranks than cores: as many as there are cores for find out what all of them reach.
+        let has_cores = comm_rank == 0 || (comm_rank + 1) * engine.threads <= request.cores;
+        let adds = (request.ceiling && has_cores)
+            .then(|| MultiplyAdds::new(cpu.team(), isa, dtype))
+            .transpose()?;
         let mut bench = RankBench::new(config, request, rank, watch, profiled, adds);
         let timed = bench.turns(&|turn: &Timed| {
             let (threads, steps, loss) = (engine.threads, &turn.steps, turn.loss);
@@ -200,7 +203,7 @@ fn run(
     let operations = ranks.iter().map(|(timed, ..)| timed.operations).fold(0.0, f64::max);
     let actions = ranks.iter().map(|(_, actions, _)| *actions).max().unwrap_or(0);
     let (Timed { loss, steps, .. }, _, isa) = ranks[0].clone();
-    let ceiling = ranks.iter().map(|(timed, ..)| timed.ceiling).sum();
+    let ceiling = request.ceiling.then(|| ranks.iter().filter_map(|(t, ..)| t.ceiling).sum());
     let wall = steps.iter().map(Duration::as_secs_f64).sum();
     let own: Vec<RankTime> = ranks.iter().map(|(timed, ..)| timed.time).collect();
     let core_time = CoreTime::shared_out(request.cores, engine.threads, wall, &own);

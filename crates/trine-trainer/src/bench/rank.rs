@@ -29,6 +29,7 @@ pub(super) struct RankBench<'a> {
     steps_done: u64,
     watch: RankWatch,
     profiled: Option<Arc<Profiled>>,
+    /// Where the rank has a part in finding the ceiling.
     adds: Option<MultiplyAdds<'a>>,
 }
 
@@ -94,9 +95,11 @@ impl<'a> RankBench<'a> {
             let took = started.elapsed();
             steps.push(took);
             total += took;
-            if let Some(adds) = &self.adds {
-                let (flops, time) = adds.burst(took / CEILING_SHARE);
-                bursts = (bursts.0 + flops, bursts.1 + time);
+            if self.request.ceiling {
+                if let Some(adds) = &self.adds {
+                    let (flops, time) = adds.burst(took / CEILING_SHARE);
+                    bursts = (bursts.0 + flops, bursts.1 + time);
+                }
                 self.rank.world().barrier("bench")?;
             }
             if enough {
