@@ -171,8 +171,10 @@ fn run(
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
     let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
         let plan = RankPlan::new(&engine, comm.rank())?;
-        let (ranks, comm_rank) = (comm.size(), comm.rank());
-        let (team, _pinned) = rank_team(config.threads.pin, ranks, comm_rank, engine.threads);
+        let (ranks, rank) = (comm.size(), comm.rank());
+        let (team, _pinned) = rank_team(config.threads.pin, ranks, rank, engine.threads);
+        // Where there are more ranks than cores, as many as there are cores for find out what all of them reach.
+        let has_cores = rank == 0 || (rank + 1) * engine.threads <= request.cores;
         let cpu = match request.isa {
             Some(isa) => CpuOps::with_isa(team, isa)?,
             None => CpuOps::new(team),
@@ -184,8 +186,6 @@ fn run(
         let rank = Engine::with_ops(&engine, plan, watch.around(wrap(comm)), ops)?;
         let actions = rank.plan().training.actions[rank.plan().coordinate.pp].len();
         let dtype = config.train.precision.dtype();
-        // More ranks than cores: as many as there are cores for find out what all of them reach.
-        let has_cores = comm_rank == 0 || (comm_rank + 1) * engine.threads <= request.cores;
         let adds = (request.ceiling && has_cores)
             .then(|| MultiplyAdds::new(cpu.team(), isa, dtype))
             .transpose()?;

@@ -95,11 +95,11 @@ impl<'a> RankBench<'a> {
             let took = started.elapsed();
             steps.push(took);
             total += took;
+            if let Some(adds) = &self.adds {
+                let (flops, time) = adds.burst(took / CEILING_SHARE);
+                bursts = (bursts.0 + flops, bursts.1 + time);
+            }
             if self.request.ceiling {
-                if let Some(adds) = &self.adds {
-                    let (flops, time) = adds.burst(took / CEILING_SHARE);
-                    bursts = (bursts.0 + flops, bursts.1 + time);
-                }
                 self.rank.world().barrier("bench")?;
             }
             if enough {

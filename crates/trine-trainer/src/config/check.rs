@@ -5,7 +5,7 @@ use super::load::{Origins, lookup};
 use super::schema::{Key, Kind};
 use super::{Config, Precision, Source, keys};
 use trine_nn::Numerics;
-use trine_spec::{SpecError, stage_blocks};
+use trine_spec::{SpecError, split_layers};
 
 /// Entries that a byte-level tokenizer cannot do without: the bytes and the end of a text.
 const VOCAB_MIN: usize = 257;
@@ -174,11 +174,8 @@ impl Check<'_> {
 
     fn layers(&mut self, given: &[usize]) {
         let (pp, layers) = (self.config.layout.pp, self.config.model.layers);
-        if given.len() == pp && given.iter().sum::<usize>() == layers && !given.contains(&0) {
-            return;
-        }
-        let model = &self.config.model;
-        let by_work: Vec<usize> = (0..pp).map(|stage| stage_blocks(model, pp, stage)).collect();
+        let split = split_layers(&self.config.model, pp, Some(given));
+        let Err(SpecError::Layout { nearest, .. }) = split else { return };
         let rule = format!(
             "must be layout.pp = {pp}{} positive numbers that add up to model.layers = {layers}{}",
             self.given("layout.pp"),
@@ -188,7 +185,7 @@ impl Check<'_> {
             "layout.layers",
             format!("{given:?}"),
             rule,
-            format!("{by_work:?}, or [] for that"),
+            format!("{nearest}, or [] for that"),
         );
     }
 

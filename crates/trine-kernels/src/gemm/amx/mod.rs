@@ -171,13 +171,6 @@ impl Rows {
     }
 }
 
-/// Steps of k in equal parts that stay close to the processor while many panels of B pass; one part at least.
-fn close_steps(steps: usize, panels: usize) -> impl Iterator<Item = Range<usize>> {
-    let cut = steps > STEPS_UNCUT && panels >= PANELS_CUT_MIN;
-    let parts = if cut { steps.div_ceil(STEPS_CLOSE) } else { 1 };
-    (0..parts).map(move |part| part * steps / parts..(part + 1) * steps / parts)
-}
-
 /// `C = A · B` of 32 × 32 over `steps`, or `C += A · B` with `load`. B's panel of two steps ahead is
 /// asked for: A's stays in the first-level cache from column to column, B's comes from the second.
 ///
@@ -296,6 +289,8 @@ struct Sizes {
     cols_each: usize,
     /// Elements of k of one part.
     ks_each: usize,
+    /// Steps of a part that all columns of a strip take before the next.
+    steps_close: usize,
     /// k has several parts.
     long: bool,
     /// Whole panels of A are read where they are.
@@ -318,16 +313,18 @@ impl Sizes {
         let long = dims.k > steps * STEP;
         let in_place = lies_in_tiles(a, dims.k);
         let kept = (KEPT_BYTES / panel_bytes).clamp(1, dims.m.div_ceil(SIDE).max(1));
-        let sums_tiles = match steps {
-            _ if long => [dims.m.div_ceil(SIDE), panels],
-            ..=STEPS_UNCUT => [1, 1],
-            _ => [1, panels],
+        let is_cut = steps > STEPS_UNCUT && panels >= PANELS_CUT_MIN;
+        let sums_tiles = match (long, is_cut) {
+            (true, _) => [dims.m.div_ceil(SIDE), panels],
+            (false, true) => [1, panels],
+            (false, false) => [1, 1],
         };
         Self {
             // A long sum visits its rows again for each part of k, so its packed rows are not kept.
             rows_each: if in_place || long { dims.m.max(1) } else { kept * SIDE },
             cols_each: panels.max(1) * SIDE,
             ks_each: steps * STEP,
+            steps_close: steps.div_ceil(if is_cut { steps.div_ceil(STEPS_CLOSE) } else { 1 }),
             long,
             in_place,
             a_bytes: panel_bytes * if in_place { 1 } else { kept },
@@ -418,13 +415,13 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
         let steps = strip.ks.div_ceil(STEP);
         // SAFETY: the processor has AVX-512.
         let a = unsafe { self.panel_of_a(strip, (row - first_row) / SIDE, row, rows) };
-        for close in close_steps(steps, strip.cols.div_ceil(SIDE)) {
-            let (a, k) = (a.skip(close.start), close.start * STEP);
-            let part =
-                Strip { k: strip.k + k, ks: (strip.ks - k).min(close.len() * STEP), ..strip };
+        // Once at least: where k is empty, C is still to be written.
+        for first in (0..steps.max(1)).step_by(self.sizes.steps_close) {
+            let (a, k) = (a.skip(first), first * STEP);
+            let ks = (strip.ks - k).min(self.sizes.steps_close * STEP);
+            let part = Strip { k: strip.k + k, ks, ..strip };
             // C is needed first where it holds the sums, last where it takes them.
-            let meets_c =
-                if C::DTYPE == DType::F32 { close.start == 0 } else { close.end == steps };
+            let meets_c = if C::DTYPE == DType::F32 { k == 0 } else { k + ks == strip.ks };
             for col in (0..strip.cols).step_by(SIDE) {
                 let cols = SIDE.min(strip.cols - col);
                 let at = row * self.c.stride + strip.col + col;
@@ -433,8 +430,8 @@ impl<C: Num<Acc = f32>> Run<'_, C> {
                 if meets_c && col + SIDE < strip.cols {
                     fetch_tile(self.c.start.wrapping_add(at + SIDE), self.c.stride, rows);
                 }
-                let b = (col / SIDE * steps + close.start) * 2 * TILE_BYTES;
-                let (b, steps) = (self.packed_b[b..].as_ptr(), close.len());
+                let b = (col / SIDE * steps + first) * 2 * TILE_BYTES;
+                let (b, steps) = (self.packed_b[b..].as_ptr(), ks.div_ceil(STEP));
                 // SAFETY: from here on A's panel holds `steps` steps, B's too; the caller's promise.
                 unsafe {
                     self.tile(part, tile, |c, stride, load| kernel(steps, a, b, c, stride, load))
