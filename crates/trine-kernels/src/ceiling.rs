@@ -7,6 +7,8 @@
 //! [`MultiplyAdds`] in between, again and again, to know what the machine gave on average.
 
 use crate::cpu::PARTS_PER_THREAD;
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::amx::F32_IN_BF16_PRODUCTS;
 use crate::isa::vectorised;
 use crate::num::Real;
 use crate::scratch::Split;
@@ -39,7 +41,7 @@ struct Chains {
 /// Multiply-adds on registers alone: as fast as a product of matrices of a type could be on a team with an instruction set.
 ///
 /// That is `vfmadd` in AVX2 and AVX-512, for bf16 `vdpbf16ps` where the instruction set has it and
-/// `tdpbf16ps` on the tiles of AMX. Elsewhere bf16 is multiplied as f32, and counts like it; the
+/// `tdpbf16ps` on the tiles of AMX, where a product of f32 takes six of them. Elsewhere bf16 is multiplied as f32, and counts like it; the
 /// portable loop is the compiler's, with what the target guarantees.
 #[derive(Debug)]
 pub struct MultiplyAdds<'a> {
@@ -217,8 +219,11 @@ fn chains_f32(isa: Isa) -> Chains {
     match isa {
         Isa::Portable | Isa::Neon => portable::<f32, 4>(),
         Isa::Avx2 => Chains { run: x86::avx2_f32, flops_per_step: 2 * 12 * 8 },
-        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
+        Isa::Avx512 | Isa::Avx512Bf16 => {
             Chains { run: x86::avx512_f32, flops_per_step: 2 * 24 * 16 }
+        }
+        Isa::Amx => {
+            Chains { run: x86::amx_bf16, flops_per_step: FLOPS_OF_TILES / F32_IN_BF16_PRODUCTS }
         }
     }
 }
@@ -228,9 +233,13 @@ fn chains_bf16(isa: Isa) -> Chains {
     match isa {
         Isa::Portable | Isa::Neon | Isa::Avx2 | Isa::Avx512 => chains_f32(isa),
         Isa::Avx512Bf16 => Chains { run: x86::avx512_bf16, flops_per_step: 2 * 24 * 32 },
-        Isa::Amx => Chains { run: x86::amx_bf16, flops_per_step: 2 * 4 * 16 * 16 * 32 },
+        Isa::Amx => Chains { run: x86::amx_bf16, flops_per_step: FLOPS_OF_TILES },
     }
 }
+
+/// Of a step of the chains on tiles.
+#[cfg(target_arch = "x86_64")]
+const FLOPS_OF_TILES: usize = 2 * 4 * 16 * 16 * 32;
 
 /// Vectors that the portable loop keeps: with two constants they fit into 16 registers.
 const VECTORS: usize = 12;

@@ -16,7 +16,7 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16 dot products.
     Avx512Bf16,
-    /// The same and the matrix tiles of AMX with bf16 products.
+    /// The same and the matrix tiles of AMX, which multiply bf16, and f32 in parts of bf16.
     Amx,
 }
 
@@ -56,6 +56,13 @@ impl Isa {
     /// Whether a processor whose richest instruction set is `best` has this one.
     pub fn is_within(self, best: Self) -> bool {
         self == Self::Portable || (self <= best && (self == Self::Neon) == (best == Self::Neon))
+    }
+
+    /// The richest instruction set within this one in which products of f32 are chains of fused multiply-adds, with
+    /// the same bits on every processor.
+    #[must_use]
+    pub fn without_tiles(self) -> Self {
+        self.min(Self::Avx512Bf16)
     }
 
     /// The name as printed in reports.
@@ -184,6 +191,9 @@ mod tests {
         assert_eq!(has(Isa::Neon), [Isa::Portable, Isa::Neon]);
         assert_eq!(has(Isa::Avx512), [Isa::Portable, Isa::Avx2, Isa::Avx512]);
         assert_eq!(has(Isa::Amx).len(), Isa::ALL.len() - 1);
+        let without_tiles = Isa::ALL.map(Isa::without_tiles);
+        assert_eq!(without_tiles[..5], Isa::ALL[..5]);
+        assert_eq!(without_tiles[5], Isa::Avx512Bf16);
         assert!(Isa::detect().checked().is_ok());
         #[cfg(target_arch = "aarch64")]
         assert_eq!(Isa::detect(), Isa::Neon);

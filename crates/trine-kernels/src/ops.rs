@@ -202,10 +202,11 @@ type Done = Result<(), KernelError>;
 pub trait Ops: Send + Sync + fmt::Debug {
     /// `C = A · B` in the form `product`, or `C += A · B`.
     ///
-    /// A and B hold `T`, C holds `T` or `Acc`. Each element of C is one chain of fused multiply-adds
+    /// A and B hold `T`, C holds `T` or `Acc`. Each element of C is one chain of fused multiply-adds (on AMX: of groups)
     /// over ascending `k`, started at zero or, to accumulate, at the old value: accumulating the
     /// products of consecutive row ranges of A and B in the [`Product::Tn`] form gives the bits of
-    /// one product over all rows (in bf16: if the ranges begin at multiples of 32, and C is `Acc`).
+    /// one product over all rows (in bf16, and in f32 on AMX: if the ranges begin at multiples of 32, and C is
+    /// `Acc`).
     ///
     /// # Errors
     /// Types or dimensions that do not fit.

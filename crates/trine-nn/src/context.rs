@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use trine_buffer::{Buf, DType, Pool, Slice};
-use trine_kernels::Ops;
+use trine_kernels::{Isa, Ops};
 use trine_spec::CANONICAL_BLOCKS;
 
 use crate::{DecodeCache, NnError};
@@ -21,6 +21,15 @@ pub enum Numerics {
 }
 
 impl Numerics {
+    /// The instruction set for kernels: this processor's best, in reference numerics of those whose products have the
+    /// same bits everywhere, however many rows one sum is made of.
+    pub fn isa(self) -> Isa {
+        match self {
+            Self::Fast => Isa::detect(),
+            Self::Reference => Isa::detect().without_tiles(),
+        }
+    }
+
     /// In how many equal blocks a dimension is summed of which `parts` ranks hold one part each:
     /// the canonical number in reference numerics, one otherwise.
     pub fn blocks(self, parts: usize) -> usize {

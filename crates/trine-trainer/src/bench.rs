@@ -175,10 +175,7 @@ fn run(
         let (team, _pinned) = rank_team(config.threads.pin, ranks, rank, engine.threads);
         // Where there are more ranks than cores, as many as there are cores for find out what all of them reach.
         let has_cores = rank == 0 || (rank + 1) * engine.threads <= request.cores;
-        let cpu = match request.isa {
-            Some(isa) => CpuOps::with_isa(team, isa)?,
-            None => CpuOps::new(team),
-        };
+        let cpu = CpuOps::with_isa(team, request.isa.unwrap_or_else(|| engine.numerics.isa()))?;
         let (isa, cpu) = (cpu.isa(), Arc::new(cpu));
         let profiled = request.profile.then(|| Arc::new(Profiled::new(cpu.clone())));
         let ops = profiled.clone().map_or(cpu.clone() as Arc<dyn Ops>, |ops| ops);

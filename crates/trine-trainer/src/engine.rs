@@ -260,7 +260,7 @@ impl Engine {
         plan: RankPlan,
         world: Arc<dyn Communicator>,
     ) -> Result<Self, TrainError> {
-        let ops = Arc::new(CpuOps::new(Team::new(config.threads)));
+        let ops = Arc::new(CpuOps::with_isa(Team::new(config.threads), config.numerics.isa())?);
         Self::with_ops(config, plan, world, ops)
     }
 

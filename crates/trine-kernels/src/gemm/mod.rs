@@ -247,7 +247,39 @@ type GenericF64 = Generic<f64, 4, 8>;
 type GenericF32 = Generic<f32, 4, 16>;
 gemm_element!(f64: Portable => GenericF64, Neon => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64, Avx512Bf16 => GenericF64, Amx => GenericF64);
 #[cfg(target_arch = "x86_64")]
-gemm_element!(f32: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32, Amx => x86::Avx512F32);
+impl GemmElement for f32 {
+    unsafe fn gemm<C: Num<Acc = f32>>(
+        isa: Isa,
+        scratch: &mut Scratch<'_>,
+        dims: Dims,
+        a: Operand<'_, Self>,
+        b: Operand<'_, Self>,
+        c: Target<'_, C>,
+    ) {
+        // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
+        unsafe {
+            match isa {
+                Isa::Portable | Isa::Neon => {
+                    block::<GenericF32, Self, C>(isa, scratch, dims, a, b, c);
+                }
+                Isa::Avx2 => block::<x86::Avx2F32, Self, C>(isa, scratch, dims, a, b, c),
+                Isa::Avx512 | Isa::Avx512Bf16 => {
+                    block::<x86::Avx512F32, Self, C>(isa, scratch, dims, a, b, c);
+                }
+                Isa::Amx => amx::block(scratch, dims, a, b, c),
+            }
+        }
+    }
+
+    packed_methods!(
+        Portable => GenericF32,
+        Neon => GenericF32,
+        Avx2 => x86::Avx2F32,
+        Avx512 => x86::Avx512F32,
+        Avx512Bf16 => x86::Avx512F32,
+        Amx => amx::InTiles
+    );
+}
 #[cfg(target_arch = "x86_64")]
 impl GemmElement for bf16 {
     unsafe fn gemm<C: Num<Acc = f32>>(
@@ -280,7 +312,7 @@ impl GemmElement for bf16 {
         Avx2 => x86::Avx2F32,
         Avx512 => x86::Avx512F32,
         Avx512Bf16 => x86::Avx512Bf16Pairs,
-        Amx => amx::Bf16Tiles
+        Amx => amx::InTiles
     );
 }
 #[cfg(target_arch = "aarch64")]

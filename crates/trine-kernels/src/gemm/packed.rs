@@ -184,7 +184,7 @@ pub(crate) struct Products<T> {
 impl<T: GemmElement> Products<T> {
     pub(crate) fn new(isa: Isa) -> Self {
         #[cfg(target_arch = "x86_64")]
-        let wanted = isa == Isa::Amx && T::DTYPE == DType::Bf16;
+        let wanted = isa == Isa::Amx && T::DTYPE != DType::F64;
         Self {
             isa,
             panels: T::panels(isa),

@@ -141,7 +141,7 @@ fn forward_is_the_textbook<T: Float>() {
         let qkv = buf::<T>(7, rows * (q_cols + 2 * kv_cols));
         for starts in [None, Some(documents(shape))] {
             let starts = starts.as_deref();
-            let results = everywhere(T::DTYPE == DType::Bf16, |ops| {
+            let results = everywhere(Some(T::DTYPE), |ops| {
                 let (o, lse) = forward::<T>(ops, shape, &qkv, starts, None);
                 vec![o, lse]
             });
@@ -168,7 +168,7 @@ fn backward_is_that_of_f64<T: Float>() {
         for (starts, dropout) in [(None, None), (Some(&starts[..]), Some(DROPOUT))] {
             let expected =
                 backward::<f64>(&one(), shape, &wide(&qkv), &wide(&d_o), starts, dropout);
-            let results = everywhere(T::DTYPE == DType::Bf16, |ops| {
+            let results = everywhere(Some(T::DTYPE), |ops| {
                 vec![backward::<T>(ops, shape, &qkv, &d_o, starts, dropout)]
             });
             for result in results {
@@ -412,7 +412,7 @@ fn rope_turns_pairs<T: Float>() {
         let view = MatMut { data: x.slice_mut(), rows, cols: heads * dim, stride };
         ops.rope(shape, inverse, view, table.slice()).unwrap();
     };
-    let results = everywhere(false, |ops| {
+    let results = everywhere(None, |ops| {
         let mut y = Buf::from_vec(values::<T>(1, rows * stride));
         turn(ops, &mut y, false);
         let mut back = Buf::from_vec(y.typed::<T>().unwrap().to_vec());

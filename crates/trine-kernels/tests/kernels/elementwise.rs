@@ -22,7 +22,7 @@ fn flat_sums<T: Float>() {
     for len in LENGTHS {
         let (a, b) = (buf::<T>(1, len), buf::<T>(2, len));
         let (wide_a, wide_b) = (a.to_f64_vec(), b.to_f64_vec());
-        let results = everywhere(false, |ops| {
+        let results = everywhere(None, |ops| {
             let mut sum = Buf::zeros(T::DTYPE, len);
             ops.add(sum.slice_mut(), a.slice(), b.slice()).unwrap();
             let mut own = copied::<T>(&b);
@@ -54,7 +54,7 @@ fn bias_and_its_gradient<T: Float>() {
         let stride = cols + gap;
         let (x, bias) = (buf::<T>(1, rows * stride), buf::<T>(2, cols));
         let old = values::<f64>(3, cols);
-        let results = everywhere(false, |ops| {
+        let results = everywhere(None, |ops| {
             let mut y = copied::<T>(&x);
             let view = MatMut { data: y.slice_mut(), rows, cols, stride };
             ops.add_bias(view, bias.slice()).unwrap();
@@ -115,7 +115,7 @@ fn gelu_everywhere<T: Float>() {
     let x = Buf::from_vec(points);
     let dy = buf::<T>(5, x.len());
     for kind in [GeluKind::Tanh, GeluKind::Erf] {
-        let results = everywhere(false, |ops| {
+        let results = everywhere(None, |ops| {
             let (mut y, mut dx) = (Buf::zeros(T::DTYPE, x.len()), Buf::zeros(T::DTYPE, x.len()));
             ops.gelu(kind, y.slice_mut(), x.slice()).unwrap();
             ops.gelu_backward(kind, dx.slice_mut(), x.slice(), dy.slice()).unwrap();
@@ -142,7 +142,7 @@ fn swiglu_fused_and_separate<T: Float>() {
     let view = MatRef::new(all.slice(), rows, 2 * cols);
     let (gate, up) = (view.columns(0..cols).unwrap(), view.columns(cols..2 * cols).unwrap());
     let dy_view = MatRef::new(dy.slice(), rows, cols);
-    let results = everywhere(false, |ops| {
+    let results = everywhere(None, |ops| {
         let (mut y, mut d) = (Buf::zeros(T::DTYPE, rows * cols), buf::<T>(9, all.len()));
         ops.swiglu(MatMut::new(y.slice_mut(), rows, cols), gate, up).unwrap();
         let fused = GateUpMut::Fused(MatMut::new(d.slice_mut(), rows, 2 * cols));
@@ -183,7 +183,7 @@ fn embedding_of_a_shard<T: Float>() {
     let ids: Vec<u32> = (0..200).map(|i| (i * i + 3 * i) % 23).chain([u32::MAX]).collect();
     let dy = buf::<T>(2, ids.len() * cols);
     let old = values::<f64>(3, table.len());
-    let results = everywhere(false, |ops| {
+    let results = everywhere(None, |ops| {
         let mut y = buf::<T>(4, ids.len() * cols);
         ops.embedding(cols, y.slice_mut(), Slice::new(&ids), table.slice(), first_row).unwrap();
         let mut d = acc_of::<T>(old.clone());
@@ -217,7 +217,7 @@ fn masks_of_shards<T: Float>() {
     let rows = samples * tokens;
     let x = Buf::from_vec(vec![T::from_f64(1.0); rows * features]);
     let place = DropoutPlace { tokens, first_token: 0, first_feature: 0 };
-    let results = everywhere(false, |ops| {
+    let results = everywhere(None, |ops| {
         let mut y = buf::<T>(1, rows * features);
         let view = MatMut::new(y.slice_mut(), rows, features);
         ops.dropout(DROPOUT, place, view, MatRef::new(x.slice(), rows, features)).unwrap();
@@ -300,7 +300,7 @@ fn casts_round_once_to_nearest_even() {
     fn cast<T: Float, U: Float>(x: Vec<T>, expected: Vec<U>) -> usize {
         let len = x.len();
         let x = Buf::from_vec(x);
-        let results = everywhere(false, |ops| {
+        let results = everywhere(None, |ops| {
             let mut y = Buf::zeros(U::DTYPE, len);
             ops.cast(y.slice_mut(), x.slice()).unwrap();
             vec![y]

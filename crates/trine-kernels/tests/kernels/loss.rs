@@ -78,7 +78,7 @@ fn loss_and_gradient<T: Float>() {
         let shape = LossShape { valid_cols: vocabulary, first_col: 0 };
         let rank = Rank { shape, rows, cols, blocks, logits: &logits };
         let targets = targets(rows, vocabulary);
-        let results = everywhere(false, |ops| whole::<T>(ops, &rank, &targets));
+        let results = everywhere(None, |ops| whole::<T>(ops, &rank, &targets));
         let wide = logits.to_f64_vec();
         let (mut loss, mut grad) = (Vec::new(), Vec::new());
         for (row, &target) in targets.iter().enumerate() {

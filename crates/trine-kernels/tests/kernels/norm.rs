@@ -132,7 +132,7 @@ fn forward_and_backward<T: Float>() {
 
 fn against_f64<T: Float>(case: &Case) {
     let wide = case.wide();
-    let results = everywhere(false, |ops| {
+    let results = everywhere(None, |ops| {
         let mut all: Vec<Buf> = Vec::new();
         all.extend(case.layer(ops, &case.x, &case.gamma, &case.beta));
         all.extend(case.rms(ops, &case.x, &case.gamma));

@@ -35,7 +35,7 @@ fn adamw_step<T: Float>() {
     for len in LENGTHS {
         let (w, m) = (values::<f64>(1, len), values::<f64>(2, len));
         let (v, g) = (squares(3, len), values::<f64>(4, len));
-        let results = everywhere(false, |ops| {
+        let results = everywhere(None, |ops| {
             let (mut wb, mut mb, mut vb) = (acc(dtype, &w), acc(dtype, &m), acc(dtype, &v));
             let (mut compute, grad) = (Buf::zeros(T::DTYPE, len), acc(dtype, &g));
             let (wv, mv, vv) = (wb.slice_mut(), mb.slice_mut(), vb.slice_mut());
@@ -81,7 +81,7 @@ fn sgd_step<T: Float>() {
     let mut cases = 0;
     for len in LENGTHS {
         let (w, v, g) = (values::<f64>(1, len), values::<f64>(2, len), values::<f64>(3, len));
-        let results = everywhere(false, |ops| {
+        let results = everywhere(None, |ops| {
             let (mut wb, mut vb, grad) = (acc(dtype, &w), acc(dtype, &v), acc(dtype, &g));
             let mut compute = Buf::zeros(T::DTYPE, len);
             let (wv, vv) = (wb.slice_mut(), Some(vb.slice_mut()));
@@ -110,7 +110,7 @@ fn watchers<T: Float>() {
     for len in LENGTHS {
         let x = buf::<T>(1, len);
         let wide = x.to_f64_vec();
-        let results = everywhere(false, |ops| {
+        let results = everywhere(None, |ops| {
             let sum = ops.sum_squares(x.slice()).unwrap();
             let max = ops.max_abs(x.slice()).unwrap();
             assert_eq!(ops.first_non_finite(x.slice()).unwrap(), None);
@@ -126,7 +126,7 @@ fn watchers<T: Float>() {
                 values[at] = T::from_f64(bad);
                 let values = Buf::from_vec(values);
                 let expected = Buf::from_vec(vec![at as u32]);
-                let found = everywhere(false, |ops| {
+                let found = everywhere(None, |ops| {
                     let found = ops.first_non_finite(values.slice()).unwrap();
                     vec![Buf::from_vec(vec![found.unwrap() as u32])]
                 });

@@ -1,6 +1,6 @@
 //! What the tests share: values, configurations, comparisons, finite differences.
 
-use trine_buffer::{Buf, Float};
+use trine_buffer::{Buf, DType, Float};
 use trine_kernels::{CpuOps, Isa, Ops, Team};
 
 /// Values between −1 and 1, a pure function of the seed; `T`'s rounding of them.
@@ -33,24 +33,29 @@ pub(crate) fn one() -> CpuOps {
     CpuOps::new(Team::new(1))
 }
 
-/// Which order of summation a product of bf16 has on an instruction set.
-fn order_of_bf16(isa: Isa) -> &'static str {
-    match isa {
-        Isa::Portable | Isa::Neon | Isa::Avx2 | Isa::Avx512 => "a chain of products",
-        Isa::Avx512Bf16 => "a chain of pairs",
-        Isa::Amx => "groups of 32",
+/// One thread whose products of f32 are chains of fused multiply-adds.
+pub(crate) fn one_of_chains() -> CpuOps {
+    CpuOps::with_isa(Team::new(1), Isa::detect().without_tiles()).unwrap()
+}
+
+/// Which order of summation products of a type have on an instruction set.
+fn order_of_products(dtype: DType, isa: Isa) -> &'static str {
+    match (dtype, isa) {
+        (DType::Bf16, Isa::Avx512Bf16) => "a chain of pairs",
+        (DType::Bf16 | DType::F32, Isa::Amx) => "groups of 32",
+        _ => "a chain of products",
     }
 }
 
-/// Runs `f` in all configurations and asserts that the bits agree. With `products_of_bf16` those
-/// with one order of summation agree among themselves. Gives the distinct results.
+/// Runs `f` in all configurations and asserts that the bits agree; where it has products of a type, those with
+/// one order of summation agree among themselves. Gives the distinct results.
 pub(crate) fn everywhere(
-    products_of_bf16: bool,
+    products: Option<DType>,
     f: impl Fn(&dyn Ops) -> Vec<Buf>,
 ) -> Vec<Vec<Vec<f64>>> {
     let mut results: Vec<(&str, Vec<Vec<f64>>)> = Vec::new();
     for ops in configurations() {
-        let order = if products_of_bf16 { order_of_bf16(ops.isa()) } else { "one for all" };
+        let order = products.map_or("one for all", |dtype| order_of_products(dtype, ops.isa()));
         let outputs: Vec<_> = f(&ops).iter().map(Buf::to_f64_vec).collect();
         match results.iter().find(|(other, _)| *other == order) {
             None => results.push((order, outputs)),

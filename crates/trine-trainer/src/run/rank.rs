@@ -155,7 +155,7 @@ impl RankRun<'_> {
         recorder.begin_phase(self.long(Name::new("building the model")));
         let (team, _pinned) =
             rank_team(self.pin(), world.size(), world.rank(), self.engine.threads);
-        let ops = Arc::new(CpuOps::new(team));
+        let ops = Arc::new(CpuOps::with_isa(team, self.engine.numerics.isa())?);
         let plan = RankPlan::new(self.engine, world.rank())?;
         let mut engine = Engine::with_ops(self.engine, plan, self.front(world), ops)?;
         recorder.begin_phase(self.long(Name::new("restoring")));

@@ -1,25 +1,25 @@
-//! bf16 products on the tiles of AMX: 32 × 32 of C at a time.
+//! Products on the tiles of AMX: 32 × 32 of C at a time, of bf16 as they are and of f32 in three parts.
 //!
 //! The order of an element's sum is the instruction's: groups of 32 products, each group summed by
 //! itself (pairs apart, `fma` over ascending k, then odd plus even), the groups added one behind the
 //! other. Groups begin at multiples of 32, so blocks, strips and threads do not show in the bits.
 //! Subnormal numbers count as zero.
 
-mod pack;
+mod bf16;
+mod block;
+mod f32;
 
 use super::packed::{Factor, PackedKernel, Panels, Side};
 use super::{Dims, Initial, Operand, Target};
 use crate::Isa;
 use crate::num::Num;
-use crate::scratch::Scratch;
-use half::bf16;
-use pack::{pack_a, pack_b};
+use block::Strip;
+pub(super) use block::{block, narrow_rows};
+pub(crate) use f32::F32_IN_BF16_PRODUCTS;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::ops::Range;
-use trine_buffer::DType;
 
 /// Rows and columns of C that one run of the kernel computes: two tiles each way.
 const SIDE: usize = 32;
@@ -29,25 +29,6 @@ const TILE: usize = 16;
 const STEP: usize = 32;
 /// Bytes of a tile.
 pub(crate) const TILE_BYTES: usize = 1024;
-/// Steps of k that are packed at a time.
-const STEPS: usize = 128;
-/// Steps that one row of tiles of C takes from all columns before it goes on along k: 32 rows of A stay in the
-/// first-level cache from column to column, and there is room for what passes of B. Sums leave the tiles in between.
-const STEPS_CLOSE: usize = 10;
-/// As many at once do not pay for sums that leave the tiles.
-const STEPS_UNCUT: usize = 12;
-/// Nor do all at once for so few panels of B.
-const PANELS_CUT_MIN: usize = 7;
-/// Steps of a part of a longer k at least: between two parts the sums leave the registers.
-const STEPS_LONG_MIN: usize = 16;
-/// Rows of A, in panels, that are packed together: a run of whole cache lines in each row of a factor
-/// that runs across k.
-const PANELS_TOGETHER: usize = 8;
-/// Bytes of B that are packed at a time: half of the second-level cache of the processors that have
-/// these tiles.
-const STRIP_BYTES: usize = 1 << 20;
-/// Bytes of A that are packed once and used for all strips: they come from the third-level cache.
-const KEPT_BYTES: usize = 4 << 20;
 
 /// What `ldtilecfg` reads: eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -110,45 +91,85 @@ impl Drop for Tiles {
     }
 }
 
+/// Numbers that tiles multiply.
+pub(super) trait TileElement: Num<Acc = f32> {
+    /// Numbers of bf16 that stand for one, in tiles of their own.
+    const PARTS: usize;
+    /// Steps that one row of tiles of C takes from all columns before it goes on along k: 32 rows of A stay in
+    /// the first-level cache from column to column, and there is room for what passes of B. Sums leave the
+    /// tiles in between.
+    const STEPS_CLOSE: usize;
+    /// As many at once do not pay for sums that leave the tiles.
+    const STEPS_UNCUT: usize;
+    /// Steps of a part of a longer k at least: between two parts the sums leave the registers.
+    const STEPS_LONG_MIN: usize;
+
+    /// Whether tiles can be loaded from A's rows as they are.
+    fn lies_in_tiles(a: Operand<'_, Self>, k: usize) -> bool;
+
+    /// Rows of A in panels, `[panel][2 tiles][step][part][16 rows][32 elements]`; what does not exist is zero.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F, BW and VL.
+    unsafe fn pack_a(a: Operand<'_, Self>, rows: usize, ks: usize, out: &mut [u8]);
+
+    /// B's strip, `[panel of 32 columns][step][part][2 tiles][16 pairs of k][16 columns]`.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn pack_b(b: Operand<'_, Self>, strip: Strip, out: &mut [u8]);
+
+    /// `C = A · B` of 32 × 32 over `steps`, or `C += A · B` with `load`.
+    ///
+    /// # Safety
+    /// Tiles are on. `a` leads to `steps` steps of 32 rows, `b` to as many of packed tiles, `c` to 32 rows
+    /// of 32 numbers, `c_stride` bytes apart.
+    unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usize, load: bool);
+}
+
+/// Bytes of a step of a panel.
+fn panel_step<T: TileElement>() -> usize {
+    2 * T::PARTS * TILE_BYTES
+}
+
+/// Visits tiles and steps in the order in which a factor lies in memory.
+#[inline]
+fn in_order<T>(x: Operand<'_, T>, tiles: usize, steps: usize, mut pack: impl FnMut(usize, usize)) {
+    if x.k_stride == 1 {
+        return (0..tiles).for_each(|tile| (0..steps).for_each(|step| pack(tile, step)));
+    }
+    (0..steps).for_each(|step| (0..tiles).for_each(|tile| pack(tile, step)));
+}
+
 /// Small products of packed factors.
 #[derive(Debug)]
-pub(super) struct Bf16Tiles;
+pub(super) struct InTiles;
 
-impl PackedKernel<bf16> for Bf16Tiles {
-    const PANELS: Panels = Panels { rows: SIDE, cols: SIDE, group: STEP, bytes: 64 };
+impl<T: TileElement> PackedKernel<T> for InTiles {
+    const PANELS: Panels = Panels { rows: SIDE, cols: SIDE, group: STEP, bytes: 64 * T::PARTS };
 
-    unsafe fn pack(
-        _: Isa,
-        side: Side,
-        x: Operand<'_, bf16>,
-        outers: usize,
-        k: usize,
-        out: &mut [u8],
-    ) {
+    unsafe fn pack(_: Isa, side: Side, x: Operand<'_, T>, outers: usize, k: usize, out: &mut [u8]) {
         let strip = Strip { col: 0, cols: outers, k: 0, ks: k, packed: false };
         // SAFETY: the processor has AVX-512.
         unsafe {
             match side {
-                Side::A => pack_a(x, outers, k, out),
-                Side::B => pack_b(x, strip, out),
+                Side::A => T::pack_a(x, outers, k, out),
+                Side::B => T::pack_b(x, strip, out),
             }
         }
     }
 
     unsafe fn multiply(_: Isa, dims: Dims, a: Factor<'_>, b: Factor<'_>, c: Target<'_, f32>) {
-        let steps = dims.k.div_ceil(STEP);
-        let [a_bytes, b_bytes] = [a, b].map(|x| 2 * x.k.div_ceil(STEP) * TILE_BYTES);
+        let (steps, load) = (dims.k.div_ceil(STEP), matches!(c.initial, Initial::Old));
+        let [a_bytes, b_bytes] = [a, b].map(|x| x.k.div_ceil(STEP) * panel_step::<T>());
         for row in (0..dims.m).step_by(SIDE) {
             let upper = a.panels[row / SIDE * a_bytes..].as_ptr();
-            let tiles = [upper, upper.wrapping_add(a_bytes / 2)];
-            let rows = Rows { tiles, stride: 64, step: TILE_BYTES };
+            let rows = Rows::packed::<T>(upper, a.k.div_ceil(STEP));
             for col in (0..dims.n).step_by(SIDE) {
                 let b = b.panels[col / SIDE * b_bytes..].as_ptr();
                 let start = c.start.wrapping_add(row * c.stride + col);
                 // SAFETY: tiles are on; C and the panels are whole, by the caller's promise.
-                unsafe {
-                    kernel(steps, rows, b, start, c.stride * 4, matches!(c.initial, Initial::Old))
-                };
+                unsafe { T::kernel(steps, rows, b, start, c.stride * 4, load) };
             }
         }
     }
@@ -156,7 +177,7 @@ impl PackedKernel<bf16> for Bf16Tiles {
 
 /// 32 rows of A along k: where the first row's and the 17th row's elements are.
 #[derive(Debug, Clone, Copy)]
-struct Rows {
+pub(super) struct Rows {
     tiles: [*const u8; 2],
     /// Bytes from row to row.
     stride: usize,
@@ -165,22 +186,26 @@ struct Rows {
 }
 
 impl Rows {
+    /// Packed rows of `steps` steps.
+    fn packed<T: TileElement>(start: *const u8, steps: usize) -> Self {
+        let step = T::PARTS * TILE_BYTES;
+        Self { tiles: [start, start.wrapping_add(steps * step)], stride: 64, step }
+    }
+
     /// The same rows from a step on.
     fn skip(self, steps: usize) -> Self {
         Self { tiles: self.tiles.map(|tile| tile.wrapping_add(steps * self.step)), ..self }
     }
 }
 
-/// `C = A · B` of 32 × 32 over `steps`, or `C += A · B` with `load`. B's panel of two steps ahead is
-/// asked for: A's stays in the first-level cache from column to column, B's comes from the second.
+/// Tiles 0 to 3 from C, upper and lower tiles of its left and right half, or zero.
 ///
 /// # Safety
-/// Tiles are on. `a` leads to `steps` steps of 32 rows, `b` to `steps` pairs of packed tiles, `c` to
-/// 32 rows of 32 numbers, `c_stride` bytes apart.
-unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usize, load: bool) {
-    let below = c.wrapping_byte_add(TILE * c_stride);
-    // SAFETY: the caller's promise. The tile registers are named in both statements and touched by
-    // nothing between them: the compiler has no use for them.
+/// Tiles are on; with `load`, `c` points to 32 rows of 32 numbers, `stride` bytes apart.
+#[inline(always)]
+unsafe fn start_sums(c: *mut f32, stride: usize, load: bool) {
+    // SAFETY: the caller's promise. Tile registers keep the sums from here to `store_sums`: between the statements
+    // that name them nothing touches them, since the compiler has no use for them.
     unsafe {
         if load {
             asm!(
@@ -188,7 +213,7 @@ unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usi
                 "tileloadd tmm1, [{c} + {stride}*1 + 64]",
                 "tileloadd tmm2, [{below} + {stride}*1]",
                 "tileloadd tmm3, [{below} + {stride}*1 + 64]",
-                c = in(reg) c, below = in(reg) below, stride = in(reg) c_stride,
+                c = in(reg) c, below = in(reg) c.wrapping_byte_add(TILE * stride), stride = in(reg) stride,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 options(nostack, readonly),
             );
@@ -199,386 +224,41 @@ unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usi
                 options(nostack, nomem),
             );
         }
+    }
+}
+
+/// Tiles 0 to 3 to C.
+///
+/// # Safety
+/// Tiles are on; `c` points to 32 rows of 32 numbers, `stride` bytes apart, that nobody else touches.
+#[inline(always)]
+unsafe fn store_sums(c: *mut f32, stride: usize) {
+    // SAFETY: the caller's promise; on the registers see `start_sums`.
+    unsafe {
         asm!(
-            "test {steps}, {steps}",
-            "jz 3f",
-            "2:",
-            "tileloadd tmm6, [{b} + {line}*1]",
-            "tileloadd tmm4, [{upper} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-            "prefetcht0 [{b} + 4096 + 64 * \\line]",
-            ".endr",
-            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{lower} + {stride}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-            "prefetcht0 [{b} + 5120 + 64 * \\line]",
-            ".endr",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {upper}, {step}",
-            "add {lower}, {step}",
-            "add {b}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            "3:",
-            "tilestored [{c} + {c_stride}*1], tmm0",
-            "tilestored [{c} + {c_stride}*1 + 64], tmm1",
-            "tilestored [{below} + {c_stride}*1], tmm2",
-            "tilestored [{below} + {c_stride}*1 + 64], tmm3",
-            steps = inout(reg) steps => _,
-            upper = inout(reg) a.tiles[0] => _,
-            lower = inout(reg) a.tiles[1] => _,
-            b = inout(reg) b => _,
-            stride = in(reg) a.stride,
-            step = in(reg) a.step,
-            line = in(reg) 64usize,
-            c = in(reg) c,
-            below = in(reg) below,
-            c_stride = in(reg) c_stride,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            "tilestored [{c} + {stride}*1], tmm0",
+            "tilestored [{c} + {stride}*1 + 64], tmm1",
+            "tilestored [{below} + {stride}*1], tmm2",
+            "tilestored [{below} + {stride}*1 + 64], tmm3",
+            c = in(reg) c, below = in(reg) c.wrapping_byte_add(TILE * stride), stride = in(reg) stride,
             options(nostack),
         );
     }
 }
 
-/// The product on one thread.
-///
-/// # Safety
-/// As `GemmElement::gemm`; the processor has AMX with bf16 and AVX-512, and the system has allowed
-/// the use of tiles.
-pub(super) unsafe fn block<C: Num<Acc = f32>>(
-    scratch: &mut Scratch<'_>,
-    dims: Dims,
-    a: Operand<'_, bf16>,
-    b: Operand<'_, bf16>,
-    c: Target<'_, C>,
-) {
-    let sizes = Sizes::of::<C>(dims, a);
-    let bytes = scratch.slice::<u8>(sizes.a_bytes + sizes.b_bytes + sizes.sums_bytes());
-    let (packed_a, rest) = bytes.split_at_mut(sizes.a_bytes);
-    let (packed_b, sums) = rest.split_at_mut(sizes.b_bytes);
-    let sums = bytemuck::cast_slice_mut(sums);
-    let mut run = Run { dims, a, b, c, sizes, packed_a, packed_b, sums };
-    // SAFETY: the caller's promise.
-    let tiles = unsafe { Tiles::on() };
-    for row in (0..dims.m).step_by(sizes.rows_each) {
-        let rows = row..dims.m.min(row + sizes.rows_each);
-        for col in (0..dims.n).step_by(sizes.cols_each) {
-            let cols = sizes.cols_each.min(dims.n - col);
-            for part in 0..dims.k.div_ceil(sizes.ks_each).max(1) {
-                let k = part * sizes.ks_each;
-                let ks = sizes.ks_each.min(dims.k - k);
-                let packed = !sizes.long && col > 0;
-                // SAFETY: the caller's promise; tiles are on.
-                unsafe { run.strip(Strip { col, cols, k, ks, packed }, rows.clone()) };
-            }
-        }
-    }
-    drop(tiles);
-}
-
-/// How a product is cut.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    /// Rows that stay packed while all columns pass.
-    rows_each: usize,
-    /// Columns of a strip of B.
-    cols_each: usize,
-    /// Elements of k of one part.
-    ks_each: usize,
-    /// Steps of a part that all columns of a strip take before the next.
-    steps_close: usize,
-    /// k has several parts.
-    long: bool,
-    /// Whole panels of A are read where they are.
-    in_place: bool,
-    a_bytes: usize,
-    b_bytes: usize,
-    /// Tiles of the sums that C cannot hold, down and across: all of a strip, carried from one part of k to
-    /// the next; a row of them, or one.
-    sums_tiles: [usize; 2],
-}
-
-impl Sizes {
-    fn of<C: Num>(dims: Dims, a: Operand<'_, bf16>) -> Self {
-        let panels = dims.n.div_ceil(SIDE);
-        let steps = steps_at_a_time::<C>(dims.k, panels).max(1);
-        let panel_bytes = 2 * steps * TILE_BYTES;
-        let panels_max = (STRIP_BYTES / panel_bytes).clamp(1, panels.max(1));
-        // Strips of equal width: a narrow last one would be paid for like a wide one.
-        let panels = panels.div_ceil(panels.div_ceil(panels_max).max(1));
-        let long = dims.k > steps * STEP;
-        let in_place = lies_in_tiles(a, dims.k);
-        let kept = (KEPT_BYTES / panel_bytes).clamp(1, dims.m.div_ceil(SIDE).max(1));
-        let is_cut = steps > STEPS_UNCUT && panels >= PANELS_CUT_MIN;
-        let sums_tiles = match (long, is_cut) {
-            (true, _) => [dims.m.div_ceil(SIDE), panels],
-            (false, true) => [1, panels],
-            (false, false) => [1, 1],
-        };
-        Self {
-            // A long sum visits its rows again for each part of k, so its packed rows are not kept.
-            rows_each: if in_place || long { dims.m.max(1) } else { kept * SIDE },
-            cols_each: panels.max(1) * SIDE,
-            ks_each: steps * STEP,
-            steps_close: steps.div_ceil(if is_cut { steps.div_ceil(STEPS_CLOSE) } else { 1 }),
-            long,
-            in_place,
-            a_bytes: panel_bytes * if in_place { 1 } else { kept },
-            b_bytes: panels * panel_bytes,
-            sums_tiles,
-        }
-    }
-
-    fn sums_bytes(&self) -> usize {
-        self.sums_tiles[0] * self.sums_tiles[1] * SIDE * SIDE * size_of::<f32>()
-    }
-}
-
-/// Steps of one part of k. A k that is too long for one is cut so that all columns of B are one strip
-/// where they can be: A is then read once. Sums go on in C itself where they can, at so little cost that
-/// a shorter k is cut for that alone.
-fn steps_at_a_time<C: Num>(k: usize, panels: usize) -> usize {
-    let steps = k.div_ceil(STEP);
-    let uncut = if C::DTYPE == DType::F32 { 2 * STEPS_LONG_MIN } else { STEPS };
-    if steps <= uncut {
-        return steps;
-    }
-    (STRIP_BYTES / (panels.max(1) * 2 * TILE_BYTES)).clamp(STEPS_LONG_MIN, STEPS)
-}
-
-/// Whether tiles can be loaded from A's rows as they are: along k, from cache line to cache line. Rows
-/// a multiple of 2 KiB apart would crowd a few sets of the first-level cache.
-fn lies_in_tiles(a: Operand<'_, bf16>, k: usize) -> bool {
-    let stride = a.outer_stride * size_of::<bf16>();
-    a.k_stride == 1
-        && k.is_multiple_of(STEP)
-        && a.data.as_ptr().addr().is_multiple_of(64)
-        && stride.is_multiple_of(64)
-        && !stride.is_multiple_of(2048)
-}
-
-/// The state of one product.
-struct Run<'a, C> {
-    dims: Dims,
-    a: Operand<'a, bf16>,
-    b: Operand<'a, bf16>,
-    c: Target<'a, C>,
-    sizes: Sizes,
-    packed_a: &'a mut [u8],
-    packed_b: &'a mut [u8],
-    /// Sums where C is not f32 or a tile is not whole, tile by tile.
-    sums: &'a mut [f32],
-}
-
-/// A tile of C.
-#[derive(Debug, Clone, Copy)]
-struct Tile {
-    /// Its first element in C, and the column that it is in.
-    at: usize,
-    col: usize,
-    /// The first of its sums.
-    sums: usize,
-    rows: usize,
-    cols: usize,
-}
-
-/// Columns of C and the part of k at work.
-#[derive(Debug, Clone, Copy)]
-struct Strip {
-    col: usize,
-    cols: usize,
-    k: usize,
-    ks: usize,
-    /// A has been packed for an earlier strip.
-    packed: bool,
-}
-
-impl<C: Num<Acc = f32>> Run<'_, C> {
-    /// # Safety
-    /// As `block`; tiles are on.
-    unsafe fn strip(&mut self, strip: Strip, rows: Range<usize>) {
-        // SAFETY: the processor has AVX-512.
-        unsafe { pack_b(self.b.skip(strip.col), strip, self.packed_b) };
-        for row in rows.clone().step_by(SIDE) {
-            // SAFETY: the caller's promise.
-            unsafe { self.panel(strip, rows.start, row) };
-        }
-    }
-
-    /// 32 rows of a strip.
-    unsafe fn panel(&mut self, strip: Strip, first_row: usize, row: usize) {
-        let rows = SIDE.min(self.dims.m - row);
-        let steps = strip.ks.div_ceil(STEP);
-        // SAFETY: the processor has AVX-512.
-        let a = unsafe { self.panel_of_a(strip, (row - first_row) / SIDE, row, rows) };
-        // Once at least: where k is empty, C is still to be written.
-        for first in (0..steps.max(1)).step_by(self.sizes.steps_close) {
-            let (a, k) = (a.skip(first), first * STEP);
-            let ks = (strip.ks - k).min(self.sizes.steps_close * STEP);
-            let part = Strip { k: strip.k + k, ks, ..strip };
-            // C is needed first where it holds the sums, last where it takes them.
-            let meets_c = if C::DTYPE == DType::F32 { k == 0 } else { k + ks == strip.ks };
-            for col in (0..strip.cols).step_by(SIDE) {
-                let cols = SIDE.min(strip.cols - col);
-                let at = row * self.c.stride + strip.col + col;
-                let sums = self.place_of_sums(row, col);
-                let tile = Tile { at, col: strip.col + col, sums, rows, cols };
-                if meets_c && col + SIDE < strip.cols {
-                    fetch_tile(self.c.start.wrapping_add(at + SIDE), self.c.stride, rows);
-                }
-                let b = (col / SIDE * steps + first) * 2 * TILE_BYTES;
-                let (b, steps) = (self.packed_b[b..].as_ptr(), ks.div_ceil(STEP));
-                // SAFETY: from here on A's panel holds `steps` steps, B's too; the caller's promise.
-                unsafe {
-                    self.tile(part, tile, |c, stride, load| kernel(steps, a, b, c, stride, load))
-                };
-            }
-        }
-    }
-
-    /// Where the sums of a tile stay that C cannot hold: over the parts of k, or for a moment.
-    fn place_of_sums(&self, row: usize, col: usize) -> usize {
-        let [down, across] = self.sizes.sums_tiles;
-        (row / SIDE % down * across + col / SIDE % across) * SIDE * SIDE
-    }
-
-    /// One tile of C: what it starts from, products, rounding.
-    ///
-    /// # Safety
-    /// `multiply` may write a whole tile where it is told to; the rest as `block`.
-    unsafe fn tile(
-        &mut self,
-        strip: Strip,
-        tile: Tile,
-        multiply: impl FnOnce(*mut f32, usize, bool),
-    ) {
-        let (first, last) = (strip.k == 0, strip.k + strip.ks == self.dims.k);
-        let load = !first || !self.c.initial.is_zero();
-        let row_of_all = self.c.initial.row().filter(|_| first);
-        if C::DTYPE == DType::F32 && tile.rows == SIDE && tile.cols == SIDE {
-            let c = self.c.start.wrapping_add(tile.at);
-            if let Some(start) = row_of_all {
-                for row in 0..SIDE {
-                    let start = start[tile.col..][..SIDE].as_ptr();
-                    // SAFETY: a row of the tile, inside C, that nobody else touches.
-                    unsafe { c.add(row * self.c.stride).copy_from_nonoverlapping(start, SIDE) };
-                }
-            }
-            return multiply(c.cast(), self.c.stride * size_of::<f32>(), load);
-        }
-        let sums = &mut self.sums[tile.sums..];
-        if first && load {
-            for row in 0..tile.rows {
-                let c = self.c.start.wrapping_add(tile.at + row * self.c.stride);
-                // SAFETY: a row of the tile, inside C, that nobody else touches.
-                let old = || unsafe { std::slice::from_raw_parts(c, tile.cols) };
-                let c = row_of_all.map_or_else(old, |start| &start[tile.col..][..tile.cols]);
-                let sums = &mut sums[row * SIDE..];
-                sums.iter_mut().zip(c).for_each(|(sum, c)| *sum = c.widen());
-            }
-        }
-        multiply(sums.as_mut_ptr(), SIDE * size_of::<f32>(), load);
-        if last {
-            let c = self.c.start.wrapping_add(tile.at);
-            // SAFETY: the tile lies inside C; the processor has AVX-512.
-            unsafe { narrow_rows(tile.rows, tile.cols, sums, SIDE, c, self.c.stride) };
-        }
-    }
-
-    /// A's rows as tiles can be loaded from: where they are, or packed.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn panel_of_a(&mut self, strip: Strip, slot: usize, row: usize, rows: usize) -> Rows {
-        let steps = strip.ks.div_ceil(STEP);
-        let start = row * self.a.outer_stride + strip.k * self.a.k_stride;
-        let a = Operand { data: &self.a.data[start.min(self.a.data.len())..], ..self.a };
-        if self.sizes.in_place && rows == SIDE {
-            let (start, stride) =
-                (a.data.as_ptr().cast::<u8>(), a.outer_stride * size_of::<bf16>());
-            let tiles = [start, start.wrapping_add(TILE * stride)];
-            return Rows { tiles, stride, step: STEP * size_of::<bf16>() };
-        }
-        let panel_bytes = 2 * steps * TILE_BYTES;
-        let slots = (self.packed_a.len() / panel_bytes.max(1)).max(1);
-        let slot = slot % slots;
-        let together = PANELS_TOGETHER.min(slots - slot);
-        if self.sizes.in_place || (!strip.packed && slot.is_multiple_of(PANELS_TOGETHER)) {
-            let rows = (self.dims.m - row).min(together * SIDE);
-            let out = &mut self.packed_a[slot * panel_bytes..][..together * panel_bytes];
-            // SAFETY: the processor has AVX-512.
-            unsafe { pack_a(a, rows, strip.ks, out) };
-        }
-        let packed = &self.packed_a[slot * panel_bytes..][..panel_bytes];
-        let start = packed.as_ptr();
-        let tiles = [start, start.wrapping_add(steps * TILE_BYTES)];
-        Rows { tiles, stride: 64, step: TILE_BYTES }
-    }
-}
-
-/// Asks for the lines of 32 columns of C, to be written, before they are needed.
+/// Quarter `q` is the 16 bytes of run `runs · q + i`, for each `i`: gathered by loads, so that the
+/// shuffles that follow stay inside quarters.
 #[inline]
-fn fetch_tile<C>(c: *mut C, stride: usize, rows: usize) {
-    for row in 0..rows {
-        for line in (0..SIDE).step_by(64 / size_of::<C>()) {
-            let at = c.wrapping_add(row * stride + line);
-            // SAFETY: a hint, which reads nothing.
-            unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, readonly)) };
-        }
+#[target_feature(enable = "avx512f")]
+fn quarters<const RUNS: usize>(run: impl Fn(usize) -> *const __m128i) -> [__m512i; RUNS] {
+    let mut out = [_mm512_setzero_si512(); RUNS];
+    for (i, out) in out.iter_mut().enumerate() {
+        // SAFETY: the caller's runs have 16 bytes.
+        let load = |q: usize| unsafe { _mm_loadu_si128(run(RUNS * q + i)) };
+        let words = _mm512_castsi128_si512(load(0));
+        let words = _mm512_mask_broadcast_i32x4(words, 0x00f0, load(1));
+        let words = _mm512_mask_broadcast_i32x4(words, 0x0f00, load(2));
+        *out = _mm512_mask_broadcast_i32x4(words, 0xf000, load(3));
     }
-}
-
-/// Rounds sums to C.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn narrow<C: Num<Acc = f32>>(c: &mut [C], sums: &[f32]) {
-    if C::DTYPE != DType::Bf16 {
-        return c.iter_mut().zip(sums).for_each(|(c, sum)| *c = C::narrow(*sum));
-    }
-    let mut whole = c.chunks_exact_mut(SIDE);
-    let whole_sums = sums.chunks_exact(SIDE);
-    let sums = whole_sums.remainder();
-    for (c, sums) in whole.by_ref().zip(whole_sums) {
-        // SAFETY: 32 elements; C holds bf16.
-        unsafe {
-            let (low, high) = (sums.as_ptr(), sums.as_ptr().wrapping_add(TILE));
-            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
-            let both = std::mem::transmute::<__m512bh, __m512i>(both);
-            _mm512_storeu_si512(c.as_mut_ptr().cast(), both);
-        }
-    }
-    let c = whole.into_remainder();
-    if !c.is_empty() {
-        let mask = u32::MAX >> (SIDE - c.len());
-        let (low, high) = (mask as __mmask16, (mask >> TILE) as __mmask16);
-        // SAFETY: as many elements as the masks have bits; C holds bf16.
-        unsafe {
-            let low = _mm512_maskz_loadu_ps(low, sums.as_ptr());
-            let high = _mm512_maskz_loadu_ps(high, sums.as_ptr().wrapping_add(TILE));
-            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_mask_storeu_epi16(c.as_mut_ptr().cast(), mask, both);
-        }
-    }
-}
-
-/// [`narrow`] row by row.
-///
-/// # Safety
-/// `c` points to `rows` rows of `cols` elements.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn narrow_rows<C: Num<Acc = f32>>(
-    rows: usize,
-    cols: usize,
-    sums: &[f32],
-    stride: usize,
-    c: *mut C,
-    c_stride: usize,
-) {
-    for row in 0..rows {
-        // SAFETY: a row of C.
-        let c = unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), cols) };
-        narrow(c, &sums[row * stride..][..cols]);
-    }
+    out
 }

@@ -1,14 +1,110 @@
-//! Factors in tiles: rows of A as they are, B in pairs along k.
+//! bf16 on tiles: rows of A as they are, B in pairs along k.
 
 use super::super::Operand;
 use super::super::x86::{transpose_block, transpose_quarters};
-use super::{SIDE, STEP, Strip, TILE, TILE_BYTES};
+use super::{
+    Rows, SIDE, STEP, Strip, TILE, TILE_BYTES, TileElement, in_order, quarters, start_sums,
+    store_sums,
+};
 use half::bf16;
+use std::arch::asm;
 use std::arch::x86_64::*;
+
+impl TileElement for bf16 {
+    const PARTS: usize = 1;
+    const STEPS_CLOSE: usize = 10;
+    const STEPS_UNCUT: usize = 12;
+    const STEPS_LONG_MIN: usize = 16;
+
+    fn lies_in_tiles(a: Operand<'_, Self>, k: usize) -> bool {
+        lies_in_tiles(a, k)
+    }
+
+    unsafe fn pack_a(a: Operand<'_, Self>, rows: usize, ks: usize, out: &mut [u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { pack_a(a, rows, ks, out) };
+    }
+
+    unsafe fn pack_b(b: Operand<'_, Self>, strip: Strip, out: &mut [u8]) {
+        // SAFETY: as above.
+        unsafe { pack_b(b, strip, out) };
+    }
+
+    unsafe fn kernel(
+        steps: usize,
+        a: Rows,
+        b: *const u8,
+        c: *mut f32,
+        c_stride: usize,
+        load: bool,
+    ) {
+        // SAFETY: as above.
+        unsafe { kernel(steps, a, b, c, c_stride, load) };
+    }
+}
+
+/// Whether tiles can be loaded from A's rows as they are: along k, from cache line to cache line. Rows
+/// a multiple of 2 KiB apart would crowd a few sets of the first-level cache.
+fn lies_in_tiles(a: Operand<'_, bf16>, k: usize) -> bool {
+    let stride = a.outer_stride * size_of::<bf16>();
+    a.k_stride == 1
+        && k.is_multiple_of(STEP)
+        && a.data.as_ptr().addr().is_multiple_of(64)
+        && stride.is_multiple_of(64)
+        && !stride.is_multiple_of(2048)
+}
+
+/// [`TileElement::kernel`]. B's panel of two steps ahead is asked for: A's stays in the first-level cache from
+/// column to column, B's comes from the second.
+///
+/// # Safety
+/// As there.
+unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usize, load: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        start_sums(c, c_stride, load);
+        asm!(
+            "test {steps}, {steps}",
+            "jz 3f",
+            "2:",
+            "tileloadd tmm6, [{b} + {line}*1]",
+            "tileloadd tmm4, [{upper} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+            "prefetcht0 [{b} + 4096 + 64 * \\line]",
+            ".endr",
+            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+            "prefetcht0 [{b} + 5120 + 64 * \\line]",
+            ".endr",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {upper}, {step}",
+            "add {lower}, {step}",
+            "add {b}, 2048",
+            "dec {steps}",
+            "jnz 2b",
+            "3:",
+            steps = inout(reg) steps => _,
+            upper = inout(reg) a.tiles[0] => _,
+            lower = inout(reg) a.tiles[1] => _,
+            b = inout(reg) b => _,
+            stride = in(reg) a.stride,
+            step = in(reg) a.step,
+            line = in(reg) 64usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+        store_sums(c, c_stride);
+    }
+}
 
 /// Rows of A in panels, `[panel][2 tiles][step][16 rows][32 elements]`; what does not exist is zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &mut [u8]) {
+unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &mut [u8]) {
     let steps = ks.div_ceil(STEP);
     let tiles = out.len() / (steps * TILE_BYTES).max(1);
     in_order(a, tiles, steps, |tile, step| {
@@ -28,7 +124,7 @@ pub(super) unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &
 
 /// B's strip, `[panel of 32 columns][step][2 tiles][16 pairs of k][16 columns]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
+unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
     let steps = strip.ks.div_ceil(STEP);
     let start = (strip.k * b.k_stride).min(b.data.len());
     let b = Operand { data: &b.data[start..], ..b };
@@ -48,32 +144,6 @@ pub(super) unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) 
     });
 }
 
-/// Visits tiles and steps in the order in which a factor lies in memory.
-#[inline]
-fn in_order(x: Operand<'_, bf16>, tiles: usize, steps: usize, mut pack: impl FnMut(usize, usize)) {
-    if x.k_stride == 1 {
-        return (0..tiles).for_each(|tile| (0..steps).for_each(|step| pack(tile, step)));
-    }
-    (0..steps).for_each(|step| (0..tiles).for_each(|tile| pack(tile, step)));
-}
-
-/// Quarter `q` is the 16 bytes of run `runs · q + i`, for each `i`: gathered by loads, so that the
-/// shuffles that follow stay inside quarters.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn quarters<const RUNS: usize>(run: impl Fn(usize) -> *const bf16) -> [__m512i; RUNS] {
-    let mut out = [_mm512_setzero_si512(); RUNS];
-    for (i, out) in out.iter_mut().enumerate() {
-        // SAFETY: the caller's runs have 16 bytes.
-        let load = |q: usize| unsafe { _mm_loadu_si128(run(RUNS * q + i).cast()) };
-        let words = _mm512_castsi128_si512(load(0));
-        let words = _mm512_mask_broadcast_i32x4(words, 0x00f0, load(1));
-        let words = _mm512_mask_broadcast_i32x4(words, 0x0f00, load(2));
-        *out = _mm512_mask_broadcast_i32x4(words, 0xf000, load(3));
-    }
-    out
-}
-
 /// 16 whole rows of B's factor, 32 elements each, as pairs across: word `c` of line `p` is pair `p`
 /// of row `c`.
 #[inline]
@@ -83,7 +153,8 @@ fn turned_words(b: Operand<'_, bf16>, k: usize) -> [__m512i; TILE] {
     assert!(data.len() >= (TILE - 1) * b.outer_stride + STEP, "invariant: rows in bounds");
     let mut block = [_mm512_setzero_si512(); TILE];
     for (four, out) in block.chunks_exact_mut(4).enumerate() {
-        let rows = quarters::<4>(|row| data.as_ptr().wrapping_add(row * b.outer_stride + 8 * four));
+        let rows =
+            quarters::<4>(|row| data.as_ptr().wrapping_add(row * b.outer_stride + 8 * four).cast());
         out.copy_from_slice(&transpose_quarters(rows));
     }
     block
@@ -97,7 +168,7 @@ fn turned_halves(a: Operand<'_, bf16>, k: usize) -> [__m512i; TILE] {
     assert!(data.len() >= (STEP - 1) * a.k_stride + TILE, "invariant: rows in bounds");
     let mut block = [_mm512_setzero_si512(); TILE];
     for (eight, out) in block.chunks_exact_mut(8).enumerate() {
-        let ks = quarters::<8>(|k| data.as_ptr().wrapping_add(k * a.k_stride + 8 * eight));
+        let ks = quarters::<8>(|k| data.as_ptr().wrapping_add(k * a.k_stride + 8 * eight).cast());
         // In each quarter: pairs of k, then fours, then eights.
         let pair = |i: usize| {
             [_mm512_unpacklo_epi16(ks[i], ks[i + 1]), _mm512_unpackhi_epi16(ks[i], ks[i + 1])]
