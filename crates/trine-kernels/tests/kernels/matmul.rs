@@ -182,7 +182,7 @@ fn linear_in<T: Float, Y: Float>() {
     assert_eq!(cases, 8);
 }
 
-/// Tiles cut k behind 4096 only (in f32 behind 512), and keep packed rows until their memory is full.
+/// Tiles cut k behind 4096 only (in f32, whose sums lie in C, behind 1024), and keep packed rows until their memory is full.
 #[test]
 fn tiles_go_on_behind_their_longest_part_and_their_kept_rows() {
     let mut cases = 0;
@@ -327,7 +327,8 @@ fn chains_go_on_through_blocks_and_strips() {
     chain(Product::Tn, 2060, 2, 600, 0, 2);
 }
 
-/// ‖c − c₆₄‖ / ‖c₆₄‖ of an f32 product on given kernels, with factors from `scale_a`·2^±spread and `scale_b`.
+/// ‖c − c₆₄‖ / ‖c₆₄‖ of a product of f32, whose factors lie over 2^±`spread`, the left one times `scale`, the right one
+/// divided by it.
 fn error_of_f32(
     ops: &CpuOps,
     form: Product,
@@ -367,8 +368,7 @@ fn products_of_f32_are_no_worse_than_chains_of_multiply_adds() {
             for (spread, scale) in [(0.0, 1.0), (12.0, 1.0), (0.0, 60.0f64.exp2())] {
                 let chains = error_of_f32(&one_of_chains(), form, shape, spread, scale);
                 let best = error_of_f32(&one(), form, shape, spread, scale);
-                // A multiply-add rounds a product once, and what it adds up to in the end: in a sum of few terms
-                // no more than that goes wrong.
+                // In a sum of few terms a multiply-add rounds hardly more than the result.
                 let bound = if shape[2] < 32 { 2.0 } else { 1.1 };
                 let what = format!("{form:?} {shape:?} {spread} {scale}");
                 assert!(best <= bound * chains, "{what}: {best:e} against {chains:e}");

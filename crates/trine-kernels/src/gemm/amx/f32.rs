@@ -118,7 +118,7 @@ macro_rules! ask {
 ///
 /// A tile that is stored behind more than some 120 products of tiles holds up the processor on which this was measured
 /// for a quarter of a microsecond, whatever tile it is, and no tile does that is stored sooner. So each step stores one
-/// for nothing: 8 to 25 % faster.
+/// for nothing.
 ///
 /// # Safety
 /// As there.
