@@ -116,9 +116,8 @@ macro_rules! ask {
 
 /// [`TileElement::kernel`]: the smallest products of parts first.
 ///
-/// A tile that is stored behind more than some 120 products of tiles holds up the processor on which this was measured
-/// for a quarter of a microsecond, whatever tile it is, and no tile does that is stored sooner. So each step stores one
-/// for nothing.
+/// A tile that is stored behind more than some 120 products of tiles holds up the processor on which this was measured,
+/// whatever tile it is, and no tile does that is stored sooner. So each step stores one for nothing.
 ///
 /// # Safety
 /// As there.
