@@ -194,9 +194,14 @@ type Done = Result<(), KernelError>;
 /// `Acc` and rounded once.
 ///
 /// *Order.* No result depends on the number of threads, on which rows or columns a call covers, or
-/// on the instruction set (bf16 products apart: with AVX-512 BF16 and with AMX they have orders of
-/// their own): row
-/// `r` of a call over many rows has the bits of a call over row `r` alone.
+/// on the instruction set (products apart: those of bf16 have orders of their own with AVX-512 BF16, those of bf16 and
+/// f32 with AMX): row `r` of a call over many rows has the bits of a call over row `r` alone.
+///
+/// *f32 on AMX.* A product of f32 is made of six products of bf16, each factor being the sum of three numbers of
+/// bf16. A sum's error is that of fused multiply-adds in f32 (less where a sum is long, up to twice it in a sum of a few
+/// terms), but numbers below 2⁻¹¹⁰ lose digits and count as zero below 2⁻¹²⁶, and an infinite factor, or one from
+/// 3.39 · 10³⁸ on, gives a result that is not a number. [`Isa::without_tiles`](crate::Isa::without_tiles) is for those who
+/// cannot have that.
 ///
 /// *Errors.* Every method checks types and lengths first and writes nothing if they are wrong.
 pub trait Ops: Send + Sync + fmt::Debug {

@@ -50,6 +50,13 @@ impl<'a, T> Operand<'a, T> {
         Self { data, outer_stride: 1, k_stride: stride }
     }
 
+    /// The factor from element `k` on.
+    #[cfg(target_arch = "x86_64")]
+    fn skip_k(self, k: usize) -> Self {
+        let start = (k * self.k_stride).min(self.data.len());
+        Self { data: &self.data[start..], ..self }
+    }
+
     /// The factor from `outer` on.
     fn skip(self, outer: usize) -> Self {
         let start = (outer * self.outer_stride).min(self.data.len());
@@ -219,8 +226,9 @@ macro_rules! packed_methods {
     };
 }
 
+/// An element type with the register tile of each instruction set, and the one that has tiles of its own.
 macro_rules! gemm_element {
-    ($type:ty: $($isa:ident => $micro:ty),+) => {
+    ($type:ty: $($isa:ident => $micro:ty),+ $(; $amx:ident)?) => {
         impl GemmElement for $type {
             unsafe fn gemm<C: Num<Acc = Self::Acc>>(
                 isa: Isa,
@@ -234,11 +242,12 @@ macro_rules! gemm_element {
                 unsafe {
                     match isa {
                         $(Isa::$isa => block::<$micro, Self, C>(isa, scratch, dims, a, b, c),)+
+                        $(Isa::$amx => amx::block(scratch, dims, a, b, c),)?
                     }
                 }
             }
 
-            packed_methods!($($isa => $micro),+);
+            packed_methods!($($isa => $micro),+ $(, $amx => amx::InTiles)?);
         }
     };
 }
@@ -247,74 +256,9 @@ type GenericF64 = Generic<f64, 4, 8>;
 type GenericF32 = Generic<f32, 4, 16>;
 gemm_element!(f64: Portable => GenericF64, Neon => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64, Avx512Bf16 => GenericF64, Amx => GenericF64);
 #[cfg(target_arch = "x86_64")]
-impl GemmElement for f32 {
-    unsafe fn gemm<C: Num<Acc = f32>>(
-        isa: Isa,
-        scratch: &mut Scratch<'_>,
-        dims: Dims,
-        a: Operand<'_, Self>,
-        b: Operand<'_, Self>,
-        c: Target<'_, C>,
-    ) {
-        // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
-        unsafe {
-            match isa {
-                Isa::Portable | Isa::Neon => {
-                    block::<GenericF32, Self, C>(isa, scratch, dims, a, b, c);
-                }
-                Isa::Avx2 => block::<x86::Avx2F32, Self, C>(isa, scratch, dims, a, b, c),
-                Isa::Avx512 | Isa::Avx512Bf16 => {
-                    block::<x86::Avx512F32, Self, C>(isa, scratch, dims, a, b, c);
-                }
-                Isa::Amx => amx::block(scratch, dims, a, b, c),
-            }
-        }
-    }
-
-    packed_methods!(
-        Portable => GenericF32,
-        Neon => GenericF32,
-        Avx2 => x86::Avx2F32,
-        Avx512 => x86::Avx512F32,
-        Avx512Bf16 => x86::Avx512F32,
-        Amx => amx::InTiles
-    );
-}
+gemm_element!(f32: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32; Amx);
 #[cfg(target_arch = "x86_64")]
-impl GemmElement for bf16 {
-    unsafe fn gemm<C: Num<Acc = f32>>(
-        isa: Isa,
-        scratch: &mut Scratch<'_>,
-        dims: Dims,
-        a: Operand<'_, Self>,
-        b: Operand<'_, Self>,
-        c: Target<'_, C>,
-    ) {
-        // SAFETY: the caller's promise; each arm's kernel needs its arm's features.
-        unsafe {
-            match isa {
-                Isa::Portable | Isa::Neon => {
-                    block::<GenericF32, Self, C>(isa, scratch, dims, a, b, c);
-                }
-                Isa::Avx2 => block::<x86::Avx2F32, Self, C>(isa, scratch, dims, a, b, c),
-                Isa::Avx512 => block::<x86::Avx512F32, Self, C>(isa, scratch, dims, a, b, c),
-                Isa::Avx512Bf16 => {
-                    block::<x86::Avx512Bf16Pairs, Self, C>(isa, scratch, dims, a, b, c);
-                }
-                Isa::Amx => amx::block(scratch, dims, a, b, c),
-            }
-        }
-    }
-
-    packed_methods!(
-        Portable => GenericF32,
-        Neon => GenericF32,
-        Avx2 => x86::Avx2F32,
-        Avx512 => x86::Avx512F32,
-        Avx512Bf16 => x86::Avx512Bf16Pairs,
-        Amx => amx::InTiles
-    );
-}
+gemm_element!(bf16: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512Bf16Pairs; Amx);
 #[cfg(target_arch = "aarch64")]
 type NeonF32 = neon::NeonF32;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

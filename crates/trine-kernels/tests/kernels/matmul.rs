@@ -288,9 +288,8 @@ fn chain(form: Product, m: usize, n: usize, k: usize, gap: usize, threads: usize
     let (a, b) = factors::<f32>(form, m, n, k, gap);
     let old = values::<f32>(3, m * n);
     let mut c = Buf::from_vec(old.clone());
-    let isa = Isa::detect().without_tiles();
-    let ops = CpuOps::with_isa(Team::new(threads), isa).unwrap();
-    ops.matmul(form, true, a.view(), b.view(), MatMut::new(c.slice_mut(), m, n)).unwrap();
+    let c_view = MatMut::new(c.slice_mut(), m, n);
+    of_chains(threads).matmul(form, true, a.view(), b.view(), c_view).unwrap();
     let (wide_a, wide_b) = (a.data.typed::<f32>().unwrap(), b.data.typed::<f32>().unwrap());
     for (ij, &got) in c.typed::<f32>().unwrap().iter().enumerate() {
         let (i, j) = (ij / n, ij % n);
@@ -366,7 +365,7 @@ fn products_of_f32_are_no_worse_than_chains_of_multiply_adds() {
     for form in FORMS {
         for shape in [[40, 35, 1], [33, 40, 8], [64, 64, 32], [47, 65, 333], [32, 33, 3001]] {
             for (spread, scale) in [(0.0, 1.0), (12.0, 1.0), (0.0, 60.0f64.exp2())] {
-                let chains = error_of_f32(&one_of_chains(), form, shape, spread, scale);
+                let chains = error_of_f32(&of_chains(1), form, shape, spread, scale);
                 let best = error_of_f32(&one(), form, shape, spread, scale);
                 // In a sum of few terms a multiply-add rounds hardly more than the result.
                 let bound = if shape[2] < 32 { 2.0 } else { 1.1 };

@@ -33,9 +33,9 @@ pub(crate) fn one() -> CpuOps {
     CpuOps::new(Team::new(1))
 }
 
-/// One thread whose products of f32 are chains of fused multiply-adds.
-pub(crate) fn one_of_chains() -> CpuOps {
-    CpuOps::with_isa(Team::new(1), Isa::detect().without_tiles()).unwrap()
+/// Kernels whose products of f32 are chains of fused multiply-adds.
+pub(crate) fn of_chains(threads: usize) -> CpuOps {
+    CpuOps::with_isa(Team::new(threads), Isa::detect().without_tiles()).unwrap()
 }
 
 /// Which order of summation products of a type have on an instruction set.

@@ -13,11 +13,17 @@ use std::arch::x86_64::*;
 impl TileElement for bf16 {
     const PARTS: usize = 1;
     const STEPS_CLOSE: usize = 10;
-    const STEPS_UNCUT: usize = 12;
     const STEPS_LONG_MIN: usize = 16;
 
+    // Along k, from cache line to cache line. Rows a multiple of 2 KiB apart would crowd a few sets of the first-level
+    // cache.
     fn lies_in_tiles(a: Operand<'_, Self>, k: usize) -> bool {
-        lies_in_tiles(a, k)
+        let stride = a.outer_stride * size_of::<bf16>();
+        a.k_stride == 1
+            && k.is_multiple_of(STEP)
+            && a.data.as_ptr().addr().is_multiple_of(64)
+            && stride.is_multiple_of(64)
+            && !stride.is_multiple_of(2048)
     }
 
     unsafe fn pack_a(a: Operand<'_, Self>, rows: usize, ks: usize, out: &mut [u8]) {
@@ -30,6 +36,8 @@ impl TileElement for bf16 {
         unsafe { pack_b(b, strip, out) };
     }
 
+    // B's panel of two steps ahead is asked for: A's stays in the first-level cache from
+    // column to column, B's comes from the second.
     unsafe fn kernel(
         steps: usize,
         a: Rows,
@@ -38,67 +46,46 @@ impl TileElement for bf16 {
         c_stride: usize,
         load: bool,
     ) {
-        // SAFETY: as above.
-        unsafe { kernel(steps, a, b, c, c_stride, load) };
-    }
-}
-
-/// Whether tiles can be loaded from A's rows as they are: along k, from cache line to cache line. Rows
-/// a multiple of 2 KiB apart would crowd a few sets of the first-level cache.
-fn lies_in_tiles(a: Operand<'_, bf16>, k: usize) -> bool {
-    let stride = a.outer_stride * size_of::<bf16>();
-    a.k_stride == 1
-        && k.is_multiple_of(STEP)
-        && a.data.as_ptr().addr().is_multiple_of(64)
-        && stride.is_multiple_of(64)
-        && !stride.is_multiple_of(2048)
-}
-
-/// [`TileElement::kernel`]. B's panel of two steps ahead is asked for: A's stays in the first-level cache from
-/// column to column, B's comes from the second.
-///
-/// # Safety
-/// As there.
-unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usize, load: bool) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        start_sums(c, c_stride, load);
-        asm!(
-            "test {steps}, {steps}",
-            "jz 3f",
-            "2:",
-            "tileloadd tmm6, [{b} + {line}*1]",
-            "tileloadd tmm4, [{upper} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-            "prefetcht0 [{b} + 4096 + 64 * \\line]",
-            ".endr",
-            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{lower} + {stride}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-            "prefetcht0 [{b} + 5120 + 64 * \\line]",
-            ".endr",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {upper}, {step}",
-            "add {lower}, {step}",
-            "add {b}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            "3:",
-            steps = inout(reg) steps => _,
-            upper = inout(reg) a.tiles[0] => _,
-            lower = inout(reg) a.tiles[1] => _,
-            b = inout(reg) b => _,
-            stride = in(reg) a.stride,
-            step = in(reg) a.step,
-            line = in(reg) 64usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-        store_sums(c, c_stride);
+        // SAFETY: the caller's promise.
+        unsafe {
+            start_sums(c, c_stride, load);
+            asm!(
+                "test {steps}, {steps}",
+                "jz 3f",
+                "2:",
+                "tileloadd tmm6, [{b} + {line}*1]",
+                "tileloadd tmm4, [{upper} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+                "prefetcht0 [{b} + 4096 + 64 * \\line]",
+                ".endr",
+                "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{lower} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+                "prefetcht0 [{b} + 5120 + 64 * \\line]",
+                ".endr",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {upper}, {step}",
+                "add {lower}, {step}",
+                "add {b}, 2048",
+                "dec {steps}",
+                "jnz 2b",
+                "3:",
+                steps = inout(reg) steps => _,
+                upper = inout(reg) a.tiles[0] => _,
+                lower = inout(reg) a.tiles[1] => _,
+                b = inout(reg) b => _,
+                stride = in(reg) a.stride,
+                step = in(reg) a.step,
+                line = in(reg) 64usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+            store_sums(c, c_stride);
+        }
     }
 }
 
@@ -126,8 +113,7 @@ unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &mut [u8]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
     let steps = strip.ks.div_ceil(STEP);
-    let start = (strip.k * b.k_stride).min(b.data.len());
-    let b = Operand { data: &b.data[start..], ..b };
+    let b = b.skip_k(strip.k);
     in_order(b, strip.cols.div_ceil(SIDE) * 2, steps, |tile, step| {
         let (panel, half) = (tile / 2, tile % 2);
         let out = &mut out[((panel * steps + step) * 2 + half) * TILE_BYTES..][..TILE_BYTES];

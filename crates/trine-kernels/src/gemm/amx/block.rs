@@ -13,7 +13,9 @@ use trine_buffer::DType;
 const STEPS: usize = 128;
 /// As many are packed at a time where sums could go on in C itself.
 const STEPS_WHOLE: usize = 32;
-/// Sums that leave the tiles along k do not pay for so few panels of B.
+/// As many are not cut for A's sake: it does not pay for sums that leave the tiles.
+const STEPS_UNCUT: usize = 12;
+/// Nor does it for so few panels of B.
 const PANELS_CUT_MIN: usize = 7;
 /// Rows of A, in panels, that are packed together: a run of whole cache lines in each row of a factor
 /// that runs across k.
@@ -94,7 +96,7 @@ impl Sizes {
         let long = dims.k > steps * STEP;
         let in_place = T::lies_in_tiles(a, dims.k);
         let kept = (T::PARTS * KEPT_BYTES / panel_bytes).clamp(1, dims.m.div_ceil(SIDE).max(1));
-        let is_cut = steps > T::STEPS_UNCUT && panels >= PANELS_CUT_MIN;
+        let is_cut = steps > STEPS_UNCUT && panels >= PANELS_CUT_MIN;
         let sums_tiles = match (long, is_cut) {
             (true, _) => [dims.m.div_ceil(SIDE), panels],
             (false, true) => [1, panels],
@@ -263,8 +265,7 @@ impl<T: TileElement, C: Num<Acc = f32>> Run<'_, T, C> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn panel_of_a(&mut self, strip: Strip, slot: usize, row: usize, rows: usize) -> Rows {
         let steps = strip.ks.div_ceil(STEP);
-        let start = row * self.a.outer_stride + strip.k * self.a.k_stride;
-        let a = Operand { data: &self.a.data[start.min(self.a.data.len())..], ..self.a };
+        let a = self.a.skip(row).skip_k(strip.k);
         if self.sizes.in_place && rows == SIDE {
             let (start, stride) = (a.data.as_ptr().cast::<u8>(), a.outer_stride * size_of::<T>());
             let tiles = [start, start.wrapping_add(TILE * stride)];

@@ -1,7 +1,7 @@
 //! f32 on tiles: each number as the sum of three of bf16, each product as six of theirs.
 //!
 //! A number has 24 digits and a part eight: the parts' sum is the number itself. Of the nine products
-//! of parts, the three smallest are left out, which are below 2⁻²⁴ of the product in sum: the error is that
+//! of parts, the three smallest are left out, which are 2⁻²³ of the product at most in sum: the error is of the size
 //! of f32's own rounding. (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype
 //! For Higher-Precision Computations, 2019.)
 //!
@@ -21,57 +21,6 @@ use std::mem::MaybeUninit;
 const PARTS: usize = 3;
 /// Products of parts that a product takes.
 pub(crate) const F32_IN_BF16_PRODUCTS: usize = 6;
-
-impl TileElement for f32 {
-    const PARTS: usize = PARTS;
-    const STEPS_CLOSE: usize = 8;
-    const STEPS_UNCUT: usize = 12;
-    const STEPS_LONG_MIN: usize = 8;
-
-    fn lies_in_tiles(_: Operand<'_, Self>, _: usize) -> bool {
-        false
-    }
-
-    unsafe fn pack_a(a: Operand<'_, Self>, rows: usize, ks: usize, out: &mut [u8]) {
-        let steps = ks.div_ceil(STEP);
-        let tiles = out.len() / (steps * PARTS * TILE_BYTES).max(1);
-        // SAFETY: the caller's promise.
-        in_order(a, tiles, steps, |tile, step| unsafe {
-            let out = &mut out[(tile * steps + step) * PARTS * TILE_BYTES..];
-            let rows = rows.saturating_sub(tile * TILE).min(TILE);
-            let x = a.skip(tile * TILE);
-            let lines = Lines { x, outers: rows, k: step * STEP, ks, along_k: true };
-            lines.pack(out, TILE_BYTES);
-        });
-    }
-
-    unsafe fn pack_b(b: Operand<'_, Self>, strip: Strip, out: &mut [u8]) {
-        let steps = strip.ks.div_ceil(STEP);
-        let start = (strip.k * b.k_stride).min(b.data.len());
-        let b = Operand { data: &b.data[start..], ..b };
-        // SAFETY: the caller's promise.
-        in_order(b, strip.cols.div_ceil(SIDE) * 2, steps, |tile, step| unsafe {
-            let (panel, half) = (tile / 2, tile % 2);
-            let out = &mut out[((panel * steps + step) * PARTS * 2 + half) * TILE_BYTES..];
-            let cols = strip.cols.saturating_sub(tile * TILE).min(TILE);
-            let x = b.skip(tile * TILE);
-            let lines = Lines { x, outers: cols, k: step * STEP, ks: strip.ks, along_k: false };
-            lines.pack(out, 2 * TILE_BYTES);
-        });
-    }
-
-    unsafe fn kernel(
-        steps: usize,
-        a: Rows,
-        b: *const u8,
-        c: *mut f32,
-        c_stride: usize,
-        load: bool,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { kernel(steps, a, b, c, c_stride, load) };
-    }
-}
 
 /// The four products of tiles of one part of A with one part of B, numbered from the largest. The parts that are named are
 /// loaded; one that is not is still there from the products before.
@@ -114,52 +63,93 @@ macro_rules! ask {
     };
 }
 
-/// [`TileElement::kernel`]: the smallest products of parts first.
-///
-/// A tile that is stored behind more than some 120 products of tiles holds up the processor on which this was measured,
-/// whatever tile it is, and no tile does that is stored sooner. So each step stores one for nothing.
-///
-/// # Safety
-/// As there.
-unsafe fn kernel(steps: usize, a: Rows, b: *const u8, c: *mut f32, c_stride: usize, load: bool) {
-    let mut unused = MaybeUninit::<[u8; TILE_BYTES]>::uninit();
-    // SAFETY: the caller's promise.
-    unsafe {
-        start_sums(c, c_stride, load);
-        asm!(
-            "test {steps}, {steps}",
-            "jz 3f",
-            "2:",
-            products!(a 2, b 0),
-            ask!(0),
-            products!(a 1),
-            ask!(1),
-            products!(b 1),
-            ask!(2),
-            products!(a 0),
-            ask!(3),
-            products!(b 2),
-            ask!(4),
-            products!(b 0),
-            ask!(5),
-            "tilestored [{unused} + {line}*1], tmm7",
-            "add {upper}, 3072",
-            "add {lower}, 3072",
-            "add {b}, 6144",
-            "dec {steps}",
-            "jnz 2b",
-            "3:",
-            steps = inout(reg) steps => _,
-            upper = inout(reg) a.tiles[0] => _,
-            lower = inout(reg) a.tiles[1] => _,
-            b = inout(reg) b => _,
-            line = in(reg) 64usize,
-            unused = in(reg) unused.as_mut_ptr(),
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-        store_sums(c, c_stride);
+impl TileElement for f32 {
+    const PARTS: usize = PARTS;
+    const STEPS_CLOSE: usize = 8;
+    const STEPS_LONG_MIN: usize = 8;
+
+    fn lies_in_tiles(_: Operand<'_, Self>, _: usize) -> bool {
+        false
+    }
+
+    unsafe fn pack_a(a: Operand<'_, Self>, rows: usize, ks: usize, out: &mut [u8]) {
+        let steps = ks.div_ceil(STEP);
+        let tiles = out.len() / (steps * PARTS * TILE_BYTES).max(1);
+        // SAFETY: the caller's promise.
+        in_order(a, tiles, steps, |tile, step| unsafe {
+            let out = &mut out[(tile * steps + step) * PARTS * TILE_BYTES..];
+            let rows = rows.saturating_sub(tile * TILE).min(TILE);
+            let x = a.skip(tile * TILE);
+            let lines = Lines { x, outers: rows, k: step * STEP, ks, along_k: true };
+            lines.pack(out, TILE_BYTES);
+        });
+    }
+
+    unsafe fn pack_b(b: Operand<'_, Self>, strip: Strip, out: &mut [u8]) {
+        let steps = strip.ks.div_ceil(STEP);
+        let b = b.skip_k(strip.k);
+        // SAFETY: the caller's promise.
+        in_order(b, strip.cols.div_ceil(SIDE) * 2, steps, |tile, step| unsafe {
+            let (panel, half) = (tile / 2, tile % 2);
+            let out = &mut out[((panel * steps + step) * PARTS * 2 + half) * TILE_BYTES..];
+            let cols = strip.cols.saturating_sub(tile * TILE).min(TILE);
+            let x = b.skip(tile * TILE);
+            let lines = Lines { x, outers: cols, k: step * STEP, ks: strip.ks, along_k: false };
+            lines.pack(out, 2 * TILE_BYTES);
+        });
+    }
+
+    // The smallest products of parts first.
+    //
+    // A tile that is stored behind more than some 120 products of tiles holds up the processor on which this was measured,
+    // whatever tile it is, and no tile does that is stored sooner. So each step stores one for nothing.
+    unsafe fn kernel(
+        steps: usize,
+        a: Rows,
+        b: *const u8,
+        c: *mut f32,
+        c_stride: usize,
+        load: bool,
+    ) {
+        let mut unused = MaybeUninit::<[u8; TILE_BYTES]>::uninit();
+        // SAFETY: the caller's promise.
+        unsafe {
+            start_sums(c, c_stride, load);
+            asm!(
+                "test {steps}, {steps}",
+                "jz 3f",
+                "2:",
+                products!(a 2, b 0),
+                ask!(0),
+                products!(a 1),
+                ask!(1),
+                products!(b 1),
+                ask!(2),
+                products!(a 0),
+                ask!(3),
+                products!(b 2),
+                ask!(4),
+                products!(b 0),
+                ask!(5),
+                "tilestored [{unused} + {line}*1], tmm7",
+                "add {upper}, 3072",
+                "add {lower}, 3072",
+                "add {b}, 6144",
+                "dec {steps}",
+                "jnz 2b",
+                "3:",
+                steps = inout(reg) steps => _,
+                upper = inout(reg) a.tiles[0] => _,
+                lower = inout(reg) a.tiles[1] => _,
+                b = inout(reg) b => _,
+                line = in(reg) 64usize,
+                unused = in(reg) unused.as_mut_ptr(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+            store_sums(c, c_stride);
+        }
     }
 }
 

@@ -99,8 +99,6 @@ pub(super) trait TileElement: Num<Acc = f32> {
     /// the first-level cache from column to column, and there is room for what passes of B. Sums leave the
     /// tiles in between.
     const STEPS_CLOSE: usize;
-    /// As many at once do not pay for sums that leave the tiles.
-    const STEPS_UNCUT: usize;
     /// Steps of a part of a longer k at least: between two parts the sums leave the registers.
     const STEPS_LONG_MIN: usize;
 
