@@ -121,7 +121,7 @@ pub(crate) fn summary(config: &Config) -> String {
     let zero_or = |number: f64, text: String| if number == 0.0 { String::new() } else { text };
     format!(
         "model   {} parameters (unique, without padding): {}, {} layers, hidden {}, {} heads ({} KV), vocabulary {}\n\
-         layout  {} ranks: {}; {}, ZeRO-{}\n\
+         layout  {} ranks: {}{}; {}, ZeRO-{}\n\
          step    {} tokens: {} sequences of {}; each rank {} micro-batches of {}\n\
          run     {} steps{}, {} tokens; {}, {} numerics; in {}\n",
         grouped(model.param_count()),
@@ -133,6 +133,7 @@ pub(crate) fn summary(config: &Config) -> String {
         model.vocab,
         grouped(config.world() as u64),
         config.degrees(),
+        if config.splits_tokens() { ", tokens split over tp" } else { "" },
         config.layout.schedule,
         train.zero,
         grouped(config.tokens_per_step() as u64),

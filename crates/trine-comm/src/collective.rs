@@ -30,6 +30,10 @@ trait Number: Element {
     /// In which sums are accumulated.
     type Acc: Copy + Default;
     fn load(from: &[Self], to: &mut [Self::Acc]);
+    /// The elements themselves, where sums are of their type.
+    fn as_accumulators(_: &[Self]) -> Option<&[Self::Acc]> {
+        None
+    }
     fn store(from: &[Self::Acc], to: &mut [Self]);
     fn add(left: Self::Acc, right: Self::Acc) -> Self::Acc;
     fn max(left: Self::Acc, right: Self::Acc) -> Self::Acc;
@@ -39,6 +43,9 @@ trait Number: Element {
 macro_rules! own_accumulator {
     () => {
         type Acc = Self;
+        fn as_accumulators(elements: &[Self]) -> Option<&[Self]> {
+            Some(elements)
+        }
         fn load(from: &[Self], to: &mut [Self]) {
             to.copy_from_slice(from);
         }
@@ -100,18 +107,22 @@ impl Number for bf16 {
     float_arithmetic!(f32);
     // The same bits as the conversions of `half`, without branches, so that they vectorise.
     fn load(from: &[Self], to: &mut [f32]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-        }
+        vectorised(|| {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+            }
+        });
     }
     fn store(from: &[f32], to: &mut [Self]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            let bits = from.to_bits();
-            // To nearest, ties to even: half a unit less one, plus the last bit kept, carries if up.
-            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-            let nan = (bits >> 16) | 0x40;
-            *to = Self::from_bits(if from.is_nan() { nan } else { rounded } as u16);
-        }
+        vectorised(|| {
+            for (to, from) in to.iter_mut().zip(from) {
+                let bits = from.to_bits();
+                // To nearest, ties to even: half a unit less one, plus the last bit kept, carries if up.
+                let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+                let nan = (bits >> 16) | 0x40;
+                *to = Self::from_bits(if from.is_nan() { nan } else { rounded } as u16);
+            }
+        });
     }
 }
 
@@ -377,26 +388,41 @@ fn tree<'a, T: Number>(
     }
     let middle = ranks.start + split_at(ranks.len());
     tree(op, leaf, ranks.start..middle, out);
+    let in_place = if ranks.end - middle == 1 { T::as_accumulators(leaf(middle)) } else { None };
+    if let Some(right) = in_place {
+        return combine::<T>(op, out, right);
+    }
     let mut right = [T::Acc::default(); BLOCK];
     let right = &mut right[..out.len()];
     tree(op, leaf, middle..ranks.end, right);
+    combine::<T>(op, out, right);
+}
+
+fn combine<T: Number>(op: ReduceOp, out: &mut [T::Acc], right: &[T::Acc]) {
+    let both = out.iter_mut().zip(right);
     match op {
-        ReduceOp::Sum | ReduceOp::Mean => combine(out, right, T::add),
-        ReduceOp::Max => combine(out, right, T::max),
+        ReduceOp::Sum | ReduceOp::Mean => {
+            vectorised(|| both.for_each(|(out, right)| *out = T::add(*out, *right)));
+        }
+        ReduceOp::Max => {
+            vectorised(|| both.for_each(|(out, right)| *out = T::max(*out, *right)));
+        }
     }
 }
 
-fn combine<A: Copy>(out: &mut [A], right: &[A], with: impl Fn(A, A) -> A) {
-    for (out, right) in out.iter_mut().zip(right) {
-        *out = with(*out, *right);
-    }
+/// Runs a loop as the compiler has vectorised it for the best instructions of this processor.
+#[inline(always)]
+fn vectorised(work: impl FnOnce()) {
+    pulp::Arch::new().dispatch(work);
 }
 
 /// What comes after the tree and before rounding.
 fn finish<T: Number>(op: ReduceOp, ranks: usize, sum: &mut [T::Acc]) {
     match op {
         ReduceOp::Sum | ReduceOp::Max => {}
-        ReduceOp::Mean => sum.iter_mut().for_each(|sum| *sum = T::divide(*sum, ranks)),
+        ReduceOp::Mean => {
+            vectorised(|| sum.iter_mut().for_each(|sum| *sum = T::divide(*sum, ranks)));
+        }
     }
 }
 

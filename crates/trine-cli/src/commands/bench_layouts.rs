@@ -59,10 +59,6 @@ fn layouts(args: &BenchLayoutsArgs) -> Result<Vec<Config>, Failure> {
         typed
             .settings
             .extend(degrees.map(|(axis, degree)| Setting::set(&format!("layout.{axis}={degree}"))));
-        if tp == 1 {
-            // Nothing to split over.
-            typed.settings.push(Setting::set("layout.sequence_parallel=false"));
-        }
         Ok(Config::load(&typed)?)
     };
     args.layout.iter().map(one).collect()
@@ -83,7 +79,6 @@ fn degrees(text: &str) -> Result<[usize; 3], Failure> {
 fn on_one_rank(config: &Config) -> Result<Config, Failure> {
     let mut serial = config.clone();
     (serial.layout.dp, serial.layout.pp, serial.layout.tp) = (1, 1, 1);
-    serial.layout.sequence_parallel = false;
     serial.layout.layers = Vec::new();
     serial.check()?;
     Ok(serial)

@@ -227,7 +227,7 @@ impl Check<'_> {
 
     fn batch(&mut self) {
         let (global, micro) = (self.config.batch.global, self.config.batch.micro);
-        let (dp, tp) = (self.config.layout.dp, self.config.layout.tp);
+        let dp = self.config.layout.dp;
         let unit = dp * micro;
         if !global.is_multiple_of(unit) {
             let rule = format!(
@@ -236,20 +236,6 @@ impl Check<'_> {
                 self.given("batch.micro")
             );
             self.report("batch.global", global, rule, self.batch_nearest());
-        }
-        let tokens = self.config.tokens_per_micro_batch();
-        if self.config.layout.sequence_parallel && !tokens.is_multiple_of(tp) {
-            let rule = format!(
-                "tp = {tp}{} must divide the tokens of a micro-batch, batch.micro × data.seq = {micro} × {}",
-                self.given("layout.tp"),
-                self.config.data.seq
-            );
-            let seq = self.config.data.seq.next_multiple_of(tp);
-            let nearest = format!(
-                "false, or batch.micro = {}, or data.seq = {seq}",
-                micro.next_multiple_of(tp)
-            );
-            self.report("layout.sequence_parallel", true, rule, nearest);
         }
     }
 

@@ -72,7 +72,8 @@ fn general(preset: &Preset) -> Config {
             dp: degrees.dp,
             pp: degrees.pp,
             tp: degrees.tp,
-            sequence_parallel: false,
+            // With shards, norms and additions are done once instead of by every rank of them.
+            sequence_parallel: true,
             schedule: ScheduleKind::OneFOneB,
             layers: Vec::new(),
             threads_per_rank: 0,

@@ -21,6 +21,13 @@ impl Config {
         self.degrees().world()
     }
 
+    /// Whether tensor-parallel ranks split the tokens between sharded layers: there are several of them, the
+    /// configuration asks for it, and a micro-batch has as many tokens for each.
+    pub fn splits_tokens(&self) -> bool {
+        let tp = self.layout.tp;
+        self.layout.sequence_parallel && tp > 1 && self.tokens_per_micro_batch().is_multiple_of(tp)
+    }
+
     /// The mesh of all ranks.
     ///
     /// # Errors
@@ -55,7 +62,7 @@ impl Config {
             model: self.model.clone(),
             degrees: self.degrees(),
             layers: (!layers.is_empty()).then(|| layers.clone()),
-            sequence_parallel: self.layout.sequence_parallel,
+            sequence_parallel: self.splits_tokens(),
             schedule: self.layout.schedule,
             numerics: self.train.numerics,
             compute: self.train.precision.dtype(),

@@ -122,8 +122,8 @@ section! {
         pp: usize, "1..=model.layers";
         /// tensor-parallel shards of each layer
         tp: usize, "divides model.heads and model.ffn; it and model.kv_heads divide one another";
-        /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198)
-        sequence_parallel: bool, "tp divides the tokens of a micro-batch";
+        /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198) where tp divides those of a micro-batch
+        sequence_parallel: bool, "any";
         /// order of work in the pipeline
         schedule: ScheduleKind, "a schedule with one stage on each rank";
         /// blocks of each stage; empty: by work, the output layer's included

@@ -282,11 +282,6 @@ const RULES: &[(&[&str], &str, &str)] = &[
     ),
     (&["data.vocab=100"], "data.vocab = 100: a tokenizer needs the 256 bytes", "257"),
     (
-        &["layout.sequence_parallel=true", "layout.tp=4", "batch.micro=1", "data.seq=30"],
-        "layout.sequence_parallel = true: tp = 4",
-        "false, or batch.micro = 4, or data.seq = 32",
-    ),
-    (
         &["train.numerics=reference"],
         "train.precision = \"bf16\": reference numerics (--set train.numerics=reference) are defined for f32 and f64",
         "\"f32\"",
@@ -346,7 +341,17 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(RULES.len(), 37);
+    assert_eq!(RULES.len(), 36);
+}
+
+#[test]
+fn tokens_are_split_where_there_are_as_many_for_each() {
+    let splits = |settings: &[&str]| load("", settings).splits_tokens();
+    assert!(splits(&[]));
+    assert!(splits(&["layout.tp=4", "batch.micro=1", "data.seq=32"]));
+    assert!(!splits(&["layout.tp=4", "batch.micro=1", "data.seq=30"]));
+    assert!(!splits(&["layout.tp=1"]));
+    assert!(!splits(&["layout.sequence_parallel=false"]));
 }
 
 #[test]

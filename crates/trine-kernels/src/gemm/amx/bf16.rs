@@ -10,6 +10,9 @@ use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+/// Bytes of a line of a tile.
+const LINE: usize = 64;
+
 impl TileElement for bf16 {
     const PARTS: usize = 1;
     const STEPS_CLOSE: usize = 10;
@@ -98,14 +101,12 @@ unsafe fn pack_a(a: Operand<'_, bf16>, rows: usize, ks: usize, out: &mut [u8]) {
         let out = &mut out[(tile * steps + step) * TILE_BYTES..][..TILE_BYTES];
         let rows = rows.saturating_sub(tile * TILE).min(TILE);
         let (a, k) = (a.skip(tile * TILE), step * STEP);
-        let block = if a.k_stride == 1 {
-            rows_along_k(a, rows, k, ks)
-        } else if rows == TILE && ks - k >= STEP {
-            turned_halves(a, k)
-        } else {
-            transpose_block(pairs_across_k(a, rows, k, ks))
-        };
-        store(block, out);
+        match (a.k_stride == 1, rows == TILE && ks - k >= STEP) {
+            (true, true) => whole_rows(a, k, out),
+            (true, false) => store(rows_along_k(a, rows, k, ks), out),
+            (false, true) => turned_halves(a, k, out),
+            (false, false) => store(transpose_block(pairs_across_k(a, rows, k, ks)), out),
+        }
     });
 }
 
@@ -119,41 +120,44 @@ unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
         let out = &mut out[((panel * steps + step) * 2 + half) * TILE_BYTES..][..TILE_BYTES];
         let cols = strip.cols.saturating_sub(tile * TILE).min(TILE);
         let (b, k) = (b.skip(tile * TILE), step * STEP);
-        let block = if b.k_stride != 1 {
-            pairs_across_k(b, cols, k, strip.ks)
-        } else if cols == TILE && strip.ks - k >= STEP {
-            turned_words(b, k)
-        } else {
-            transpose_block(rows_along_k(b, cols, k, strip.ks))
-        };
-        store(block, out);
+        match (b.k_stride == 1, cols == TILE && strip.ks - k >= STEP) {
+            (true, true) => turned_words(b, k, out),
+            (true, false) => store(transpose_block(rows_along_k(b, cols, k, strip.ks)), out),
+            (false, true) => whole_pairs(b, k, out),
+            (false, false) => store(pairs_across_k(b, cols, k, strip.ks), out),
+        }
     });
+}
+
+/// 16 whole rows of A's factor, 32 elements of k each.
+fn whole_rows(a: Operand<'_, bf16>, k: usize, out: &mut [u8]) {
+    let rows = a.data[k..].chunks(a.outer_stride);
+    for (row, out) in rows.zip(out.chunks_exact_mut(LINE)) {
+        out.copy_from_slice(bytemuck::cast_slice(&row[..STEP]));
+    }
 }
 
 /// 16 whole rows of B's factor, 32 elements each, as pairs across: word `c` of line `p` is pair `p`
 /// of row `c`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turned_words(b: Operand<'_, bf16>, k: usize) -> [__m512i; TILE] {
+fn turned_words(b: Operand<'_, bf16>, k: usize, out: &mut [u8]) {
     let data = &b.data[k..];
     assert!(data.len() >= (TILE - 1) * b.outer_stride + STEP, "invariant: rows in bounds");
-    let mut block = [_mm512_setzero_si512(); TILE];
-    for (four, out) in block.chunks_exact_mut(4).enumerate() {
+    for (four, out) in out.chunks_exact_mut(4 * LINE).enumerate() {
         let rows =
             quarters::<4>(|row| data.as_ptr().wrapping_add(row * b.outer_stride + 8 * four).cast());
-        out.copy_from_slice(&transpose_quarters(rows));
+        store(transpose_quarters(rows), out);
     }
-    block
 }
 
 /// 16 whole columns of A's factor, 32 elements of k each: line `r` is column `r`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn turned_halves(a: Operand<'_, bf16>, k: usize) -> [__m512i; TILE] {
+fn turned_halves(a: Operand<'_, bf16>, k: usize, out: &mut [u8]) {
     let data = &a.data[k * a.k_stride..];
     assert!(data.len() >= (STEP - 1) * a.k_stride + TILE, "invariant: rows in bounds");
-    let mut block = [_mm512_setzero_si512(); TILE];
-    for (eight, out) in block.chunks_exact_mut(8).enumerate() {
+    for (eight, out) in out.chunks_exact_mut(8 * LINE).enumerate() {
         let ks = quarters::<8>(|k| data.as_ptr().wrapping_add(k * a.k_stride + 8 * eight).cast());
         // In each quarter: pairs of k, then fours, then eights.
         let pair = |i: usize| {
@@ -168,19 +172,37 @@ fn turned_halves(a: Operand<'_, bf16>, k: usize) -> [__m512i; TILE] {
             ]
         };
         let [a, b] = [four([pair(0), pair(2)]), four([pair(4), pair(6)])];
-        for (columns, out) in out.chunks_exact_mut(2).enumerate() {
-            out[0] = _mm512_unpacklo_epi64(a[columns], b[columns]);
-            out[1] = _mm512_unpackhi_epi64(a[columns], b[columns]);
+        for (columns, out) in out.chunks_exact_mut(2 * LINE).enumerate() {
+            let halves = [
+                _mm512_unpacklo_epi64(a[columns], b[columns]),
+                _mm512_unpackhi_epi64(a[columns], b[columns]),
+            ];
+            store(halves, out);
         }
     }
-    block
+}
+
+/// 16 whole columns of B's factor, 32 elements of k each: word `c` of line `p` is pair `p` of column `c`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn whole_pairs(b: Operand<'_, bf16>, k: usize, out: &mut [u8]) {
+    let data = &b.data[k * b.k_stride..];
+    assert!(data.len() >= (STEP - 1) * b.k_stride + TILE, "invariant: rows in bounds");
+    for (pair, out) in out.chunks_exact_mut(LINE).enumerate() {
+        let [first, second] = [2 * pair, 2 * pair + 1].map(|k| {
+            let run = data.as_ptr().wrapping_add(k * b.k_stride).cast();
+            // SAFETY: a whole run, in bounds by the assertion.
+            _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(run) })
+        });
+        store([_mm512_or_si512(first, _mm512_slli_epi32::<16>(second))], out);
+    }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(block: [__m512i; TILE], out: &mut [u8]) {
-    for (words, out) in block.into_iter().zip(out.chunks_exact_mut(64)) {
-        // SAFETY: 64 bytes.
+fn store<const LINES: usize>(block: [__m512i; LINES], out: &mut [u8]) {
+    for (words, out) in block.into_iter().zip(out.chunks_exact_mut(LINE)) {
+        // SAFETY: a line.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
     }
 }
@@ -197,13 +219,6 @@ fn rows_along_k(x: Operand<'_, bf16>, rows: usize, k: usize, ks: usize) -> [__m5
     let data = &x.data[k..];
     assert!(data.len() >= (rows - 1) * x.outer_stride + len, "invariant: rows in bounds");
     let at = |row: usize| data.as_ptr().wrapping_add(row * x.outer_stride).cast::<i16>();
-    if rows == TILE && len == STEP {
-        for (row, words) in block.iter_mut().enumerate() {
-            // SAFETY: a whole row, in bounds by the assertion.
-            *words = unsafe { _mm512_loadu_si512(at(row).cast()) };
-        }
-        return block;
-    }
     let mask = u32::MAX >> (STEP - len);
     for (row, words) in block.iter_mut().enumerate().take(rows) {
         // SAFETY: `len` elements, the others are masked.
@@ -224,15 +239,6 @@ fn pairs_across_k(x: Operand<'_, bf16>, cols: usize, k: usize, ks: usize) -> [__
     let data = &x.data[k * x.k_stride..];
     assert!(data.len() >= (count - 1) * x.k_stride + cols, "invariant: rows in bounds");
     let at = |k: usize| data.as_ptr().wrapping_add(k * x.k_stride);
-    if cols == TILE && count == STEP {
-        for (pair, words) in block.iter_mut().enumerate() {
-            // SAFETY: two whole runs, in bounds by the assertion.
-            let [first, second] = [2 * pair, 2 * pair + 1]
-                .map(|k| unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(at(k).cast())) });
-            *words = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
-        }
-        return block;
-    }
     let mask = ((1u32 << cols) - 1) as __mmask16;
     let run = |k: usize| {
         if k >= count {
