@@ -131,9 +131,9 @@ unsafe fn pack_b(b: Operand<'_, bf16>, strip: Strip, out: &mut [u8]) {
 
 /// 16 whole rows of A's factor, 32 elements of k each.
 fn whole_rows(a: Operand<'_, bf16>, k: usize, out: &mut [u8]) {
-    let rows = a.data[k..].chunks(a.outer_stride);
-    for (row, out) in rows.zip(out.chunks_exact_mut(LINE)) {
-        out.copy_from_slice(bytemuck::cast_slice(&row[..STEP]));
+    for (row, out) in out.chunks_exact_mut(LINE).enumerate() {
+        let row = &a.data[row * a.outer_stride + k..][..STEP];
+        out.copy_from_slice(bytemuck::cast_slice(row));
     }
 }
 
