@@ -3,15 +3,12 @@
 use super::super::Operand;
 use super::super::x86::{transpose_block, transpose_quarters};
 use super::{
-    Rows, SIDE, STEP, Strip, TILE, TILE_BYTES, TileElement, in_order, quarters, start_sums,
-    store_sums,
+    LINE, Rows, SIDE, STEP, Strip, TILE, TILE_BYTES, TileElement, in_order, quarters, start_sums,
+    store_sums, sum_over_steps,
 };
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
-
-/// Bytes of a line of a tile.
-const LINE: usize = 64;
 
 impl TileElement for bf16 {
     const PARTS: usize = 1;
@@ -24,8 +21,8 @@ impl TileElement for bf16 {
         let stride = a.outer_stride * size_of::<bf16>();
         a.k_stride == 1
             && k.is_multiple_of(STEP)
-            && a.data.as_ptr().addr().is_multiple_of(64)
-            && stride.is_multiple_of(64)
+            && a.data.as_ptr().addr().is_multiple_of(LINE)
+            && stride.is_multiple_of(LINE)
             && !stride.is_multiple_of(2048)
     }
 
@@ -51,43 +48,30 @@ impl TileElement for bf16 {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            start_sums(c, c_stride, load);
-            asm!(
-                "test {steps}, {steps}",
-                "jz 3f",
-                "2:",
-                "tileloadd tmm6, [{b} + {line}*1]",
-                "tileloadd tmm4, [{upper} + {stride}*1]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-                "prefetcht0 [{b} + 4096 + 64 * \\line]",
-                ".endr",
-                "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{lower} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-                "prefetcht0 [{b} + 5120 + 64 * \\line]",
-                ".endr",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {upper}, {step}",
-                "add {lower}, {step}",
-                "add {b}, 2048",
-                "dec {steps}",
-                "jnz 2b",
-                "3:",
-                steps = inout(reg) steps => _,
-                upper = inout(reg) a.tiles[0] => _,
-                lower = inout(reg) a.tiles[1] => _,
-                b = inout(reg) b => _,
+            sum_over_steps!(
+                (steps, a, b), (c, c_stride, load),
+                {
+                    "tileloadd tmm6, [{b} + {line}*1]",
+                    "tileloadd tmm4, [{upper} + {stride}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+                    "prefetcht0 [{b} + 4096 + 64 * \\line]",
+                    ".endr",
+                    "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{lower} + {stride}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+                    "prefetcht0 [{b} + 5120 + 64 * \\line]",
+                    ".endr",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {upper}, {step}",
+                    "add {lower}, {step}",
+                    "add {b}, 2048",
+                },
                 stride = in(reg) a.stride,
                 step = in(reg) a.step,
-                line = in(reg) 64usize,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
             );
-            store_sums(c, c_stride);
         }
     }
 }

@@ -10,8 +10,8 @@
 use super::super::Operand;
 use super::super::x86::transpose_quarters;
 use super::{
-    Rows, SIDE, STEP, Strip, TILE, TILE_BYTES, TileElement, in_order, quarters, start_sums,
-    store_sums,
+    LINE, Rows, SIDE, STEP, Strip, TILE, TILE_BYTES, TileElement, in_order, quarters, start_sums,
+    store_sums, sum_over_steps,
 };
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -114,41 +114,28 @@ impl TileElement for f32 {
         let mut unused = MaybeUninit::<[u8; TILE_BYTES]>::uninit();
         // SAFETY: the caller's promise.
         unsafe {
-            start_sums(c, c_stride, load);
-            asm!(
-                "test {steps}, {steps}",
-                "jz 3f",
-                "2:",
-                products!(a 2, b 0),
-                ask!(0),
-                products!(a 1),
-                ask!(1),
-                products!(b 1),
-                ask!(2),
-                products!(a 0),
-                ask!(3),
-                products!(b 2),
-                ask!(4),
-                products!(b 0),
-                ask!(5),
-                "tilestored [{unused} + {line}*1], tmm7",
-                "add {upper}, 3072",
-                "add {lower}, 3072",
-                "add {b}, 6144",
-                "dec {steps}",
-                "jnz 2b",
-                "3:",
-                steps = inout(reg) steps => _,
-                upper = inout(reg) a.tiles[0] => _,
-                lower = inout(reg) a.tiles[1] => _,
-                b = inout(reg) b => _,
-                line = in(reg) 64usize,
+            sum_over_steps!(
+                (steps, a, b), (c, c_stride, load),
+                {
+                    products!(a 2, b 0),
+                    ask!(0),
+                    products!(a 1),
+                    ask!(1),
+                    products!(b 1),
+                    ask!(2),
+                    products!(a 0),
+                    ask!(3),
+                    products!(b 2),
+                    ask!(4),
+                    products!(b 0),
+                    ask!(5),
+                    "tilestored [{unused} + {line}*1], tmm7",
+                    "add {upper}, 3072",
+                    "add {lower}, 3072",
+                    "add {b}, 6144",
+                },
                 unused = in(reg) unused.as_mut_ptr(),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
             );
-            store_sums(c, c_stride);
         }
     }
 }
@@ -208,7 +195,7 @@ fn pack_whole(x: Operand<'_, f32>, along_k: bool, out: &mut [u8], part_bytes: us
             unsafe {
                 let [first, second] =
                     [_mm512_loadu_si512(at(halves[0])), _mm512_loadu_si512(at(halves[1]))];
-                store_parts(first, second, out.wrapping_add(line * 64), part_bytes);
+                store_parts(first, second, out.wrapping_add(line * LINE), part_bytes);
             }
         }
         return;
@@ -219,7 +206,9 @@ fn pack_whole(x: Operand<'_, f32>, along_k: bool, out: &mut [u8], part_bytes: us
         let second = transpose_quarters(quarters::<4>(|run| at(halves[1], run)));
         for (line, (first, second)) in first.into_iter().zip(second).enumerate() {
             // SAFETY: whole tiles, in bounds by the assertion.
-            unsafe { store_parts(first, second, out.wrapping_add((four + line) * 64), part_bytes) };
+            unsafe {
+                store_parts(first, second, out.wrapping_add((four + line) * LINE), part_bytes)
+            };
         }
     }
 }
@@ -227,7 +216,7 @@ fn pack_whole(x: Operand<'_, f32>, along_k: bool, out: &mut [u8], part_bytes: us
 /// Stores a line of each part: of two numbers one word, the first in its lower half.
 ///
 /// # Safety
-/// `out` leads to three lines of 64 bytes, `part_bytes` apart.
+/// `out` leads to three lines, `part_bytes` apart.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn store_parts(first: __m512i, second: __m512i, out: *mut u8, part_bytes: usize) {

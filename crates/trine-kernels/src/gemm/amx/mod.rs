@@ -27,8 +27,10 @@ const SIDE: usize = 32;
 const TILE: usize = 16;
 /// Elements of k in a row of a tile: a step.
 const STEP: usize = 32;
+/// Bytes of a row of a tile.
+const LINE: usize = 64;
 /// Bytes of a tile.
-pub(crate) const TILE_BYTES: usize = 1024;
+pub(crate) const TILE_BYTES: usize = TILE * LINE;
 
 /// What `ldtilecfg` reads: eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -144,7 +146,7 @@ fn in_order<T>(x: Operand<'_, T>, tiles: usize, steps: usize, mut pack: impl FnM
 pub(super) struct InTiles;
 
 impl<T: TileElement> PackedKernel<T> for InTiles {
-    const PANELS: Panels = Panels { rows: SIDE, cols: SIDE, group: STEP, bytes: 64 * T::PARTS };
+    const PANELS: Panels = Panels { rows: SIDE, cols: SIDE, group: STEP, bytes: LINE * T::PARTS };
 
     unsafe fn pack(_: Isa, side: Side, x: Operand<'_, T>, outers: usize, k: usize, out: &mut [u8]) {
         let strip = Strip { col: 0, cols: outers, k: 0, ks: k, packed: false };
@@ -187,7 +189,7 @@ impl Rows {
     /// Packed rows of `steps` steps.
     fn packed<T: TileElement>(start: *const u8, steps: usize) -> Self {
         let step = T::PARTS * TILE_BYTES;
-        Self { tiles: [start, start.wrapping_add(steps * step)], stride: 64, step }
+        Self { tiles: [start, start.wrapping_add(steps * step)], stride: LINE, step }
     }
 
     /// The same rows from a step on.
@@ -243,6 +245,38 @@ unsafe fn store_sums(c: *mut f32, stride: usize) {
         );
     }
 }
+
+/// The body of a kernel: where sums start, `steps` times the instructions given, where sums go. Every kernel has the registers
+/// `upper` and `lower` (A's tiles), `b`, and `line` (bytes of a row); those given come on top.
+macro_rules! sum_over_steps {
+    (
+        ($steps:expr, $a:expr, $b:expr), ($c:expr, $c_stride:expr, $load:expr),
+        { $($instructions:expr),+ $(,)? },
+        $($registers:tt)*
+    ) => {
+        start_sums($c, $c_stride, $load);
+        asm!(
+            "test {steps}, {steps}",
+            "jz 3f",
+            "2:",
+            $($instructions,)+
+            "dec {steps}",
+            "jnz 2b",
+            "3:",
+            steps = inout(reg) $steps => _,
+            upper = inout(reg) $a.tiles[0] => _,
+            lower = inout(reg) $a.tiles[1] => _,
+            b = inout(reg) $b => _,
+            line = in(reg) LINE,
+            $($registers)*
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+        store_sums($c, $c_stride);
+    };
+}
+use sum_over_steps;
 
 /// Quarter `q` is the 16 bytes of run `runs · q + i`, for each `i`: gathered by loads, so that the
 /// shuffles that follow stay inside quarters.
