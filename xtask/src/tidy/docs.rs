@@ -1,4 +1,5 @@
-//! Rules about Markdown: relative links lead somewhere, and decision records have their parts.
+//! Rules about Markdown: relative links lead somewhere, and decision records have their parts and a
+//! status.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -90,7 +91,10 @@ fn links_of_line(line: &str) -> Vec<&str> {
     found
 }
 
-/// Decision records: `docs/decisions/NNNN-title.md`, numbers used once, all parts present.
+/// The line of a decision record that says whether it holds, and which record supersedes it.
+const STATUS: &str = "Status: ";
+
+/// Decision records: `docs/decisions/NNNN-title.md`, numbers used once, a status, all parts present.
 pub(super) fn check_decisions(files: &[TextFile]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut numbers: BTreeMap<&str, &str> = BTreeMap::new();
@@ -103,6 +107,9 @@ pub(super) fn check_decisions(files: &[TextFile]) -> Vec<Problem> {
         if let Some(other) = numbers.insert(number, &file.path) {
             problems
                 .push(Problem::file(&file.path, format!("number {number} is taken by {other}")));
+        }
+        if !file.text.lines().any(|line| line.starts_with(STATUS)) {
+            problems.push(Problem::file(&file.path, "no line \"Status: …\" below the title"));
         }
         let missing = DECISION_PARTS.iter().filter(|(names, _)| !has_heading(&file.text, names));
         problems.extend(
@@ -155,8 +162,8 @@ mod tests {
         assert_eq!(bad_links("README.md", "[up](../README.md)"), [1]);
     }
 
-    const RECORD: &str =
-        "# Title\n\n## The choice\n\n## Alternatives considered\n\n## What would change it back\n";
+    const RECORD: &str = "# Title\n\nStatus: in force.\n\n## The choice\n\n## Alternatives considered\n\n\
+                          ## What would change it back\n";
 
     #[test]
     fn a_whole_decision_record_passes() {
@@ -176,6 +183,14 @@ mod tests {
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert!(problems[0].text.contains(part), "{problems:?}");
         }
+    }
+
+    #[test]
+    fn a_decision_record_without_a_status_fails() {
+        let record = RECORD.replace(STATUS, "");
+        let problems = check_decisions(&[file("docs/decisions/0001-a.md", &record)]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].text.contains("Status"), "{problems:?}");
     }
 
     #[test]
