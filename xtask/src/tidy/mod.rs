@@ -15,8 +15,8 @@ use anyhow::Context;
 use crate::workspace::Workspace;
 use table::Table;
 
-/// Folders that are made by tools or by runs, not written.
-const SKIPPED_FOLDERS: &[&str] = &[".git", ".cuda", "target", "runs"];
+/// Names that tools or runs make, not writers. `.git` is a file in a linked work tree.
+const SKIPPED_NAMES: &[&str] = &[".git", ".cuda", "target", "runs"];
 
 /// A file of the repository, as the rules see it.
 #[derive(Debug, Clone)]
@@ -115,8 +115,11 @@ fn read_tree(root: &Path) -> anyhow::Result<Vec<TextFile>> {
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot read {}", folder.display()))?;
             let name = entry.file_name();
+            if SKIPPED_NAMES.iter().any(|skipped| name == *skipped) {
+                continue;
+            }
             let kind = entry.file_type()?;
-            if kind.is_dir() && !SKIPPED_FOLDERS.iter().any(|skipped| name == *skipped) {
+            if kind.is_dir() {
                 folders.push(entry.path());
             } else if kind.is_file() {
                 files.extend(read_text(root, &entry.path())?);
