@@ -3,7 +3,8 @@
 use crate::TrainError;
 use crate::config::{Config, Source};
 use crate::engine::{Batch, EngineConfig};
-use crate::run::{Event, Reporter, rank::report};
+use crate::run::events::report;
+use crate::run::{Event, Reporter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use trine_checkpoint::RunState;

@@ -5,6 +5,7 @@ use crate::engine::EngineConfig;
 use crate::planned::PlanCheck;
 use crate::run::{Completion, MetricsLine, Summary};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use trine_data::CorpusReport;
 
 /// Something happened.
@@ -59,4 +60,9 @@ pub enum Event<'a> {
 pub trait Reporter: Send {
     /// Shows one.
     fn event(&mut self, event: &Event<'_>);
+}
+
+/// Tells the reporter. A reporter that panicked is not told any more.
+pub(crate) fn report(reporter: &Mutex<dyn Reporter + '_>, event: &Event<'_>) {
+    reporter.lock().unwrap_or_else(PoisonError::into_inner).event(event);
 }

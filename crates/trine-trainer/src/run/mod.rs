@@ -5,6 +5,7 @@ mod directory;
 mod events;
 mod flight;
 pub(crate) mod measure;
+mod prepare;
 mod process;
 mod rank;
 mod sample;
@@ -21,9 +22,9 @@ pub use summary::{RankSummary, Summary};
 use crate::TrainError;
 use crate::bench::Wrap;
 use crate::config::Config;
-use crate::engine::EngineConfig;
 use crate::planned::Machine;
-use crate::run::data::RunData;
+use crate::run::events::report;
+use crate::run::prepare::prepare;
 use crate::run::rank::{RankRun, RunResult};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -31,7 +32,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use trine_checkpoint::{Checkpoint, Disk, Storage};
 use trine_comm::threads::{self, Explained, WorldOptions};
-use trine_comm::{Name, Phase};
 
 /// What a run stands on. Tests put failures here; a real one has nothing in between.
 #[derive(Clone, Copy)]
@@ -85,14 +85,6 @@ impl std::fmt::Debug for MachineSource<'_> {
     }
 }
 
-/// What is made before the ranks start.
-struct Prepared {
-    engine: EngineConfig,
-    directory: RunDirectory,
-    restored: Option<Checkpoint>,
-    data: RunData,
-}
-
 /// Trains: configuration → data → ranks (mesh, communicators, stage, optimizer) → the loop of
 /// steps → checkpoint, summary and samples. The summary of a run of several processes is rank 0's.
 ///
@@ -103,15 +95,9 @@ pub fn train(
     ranks: Ranks<'_>,
     reporter: &Mutex<dyn Reporter + '_>,
 ) -> Result<Option<Summary>, TrainError> {
-    let prepared = match ranks {
-        Ranks::Threads => prepare(request, reporter)?,
-        Ranks::Process(process) => prepare_together(request, process, reporter)?,
-    };
-    let (host, ranks_here) = match ranks {
-        Ranks::Threads => ("", prepared.engine.degrees.world()),
-        Ranks::Process(process) => (process.host(), process.ranks_here()),
-    };
+    let prepared = prepare(request, ranks, reporter)?;
     let machine = known_machine(request, ranks, prepared.restored.as_ref());
+    let world = prepared.engine.degrees.world();
     let shared = RankRun {
         request,
         machine: &machine,
@@ -120,39 +106,29 @@ pub fn train(
         directory: &prepared.directory,
         restored: prepared.restored.as_ref(),
         reporter,
-        host,
-        cores: request.cores as f64 / ranks_here as f64,
+        host: ranks.host(),
+        cores: request.cores as f64 / ranks.ranks_here(world) as f64,
     };
+    ranks.agree(if ranks.is_first() { shared.begin() } else { Ok(()) })?;
+    shared.tell_start();
     let result = match ranks {
         Ranks::Threads => {
-            shared.begin()?;
-            shared.tell_start();
             // Ranks that wait in a circle, or for one that is gone, are told at once; the deadline is for
             // those that compute without end.
             let options =
                 WorldOptions { deadline: request.config.deadline(), ..Default::default() };
-            let world = prepared.engine.degrees.world();
             threads::run_explained(world, &options, |comm| shared.run(comm))
                 .map_err(|failed| explain(&shared, failed))?
                 .swap_remove(0)
         }
-        Ranks::Process(process) => {
-            let is_first = process.world().rank() == 0;
-            agree(process, if is_first { shared.begin() } else { Ok(()) })?;
-            shared.tell_start();
-            let result = shared.run(process.world().clone());
-            let result = result.map_err(|error| TrainError::Begun(Box::new(error)))?;
-            if !is_first {
-                return Ok(None);
-            }
-            let deadline = Some(request.config.long_deadline());
-            process
-                .world()
-                .recorder()
-                .begin_phase(Phase { name: Name::new("summing up"), deadline });
-            result
-        }
+        Ranks::Process(process) => shared
+            .run(process.world().clone())
+            .map_err(|error| TrainError::Begun(Box::new(error)))?,
     };
+    if !ranks.is_first() {
+        return Ok(None);
+    }
+    ranks.begin_phase("summing up", request.config.long_deadline());
     conclude(&shared, &result).map(Some)
 }
 
@@ -174,88 +150,13 @@ fn known_machine(
     }
 }
 
-/// All that comes before the ranks, in the one process that there is. What is quick to refuse comes
-/// before the data, which may take minutes.
-fn prepare(
-    request: &TrainRequest<'_>,
-    reporter: &Mutex<dyn Reporter + '_>,
-) -> Result<Prepared, TrainError> {
-    let config = &request.config;
-    let directory = RunDirectory::open(config, request.resume)?;
-    let engine = config.engine(request.cores)?;
-    let restored = restored(request, &directory, &engine, reporter)?;
-    let data = RunData::open(config, request.cores, reporter)?;
-    check_data(&data, restored.as_ref())?;
-    Ok(Prepared { engine, directory, restored, data })
-}
-
-/// The same by processes: rank 0 has the directory, the first rank of each machine prepares the data
-/// there, and all others read what they find. No process goes on alone.
-fn prepare_together(
-    request: &TrainRequest<'_>,
-    process: &Process,
-    reporter: &Mutex<dyn Reporter + '_>,
-) -> Result<Prepared, TrainError> {
-    let config = &request.config;
-    let phase = |name| Phase { name: Name::new(name), deadline: Some(config.long_deadline()) };
-    process.world().recorder().begin_phase(phase("preparing"));
-    let (world, is_first) = (process.world(), process.world().rank() == 0);
-    // Cores are shared among the ranks of a machine.
-    let cores = request.cores * world.size() / process.ranks_here();
-    let engine = agree(process, config.engine(cores).map_err(Into::into))?;
-    let own = is_first.then(|| RunDirectory::open(config, request.resume)).transpose();
-    let own = agree(process, own)?;
-    let path = own.as_ref().map_or_else(String::new, |own| own.path().display().to_string());
-    let path = process.rank_0_says(&path)?;
-    let directory = own.unwrap_or_else(|| RunDirectory::follow(path.into()));
-    // The first rank reads all checksums, the others the checkpoint that it has found whole.
-    let found = is_first.then(|| restored(request, &directory, &engine, reporter)).transpose();
-    let found = agree(process, found)?.flatten();
-    let dir = found.as_ref().map_or_else(String::new, |found| found.dir().display().to_string());
-    let dir = process.rank_0_says(&dir)?;
-    let followed = match found {
-        Some(checkpoint) => Ok(Some(checkpoint)),
-        None if dir.is_empty() => Ok(None),
-        None => Checkpoint::open(dir.as_ref()).map(Some).map_err(TrainError::from),
-    };
-    let restored = agree(process, followed)?;
-    let open = || RunData::open(config, request.cores, reporter);
-    let leader = agree(process, process.is_first_here().then(open).transpose())?;
-    let data = agree(process, leader.map_or_else(open, Ok))?;
-    process.check_same("corpus", &data.report().corpus_hash)?;
-    agree(process, check_data(&data, restored.as_ref()))?;
-    Ok(Prepared { engine, directory, restored, data })
-}
-
-fn agree<T>(process: &Process, own: Result<T, TrainError>) -> Result<T, TrainError> {
-    process.agree(own, TrainError::is_usage)
-}
-
-/// The checkpoint to go on from.
-fn restored(
-    request: &TrainRequest<'_>,
-    directory: &RunDirectory,
-    engine: &EngineConfig,
-    reporter: &Mutex<dyn Reporter + '_>,
-) -> Result<Option<Checkpoint>, TrainError> {
-    let found = directory.latest_checkpoint(request.resume, &engine.model)?;
-    for damage in &found.damaged {
-        rank::report(reporter, &Event::Note(damage.to_string()));
-    }
-    Ok(found.checkpoint)
-}
-
-fn check_data(data: &RunData, restored: Option<&Checkpoint>) -> Result<(), TrainError> {
-    restored.map_or(Ok(()), |checkpoint| data.check_same(&checkpoint.manifest().run))
-}
-
 /// The ranks' failure as the run's, with the flight recorders kept in its directory.
 fn explain(shared: &RankRun<'_>, failed: Explained<TrainError>) -> TrainError {
     let post_mortem = *failed.post_mortem;
     let flight = match write_post_mortem(shared.directory.path(), &post_mortem) {
         Ok(folder) => Some(folder),
         Err(error) => {
-            rank::report(shared.reporter, &Event::Note(format!("no flight recorders: {error}")));
+            report(shared.reporter, &Event::Note(format!("no flight recorders: {error}")));
             None
         }
     };
@@ -270,10 +171,7 @@ fn conclude(shared: &RankRun<'_>, run: &RunResult) -> Result<Summary, TrainError
     }
     let summary = Summary::new(shared, run)?;
     directory.finish(&summary, &request.config)?;
-    rank::report(
-        shared.reporter,
-        &Event::Finished { summary: &summary, directory: directory.path() },
-    );
+    report(shared.reporter, &Event::Finished { summary: &summary, directory: directory.path() });
     if summary.stopped_early.is_none() {
         let found = directory.latest_checkpoint(true, &shared.engine.model)?;
         if let Some(checkpoint) = found.checkpoint {
@@ -282,7 +180,7 @@ fn conclude(shared: &RankRun<'_>, run: &RunResult) -> Result<Summary, TrainError
             for prompt in &config.sample.prompts {
                 let completion =
                     complete(&checkpoint, tokenizer, prompt, config, cores, &mut |_| {})?;
-                rank::report(shared.reporter, &Event::Sample(&completion));
+                report(shared.reporter, &Event::Sample(&completion));
             }
         }
     }

@@ -3,8 +3,9 @@
 use crate::TrainError;
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 use trine_buffer::Buf;
-use trine_comm::{CommError, Communicator, Name};
+use trine_comm::{CommError, Communicator, Name, Phase};
 
 /// Where the ranks of a run are.
 #[derive(Debug, Clone, Copy)]
@@ -13,6 +14,66 @@ pub enum Ranks<'a> {
     Threads,
     /// This process is one of them.
     Process(&'a Process),
+}
+
+impl<'a> Ranks<'a> {
+    /// Whether rank 0 is here: it writes, decides and speaks for all.
+    pub(crate) fn is_first(self) -> bool {
+        self.process().is_none_or(|process| process.world().rank() == 0)
+    }
+
+    /// Whether the first rank of this machine is here.
+    pub(crate) fn is_first_here(self) -> bool {
+        self.process().is_none_or(Process::is_first_here)
+    }
+
+    /// This machine; empty where all ranks are threads of one process.
+    pub(crate) fn host(self) -> &'a str {
+        self.process().map_or("", Process::host)
+    }
+
+    /// Cores for all ranks, of which those of this machine share `here`.
+    pub(crate) fn cores(self, here: usize) -> usize {
+        self.process().map_or(here, |one| here * one.world().size() / one.ranks_here())
+    }
+
+    /// Ranks of this machine, of `world` in all.
+    pub(crate) fn ranks_here(self, world: usize) -> usize {
+        self.process().map_or(world, Process::ranks_here)
+    }
+
+    /// What the processes do from now on.
+    pub(crate) fn begin_phase(self, name: &'static str, deadline: Duration) {
+        if let Some(process) = self.process() {
+            let phase = Phase { name: Name::new(name), deadline: Some(deadline) };
+            process.world().recorder().begin_phase(phase);
+        }
+    }
+
+    /// [`Process::agree`]; alone, one agrees with oneself.
+    pub(crate) fn agree<T>(self, own: Result<T, TrainError>) -> Result<T, TrainError> {
+        match self.process() {
+            Some(process) => process.agree(own, TrainError::is_usage),
+            None => own,
+        }
+    }
+
+    /// [`Process::rank_0_says`].
+    pub(crate) fn rank_0_says(self, own: String) -> Result<String, CommError> {
+        self.process().map_or(Ok(own.clone()), |process| process.rank_0_says(&own))
+    }
+
+    /// [`Process::check_same`].
+    pub(crate) fn check_same(self, what: &str, own: &str) -> Result<(), TrainError> {
+        self.process().map_or(Ok(()), |process| process.check_same(what, own))
+    }
+
+    fn process(self) -> Option<&'a Process> {
+        match self {
+            Self::Threads => None,
+            Self::Process(process) => Some(process),
+        }
+    }
 }
 
 /// A process that is one rank of a run. Everything here is a collective call.
