@@ -7,6 +7,7 @@ mod bytes;
 mod common;
 mod contents;
 mod failures;
+mod fixtures;
 mod kill;
 mod layouts;
 #[cfg(feature = "mpi")]
