@@ -162,3 +162,20 @@ fn the_peak_of_activations_is_predicted() {
     println!("at most {:.2} % off", 100.0 * worst);
     assert_eq!(cases, 2 * 2 * 2 * 3 * (1 + 4 + 8 + 8));
 }
+
+#[test]
+fn an_axis_that_nothing_is_split_on_is_refused() {
+    let config = run(awkward()[0].clone());
+    let asked = [
+        ("cp = 2", Degrees { cp: 2, ..Degrees::SERIAL }),
+        ("ep = 3", Degrees { ep: 3, ..Degrees::SERIAL }),
+        ("cp = 0", Degrees { cp: 0, ..Degrees::SERIAL }),
+    ];
+    for (said, degrees) in asked {
+        let error = RankPlan::new(&EngineConfig { degrees, ..config.clone() }, 0).unwrap_err();
+        let (text, axis) = (error.to_string(), &said[..2]);
+        let nearest = format!("nearest valid value: {axis} = 1");
+        assert!(text.starts_with(said) && text.ends_with(&nearest), "{text}");
+    }
+    assert!(RankPlan::new(&config, 0).is_ok());
+}

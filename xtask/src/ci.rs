@@ -313,9 +313,7 @@ mod tests {
     }
 
     fn member(name: &str, publish: Option<Vec<String>>) -> Package {
-        let (name, version) = (name.to_owned(), "0.1.0".to_owned());
-        let manifest_path = "Cargo.toml".into();
-        Package { name, version, manifest_path, source: None, dependencies: Vec::new(), publish }
+        Package { publish, ..Package::of_test(name) }
     }
 
     #[test]

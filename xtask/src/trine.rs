@@ -159,14 +159,12 @@ mod tests {
 
     fn package(name: &str, version: &str) -> Package {
         Package {
-            name: name.to_owned(),
             version: version.to_owned(),
             manifest_path: Path::new("registry")
                 .join(format!("{name}-{version}"))
                 .join("Cargo.toml"),
             source: Some("registry+https://example.org/index".to_owned()),
-            dependencies: Vec::new(),
-            publish: None,
+            ..Package::of_test(name)
         }
     }
 

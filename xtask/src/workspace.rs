@@ -29,6 +29,17 @@ pub(crate) struct Package {
     pub(crate) dependencies: Vec<Dependency>,
     /// `Some([])` says `publish = false`.
     pub(crate) publish: Option<Vec<String>>,
+    pub(crate) description: Option<String>,
+    pub(crate) license: Option<String>,
+    pub(crate) repository: Option<String>,
+    /// Relative to the manifest.
+    pub(crate) readme: Option<String>,
+    #[serde(default)]
+    pub(crate) keywords: Vec<String>,
+    #[serde(default)]
+    pub(crate) categories: Vec<String>,
+    /// The table `[package.metadata]`.
+    pub(crate) metadata: Option<serde_json::Value>,
 }
 
 /// One declared dependency of a package.
@@ -41,6 +52,8 @@ pub(crate) struct Dependency {
     pub(crate) kind: Option<String>,
     /// Set when the dependency is a local crate.
     pub(crate) path: Option<PathBuf>,
+    /// What the source calls it, if that is not its name.
+    pub(crate) rename: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -62,6 +75,13 @@ impl Package {
     }
 }
 
+impl Dependency {
+    /// True if only tests, examples and documentation tests can use it.
+    pub(crate) fn is_dev(&self) -> bool {
+        self.kind.as_deref() == Some("dev")
+    }
+}
+
 impl Workspace {
     /// Reads the workspace that this program was compiled in. Needs no network and no lock file.
     pub(crate) fn load() -> anyhow::Result<Self> {
@@ -70,6 +90,13 @@ impl Workspace {
         let mut members = metadata.packages;
         members.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Self { root: metadata.workspace_root, target: metadata.target_directory, members })
+    }
+
+    /// Folder of a member relative to the root, with `/`.
+    pub(crate) fn folder_of(&self, member: &Package) -> String {
+        let folder = member.folder();
+        let parts = folder.strip_prefix(&self.root).unwrap_or(folder).iter();
+        parts.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
     }
 
     /// A cargo call in the root folder.
@@ -161,6 +188,28 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
         bail!("`{program}` failed ({}), see above", output.status);
     }
     String::from_utf8(output.stdout).with_context(|| format!("`{program}` printed no UTF-8"))
+}
+
+#[cfg(test)]
+impl Package {
+    /// A member with nothing but a name.
+    pub(crate) fn of_test(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            version: "0.1.0".to_owned(),
+            manifest_path: PathBuf::from(format!("crates/{name}/Cargo.toml")),
+            source: None,
+            dependencies: vec![],
+            publish: None,
+            description: None,
+            license: None,
+            repository: None,
+            readme: None,
+            keywords: vec![],
+            categories: vec![],
+            metadata: None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::fmt::Debug;
 use std::panic::Location;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType, Queue};
-use trine_mesh::{Axis, Mesh};
 
 /// A group of ranks that exchange buffers, seen by one of them.
 ///
@@ -326,27 +325,5 @@ impl dyn Communicator + '_ {
     #[track_caller]
     pub fn split(&self, colour: u64, name: &str) -> Result<Arc<dyn Communicator>, CommError> {
         self.subgroup(colour, name, Location::caller())
-    }
-
-    /// The subgroup of ranks that differ from the caller on `axes` of the mesh only. Called by all
-    /// ranks of the world, with the same axes.
-    ///
-    /// # Errors
-    /// [`CommError::Mesh`] if the group is not as large as the mesh, else as
-    /// `split`.
-    #[track_caller]
-    pub fn along(
-        &self,
-        mesh: &Mesh,
-        axes: &[Axis],
-        name: &str,
-    ) -> Result<Arc<dyn Communicator>, CommError> {
-        let (size, world) = (self.size(), mesh.world());
-        if size != world {
-            return Err(CommError::Mesh { group: self.group().to_string(), size, world });
-        }
-        // Every member computes the same first rank, and no other group has it.
-        let first = mesh.group(self.rank(), axes).ranks[0];
-        self.subgroup(first as u64, name, Location::caller())
     }
 }

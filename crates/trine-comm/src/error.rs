@@ -173,18 +173,6 @@ pub enum CommError {
         /// What would fit.
         wanted: String,
     },
-    /// The communicator's ranks and the mesh's differ.
-    #[error(
-        "group {group} has {size} ranks, but the mesh has {world}; split the world of the mesh"
-    )]
-    Mesh {
-        /// The group.
-        group: String,
-        /// Its size.
-        size: usize,
-        /// The number of ranks of the mesh.
-        world: usize,
-    },
     /// A finished operation lacks a buffer that its caller expects: a wrapper took it away.
     #[error("the operation called at {site} came back without its {which} buffer")]
     Taken {
@@ -221,7 +209,6 @@ impl CommError {
             | Self::Aborted { .. }
             | Self::Shape { .. }
             | Self::Rank { .. }
-            | Self::Mesh { .. }
             | Self::Taken { .. }
             | Self::Injected { .. }
             | Self::Buffer(_) => None,

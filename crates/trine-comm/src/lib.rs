@@ -65,3 +65,5 @@ pub use recorder::{OPERATIONS_KEPT, Recorder};
 pub use request::{Call, Extent, Name, Operation, Peers, ReduceOp, Request, Seal, Site, checksum};
 pub use threads::Delivery;
 pub use tree::tree_fold;
+// What the interface above names, so that a user of it needs no second dependency.
+pub use trine_buffer::{Buf, BufferError, DType, Element, Queue, Slice, SliceMut};

@@ -121,8 +121,8 @@ const CLASSES: [Class; 8] = [
         body: |comm| {
             let mesh = Mesh::new(Degrees { dp: 2, tp: 2, ..Degrees::SERIAL }, 4);
             let mesh = mesh.expect("2 × 2 is 4");
-            let tp = comm.along(&mesh, &[Axis::Tp], "tp")?;
-            let dp = comm.along(&mesh, &[Axis::Dp], "dp")?;
+            let tp = comm.split(mesh.colour(comm.rank(), &[Axis::Tp]), "tp")?;
+            let dp = comm.split(mesh.colour(comm.rank(), &[Axis::Dp]), "dp")?;
             // Ranks 0 and 3 begin with their tensor group, 1 and 2 with their data group.
             let order = if [0, 3].contains(&comm.rank()) { [&tp, &dp] } else { [&dp, &tp] };
             order
@@ -457,13 +457,4 @@ fn what_nobody_took_is_reported_at_the_end() {
     });
     let text = result.unwrap_err().to_string();
     assert!(text.contains("rank 0 in send(to rank 1) \"lost\" #0, f32 × 3"), "{text}");
-}
-
-#[test]
-fn a_mesh_of_another_size_is_refused() {
-    let mesh = Mesh::new(Degrees { dp: 3, ..Degrees::SERIAL }, 3).unwrap();
-    let result = threads::run(2, &WorldOptions::default(), |comm| {
-        comm.along(&mesh, &[Axis::Dp], "dp").map(drop)
-    });
-    assert!(result.unwrap_err().to_string().contains("has 2 ranks, but the mesh has 3"));
 }

@@ -92,7 +92,13 @@ impl Coordinate {
 
 impl fmt::Display for Coordinate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dp {} pp {} tp {}", self.dp, self.pp, self.tp)
+        write!(f, "dp {} pp {} tp {}", self.dp, self.pp, self.tp)?;
+        for (name, index) in [("cp", self.cp), ("ep", self.ep)] {
+            if index != 0 {
+                write!(f, " {name} {index}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -178,6 +184,12 @@ impl Mesh {
         Group { ranks, index }
     }
 
+    /// A number that the group of `rank` along `axes` has in common and no other such group has:
+    /// what a communicator of [`Mesh::world`] ranks is split by, to get the group's.
+    pub fn colour(&self, rank: usize, axes: &[Axis]) -> u64 {
+        self.group(rank, axes).ranks[0] as u64
+    }
+
     /// All groups along `axes`, each rank in exactly one, ordered by their first rank.
     pub fn groups(&self, axes: &[Axis]) -> Vec<Vec<usize>> {
         (0..self.world())
@@ -247,12 +259,25 @@ mod tests {
                 let groups = mesh.groups(axes);
                 let size: usize = axes.iter().map(|axis| degrees.of(*axis)).product();
                 assert!(groups.iter().all(|group| group.len() == size));
+                let colour = |group: &Vec<usize>| mesh.colour(group[size - 1], axes);
+                let colours: Vec<u64> = groups.iter().map(colour).collect();
+                assert!(colours.is_sorted_by(|a, b| a < b), "{colours:?}");
                 let mut seen: Vec<usize> = groups.concat();
                 seen.sort_unstable();
                 assert_eq!(seen, (0..mesh.world()).collect::<Vec<_>>());
             }
         }
         assert_eq!(cases, 1 + 8 + 12 + 10 + 12);
+    }
+
+    #[test]
+    fn no_two_ranks_of_a_mesh_are_shown_alike() {
+        let mesh = Mesh::new(Degrees { dp: 2, pp: 1, tp: 2, cp: 2, ep: 3 }, 24).unwrap();
+        let shown = |rank| mesh.coordinate(rank).to_string();
+        assert_eq!(shown(0), "dp 0 pp 0 tp 0");
+        assert_eq!(shown(23), "dp 1 pp 0 tp 1 cp 1 ep 2");
+        let all: std::collections::BTreeSet<_> = (0..24).map(shown).collect();
+        assert_eq!(all.len(), 24);
     }
 
     #[test]

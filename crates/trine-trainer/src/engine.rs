@@ -3,6 +3,7 @@
 //! The engine knows nothing of files, clocks or progress. It takes the samples of a step and gives
 //! back losses, gradients and updated weights, in any layout; the parity tests drive it directly.
 
+mod check;
 mod messages;
 mod state;
 
@@ -148,21 +149,9 @@ impl RankPlan {
     /// Plans the rank `rank` of a run.
     ///
     /// # Errors
-    /// A model or batch that does not fit the layout.
+    /// As [`EngineConfig::check`].
     pub fn new(config: &EngineConfig, rank: usize) -> Result<Self, TrainError> {
-        config.model.check()?;
-        config.model.check_layout(config.degrees.tp, config.degrees.pp)?;
-        if config.numerics == Numerics::Reference {
-            config.model.check_reference(config.degrees.tp)?;
-        }
-        let each = config.degrees.dp * config.micro_batch;
-        if each == 0 || config.global_batch == 0 || !config.global_batch.is_multiple_of(each) {
-            return Err(TrainError::Batch { global: config.global_batch, each });
-        }
-        let tokens = config.micro_batch * config.seq;
-        if config.sequence_parallel && !tokens.is_multiple_of(config.degrees.tp) {
-            return Err(TrainError::SequenceParallel { tokens, tp: config.degrees.tp });
-        }
+        config.check()?;
         let mesh = Mesh::new(config.degrees, config.degrees.world())?;
         let coordinate = mesh.coordinate(rank);
         Ok(Self {
@@ -275,7 +264,7 @@ impl Engine {
         ops: Arc<dyn Ops>,
     ) -> Result<Self, TrainError> {
         let mesh = Mesh::new(config.degrees, world.size())?;
-        let along = |axis: Axis, name| world.along(&mesh, &[axis], name);
+        let along = |axis: Axis, name| world.split(mesh.colour(world.rank(), &[axis]), name);
         let (pp, dp, tp) = (along(Axis::Pp, "pp")?, along(Axis::Dp, "dp")?, along(Axis::Tp, "tp")?);
         let tied = tied_link(config, &plan, &pp)?;
         messages::make_room(config, &plan, &*pp);

@@ -10,7 +10,7 @@ use trine_data::DataError;
 use trine_dp::DpError;
 use trine_generate::GenerateError;
 use trine_kernels::KernelError;
-use trine_mesh::MeshError;
+use trine_mesh::{Axis, MeshError};
 use trine_nn::NnError;
 use trine_optim::OptimError;
 use trine_pipeline::PipelineError;
@@ -29,6 +29,17 @@ pub enum TrainError {
         global: usize,
         /// Data-parallel ranks × sequences of a micro-batch.
         each: usize,
+    },
+    /// The mesh has the axis, but nothing is split along it: its ranks would add up the same samples.
+    #[error(
+        "{axis} = {degree}: the engine splits nothing along {axis}; \
+         nearest valid value: {axis} = 1"
+    )]
+    AxisNotSplit {
+        /// The axis.
+        axis: Axis,
+        /// Ranks along it.
+        degree: usize,
     },
     /// Rows cannot be split evenly.
     #[error(

@@ -94,6 +94,62 @@ fn links_of_line(line: &str) -> Vec<&str> {
 /// The line of a decision record that says whether it holds, and which record supersedes it.
 const STATUS: &str = "Status: ";
 
+/// Underscores from which on a name in code style is taken for that of a test: tests are called by a sentence.
+const UNDERSCORES_OF_TESTS_MIN: usize = 4;
+
+/// Tests that Markdown names, as `file.rs: name` or, where the name is a sentence, alone: each is a function of that file, or
+/// of any.
+pub(super) fn check_tests_named(files: &[TextFile]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for file in files.iter().filter(|file| file.is_markdown()) {
+        for span in code_spans(&file.text) {
+            let Some((place, name)) = test_named(&span) else { continue };
+            let is_there = |source: &&TextFile| {
+                let in_file = place.is_none_or(|place| source.path.ends_with(&format!("/{place}")));
+                in_file && source.text.contains(&format!("fn {name}("))
+            };
+            if !files.iter().filter(|file| file.is_rust()).any(|source| is_there(&source)) {
+                let of = place.map_or_else(String::new, |place| format!(" in a file {place}"));
+                let text = format!("names the test {name}, which does not exist{of}");
+                problems.push(Problem::file(&file.path, text));
+            }
+        }
+    }
+    problems
+}
+
+/// The file, if one is given, and the name of the test that a piece of code names.
+fn test_named(span: &str) -> Option<(Option<&str>, &str)> {
+    let is_name = |text: &str| {
+        let mut bytes = text.bytes();
+        text.contains('_')
+            && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    if let Some((place, name)) = span.split_once(": ") {
+        return (place.ends_with(".rs") && is_name(name)).then_some((Some(place), name));
+    }
+    let is_sentence = span.matches('_').count() >= UNDERSCORES_OF_TESTS_MIN;
+    (is_name(span) && is_sentence).then_some((None, span))
+}
+
+/// What stands between backticks outside of fences; a piece may go over the end of a line.
+fn code_spans(text: &str) -> Vec<String> {
+    let mut in_fence = false;
+    let mut prose = String::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_fence = !in_fence;
+        } else if line.trim().is_empty() {
+            prose.push('\n');
+        } else if !in_fence {
+            prose.extend([line, " "]);
+        }
+    }
+    // A paragraph with a stray backtick must not turn the next one inside out.
+    let spans = prose.lines().flat_map(|paragraph| paragraph.split('`').skip(1).step_by(2));
+    spans.map(|span| span.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
 /// Decision records: `docs/decisions/NNNN-title.md`, numbers used once, a status, all parts present.
 pub(super) fn check_decisions(files: &[TextFile]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -199,5 +255,28 @@ mod tests {
         let twice =
             [file("docs/decisions/0001-a.md", RECORD), file("docs/decisions/0001-b.md", RECORD)];
         assert_eq!(check_decisions(&twice).len(), 1);
+    }
+
+    #[test]
+    fn a_test_that_a_document_names_exists() {
+        let source = file(
+            "crates/x/tests/sums.rs",
+            "#[test]\nfn all_of_the_sums_agree() {}\nfn adds_up() {}\n",
+        );
+        let found =
+            |text: &str| check_tests_named(&[file("docs/a.md", text), source.clone()]).len();
+        for (text, problems) in [
+            ("`sums.rs: adds_up` and `all_of_the_sums_agree`", 0),
+            ("held by (`sums.rs:\nadds_up`)", 0),
+            ("`other.rs: adds_up`", 1),
+            ("`sums.rs: adds_down`", 1),
+            ("`ums.rs: adds_up`", 1),
+            ("`some_of_the_sums_agree`", 1),
+            ("`bytes_in_flight_max`, `sums.rs`, `key: some_value`", 0),
+            ("```text\n`sums.rs: adds_down`\n```", 0),
+            ("a stray ` tick\n\n`sums.rs: adds_up`", 0),
+        ] {
+            assert_eq!(found(text), problems, "{text}");
+        }
     }
 }

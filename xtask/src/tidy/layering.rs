@@ -97,8 +97,7 @@ pub(super) fn check_edges(table: &Table, members: &[Package]) -> Vec<Problem> {
 fn check_member(table: &Table, row: &Row, member: &Package) -> Vec<Problem> {
     let path = format!("{}: Cargo.toml", member.name);
     let texts = member.dependencies.iter().filter_map(|dependency| {
-        let is_dev = dependency.kind.as_deref() == Some("dev");
-        match (dependency.path.is_some(), is_dev) {
+        match (dependency.path.is_some(), dependency.is_dev()) {
             (false, false) => check_external(row, &dependency.name),
             (true, false) => check_edge(row, &dependency.name),
             (true, true) => check_dev_edge(table, row, dependency),
@@ -252,15 +251,10 @@ mod tests {
             req: "*".to_owned(),
             kind: kind.map(str::to_owned),
             path: (!name.starts_with("candle")).then(|| PathBuf::from("somewhere")),
+            rename: None,
         };
-        Package {
-            name: name.to_owned(),
-            version: "0.1.0".to_owned(),
-            manifest_path: PathBuf::from(format!("crates/{name}/Cargo.toml")),
-            source: None,
-            dependencies: dependencies.iter().map(dependency).collect(),
-            publish: None,
-        }
+        let dependencies = dependencies.iter().map(dependency).collect();
+        Package { dependencies, ..Package::of_test(name) }
     }
 
     #[track_caller]

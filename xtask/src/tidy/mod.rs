@@ -3,8 +3,10 @@
 mod docs;
 mod layering;
 mod mask;
+mod package;
 mod sources;
 mod table;
+mod usage;
 
 use std::fmt;
 use std::path::Path;
@@ -12,11 +14,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::workspace::Workspace;
+use crate::workspace::{Package, Workspace};
 use table::Table;
 
-/// Names that tools or runs make, not writers. `.git` is a file in a linked work tree.
-const SKIPPED_NAMES: &[&str] = &[".git", ".cuda", "target", "runs"];
+/// What tools or runs make in the root folder, not writers. `.git` is a file in a linked work tree.
+const SKIPPED: &[&str] = &[".git", ".cuda", "target", "runs"];
 
 /// A file of the repository, as the rules see it.
 #[derive(Debug, Clone)]
@@ -67,7 +69,7 @@ impl fmt::Display for Problem {
 /// Runs every rule, and with `bless` first rewrites what is generated.
 pub(crate) fn run(workspace: &Workspace, bless: bool) -> anyhow::Result<ExitCode> {
     if bless {
-        rewrite_generated(&workspace.root)?;
+        rewrite_generated(workspace)?;
     }
     let files = read_tree(&workspace.root)?;
     let problems = check(workspace, &Table::load(&workspace.root)?, &files);
@@ -82,22 +84,34 @@ pub(crate) fn run(workspace: &Workspace, bless: bool) -> anyhow::Result<ExitCode
 
 fn check(workspace: &Workspace, table: &Table, files: &[TextFile]) -> Vec<Problem> {
     let exists = |path: &Path| workspace.root.join(path).exists();
+    let folder_of = |member: &Package| workspace.folder_of(member);
     let mut problems = layering::check_table(table);
     problems.extend(layering::check_edges(table, &workspace.members));
     problems.extend(layering::check_pure(table, &workspace.members, files));
     problems.extend(layering::generated(table, files).1);
+    problems.extend(usage::check_facade(table));
+    problems.extend(usage::check_rows(table, &workspace.members));
+    problems.extend(usage::check_dependencies(&workspace.members, files, folder_of));
+    problems.extend(package::check_manifests(table, &workspace.members, folder_of, |path| {
+        exists(Path::new(path))
+    }));
+    problems.extend(package::readmes(&workspace.members, files, folder_of).1);
     if let Some(architecture) = files.iter().find(|file| file.path == "docs/architecture.md") {
         problems.extend(layering::check_code_map(table, architecture));
     }
     problems.extend(sources::check(table, files));
     problems.extend(docs::check_links(files, exists));
     problems.extend(docs::check_decisions(files));
+    problems.extend(docs::check_tests_named(files));
     problems
 }
 
-fn rewrite_generated(root: &Path) -> anyhow::Result<()> {
-    let (changed, _) = layering::generated(&Table::load(root)?, &read_tree(root)?);
-    for file in changed {
+fn rewrite_generated(workspace: &Workspace) -> anyhow::Result<()> {
+    let (root, files) = (&workspace.root, read_tree(&workspace.root)?);
+    let folder_of = |member: &Package| workspace.folder_of(member);
+    let (sections, _) = layering::generated(&Table::load(root)?, &files);
+    let (readmes, _) = package::readmes(&workspace.members, &files, folder_of);
+    for file in sections.into_iter().chain(readmes) {
         std::fs::write(root.join(&file.path), file.text)
             .with_context(|| format!("cannot write {}", file.path))?;
         println!("tidy: rewrote {}", file.path);
@@ -114,8 +128,7 @@ fn read_tree(root: &Path) -> anyhow::Result<Vec<TextFile>> {
             .with_context(|| format!("cannot read {}", folder.display()))?;
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot read {}", folder.display()))?;
-            let name = entry.file_name();
-            if SKIPPED_NAMES.iter().any(|skipped| name == *skipped) {
+            if SKIPPED.iter().any(|skipped| entry.path() == root.join(skipped)) {
                 continue;
             }
             let kind = entry.file_type()?;

@@ -8,11 +8,9 @@
 mod cases;
 mod gradients;
 mod memory;
-#[cfg(feature = "candle")]
 mod oracle;
 mod recompute;
 mod reference;
 mod stores;
 mod support;
-#[cfg(feature = "candle")]
 mod written_in_candle;
