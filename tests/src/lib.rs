@@ -3,6 +3,11 @@
 //!
 //! A virtual manifest has no `tests/` targets of its own, so they live in this member package.
 
+/// The programs of the tutorial: they compile, run and hold what they assert.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/tutorials/one-crate.md")]
+struct OneCrate;
+
 pub mod compare;
 pub mod faults;
 pub mod layouts;

@@ -12,6 +12,8 @@
 
 mod args;
 mod commands;
+#[cfg(test)]
+mod documented;
 mod dry_run;
 mod failure;
 mod launcher;

@@ -1,4 +1,4 @@
-//! Weights that must be equal are compared: silent divergence becomes an error.
+//! Compares weights that must be equal, so that silent divergence becomes an error.
 
 use crate::DpError;
 use std::sync::Arc;

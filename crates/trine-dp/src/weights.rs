@@ -1,4 +1,4 @@
-//! After a ZeRO-1 update: every rank gets the parts that the others have updated.
+//! Gathers weights after a ZeRO-1 update: every rank gets the parts that the others updated.
 
 use crate::sync::check_group;
 use crate::{DpError, Partition};

@@ -6,9 +6,9 @@ use trine_shard::{
     ColumnLinear, RowLinear, ShardedAttention, Split, Stream, StreamDropout, StreamNorm,
 };
 
-/// `x += attention(norm1(x)); x += mlp(norm2(x))`, each branch entering and leaving one
-/// tensor-parallel region. The stream `x` has the type of sums, what norms give that of products. What the parts are is the
-/// family's business ([`crate::families`]).
+/// `x += attention(norm1(x)); x += mlp(norm2(x))`. Each branch enters and leaves one tensor-parallel
+/// region. The stream `x` has the accumulator's type; a norm's output has the type of products.
+/// [`crate::families`] says what the parts are.
 #[derive(Debug)]
 pub struct Block {
     /// Norm before attention.

@@ -1,4 +1,4 @@
-//! Parts of a model from its spec: what the families' files are written with.
+//! Builds layers from a model's spec: parameters are looked up by name.
 
 use trine_buffer::{Act, DType};
 use trine_comm::Name;

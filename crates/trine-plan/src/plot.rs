@@ -13,6 +13,8 @@ const LEFT: f64 = 64.0;
 const TOP: f64 = 48.0;
 /// A line of the legend.
 const LINE: f64 = 17.0;
+/// Least distance of two numbers along the lower axis: the width of five digits.
+const TICK_APART: f64 = 36.0;
 
 /// One series: its name, and (x, y) of its points.
 type Series = (String, Vec<(f64, f64)>);
@@ -27,6 +29,8 @@ struct Panel {
     range: [(f64, f64); 2],
     /// Whether an axis is logarithmic.
     logarithmic: [bool; 2],
+    /// Values that the lower axis is to name; empty for round ones.
+    named: Vec<f64>,
 }
 
 impl Panel {
@@ -36,6 +40,21 @@ impl Panel {
         let (low, high) = self.range[axis];
         let share = (scale(value) - scale(low)) / (scale(high) - scale(low));
         if axis == 0 { self.left + share * SIDE } else { TOP + (1.0 - share) * SIDE }
+    }
+
+    /// The values that the lower axis names, as many as stand beside each other without touching.
+    fn ticks_below(&self) -> Vec<f64> {
+        if self.named.is_empty() {
+            return self.ticks(0);
+        }
+        let mut apart: Vec<f64> = Vec::new();
+        for &value in &self.named {
+            let x = self.at(0, value);
+            if apart.last().is_none_or(|last| x - self.at(0, *last) >= TICK_APART) {
+                apart.push(value);
+            }
+        }
+        apart
     }
 
     /// Powers of ten within a logarithmic axis, and steps between them where there are few; tenths of another.
@@ -62,7 +81,7 @@ impl Panel {
             self.title
         );
         let bottom = TOP + SIDE;
-        for value in self.ticks(0) {
+        for value in self.ticks_below() {
             let x = self.at(0, value);
             let _ = writeln!(
                 text,
@@ -136,7 +155,8 @@ fn mark(style: usize, x: f64, y: f64, size: f64, opacity: f64) -> String {
 
 /// Numbers of axes: as short as can be.
 fn number(value: f64) -> String {
-    if value >= 1e4 { format!("{value:e}") } else { format!("{value}") }
+    let (plain, power) = (format!("{value}"), format!("{value:e}"));
+    if value >= 1e4 && power.len() < plain.len() { power } else { plain }
 }
 
 /// Time and memory of every row, predicted over published, on logarithmic axes, a mark a source; the lines are equality and
@@ -163,9 +183,10 @@ pub fn evaluation_svg(compared: &[Compared<'_>], fit: &[bool]) -> String {
         (2.0 * LEFT + SIDE, "memory of a device", ["published, GB", "predicted, GB"], &memory),
     ] {
         let range = decades(all);
-        let panel = Panel { left, title, labels, range: [range; 2], logarithmic: [true, true] };
+        let (range, logarithmic) = ([range; 2], [true, true]);
+        let panel = Panel { left, title, labels, range, logarithmic, named: vec![] };
         body += &panel.frame();
-        let (low, high) = range;
+        let (low, high) = panel.range[0];
         body += &panel.line("#444444", "", &[(low, low), (high, high)]);
         for off in [1.15, 1.0 / 1.15] {
             let ends = [
@@ -182,7 +203,7 @@ pub fn evaluation_svg(compared: &[Compared<'_>], fit: &[bool]) -> String {
     picture(&body, 2.0 * (LEFT + SIDE), &legend)
 }
 
-/// Efficiency of weak and strong scaling over devices.
+/// Efficiency of weak and strong scaling over devices. The lower axis names the sizes of the curves.
 pub fn scaling_svg(curves: &[(Scaling, Vec<ScalingPoint>)]) -> String {
     let points = |points: &[ScalingPoint]| -> Vec<(f64, f64)> {
         points.iter().map(|point| (point.layout.devices() as f64, point.efficiency)).collect()
@@ -191,12 +212,16 @@ pub fn scaling_svg(curves: &[(Scaling, Vec<ScalingPoint>)]) -> String {
     let ends = all.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), &(devices, _)| {
         (low.min(devices), high.max(devices))
     });
+    let mut named: Vec<f64> = all.iter().map(|&(devices, _)| devices).collect();
+    named.sort_by(f64::total_cmp);
+    named.dedup();
     let panel = Panel {
         left: LEFT,
         title: "weak and strong scaling",
         labels: ["devices", "tokens per second and device, relative to the smallest"],
         range: [(ends.0 / 1.1, ends.1 * 1.1), (0.0, 1.05)],
         logarithmic: [true, false],
+        named,
     };
     let mut body = panel.frame();
     let mut legend = Vec::new();
@@ -209,14 +234,6 @@ pub fn scaling_svg(curves: &[(Scaling, Vec<ScalingPoint>)]) -> String {
         let values = points(curve);
         body += &panel.line(colour, "", &values);
         body += &panel.points(style, &values);
-        for &(devices, efficiency) in &values {
-            let _ = writeln!(
-                body,
-                "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"9\" text-anchor=\"middle\" fill=\"{colour}\">{devices}</text>",
-                panel.at(0, devices),
-                panel.at(1, efficiency) + 14.0
-            );
-        }
         legend.push(name.to_owned());
     }
     picture(&body, LEFT + SIDE, &legend)

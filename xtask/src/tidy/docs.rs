@@ -4,6 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use super::commands;
 use super::{Problem, TextFile};
 
 /// The parts of a decision record: what a heading may be called, and what the part is for.
@@ -89,6 +93,29 @@ fn links_of_line(line: &str) -> Vec<&str> {
         }
     }
     found
+}
+
+/// Commands of `cargo xtask` in Markdown parse. What it hands to `trine`, a test of trine-cli holds.
+pub(super) fn check_commands(files: &[TextFile]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for file in files.iter().filter(|file| file.is_markdown()) {
+        for command in commands::shown(&file.text, &["cargo", "xtask"]) {
+            let typed = std::iter::once("xtask").chain(command.words.iter().map(String::as_str));
+            let Err(error) = crate::Cli::try_parse_from(typed) else { continue };
+            let missing = [
+                ErrorKind::MissingRequiredArgument,
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+            ];
+            let only_named = command.in_prose && missing.contains(&error.kind());
+            if !only_named && error.use_stderr() {
+                let said = error.to_string().lines().next().unwrap_or_default().to_owned();
+                let words = command.words.join(" ");
+                let text = format!("`cargo xtask {words}` does not parse: {said}");
+                problems.push(Problem::line(&file.path, command.line, text));
+            }
+        }
+    }
+    problems
 }
 
 /// The line of a decision record that says whether it holds, and which record supersedes it.
@@ -216,6 +243,15 @@ mod tests {
         assert_eq!(bad_links("docs/b.md", "[`code`](none.md \"title\")\n[r]: none.md\n"), [1, 2]);
         assert_eq!(bad_links("README.md", "<img src=\"docs/none.svg\">"), [1]);
         assert_eq!(bad_links("README.md", "[up](../README.md)"), [1]);
+    }
+
+    #[test]
+    fn commands_that_do_not_parse_are_found() {
+        let text = "`cargo xtask ci --full` `cargo xtask bench torch`\n\n```sh\ncargo xtask tidy --bles\n\
+                    cargo xtask bench torch\n```\n";
+        let lines = |text| check_commands(&[file("docs/a.md", text)]);
+        let lines: Vec<usize> = lines(text).iter().map(|problem| problem.line).collect();
+        assert_eq!(lines, [4, 5]);
     }
 
     const RECORD: &str = "# Title\n\nStatus: in force.\n\n## The choice\n\n## Alternatives considered\n\n\
