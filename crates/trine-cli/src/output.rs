@@ -90,6 +90,64 @@ pub(crate) fn human_bytes(bytes: u64) -> String {
     format!("{value:.1} PiB")
 }
 
+/// A unit in which a number has one to three digits before its point.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Unit {
+    size: f64,
+    /// As it stands behind a number.
+    short: &'static str,
+    /// As the head of a column.
+    pub(crate) long: &'static str,
+}
+
+impl Unit {
+    /// The unit of seconds for a number and those that are like it.
+    pub(crate) fn of_seconds(number: f64) -> Self {
+        let (ms, us) = ((1e-3, "ms", "ms"), (1e-6, "µs", "µs"));
+        Self::largest(number, &[(1.0, "s", "seconds"), ms, us])
+    }
+
+    /// The same of bytes, in powers of ten as devices are sold.
+    pub(crate) fn of_bytes(number: f64) -> Self {
+        Self::largest(number, &[(1e9, "GB", "GB"), (1e6, "MB", "MB"), (1e3, "kB", "kB")])
+    }
+
+    /// The same of things that are counted.
+    pub(crate) fn of_count(number: f64) -> Self {
+        let thousands = (1e3, "k", "thousand");
+        let large = [(1e12, "T", "trillion"), (1e9, "B", "billion"), (1e6, "M", "million")];
+        Self::largest(number, &[&large[..], &[thousands, (1.0, "", "")]].concat())
+    }
+
+    /// The same of dollars and hours, which are many.
+    pub(crate) fn of_many(number: f64) -> Self {
+        let units = [(1e6, "million", "million"), (1e3, "thousand", "thousand"), (1.0, "", "")];
+        Self::largest(number, &units)
+    }
+
+    fn largest(number: f64, all: &[(f64, &'static str, &'static str)]) -> Self {
+        let fits = |unit: &&(f64, &str, &str)| number.abs() >= unit.0;
+        let found = all.iter().find(fits).or(all.last());
+        let (size, short, long) = *found.expect("invariant: there are units");
+        Self { size, short, long }
+    }
+
+    /// A number in this unit with so many digits behind its point, without the unit.
+    pub(crate) fn number(self, number: f64, digits: usize) -> String {
+        format!("{:.digits$}", number / self.size)
+    }
+
+    /// The same with the unit.
+    pub(crate) fn show(self, number: f64, digits: usize) -> String {
+        format!("{} {}", self.number(number, digits), self.short).trim_end().to_owned()
+    }
+
+    /// The same with its sign, also of what is more than nothing.
+    pub(crate) fn signed(self, number: f64, digits: usize) -> String {
+        format!("{:+.digits$} {}", number / self.size, self.short)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +162,19 @@ mod tests {
         for (number, text) in bytes {
             assert_eq!(human_bytes(number), text);
         }
+    }
+
+    #[test]
+    fn units_fit_the_number() {
+        let seconds = |number| Unit::of_seconds(number).show(number, 2);
+        let all = [12.3, 0.0123, 1.2e-5, 1e-9].map(seconds);
+        assert_eq!(all, ["12.30 s", "12.30 ms", "12.00 µs", "0.00 µs"]);
+        let bytes = |number| Unit::of_bytes(number).show(number, 1);
+        assert_eq!([2.4e12, 6e8, 1e3].map(bytes), ["2400.0 GB", "600.0 MB", "1.0 kB"]);
+        let count = |number| Unit::of_count(number).show(number, 1);
+        assert_eq!([1.75e11, 3.4e6, 12.0].map(count), ["175.0 B", "3.4 M", "12.0"]);
+        assert_eq!(Unit::of_many(2.5e4).show(2.5e4, 1), "25.0 thousand");
+        assert_eq!(Unit::of_seconds(0.5).signed(0.001, 1), "+1.0 ms");
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Layout {
             let nearest = (model.spec.layers / d.pp).max(1).to_string();
             return bad("virtual stages", &self.virtual_stages, rule, nearest);
         }
-        let step = self.micro_batch * d.dp;
+        let step = self.micro_batch.saturating_mul(d.dp);
         if !self.global_batch.is_multiple_of(step) {
             let rule = format!("must be a multiple of dp × micro-batch = {step}");
             let nearest = self.global_batch.next_multiple_of(step).to_string();

@@ -58,6 +58,7 @@ mod pipeline;
 mod plot;
 pub mod published;
 pub mod report;
+mod runnable;
 mod scaling;
 mod search;
 mod sensitivity;
@@ -78,10 +79,11 @@ pub use memory::Memory;
 pub use model::Model;
 pub use pipeline::{StageTime, blocks_of};
 pub use plot::{evaluation_svg, scaling_svg};
+pub use runnable::runs_schedule;
 pub use scaling::{Scaling, ScalingPoint, scale};
 pub use search::{
     Choice, Fixed, Found, Impossible, Limit, Request, SearchError, default_global_batch,
-    explain_lead, items, rank, search,
+    explain_lead, is_possible, items, rank, search,
 };
 pub use sensitivity::{Factor, Sensitivity, sensitivity};
 pub use shared::SharedStep;

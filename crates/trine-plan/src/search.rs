@@ -4,6 +4,7 @@ use crate::{
     Attention, Estimate, Layout, PlanError, Planner, Precision, Recompute, SimulatedStep, Time,
     simulate_step,
 };
+use std::ops::ControlFlow;
 use trine_mesh::Degrees;
 use trine_schedule::ScheduleKind;
 
@@ -12,6 +13,8 @@ const SIMULATED: usize = 50;
 /// A layout that misses by less than this share of the memory is nearly feasible, and one that fits with less than
 /// it to spare nearly infeasible.
 const NEAR: f64 = 0.1;
+/// Sequences of the largest micro-batch that is tried.
+const MICRO_BATCH_MAX: usize = 32;
 
 /// What is to be planned.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,8 +56,7 @@ pub struct Fixed {
     pub recompute: Option<Recompute>,
     /// Whether the residual stream is split over tensor parallelism.
     pub sequence_parallel: Option<bool>,
-    /// Only layouts that trine's own trainer runs: one stage a rank, ZeRO-0 or -1, blocks recomputed whole or not at
-    /// all, no context parallelism.
+    /// Only layouts that trine's own trainer runs ([`Layout::is_runnable`]).
     pub runnable: bool,
 }
 
@@ -122,9 +124,10 @@ pub enum Limit {
 pub struct Impossible {
     /// The limit that binds.
     pub limit: Limit,
-    /// The nearest number of devices with which it can be done, if there is one in the cluster.
+    /// The nearest number of devices with which it can be done, if there is one in the cluster; where they cannot share
+    /// the batch, with another one.
     pub devices: Option<usize>,
-    /// The nearest batch with which it can be done, if only that is wrong.
+    /// The nearest other batch with which it can be done, if only that is wrong, or with [`Self::devices`].
     pub global_batch: Option<usize>,
     /// The largest headroom that would do, if only that is too large.
     pub headroom: Option<f64>,
@@ -171,7 +174,11 @@ pub fn search(planner: &Planner<'_>, request: &Request) -> Result<Found, SearchE
 pub fn rank(planner: &Planner<'_>, request: &Request) -> Result<Found, SearchError> {
     check_devices(planner, request)?;
     let mut state = Ranking::new(request.headroom);
-    for_each_layout(planner, request, |layout| state.add(planner, layout));
+    let all = for_each_layout(planner, request, |layout| {
+        state.add(planner, layout);
+        ControlFlow::Continue(())
+    });
+    debug_assert!(all.is_continue(), "nothing ends it early");
     if state.feasible == 0 {
         return Err(SearchError::Impossible(Box::new(why_not(planner, request, state.leanest))));
     }
@@ -249,8 +256,12 @@ fn insert(list: &mut Vec<Choice>, choice: Choice, most: usize) {
     }
 }
 
-/// Calls `each` with every layout of a request that passes [`Layout::check`].
-fn for_each_layout(planner: &Planner<'_>, request: &Request, mut each: impl FnMut(&Layout)) {
+/// Calls `each` with every layout of a request that passes [`Layout::check`], until it breaks.
+fn for_each_layout(
+    planner: &Planner<'_>,
+    request: &Request,
+    mut each: impl FnMut(&Layout) -> ControlFlow<()>,
+) -> ControlFlow<()> {
     for degrees in degrees(planner, request) {
         for (pipeline, virtual_stages) in pipelines(planner, request, degrees.pp) {
             for micro_batch in micro_batches(request, &degrees) {
@@ -268,35 +279,46 @@ fn for_each_layout(planner: &Planner<'_>, request: &Request, mut each: impl FnMu
                     precision: request.precision,
                 };
                 if base.check(planner.model).is_ok() {
-                    with_options(request, base, &mut each);
+                    with_options(request, base, &mut each)?;
                 }
             }
         }
     }
+    ControlFlow::Continue(())
 }
 
 /// ZeRO, recompute and sequence parallelism: nothing about these can be invalid.
-fn with_options(request: &Request, base: Layout, each: &mut impl FnMut(&Layout)) {
+fn with_options(
+    request: &Request,
+    base: Layout,
+    each: &mut impl FnMut(&Layout) -> ControlFlow<()>,
+) -> ControlFlow<()> {
     let Fixed { zero, recompute, sequence_parallel, runnable, .. } = request.fixed;
     let replicas = base.degrees.dp * base.degrees.cp;
     for stage in 0..=3_u8 {
-        // One replica has nothing to share out, and trine shares out optimizer state only.
-        let sensible = (stage == 0 || replicas > 1) && (!runnable || stage <= 1);
+        // One replica has nothing to share out.
+        let sensible = stage == 0 || replicas > 1;
         if !zero.map_or(sensible, |zero| zero == stage) {
             continue;
         }
         let usual = [Recompute::None, Recompute::Selective, Recompute::Full { every: 1 }];
         for &again in recompute.as_ref().map_or(&usual[..], std::slice::from_ref) {
-            if recompute.is_none() && runnable && again == Recompute::Selective {
-                continue;
-            }
             let splits: &[bool] = if base.degrees.tp > 1 { &[false, true] } else { &[false] };
             let kept = |split: &bool| sequence_parallel.is_none_or(|fixed| fixed == *split);
             for sequence_parallel in splits.iter().copied().filter(kept) {
-                each(&Layout { zero: stage, recompute: again, sequence_parallel, ..base });
+                let layout = Layout { zero: stage, recompute: again, sequence_parallel, ..base };
+                if !runnable || layout.is_runnable() {
+                    each(&layout)?;
+                }
             }
         }
     }
+    ControlFlow::Continue(())
+}
+
+/// Whether a request has a layout at all, whatever it needs.
+pub fn is_possible(planner: &Planner<'_>, request: &Request) -> bool {
+    for_each_layout(planner, request, |_| ControlFlow::Break(())).is_break()
 }
 
 fn divisors(number: usize) -> impl Iterator<Item = usize> {
@@ -305,7 +327,7 @@ fn divisors(number: usize) -> impl Iterator<Item = usize> {
 
 /// Every split of the devices into tensor, context, pipeline and data parallelism.
 fn degrees(planner: &Planner<'_>, request: &Request) -> Vec<Degrees> {
-    let Fixed { tp, pp, cp, runnable, .. } = request.fixed;
+    let Fixed { tp, pp, cp, .. } = request.fixed;
     let spec = &planner.model.spec;
     let keeps = |fixed: Option<usize>, value: usize| fixed.is_none_or(|fixed| fixed == value);
     let mut all = Vec::new();
@@ -317,7 +339,7 @@ fn degrees(planner: &Planner<'_>, request: &Request) -> Vec<Degrees> {
         let ranks = divisors(rest).take_while(|p| *p <= spec.layers).filter(|p| keeps(pp, *p));
         for p in ranks {
             // Long sequences only: below, splitting them leaves too little to a rank.
-            let longest = if runnable || request.seq < 8192 { 1 } else { request.seq / 4096 };
+            let longest = if request.seq < 8192 { 1 } else { request.seq / 4096 };
             let contexts = divisors(rest / p).take_while(|c| *c <= longest || cp == Some(*c));
             for c in contexts.filter(|c| cp.map_or(c.is_power_of_two(), |cp| cp == *c)) {
                 let dp = rest / p / c;
@@ -332,12 +354,11 @@ fn degrees(planner: &Planner<'_>, request: &Request) -> Vec<Degrees> {
 
 /// Schedules with their stages a rank.
 fn pipelines(planner: &Planner<'_>, request: &Request, pp: usize) -> Vec<(ScheduleKind, usize)> {
-    let Fixed { virtual_stages, pipeline, runnable, .. } = request.fixed;
+    let Fixed { virtual_stages, pipeline, .. } = request.fixed;
     let layers = planner.model.spec.layers;
     let keeps = |&(kind, chunks): &(ScheduleKind, usize)| {
         pipeline.is_none_or(|pipeline| pipeline == kind)
             && virtual_stages.is_none_or(|fixed| fixed == chunks)
-            && !(runnable && chunks > 1)
     };
     if pp == 1 {
         // Without a pipeline, all orders are one.
@@ -370,72 +391,79 @@ fn micro_batches(request: &Request, degrees: &Degrees) -> Vec<usize> {
     match request.fixed.micro_batch {
         Some(fixed) => vec![fixed],
         None => {
-            divisors(request.global_batch / degrees.dp).take_while(|size| *size <= 32).collect()
+            let each = request.global_batch / degrees.dp;
+            (1..=each.min(MICRO_BATCH_MAX)).filter(|size| each.is_multiple_of(*size)).collect()
         }
     }
 }
 
 /// Names the limit, and finds the nearest request that is possible.
 fn why_not(planner: &Planner<'_>, request: &Request, leanest: Option<Choice>) -> Impossible {
-    let nothing =
-        Impossible { limit: Limit::Fixed, devices: None, global_batch: None, headroom: None };
     let Some(leanest) = leanest else {
         let global_batch = nearest_batch(planner, request);
         let limit = if global_batch.is_some() { Limit::Batch } else { Limit::Fixed };
-        return Impossible { limit, global_batch, ..nothing };
+        return Impossible { limit, devices: None, global_batch, headroom: None };
     };
     let share = leanest.memory_share();
+    let nearest = nearest_devices(planner, request);
     Impossible {
         limit: Limit::Memory { leanest: Box::new(leanest) },
-        devices: nearest_devices(planner, request),
+        devices: nearest.map(|(devices, _)| devices),
+        global_batch: nearest.map(|(_, batch)| batch).filter(|size| *size != request.global_batch),
         headroom: (share <= 1.0).then_some(1.0 - share),
-        ..nothing
     }
 }
 
-/// The batch next to the one asked for that some number of replicas divides.
+/// The other batch nearest to the one asked for that has a layout.
 fn nearest_batch(planner: &Planner<'_>, request: &Request) -> Option<usize> {
     let largest = Request { global_batch: usize::MAX, ..*request };
     let asked = request.global_batch;
     let sizes = degrees(planner, &largest).into_iter().flat_map(|degrees| {
-        let unit = degrees.dp * request.fixed.micro_batch.unwrap_or(1);
+        let unit = degrees.dp.saturating_mul(request.fixed.micro_batch.unwrap_or(1).max(1));
         // Interleaved schedules take whole groups; the others any number.
         let unit = match request.fixed.pipeline {
-            Some(ScheduleKind::Interleaved) => unit * degrees.pp,
+            Some(ScheduleKind::Interleaved) => unit.saturating_mul(degrees.pp),
             _ => unit,
         };
-        [(asked / unit).max(1) * unit, (asked / unit + 1) * unit]
+        [(asked / unit).max(1).saturating_mul(unit), (asked / unit + 1).saturating_mul(unit)]
     });
-    sizes.min_by_key(|size| size.abs_diff(asked))
+    let mut sizes: Vec<usize> = sizes.filter(|size| *size != asked).collect();
+    sizes.sort_by_key(|size| size.abs_diff(asked));
+    sizes.dedup();
+    let has_layout =
+        |size: &usize| is_possible(planner, &Request { global_batch: *size, ..*request });
+    sizes.into_iter().find(has_layout)
 }
 
-/// The fewest devices, in steps of the innermost unit that doubling finds, with which some layout fits.
-fn nearest_devices(planner: &Planner<'_>, request: &Request) -> Option<usize> {
+/// The fewest devices, in steps of the innermost unit that doubling finds, with which some layout fits, and the batch:
+/// the one asked for, or the next that they can share out.
+fn nearest_devices(planner: &Planner<'_>, request: &Request) -> Option<(usize, usize)> {
+    let batch = |devices: usize| request.global_batch.next_multiple_of(devices);
     let fits = |devices: usize| {
-        let global_batch = match request.global_batch.is_multiple_of(devices) {
-            true => request.global_batch,
-            false => request.global_batch.max(devices).next_multiple_of(devices),
-        };
-        let mut found = false;
         let lean = Fixed {
             micro_batch: request.fixed.micro_batch.or(Some(1)),
             recompute: request.fixed.recompute.or(Some(Recompute::Full { every: 1 })),
             pipeline: request.fixed.pipeline.or(Some(ScheduleKind::OneFOneB)),
             ..request.fixed
         };
-        let wanted = Request { devices, global_batch, fixed: lean, ..*request };
-        for_each_layout(planner, &wanted, |layout| {
-            found |= planner.peak_memory(layout).1.total()
-                <= planner.cluster.device.memory_bytes as f64 * (1.0 - request.headroom);
+        let wanted = Request { devices, global_batch: batch(devices), fixed: lean, ..*request };
+        let allowed = planner.cluster.device.memory_bytes as f64 * (1.0 - request.headroom);
+        let found = for_each_layout(planner, &wanted, |layout| {
+            match planner.peak_memory(layout).1.total() <= allowed {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         });
-        found
+        found.is_break()
     };
     let most = devices_max(planner);
     let doubled = std::iter::successors(Some(request.devices * 2), |devices| Some(devices * 2));
     let enough = doubled.take_while(|devices| *devices <= most).find(|devices| fits(*devices))?;
     // Between the last that was too few and the first that was enough, in eighths.
     let step = (enough / 16).max(1);
-    (1..8).map(|part| enough / 2 + part * step).find(|devices| fits(*devices)).or(Some(enough))
+    let between = (1..8).map(|part| enough / 2 + part * step).find(|devices| fits(*devices));
+    let devices = between.unwrap_or(enough);
+    Some((devices, batch(devices)))
 }
 
 /// Why `a` beats `b`: the items of time that differ, largest first, in seconds that `a` saves (negative: loses).

@@ -2,7 +2,12 @@
 
 use crate::pipeline::{StageTime, blocks_of};
 use crate::{Estimate, Layout, PlanError, Planner};
-use trine_schedule::{StageCosts, step_times};
+use trine_schedule::{ScheduleError, Shape, StageCosts, StepTimes, step_times};
+
+/// A step with more actions (a forward and two backwards of every stage and micro-batch) is not simulated as a whole.
+const ACTIONS_MAX: usize = 1 << 18;
+/// So many micro-batches for each rank after the pipeline has filled, every further one takes as long as the one before.
+const FILLED: usize = 4;
 
 /// A step whose pipeline was simulated.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,14 +76,91 @@ pub fn simulate_step(
     layout: &Layout,
     estimate: &Estimate,
 ) -> Result<SimulatedStep, PlanError> {
-    let schedule = layout.schedule()?;
-    let costs = planner.stage_costs(layout, &schedule.placement);
-    let times = step_times(&schedule, &costs)?;
+    let (pipeline, bubble_fraction) = match sampled_micro_batches(layout) {
+        None => {
+            let times = times(planner, layout, layout.micro_batches())?;
+            (times.makespan, times.bubble_fraction())
+        }
+        Some([fewer, more]) => {
+            let [less, times] = [times(planner, layout, fewer)?, times(planner, layout, more)?];
+            let each = (times.makespan - less.makespan) / (more - fewer) as f64;
+            let pipeline = times.makespan + each * (layout.micro_batches() - more) as f64;
+            let work: f64 = times.busy.iter().sum();
+            let work = work * layout.micro_batches() as f64 / more as f64;
+            (pipeline, 1.0 - work / (pipeline * times.busy.len() as f64))
+        }
+    };
     let time = &estimate.time;
     let slowed = time.step / (time.step - time.straggling);
-    Ok(SimulatedStep {
-        pipeline: times.makespan,
-        bubble_fraction: times.bubble_fraction(),
-        step: (times.makespan + time.data + time.optimizer) * slowed,
-    })
+    let step = (pipeline + time.data + time.optimizer) * slowed;
+    Ok(SimulatedStep { pipeline, bubble_fraction, step })
+}
+
+/// Two numbers of micro-batches from which a step with many more follows, as its pipeline has long been filled: the
+/// work is linear in time by then.
+fn sampled_micro_batches(layout: &Layout) -> Option<[usize; 2]> {
+    let shape = layout.shape();
+    let groups = (ACTIONS_MAX / (3 * shape.stages() * shape.ranks)).max(2 * FILLED);
+    let most = groups * shape.ranks;
+    (shape.micro_batches > most).then_some([groups / 2 * shape.ranks, most])
+}
+
+/// The pipeline of a layout with so many micro-batches.
+fn times(
+    planner: &Planner<'_>,
+    layout: &Layout,
+    micro_batches: usize,
+) -> Result<StepTimes, ScheduleError> {
+    let schedule = layout.pipeline.generate_shape(Shape { micro_batches, ..layout.shape() })?;
+    step_times(&schedule, &planner.stage_costs(layout, &schedule.placement))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Constants, Model, clusters, find_cluster, find_stack, stacks};
+    use crate::{Fixed, Request, rank};
+    use trine_schedule::ScheduleKind;
+
+    /// A step that is sampled takes as long as one that is simulated as a whole.
+    #[test]
+    fn a_long_step_follows_from_two_shorter_ones() {
+        let (machines, all) = (clusters(&[]).unwrap(), stacks().unwrap());
+        let constants = Constants::built_in().unwrap();
+        let model = Model::new(&trine_spec::presets::find("gpt2-124m").unwrap().model).unwrap();
+        let machine = find_cluster(&machines, "h100").unwrap();
+        let stack = find_stack(&all, "megatron-core").unwrap();
+        let planner = Planner::new(&model, machine, stack, &constants).unwrap();
+        let mut cases = 0;
+        for info in ScheduleKind::all() {
+            let fixed = Fixed {
+                pp: Some(2),
+                tp: Some(1),
+                micro_batch: Some(1),
+                pipeline: Some(info.kind),
+                ..Fixed::default()
+            };
+            let request = Request {
+                devices: 2,
+                global_batch: 70_000,
+                seq: 128,
+                headroom: 0.0,
+                precision: crate::Precision::Bf16,
+                attention: crate::Attention::Flash2,
+                fixed,
+            };
+            // One that does not train, or keeps all of the activations.
+            let Ok(found) = rank(&planner, &request) else { continue };
+            let layout = found.best[0].layout;
+            assert!(sampled_micro_batches(&layout).is_some(), "{layout:?}");
+            let sampled = simulate_step(&planner, &layout, &found.best[0].estimate).unwrap();
+            let whole = times(&planner, &layout, layout.micro_batches()).unwrap();
+            let error = sampled.pipeline / whole.makespan - 1.0;
+            assert!(error.abs() < 1e-9, "{}: {error}", info.name);
+            let error = sampled.bubble_fraction - whole.bubble_fraction();
+            assert!(error.abs() < 1e-9, "{}: {error}", info.name);
+            cases += 1;
+        }
+        assert!(cases >= 5, "{cases}");
+    }
 }

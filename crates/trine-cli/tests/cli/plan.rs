@@ -22,7 +22,7 @@ fn the_best_layouts_are_ranked_with_reasons_days_and_a_configuration() {
         "HFU what is computed again too",
         "Why each beats the next:",
         "  1 by ",
-        "0.440 T tokens: ",
+        "440.0 B tokens: ",
         "no price known for frontier",
         "Where the ",
         "tensor parallelism",
@@ -74,7 +74,7 @@ fn json_says_the_same_as_the_table() {
 #[test]
 fn the_written_configuration_is_one_that_trine_takes() {
     let folder = tempfile::tempdir().unwrap();
-    small(folder.path(), &["--config", "run.toml", "--svg", "plan.svg"]);
+    small(folder.path(), &["--write-config", "run.toml", "--svg", "plan.svg"]);
     let dry = ok(folder.path(), &["train", "run.toml", "--dry-run"]);
     assert!(dry.contains("tp = 2") || dry.contains("tp 2"), "{dry}");
     let svg = fs::read_to_string(folder.path().join("plan.svg")).unwrap();
@@ -114,7 +114,7 @@ fn scaling_says_where_and_why_it_bends() {
 #[test]
 fn impossible_requests_name_the_limit_and_the_nearest_request() {
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &[&str]); 5] = [
+    let cases: [(&[&str], &[&str]); 6] = [
         (
             &["plan", "--gpus", "64", "--global-batch", "1024"],
             &["memory binds", "GB too few", "the nearest possible request is --gpus "],
@@ -127,7 +127,14 @@ fn impossible_requests_name_the_limit_and_the_nearest_request() {
             &["plan", "--tp", "8", "--pp", "64", "--global-batch", "1000"],
             &["the batch binds: 1000 sequences", "--global-batch 1002"],
         ),
-        (&["plan", "--tp", "7"], &["no layout has all that is fixed"]),
+        (
+            &["plan", "--tp", "7"],
+            &["no layout of 3072 devices has --tp 7; there is one without --tp 7"],
+        ),
+        (
+            &["plan", "--tp", "7", "--pp", "2"],
+            &["no layout of 3072 devices has --tp 7 --pp 2; there is one without --tp 7\n"],
+        ),
         (
             &["plan", "--memory-headroom", "0.95", "--global-batch", "6144", "--tp", "8"],
             &["memory binds", "or --memory-headroom 0."],
@@ -247,4 +254,262 @@ fn a_dry_run_says_how_long_a_step_takes() {
     // What is printed is a configuration still.
     fs::write(folder.path().join("again.toml"), &text).unwrap();
     ok(folder.path(), &["train", "again.toml", "--dry-run"]);
+}
+
+/// A model and a machine on which a search is over in a moment.
+const PLAN: [(&str, &str); 4] =
+    [("--model", "gpt2-124m"), ("--cluster", "h100"), ("--gpus", "8"), ("--global-batch", "64")];
+
+/// `trine plan` of that, with options of which some may take the place of others.
+fn plan_with<'a>(options: &[(&'a str, &'a str)]) -> Vec<&'a str> {
+    let is_given = |flag: &str| options.iter().any(|(given, _)| *given == flag);
+    let rest = PLAN.iter().filter(|(flag, _)| !is_given(flag));
+    let pairs = rest.chain(options).flat_map(|(flag, value)| [*flag, *value]);
+    let words = std::iter::once("plan").chain(pairs);
+    words.filter(|word| !word.is_empty()).collect()
+}
+
+/// What `--write-config` does with an option of `trine plan`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Writes {
+    /// What `trine train` runs.
+    Runs,
+    /// Nothing: trine runs no layout with it.
+    NoneOfThese,
+    /// Nothing: the option is for something else than searches.
+    NoSearch,
+}
+
+/// Every option of `trine plan`, with values.
+const OPTIONS: [(&str, &[(&str, Writes)]); 30] = {
+    use Writes::{NoSearch, NoneOfThese, Runs};
+    [
+        ("--model", &[("rust-default", Runs), ("mine.toml", Runs)]),
+        ("--cluster", &[("frontier", Runs), ("h100", Runs)]),
+        ("--cluster-file", &[("empty.toml", Runs)]),
+        ("--stack", &[("trine", Runs), ("megatron-core", Runs)]),
+        ("--gpus", &[("1", Runs), ("12", Runs), ("64", Runs)]),
+        ("--global-batch", &[("8", Runs), ("96", Runs), ("4000000", Runs)]),
+        ("--seq", &[("1", Runs), ("1024", Runs), ("4096", Runs), ("16384", Runs)]),
+        ("--memory-headroom", &[("0", Runs), ("0.5", Runs)]),
+        (
+            "--precision",
+            &[("bf16", Runs), ("f32", Runs), ("f16", NoneOfThese), ("fp8", NoneOfThese)],
+        ),
+        ("--tp", &[("1", Runs), ("2", Runs), ("4", Runs)]),
+        ("--pp", &[("1", Runs), ("4", Runs), ("8", Runs)]),
+        ("--cp", &[("1", Runs), ("2", NoneOfThese)]),
+        ("--virtual", &[("1", Runs), ("3", NoneOfThese)]),
+        (
+            "--schedule",
+            &[
+                ("gpipe", Runs),
+                ("1f1b", Runs),
+                ("zb-h1", Runs),
+                ("zb-h2", Runs),
+                ("interleaved", NoneOfThese),
+                ("breadth-first", NoneOfThese),
+                ("zb-v", NoneOfThese),
+            ],
+        ),
+        ("--micro-batch", &[("1", Runs), ("8", Runs)]),
+        ("--zero", &[("0", Runs), ("1", Runs), ("2", NoneOfThese), ("3", NoneOfThese)]),
+        ("--recompute", &[("none", Runs), ("full", Runs), ("selective", NoneOfThese)]),
+        ("--sequence-parallel", &[("true", Runs), ("false", Runs)]),
+        ("--runnable", &[("", Runs)]),
+        ("--tokens", &[("3k", Runs), ("20T", Runs)]),
+        ("--top", &[("1", Runs), ("1000", Runs)]),
+        ("--explain", &[("", Runs)]),
+        ("--sensitivity", &[("", Runs)]),
+        ("--svg", &[("plan.svg", Runs)]),
+        ("--write-config", &[("other.toml", NoSearch)]),
+        ("--json", &[("", Runs)]),
+        ("--measure", &[("", NoSearch)]),
+        ("--out", &[("machine.toml", NoSearch)]),
+        // Positions: the configuration, and the subcommand's name.
+        ("CONFIG.toml", &[("mine.toml", Runs)]),
+        ("--config", &[("other.toml", NoSearch)]),
+    ]
+};
+
+/// The options of `trine plan` as the command line has them.
+fn golden_options() -> Vec<&'static str> {
+    let all = include_str!("../golden/options.txt").lines();
+    let own = all.filter_map(|line| line.strip_prefix("trine plan "));
+    let own = own.filter(|line| line.starts_with("--") || line.starts_with("CONFIG"));
+    own.map(|line| line.split(' ').next().unwrap()).collect()
+}
+
+#[test]
+fn what_any_option_of_plan_writes_is_what_trine_trains() {
+    let mut listed: Vec<&str> = OPTIONS.iter().map(|(option, _)| *option).collect();
+    // The old name of --write-config is no option that is shown.
+    listed.retain(|option| *option != "--config");
+    let mut golden = golden_options();
+    (listed.sort_unstable(), golden.sort_unstable());
+    assert_eq!(listed, golden, "a new option of plan needs a row");
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("empty.toml"), "").unwrap();
+    let mine = "preset = \"rust-default\"\nmodel = { layers = 6 }\nbatch = { global = 64 }\n";
+    fs::write(folder.path().join("mine.toml"), mine).unwrap();
+    let mut counts = [0, 0];
+    for (option, values) in OPTIONS {
+        for (value, writes) in values.iter().filter(|(_, writes)| *writes != Writes::NoSearch) {
+            let flag = if option.starts_with("--") { option } else { "" };
+            let mut args = plan_with(&[(flag, value), ("--write-config", "p.toml")]);
+            if flag.is_empty() {
+                args.retain(|word| !matches!(*word, "--model" | "gpt2-124m"));
+            }
+            if *writes == Writes::NoneOfThese {
+                let without =
+                    format!("trine runs none of these; without {option} {value} the best is ");
+                fails(folder.path(), &args, 2, &[&without]);
+                assert!(!folder.path().join("p.toml").exists(), "{args:?}");
+                let asked = plan_with(&[(option, value)]);
+                let shown = ok(folder.path(), &asked);
+                assert!(shown.contains(&without), "{shown}");
+                counts[1] += 1;
+                continue;
+            }
+            ok(folder.path(), &args);
+            let dry = ok(folder.path(), &["train", "p.toml", "--dry-run"]);
+            let degrees: usize = ["tp = ", "pp = ", "dp = "]
+                .map(|key| dry.lines().find_map(|line| line.strip_prefix(key)).unwrap())
+                .iter()
+                .map(|number| number.parse::<usize>().unwrap())
+                .product();
+            let devices = if option == "--gpus" { value.parse().unwrap() } else { 8 };
+            assert_eq!(degrees, devices, "{args:?}\n{dry}");
+            fs::remove_file(folder.path().join("p.toml")).unwrap();
+            counts[0] += 1;
+        }
+    }
+    assert_eq!(counts, [42, 10]);
+    // The old name still works, and what was asked for by mistake is said with the option alone.
+    small(folder.path(), &["--config", "old.toml"]);
+    ok(folder.path(), &["train", "old.toml", "--dry-run"]);
+    let both = plan_with(&[("--runnable", ""), ("--zero", "3"), ("--cp", "2")]);
+    fails(
+        folder.path(),
+        &both,
+        2,
+        &["trine runs none of these; without --cp 2 --zero 3 the best is "],
+    );
+}
+
+#[test]
+fn absurd_numbers_are_refused_by_the_name_of_their_option() {
+    let folder = tempfile::tempdir().unwrap();
+    let huge = "18446744073709551615";
+    let numeric = [
+        "--gpus",
+        "--global-batch",
+        "--seq",
+        "--memory-headroom",
+        "--tp",
+        "--pp",
+        "--cp",
+        "--virtual",
+        "--micro-batch",
+        "--zero",
+        "--top",
+        "--tokens",
+    ];
+    let takes = [("--memory-headroom", "0"), ("--zero", "0"), ("--tokens", huge)];
+    let mut cases = 0;
+    for option in numeric {
+        for value in ["0", "-1", huge, "1e999", "NaN"] {
+            let args = plan_with(&[(option, value)]);
+            if takes.contains(&(option, value)) {
+                ok(folder.path(), &args);
+            } else {
+                fails(
+                    folder.path(),
+                    &args,
+                    2,
+                    &[&format!("invalid value '{value}' for '{option}")],
+                );
+            }
+            cases += 1;
+        }
+    }
+    for value in ["0", "-1", huge] {
+        fails(folder.path(), &["plan", "scale", "--to", value], 2, &["for '--to <N>'"]);
+    }
+    let scale = ["plan", "scale", "--micro-batch", "0"];
+    fails(folder.path(), &scale, 2, &["invalid value '0' for '--micro-batch <N>'"]);
+    assert_eq!(cases, 60);
+}
+
+/// What is offered instead is another request, and one that can be met.
+#[test]
+fn the_nearest_possible_request_is_possible() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = "4000000";
+    let asked: [&[(&str, &str)]; 7] = [
+        &[("--virtual", large)],
+        &[("--micro-batch", "4000")],
+        &[("--global-batch", "7"), ("--pp", "1"), ("--tp", "1")],
+        &[("--model", "llama2-7b"), ("--gpus", "1"), ("--global-batch", "4")],
+        &[("--gpus", "1000000")],
+        &[("--memory-headroom", "0.999")],
+        &[("--schedule", "interleaved"), ("--pp", "4"), ("--global-batch", "3")],
+    ];
+    let mut offered = 0;
+    for options in asked {
+        let args = plan_with(options);
+        let errors = fails(folder.path(), &args, 2, &[]);
+        let Some((_, offer)) = errors.split_once("nearest possible request is ") else { continue };
+        let words: Vec<&str> = offer.split([' ', '\n', ',']).collect();
+        let pairs = words.chunks_exact(2).take_while(|pair| pair[0].starts_with("--"));
+        let instead: Vec<(&str, &str)> = pairs.map(|pair| (pair[0], pair[1])).collect();
+        assert!(
+            !instead.is_empty() && !instead.iter().any(|pair| options.contains(pair)),
+            "{errors}"
+        );
+        let kept = options.iter().filter(|(flag, _)| !instead.iter().any(|(new, _)| new == flag));
+        let all: Vec<(&str, &str)> = kept.chain(&instead).copied().collect();
+        ok(folder.path(), &plan_with(&all));
+        offered += 1;
+    }
+    assert_eq!(offered, 4);
+}
+
+#[test]
+fn small_models_have_units_that_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = ok(folder.path(), &plan_with(&[("--model", "rust-default"), ("--explain", "")]));
+    assert!(text.contains("rust-default (3.2 M parameters) on h100"), "{text}");
+    assert!(text.contains(" ms "), "{text}");
+    for empty in ["0.00 s", "0.0 B ", "0.000 GB", "0.000 T"] {
+        assert!(!text.contains(empty), "{empty} in {text}");
+    }
+}
+
+/// Any model can be planned: that of a configuration, with its batch and sequence.
+#[test]
+fn the_model_of_a_configuration_is_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let tinyllama = "preset = \"llama2-7b\"\nname = \"tinyllama\"\n\
+                     [model]\nhidden = 2048\nlayers = 22\nheads = 32\nkv_heads = 4\nffn = 5632\n\
+                     vocab = 32000\nseq_max = 2048\n[data]\nseq = 2048\n[batch]\nglobal = 1024\nmicro = 8\n";
+    fs::write(folder.path().join("tiny.toml"), tinyllama).unwrap();
+    let more = ["--cluster", "a100-80gb", "--gpus", "16", "--write-config", "p.toml"];
+    for source in [&["plan", "tiny.toml"][..], &["plan", "--model", "tiny.toml"]] {
+        let text = ok(folder.path(), &[source, &more].concat());
+        let head = "tinyllama (1.1 B parameters) on a100-80gb: 16 × A100-80GB, 1024 sequences of 2048 tokens";
+        assert!(text.starts_with(head), "{text}");
+        let dry = ok(folder.path(), &["train", "p.toml", "--dry-run"]);
+        assert!(dry.contains("name = \"tinyllama\"") && dry.contains("layers = 22"), "{dry}");
+    }
+    let scaled =
+        ["plan", "scale", "tiny.toml", "--cluster", "a100-80gb", "--gpus", "16", "--to", "64"];
+    assert!(ok(folder.path(), &scaled).contains("weak scaling"));
+    fails(folder.path(), &["plan", "none.toml"], 2, &["none.toml"]);
+    fails(
+        folder.path(),
+        &["plan", "tiny.toml", "--model", "gpt2-124m"],
+        2,
+        &["cannot be used with"],
+    );
 }

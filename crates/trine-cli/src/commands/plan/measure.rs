@@ -9,7 +9,7 @@ use std::fs::File;
 
 /// Measures, and prints or writes.
 pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
-    let compute = task::measured_type(&args.task.precision)?;
+    let compute = task::measured_type(args.task.precision.as_deref())?;
     if let Some(path) = &args.out {
         // Found out now, and not after the measurement.
         File::options().append(true).create(true).open(path).map_err(|error| {

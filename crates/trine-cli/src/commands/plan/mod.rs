@@ -2,7 +2,9 @@
 
 mod calibrate;
 mod evaluate;
+mod given;
 mod measure;
+mod runnable;
 mod scale;
 mod search;
 mod task;

@@ -3,7 +3,7 @@
 use super::evaluate::write;
 use super::task::{Task, describe};
 use crate::failure::Failure;
-use crate::output::{self, Align, Table, grouped};
+use crate::output::{self, Align, Table, Unit, grouped};
 use crate::plan_args::ScaleArgs;
 use serde_json::json;
 use trine_plan::{Choice, Planner, Scaling, ScalingPoint, scale, scaling_svg, search};
@@ -64,11 +64,12 @@ fn sizes(best: &Choice, most: usize) -> Vec<usize> {
 }
 
 fn curve(planner: &Planner<'_>, name: &str, points: &[ScalingPoint]) -> String {
+    let unit = Unit::of_seconds(points.first().map_or(1.0, |point| point.step));
     let mut table = Table::new(&[
         ("devices", Align::Right),
         ("batch", Align::Right),
         ("micro-batches", Align::Right),
-        ("seconds", Align::Right),
+        (unit.long, Align::Right),
         ("tokens/s", Align::Right),
         ("efficiency", Align::Right),
         ("what grew most", Align::Left),
@@ -83,7 +84,7 @@ fn curve(planner: &Planner<'_>, name: &str, points: &[ScalingPoint]) -> String {
             grouped(layout.devices() as u64),
             grouped(layout.global_batch as u64),
             layout.micro_batches().to_string(),
-            format!("{:.2}", point.step),
+            unit.number(point.step, 2),
             grouped(tokens as u64),
             format!("{:.1} %", 100.0 * point.efficiency),
             grew,
@@ -150,5 +151,5 @@ fn as_json(
     };
     let curves: serde_json::Map<String, serde_json::Value> =
         curves.iter().map(|(kind, curve)| (name(*kind).to_owned(), json!(points(curve)))).collect();
-    json!({ "model": task.preset, "layout": describe(best), "curves": curves })
+    json!({ "model": task.name(), "layout": describe(best), "curves": curves })
 }

@@ -1,15 +1,15 @@
 //! `trine plan`: the best layouts, why each beats the next, and what they would take.
 
+use super::runnable::{self, Runnable};
 use super::task::{Task, describe, recompute_word};
 use crate::failure::Failure;
-use crate::output::{self, Align, Table, grouped};
+use crate::output::{self, Align, Table, Unit, grouped};
 use crate::plan_args::SearchArgs;
 use anyhow::Context;
 use serde_json::json;
 use std::path::Path;
 use trine_plan::{
-    Choice, Convention, Fixed, Found, Planner, Request, explain_lead, flops, items, memory_svg,
-    search, sensitivity,
+    Choice, Convention, Found, Planner, explain_lead, flops, items, memory_svg, search, sensitivity,
 };
 use trine_schedule::{Action, Delivery, Shape, draw, lower, simulate};
 
@@ -20,22 +20,15 @@ const DRAWN_ACTIONS_MAX: usize = 1 << 14;
 pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     let task = Task::new(&args.task)?;
     let planner = task.planner()?;
-    let tokens = match &args.tokens {
-        Some(text) => parse_tokens(text)?,
-        None => 20.0 * planner.model.params,
-    };
-    let found = search(&planner, &task.request).map_err(|error| task.failure(error))?;
-    let runnable = runnable(&planner, &task.request, &found);
+    let tokens = args.tokens.unwrap_or(20.0 * planner.model.params);
+    let found = search(&planner, &task.request);
+    let found = found.map_err(|error| runnable::failure(&task, &planner, error))?;
+    let runnable = Runnable::find(&task, &planner)?;
     if let Some(path) = &args.svg {
         write(path, &svg(&planner, &found.best[0])?)?;
     }
-    if let Some(path) = &args.config {
-        let choice = runnable.as_ref().ok_or_else(|| {
-            Failure::usage(
-                "--config: no layout that trine itself runs fits (one stage a rank, ZeRO-0 or -1)",
-            )
-        })?;
-        write(path, &config(&task, choice))?;
+    if let Some(path) = &args.write_config {
+        write(path, &runnable.file(&task)?)?;
     }
     if args.json {
         let value = as_json(&task, &planner, &found, tokens, args);
@@ -52,44 +45,13 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     if args.sensitivity {
         text += &ranking(&planner, &found.best[0], task.request.headroom);
     }
-    text += &match &runnable {
-        Some(choice) => format!(
-            "\nThe best that trine itself runs ({:+.1} % time): {}\n\n{}",
-            100.0 * (choice.step() / found.best[0].step() - 1.0),
-            describe(choice),
-            config(&task, choice)
-        ),
-        None => {
-            "\nNo layout that trine itself runs fits (one stage a rank, ZeRO-0 or -1).\n".into()
-        }
-    };
+    text += &runnable.report(&task, found.best[0].step())?;
     output::print(&text)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
-}
-
-/// `300B`, `1.4T` or plain digits.
-fn parse_tokens(text: &str) -> Result<f64, Failure> {
-    let units = [("k", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12), ("", 1.0)];
-    let parse = |(unit, factor): (&str, f64)| -> Option<f64> {
-        Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor)
-    };
-    let tokens = units.into_iter().find_map(parse);
-    tokens.filter(|tokens| tokens.is_finite() && *tokens > 0.0).ok_or_else(|| {
-        Failure::usage(format!("--tokens {text}: must be a positive number such as 300B or 20T"))
-    })
-}
-
-/// The best layout that trine's own trainer runs, if one fits.
-fn runnable(planner: &Planner<'_>, request: &Request, found: &Found) -> Option<Choice> {
-    let request = Request { fixed: Fixed { runnable: true, ..request.fixed }, ..*request };
-    if request.fixed.runnable && found.best.is_empty() {
-        return None;
-    }
-    search(planner, &request).ok().map(|found| found.best[0])
 }
 
 fn teraflops(planner: &Planner<'_>, choice: &Choice) -> (f64, f64) {
@@ -99,6 +61,9 @@ fn teraflops(planner: &Planner<'_>, choice: &Choice) -> (f64, f64) {
 }
 
 fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
+    let best = &found.best[0];
+    let seconds = Unit::of_seconds(best.step());
+    let bytes = Unit::of_bytes(best.estimate.memory.total());
     let mut table = Table::new(&[
         ("#", Align::Right),
         ("tp", Align::Right),
@@ -109,12 +74,12 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
         ("micro", Align::Right),
         ("zero", Align::Right),
         ("recompute", Align::Left),
-        ("seconds", Align::Right),
+        (seconds.long, Align::Right),
         ("TFLOP/s", Align::Right),
         ("MFU", Align::Right),
         ("HFU", Align::Right),
         ("bubble", Align::Right),
-        ("GB", Align::Right),
+        (bytes.long, Align::Right),
     ]);
     let peak = |choice: &Choice| planner.cluster.device.peak(choice.layout.precision) / 1e12;
     for (index, choice) in found.best.iter().take(top).enumerate() {
@@ -135,12 +100,12 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
             format!("{} of {}", layout.micro_batch, layout.micro_batches()),
             layout.zero.to_string(),
             recompute_word(layout.recompute).to_owned(),
-            format!("{:.2}", choice.step()),
+            seconds.number(choice.step(), 2),
             format!("{model:.1}"),
             format!("{:.1} %", 100.0 * model / peak(choice)),
             format!("{:.1} %", 100.0 * hardware / peak(choice)),
             format!("{:.1} %", 100.0 * choice.simulated.map_or(0.0, |s| s.bubble_fraction)),
-            format!("{:.1}", choice.estimate.memory.total() / 1e9),
+            bytes.number(choice.estimate.memory.total(), 1),
         ]);
     }
     format!(
@@ -155,12 +120,13 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
 
 fn leads(found: &Found, top: usize) -> String {
     let mut text = String::from("\nWhy each beats the next:\n");
+    let unit = Unit::of_seconds(found.best[0].step());
     for (index, pair) in found.best.windows(2).take(top.saturating_sub(1)).enumerate() {
         let lead = 100.0 * (pair[1].step() / pair[0].step() - 1.0);
         let reasons: Vec<String> = explain_lead(&pair[0], &pair[1])
             .into_iter()
             .take(3)
-            .map(|(name, saved)| format!("{name} {:+.2} s", -saved))
+            .map(|(name, saved)| format!("{name} {}", unit.signed(-saved, 2)))
             .collect();
         let reasons = match reasons.is_empty() {
             true => "no item differs by a thousandth of the step".to_owned(),
@@ -182,10 +148,11 @@ fn nearly(found: &Found, headroom: f64) -> String {
     }
     for choice in found.near.iter().take(3) {
         let allowed = choice.estimate.memory_bytes * (1.0 - headroom);
+        let missing = choice.estimate.memory.total() - allowed;
         text += &format!(
-            "Would be {:.1} % faster, but needs {:.1} GB more than allowed: {}\n",
+            "Would be {:.1} % faster, but needs {} more than allowed: {}\n",
             100.0 * (1.0 - choice.step() / found.best[0].step()),
-            (choice.estimate.memory.total() - allowed) / 1e9,
+            Unit::of_bytes(missing).show(missing, 1),
             describe(choice)
         );
     }
@@ -195,13 +162,14 @@ fn nearly(found: &Found, headroom: f64) -> String {
 fn budget(planner: &Planner<'_>, best: &Choice, tokens: f64) -> String {
     let (days, dollars) = days_and_dollars(planner, best, tokens);
     let price = match dollars {
-        Some(dollars) => format!("{:.2} million dollars", dollars / 1e6),
+        Some(dollars) => format!("{} dollars", Unit::of_many(dollars).show(dollars, 2)),
         None => format!("no price known for {}", planner.cluster.name),
     };
-    let energy = days * 24.0 * best.layout.devices() as f64 / 1e6;
+    let hours = days * 24.0 * best.layout.devices() as f64;
     format!(
-        "\n{:.3} T tokens: {days:.1} days, {energy:.2} million device hours, {price}.\n",
-        tokens / 1e12
+        "\n{} tokens: {days:.1} days, {} device hours, {price}.\n",
+        Unit::of_count(tokens).show(tokens, 1),
+        Unit::of_many(hours).show(hours, 2)
     )
 }
 
@@ -215,12 +183,18 @@ fn days_and_dollars(planner: &Planner<'_>, best: &Choice, tokens: f64) -> (f64, 
 
 fn explain(best: &Choice) -> String {
     let time = &best.estimate.time;
-    let mut text =
-        format!("\nWhere the {:.2} s of a step go (closed form {:.2}):\n", best.step(), time.step);
+    let unit = Unit::of_seconds(time.step);
+    let mut text = format!(
+        "\nWhere the {} of a step go (closed form {}):\n",
+        unit.show(best.step(), 2),
+        unit.number(time.step, 2)
+    );
     for (name, seconds) in items(time) {
-        text += &format!("  {name:<20} {seconds:>9.3} s {:>6.2} %\n", 100.0 * seconds / time.step);
+        let share = 100.0 * seconds / time.step;
+        text += &format!("  {name:<20} {:>12} {share:>6.2} %\n", unit.show(seconds, 3));
     }
     let memory = &best.estimate.memory;
+    let unit = Unit::of_bytes(memory.total());
     text += &format!("What a rank of the fullest stage ({}) holds:\n", best.estimate.stage);
     for (name, bytes) in [
         ("weights", memory.weights),
@@ -234,7 +208,7 @@ fn explain(best: &Choice) -> String {
         ("device context", memory.context),
         ("all", memory.total()),
     ] {
-        text += &format!("  {name:<20} {:>9.3} GB\n", bytes / 1e9);
+        text += &format!("  {name:<20} {:>12}\n", unit.show(bytes, 3));
     }
     text
 }
@@ -262,33 +236,6 @@ fn ranking(planner: &Planner<'_>, best: &Choice, headroom: f64) -> String {
         );
     }
     text
-}
-
-/// The configuration of a layout that trine runs.
-fn config(task: &Task, choice: &Choice) -> String {
-    let layout = &choice.layout;
-    let precision = match layout.precision {
-        trine_plan::Precision::F32 => "f32",
-        // trine computes in bf16 where others take a 16-bit or smaller type.
-        _ => "bf16",
-    };
-    format!(
-        "# {}\npreset = \"{}\"\n\n[data]\nseq = {}\n\n[layout]\ntp = {}\npp = {}\ndp = {}\n\
-         sequence_parallel = {}\nschedule = \"{}\"\n\n[batch]\nglobal = {}\nmicro = {}\n\n[train]\n\
-         precision = \"{precision}\"\nrecompute = {}\nzero = {}\n",
-        describe(choice),
-        task.preset,
-        layout.seq,
-        layout.degrees.tp,
-        layout.degrees.pp,
-        layout.degrees.dp,
-        layout.sequence_parallel,
-        layout.pipeline,
-        layout.global_batch,
-        layout.micro_batch,
-        layout.recompute != trine_plan::Recompute::None,
-        layout.zero,
-    )
 }
 
 /// Timeline and memory of a layout in one picture. A long step is drawn with fewer micro-batches.
@@ -355,7 +302,7 @@ fn as_json(
     let (days, dollars) = days_and_dollars(planner, best, tokens);
     let near = found.near.iter().map(|one| choice_json(planner, one));
     let mut value = json!({
-        "model": task.preset,
+        "model": task.name(),
         "parameters": planner.model.params,
         "cluster": planner.cluster.name,
         "stack": planner.stack.name,

@@ -1,52 +1,84 @@
 //! What is planned: names looked up, options checked.
 
+use super::given::{self, Given, choose};
 use crate::failure::Failure;
 use crate::machine::{self, THIS_MACHINE};
+use crate::output::Unit;
 use crate::plan_args::TaskArgs;
+use std::path::Path;
 use trine_buffer::DType;
 use trine_plan::{
-    Attention, Choice, Cluster, Constants, Fixed, Impossible, Limit, Model, PlanError, Planner,
-    Precision, Recompute, Request, SearchError, Stack, clusters, default_global_batch,
-    find_cluster, find_stack, stacks,
+    Attention, Choice, Cluster, Constants, Impossible, Limit, Model, PlanError, Planner, Precision,
+    Recompute, Request, SearchError, Stack, clusters, default_global_batch, find_cluster,
+    find_stack, is_possible, stacks,
 };
-use trine_schedule::{Purpose, ScheduleKind};
-use trine_trainer::config::{Config, Typed};
+use trine_spec::ModelSpec;
+use trine_trainer::config::{Config, File, Typed};
 
 /// A model on a machine, with all that [`Planner`] borrows.
 #[derive(Debug)]
 pub(crate) struct Task {
-    /// Name of the model's preset.
-    pub(crate) preset: &'static str,
+    /// The configuration that has the model: what a layout does not decide is as it is there.
+    pub(crate) base: Config,
+    /// The preset that it is, if it is not a file's.
+    pub(crate) preset: Option<String>,
     model: Model,
     cluster: Cluster,
     stack: Stack,
     constants: Constants,
     /// What is asked.
     pub(crate) request: Request,
+    /// The options that keep a value.
+    pub(crate) given: Vec<Given>,
 }
 
 impl Task {
     /// Looks names up and checks values.
     pub(crate) fn new(args: &TaskArgs) -> Result<Self, Failure> {
-        let is_here = args.cluster == THIS_MACHINE;
-        let usual = if is_here { "rust-default" } else { "frontier-1t" };
-        let name = args.model.as_deref().unwrap_or(usual);
-        let preset = trine_spec::presets::find(name).map_err(Failure::usage)?;
-        let model = Model::new(&preset.model).map_err(Failure::usage)?;
-        let request = request(args, &model)?;
-        let cluster = cluster(args)?;
+        let machine = args.cluster.as_deref();
+        let machine =
+            machine.unwrap_or(if args.config.is_some() { THIS_MACHINE } else { "frontier" });
+        let is_here = machine == THIS_MACHINE;
+        let (base, preset) = base(args, is_here)?;
+        let precision = precision(args, preset.is_none().then_some(&base))?;
+        let cluster = cluster(args, machine, precision)?;
+        let as_trained = is_here || preset.is_none();
+        let devices = args.gpus.unwrap_or(if is_here { cluster.devices() } else { DEVICES });
+        let seq = if as_trained { base.data.seq } else { base.model.seq_max };
+        let seq = args.seq.unwrap_or(seq);
+        // A model for longer sequences, where they are.
+        let seq_max = base.model.seq_max.max(seq);
+        let model = ModelSpec { seq_max, ..base.model.clone() };
+        let global_batch = match as_trained {
+            true => base.batch.global,
+            false => default_global_batch(devices, seq),
+        };
+        let request = Request {
+            devices,
+            global_batch: args.global_batch.unwrap_or(global_batch),
+            seq,
+            headroom: args.memory_headroom,
+            precision,
+            attention: Attention::Flash2,
+            fixed: given::fixed(args)?,
+        };
         let usual = match &cluster.device.name {
             name if name.contains("MI250X") => "megatron-deepspeed",
             _ if is_here => "trine",
             _ => "megatron-core",
         };
         let all = stacks().map_err(run_failure)?;
-        let name = args.stack.as_deref().unwrap_or(usual);
-        let stack = find_stack(&all, name).map_err(Failure::usage)?.clone();
-        let constants = Constants::built_in().map_err(run_failure)?;
-        let request =
-            if is_here { as_trained(args, preset.name, &cluster, request)? } else { request };
-        Ok(Self { preset: preset.name, model, cluster, stack, constants, request })
+        let stack = args.stack.as_deref().unwrap_or(usual);
+        Ok(Self {
+            model: Model::new(&model).map_err(Failure::usage)?,
+            stack: find_stack(&all, stack).map_err(Failure::usage)?.clone(),
+            constants: Constants::built_in().map_err(run_failure)?,
+            base,
+            preset,
+            cluster,
+            request,
+            given: given::all(args),
+        })
     }
 
     /// The planner of this task.
@@ -55,14 +87,20 @@ impl Task {
             .map_err(Failure::usage)
     }
 
+    /// What the model is called: its preset, or its configuration's name.
+    pub(crate) fn name(&self) -> &str {
+        self.preset.as_ref().unwrap_or(&self.base.name)
+    }
+
     /// One line that says what is planned.
     pub(crate) fn headline(&self) -> String {
         let Request { devices, global_batch, seq, headroom, .. } = self.request;
+        let params = Unit::of_count(self.model.params);
         format!(
-            "{} ({:.1} B parameters) on {}: {devices} × {}, {} sequences of {seq} tokens a step, software {}, \
+            "{} ({} parameters) on {}: {devices} × {}, {} sequences of {seq} tokens a step, software {}, \
              {:.0} % of memory left free\n",
-            self.preset,
-            self.model.params / 1e9,
+            self.name(),
+            params.show(self.model.params, 1),
             self.cluster.name,
             self.cluster.device.name,
             global_batch,
@@ -85,7 +123,7 @@ impl Task {
             Limit::Devices => format!(
                 "{devices} devices: {} has 1 to {}; the nearest possible request is --gpus {}",
                 self.cluster.name,
-                self.cluster.levels.last().map_or(1, |level| level.devices),
+                self.cluster.devices(),
                 why.devices.unwrap_or(1)
             ),
             Limit::Batch => format!(
@@ -94,28 +132,53 @@ impl Task {
                 why.global_batch.unwrap_or(1)
             ),
             Limit::Memory { leanest } => self.too_little_memory(leanest, why, headroom),
-            Limit::Fixed => {
-                "no layout has all that is fixed (--tp, --pp, --schedule, …); leave one of them \
-                             out"
-                .to_owned()
+            Limit::Fixed => self.too_much_fixed(),
+        }
+    }
+
+    /// Which of the options that keep a value leaves nothing to choose from.
+    fn too_much_fixed(&self) -> String {
+        let all: Vec<&str> = self.given.iter().map(|one| one.typed.as_str()).collect();
+        let possible = |one: &&Given| {
+            let rest = one.without(&self.request);
+            self.planner().is_ok_and(|planner| is_possible(&planner, &rest))
+        };
+        let without: Vec<&str> =
+            self.given.iter().filter(possible).map(|one| one.typed.as_str()).collect();
+        let devices = self.request.devices;
+        match (all.as_slice(), without.as_slice()) {
+            ([], _) => format!(
+                "no layout of {} uses {devices} devices; another --gpus or --global-batch may do",
+                self.name()
+            ),
+            (all, []) => {
+                format!("no layout of {devices} devices has {}; leave some out", all.join(" "))
             }
+            (all, without) => format!(
+                "no layout of {devices} devices has {}; there is one without {}",
+                all.join(" "),
+                without.join(", or without ")
+            ),
         }
     }
 
     fn too_little_memory(&self, leanest: &Choice, why: &Impossible, headroom: f64) -> String {
         let allowed = leanest.estimate.memory_bytes * (1.0 - headroom);
         let needed = leanest.estimate.memory.total();
+        let unit = Unit::of_bytes(needed);
         let mut text = format!(
-            "memory binds: the leanest layout ({}) needs {:.1} GB on each device and {:.1} GB are allowed, {:.1} GB too \
-             few",
+            "memory binds: the leanest layout ({}) needs {} on each device and {} are allowed, {} too few",
             describe(leanest),
-            needed / 1e9,
-            allowed / 1e9,
-            (needed - allowed) / 1e9
+            unit.show(needed, 1),
+            unit.show(allowed, 1),
+            unit.show(needed - allowed, 1)
         );
         match why.devices {
             Some(devices) => {
                 text += &format!("; the nearest possible request is --gpus {devices}");
+                if let Some(batch) = why.global_batch {
+                    text += &format!(" --global-batch {batch}");
+                }
             }
             None => text += "; no number of devices of this machine is enough",
         }
@@ -162,7 +225,39 @@ fn run_failure(error: PlanError) -> Failure {
     Failure::Run(error.into())
 }
 
-fn cluster(args: &TaskArgs) -> Result<Cluster, Failure> {
+/// The configuration that has the model, and the name of its preset if it is one: a file's, or the preset's.
+fn base(args: &TaskArgs, is_here: bool) -> Result<(Config, Option<String>), Failure> {
+    let usual = if is_here { "rust-default" } else { "frontier-1t" };
+    let name = args.model.as_deref().unwrap_or(usual);
+    let named_file = Path::new(name);
+    let is_file = named_file.extension().is_some_and(|ending| ending == "toml");
+    let file = args.config.as_deref().or(is_file.then_some(named_file));
+    let Some(path) = file else {
+        let preset = trine_spec::presets::find(name).map_err(Failure::usage)?;
+        return Ok((Config::preset(preset.name)?, Some(preset.name.to_owned())));
+    };
+    let file = Some(File::read(path)?);
+    Ok((Config::load(&Typed { file, ..Typed::default() })?, None))
+}
+
+/// What products are computed in: what is asked for, else what `base` computes in.
+fn precision(args: &TaskArgs, base: Option<&Config>) -> Result<Precision, Failure> {
+    let words = [
+        ("bf16", Precision::Bf16),
+        ("f16", Precision::F16),
+        ("f32", Precision::F32),
+        ("fp8", Precision::Fp8),
+    ];
+    let own = base.map(|config| config.train.precision.word());
+    let (option, word) = match (&args.precision, own) {
+        (Some(word), _) => ("--precision", word.as_str()),
+        (None, Some(word)) => ("train.precision", word),
+        (None, None) => ("--precision", "bf16"),
+    };
+    choose(option, word, &words)
+}
+
+fn cluster(args: &TaskArgs, name: &str, precision: Precision) -> Result<Cluster, Failure> {
     let mine = match &args.cluster_file {
         Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
             Failure::usage(format!("{}: cannot read the clusters: {error}", path.display()))
@@ -171,118 +266,25 @@ fn cluster(args: &TaskArgs) -> Result<Cluster, Failure> {
     };
     let more: Vec<&str> = mine.iter().map(String::as_str).collect();
     let all = clusters(&more).map_err(Failure::usage)?;
-    let is_known = all.iter().any(|cluster| cluster.name == args.cluster);
-    if args.cluster == THIS_MACHINE && !is_known {
-        return machine::measure(measured_type(&args.precision)?);
+    let is_known = all.iter().any(|cluster| cluster.name == name);
+    if name == THIS_MACHINE && !is_known {
+        let kernels = match precision {
+            Precision::F32 => Ok(DType::F32),
+            Precision::Bf16 => Ok(DType::Bf16),
+            Precision::F16 | Precision::Fp8 | Precision::Fp8Rows => {
+                measured_type(args.precision.as_deref())
+            }
+        };
+        return machine::measure(kernels?);
     }
-    Ok(find_cluster(&all, &args.cluster).map_err(Failure::usage)?.clone())
+    Ok(find_cluster(&all, name).map_err(Failure::usage)?.clone())
 }
 
 /// The type of `--precision` that kernels of this machine are measured in.
-pub(super) fn measured_type(precision: &str) -> Result<DType, Failure> {
-    choose("--precision", precision, &[("bf16", DType::Bf16), ("f32", DType::F32)])
-}
-
-/// On this machine, what is not given is as `trine train` has it.
-fn as_trained(
-    args: &TaskArgs,
-    preset: &str,
-    cluster: &Cluster,
-    request: Request,
-) -> Result<Request, Failure> {
-    let typed = Typed { preset: Some(preset.into()), ..Typed::default() };
-    let config = Config::load(&typed)?;
-    Ok(Request {
-        devices: args.gpus.unwrap_or(cluster.devices()),
-        global_batch: args.global_batch.unwrap_or(config.batch.global),
-        seq: args.seq.unwrap_or(config.data.seq),
-        ..request
-    })
+pub(super) fn measured_type(precision: Option<&str>) -> Result<DType, Failure> {
+    let word = precision.unwrap_or("bf16");
+    choose("--precision", word, &[("bf16", DType::Bf16), ("f32", DType::F32)])
 }
 
 /// Devices where none are given.
 const DEVICES: usize = 3072;
-
-fn request(args: &TaskArgs, model: &Model) -> Result<Request, Failure> {
-    let seq = args.seq.unwrap_or(model.spec.seq_max);
-    if seq == 0 {
-        return Err(Failure::usage("--seq 0: must be at least 1"));
-    }
-    if args.global_batch == Some(0) {
-        return Err(Failure::usage("--global-batch 0: must be at least 1"));
-    }
-    if !(0.0..1.0).contains(&args.memory_headroom) {
-        let given = args.memory_headroom;
-        return Err(Failure::usage(format!(
-            "--memory-headroom {given}: a share of the memory, at least 0 and below 1"
-        )));
-    }
-    let precision = choose(
-        "--precision",
-        &args.precision,
-        &[
-            ("bf16", Precision::Bf16),
-            ("f16", Precision::F16),
-            ("f32", Precision::F32),
-            ("fp8", Precision::Fp8),
-        ],
-    )?;
-    let devices = args.gpus.unwrap_or(DEVICES);
-    Ok(Request {
-        devices,
-        global_batch: args.global_batch.unwrap_or_else(|| default_global_batch(devices, seq)),
-        seq,
-        headroom: args.memory_headroom,
-        precision,
-        attention: Attention::Flash2,
-        fixed: fixed(args)?,
-    })
-}
-
-fn fixed(args: &TaskArgs) -> Result<Fixed, Failure> {
-    let pipeline = match &args.schedule {
-        None => None,
-        Some(name) => {
-            let kind: ScheduleKind = name.parse().map_err(Failure::usage)?;
-            if kind.info().purpose != Purpose::Train {
-                return Err(Failure::usage(format!("--schedule {name}: does not train")));
-            }
-            Some(kind)
-        }
-    };
-    let recompute = match &args.recompute {
-        None => None,
-        Some(word) => Some(choose(
-            "--recompute",
-            word,
-            &[
-                ("none", Recompute::None),
-                ("selective", Recompute::Selective),
-                ("full", Recompute::Full { every: 1 }),
-            ],
-        )?),
-    };
-    if args.zero.is_some_and(|zero| zero > 3) {
-        return Err(Failure::usage("--zero: ZeRO has stages 0 to 3; nearest: 3"));
-    }
-    Ok(Fixed {
-        tp: args.tp,
-        pp: args.pp,
-        cp: args.cp,
-        virtual_stages: args.r#virtual,
-        pipeline,
-        micro_batch: args.micro_batch,
-        zero: args.zero,
-        recompute,
-        sequence_parallel: args.sequence_parallel,
-        runnable: args.runnable,
-    })
-}
-
-/// The value of a word.
-fn choose<T: Copy>(option: &str, word: &str, all: &[(&str, T)]) -> Result<T, Failure> {
-    all.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
-        let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
-        Failure::usage(format!("{option} {word}: must be one of {}", names.join(", ")))
-    })
-}

@@ -1,0 +1,151 @@
+//! The best layout that trine itself runs, and its configuration.
+
+use super::given::beyond_trine;
+use super::task::{Task, describe};
+use crate::failure::Failure;
+use trine_plan::{Choice, Found, Planner, Precision, Recompute, SearchError, search};
+use trine_trainer::config::{self, Config};
+
+/// What trine itself runs of a request.
+pub(crate) enum Runnable {
+    /// The best layout.
+    Best(Choice, Box<Config>),
+    /// Nothing, but the best without these options.
+    Without(String, Choice, Box<Config>),
+    /// Nothing, and why.
+    Nothing(String),
+}
+
+impl Runnable {
+    /// Looks for it among what the request's options leave.
+    pub(crate) fn find(task: &Task, planner: &Planner<'_>) -> Result<Self, Failure> {
+        let mut request = task.request;
+        request.fixed.runnable = true;
+        match search(planner, &request) {
+            Ok(found) => Self::checked(task, None, &found),
+            Err(SearchError::Plan(error)) => Err(Failure::usage(error)),
+            Err(error @ SearchError::Impossible(_)) => {
+                let beyond: Vec<&str> = beyond_trine(&task.given, &task.request).collect();
+                match search(planner, &task.request.for_trine()) {
+                    Ok(found) if !beyond.is_empty() => {
+                        Self::checked(task, Some(beyond.join(" ")), &found)
+                    }
+                    _ => Ok(Self::Nothing(task.failure(error).to_string())),
+                }
+            }
+        }
+    }
+
+    /// The first of what was found, if `trine train` takes it.
+    fn checked(task: &Task, without: Option<String>, found: &Found) -> Result<Self, Failure> {
+        let choice = found.best[0];
+        let config = Box::new(config(&task.base, &choice));
+        Ok(match (config.check(), without) {
+            (Err(error), _) => Self::Nothing(error.to_string()),
+            (Ok(()), None) => Self::Best(choice, config),
+            (Ok(()), Some(without)) => Self::Without(without, choice, config),
+        })
+    }
+
+    /// The configuration of what was asked for, as a file.
+    pub(crate) fn file(&self, task: &Task) -> Result<String, Failure> {
+        match self {
+            Self::Best(choice, config) => text(task, choice, config),
+            Self::Without(options, choice, _) => {
+                Err(Failure::usage(none_of_these(options, choice)))
+            }
+            Self::Nothing(why) => Err(Failure::usage(format!("no layout that trine runs: {why}"))),
+        }
+    }
+
+    /// What it is beside the best of all layouts, which takes `best_s`.
+    pub(crate) fn report(&self, task: &Task, best_s: f64) -> Result<String, Failure> {
+        let slower = |choice: &Choice| 100.0 * (choice.step() / best_s - 1.0);
+        Ok(match self {
+            Self::Best(choice, config) => format!(
+                "\nThe best that trine itself runs ({:+.1} % time): {}\n\n{}",
+                slower(choice),
+                describe(choice),
+                text(task, choice, config)?
+            ),
+            Self::Without(options, choice, config) => format!(
+                "\n{} ({:+.1} % time)\n\n{}",
+                none_of_these(options, choice),
+                slower(choice),
+                text(task, choice, config)?
+            ),
+            Self::Nothing(why) => format!("\nNo layout that trine itself runs: {why}\n"),
+        })
+    }
+}
+
+/// For a search that had `--runnable` and found nothing: what it would have found without what trine never runs.
+pub(crate) fn failure(task: &Task, planner: &Planner<'_>, error: SearchError) -> Failure {
+    if !task.request.fixed.runnable {
+        return task.failure(error);
+    }
+    match Runnable::find(task, planner) {
+        Ok(Runnable::Without(options, choice, _)) => {
+            Failure::usage(none_of_these(&options, &choice))
+        }
+        Ok(Runnable::Best(..) | Runnable::Nothing(_)) | Err(_) => task.failure(error),
+    }
+}
+
+fn none_of_these(options: &str, choice: &Choice) -> String {
+    format!("trine runs none of these; without {options} the best is {}", describe(choice))
+}
+
+/// The configuration of a layout: that of the model, with what the layout decides.
+fn config(base: &Config, choice: &Choice) -> Config {
+    let layout = &choice.layout;
+    let mut config = base.clone();
+    config.data.seq = layout.seq;
+    config.model.seq_max = config.model.seq_max.max(layout.seq);
+    config.layout = config::Layout {
+        tp: layout.degrees.tp,
+        pp: layout.degrees.pp,
+        dp: layout.degrees.dp,
+        sequence_parallel: layout.sequence_parallel,
+        schedule: layout.pipeline,
+        layers: Vec::new(),
+        ..config.layout
+    };
+    config.batch = config::Batch { global: layout.global_batch, micro: layout.micro_batch };
+    config.train.precision = match layout.precision {
+        Precision::F32 => config::Precision::F32,
+        Precision::F16 | Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => {
+            config::Precision::Bf16
+        }
+    };
+    config.train.recompute = layout.recompute != Recompute::None;
+    config.train.zero = usize::from(layout.zero);
+    config
+}
+
+/// A configuration as a file: of a preset what differs from it, of a file all.
+fn text(task: &Task, choice: &Choice, config: &Config) -> Result<String, Failure> {
+    let about = describe(choice);
+    let Some(preset) = &task.preset else { return Ok(format!("# {about}\n{}", config.to_toml()?)) };
+    let Config { data, layout, batch, train, model, .. } = config;
+    let longer = match model.seq_max == task.base.model.seq_max {
+        true => String::new(),
+        false => format!("[model]\nseq_max = {}\n\n", model.seq_max),
+    };
+    Ok(format!(
+        "# {about}\npreset = \"{preset}\"\n\n{longer}[data]\nseq = {}\n\n[layout]\ntp = {}\npp = {}\ndp = {}\n\
+         sequence_parallel = {}\nschedule = \"{}\"\n\n[batch]\nglobal = {}\nmicro = {}\n\n[train]\n\
+         precision = \"{}\"\nrecompute = {}\nzero = {}\n",
+        data.seq,
+        layout.tp,
+        layout.pp,
+        layout.dp,
+        layout.sequence_parallel,
+        layout.schedule,
+        batch.global,
+        batch.micro,
+        train.precision,
+        train.recompute,
+        train.zero,
+    ))
+}

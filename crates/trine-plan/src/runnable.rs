@@ -1,0 +1,60 @@
+//! What trine's own trainer runs, of all that can be planned. No other place of this crate says so.
+
+use crate::{Fixed, Layout, Precision, Recompute, Request};
+use trine_schedule::{Purpose, ScheduleKind};
+
+/// Whether trine runs a ZeRO stage: it shares out optimizer state only.
+fn runs_zero(stage: u8) -> bool {
+    stage <= 1
+}
+
+/// Whether trine computes again so much: whole blocks or nothing.
+fn runs_recompute(again: Recompute) -> bool {
+    matches!(again, Recompute::None | Recompute::Full { every: 1 })
+}
+
+/// Whether trine computes in a type.
+fn runs_precision(precision: Precision) -> bool {
+    matches!(precision, Precision::Bf16 | Precision::F32)
+}
+
+/// Whether trine runs a schedule: those of training with one stage on each rank.
+pub fn runs_schedule(kind: ScheduleKind) -> bool {
+    let info = kind.info();
+    info.purpose == Purpose::Train && info.chunks_usual == 1
+}
+
+impl Layout {
+    /// Whether trine's own trainer runs it: one stage on each rank, ZeRO-0 or -1, blocks computed again as a whole or not
+    /// at all, no context parallelism, in bf16 or f32. Where the stream is split, each rank must have as many tokens.
+    pub fn is_runnable(&self) -> bool {
+        let splits = self.sequence_parallel && self.degrees.tp > 1;
+        self.virtual_stages == 1
+            && self.degrees.cp == 1
+            && runs_zero(self.zero)
+            && runs_recompute(self.recompute)
+            && runs_precision(self.precision)
+            && runs_schedule(self.pipeline)
+            && (!splits || (self.micro_batch * self.seq).is_multiple_of(self.degrees.tp))
+    }
+}
+
+impl Request {
+    /// The nearest request that trine's trainer can meet: without the fixed values that it never runs, and in bf16
+    /// instead of a type that it does not compute in.
+    pub fn for_trine(&self) -> Self {
+        let Fixed { cp, virtual_stages, pipeline, zero, recompute, .. } = self.fixed;
+        let fixed = Fixed {
+            cp: cp.filter(|degree| *degree == 1),
+            virtual_stages: virtual_stages.filter(|stages| *stages == 1),
+            pipeline: pipeline.filter(|kind| runs_schedule(*kind)),
+            zero: zero.filter(|stage| runs_zero(*stage)),
+            recompute: recompute.filter(|again| runs_recompute(*again)),
+            runnable: true,
+            ..self.fixed
+        };
+        let precision =
+            if runs_precision(self.precision) { self.precision } else { Precision::Bf16 };
+        Self { precision, fixed, ..*self }
+    }
+}
