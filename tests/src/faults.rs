@@ -298,6 +298,7 @@ fn train_once(
         started: Instant::now(),
         cores: 1,
         machine: MachineSource(&|| Err("not asked for".into())),
+        memory: &[],
         seams: Seams { wrap: &wrap, storage },
     };
     match train(&request, Ranks::Threads, &Mutex::new(Silent)) {

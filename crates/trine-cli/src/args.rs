@@ -93,6 +93,9 @@ pub(crate) struct TrainArgs {
     /// Continue the run of this directory, from its last checkpoint and with its configuration
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "preset"])]
     pub(crate) resume: Option<PathBuf>,
+    /// Who decides dp, pp and tp: auto, the fastest layout that fits this machine, or preset (layout.degrees)
+    #[arg(long, value_name = "NAME", overrides_with = "layout")]
+    pub(crate) layout: Option<String>,
     /// What ranks are: threads of this process, or processes that mpirun or srun has started (mpi);
     /// auto: as this process was started
     #[arg(long, value_name = "NAME", default_value = "auto")]

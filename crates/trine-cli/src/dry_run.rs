@@ -1,15 +1,15 @@
 //! What a run would do and what each rank would hold, without allocating any of it.
 
 use crate::failure::Failure;
-use crate::machine;
 use crate::output::{Align, Table, grouped, human_bytes};
+use crate::{machine, memory};
 use anyhow::Context;
 use std::path::Path;
 use trine_schedule::Schedule;
 use trine_spec::{Piece, RankBytes};
 use trine_trainer::config::Config;
 use trine_trainer::engine::EngineConfig;
-use trine_trainer::{RankMemory, planned_step};
+use trine_trainer::{MemoryPlan, RankMemory, Time, planned_step};
 
 /// More ranks than this are shown as groups of equal ones.
 const RANKS_SHOWN_MAX: usize = 32;
@@ -55,11 +55,12 @@ impl Holding {
 }
 
 /// The resolved configuration, and, as comments in the same TOML, the layout, its bytes and, with
-/// `hosts` of all ranks, their placement, and the step that is planned for `machine`: the whole text is a
+/// `hosts` of all ranks, their placement, why the layout was `chosen`, and the step that is planned for `machine`: the whole text is a
 /// configuration file again.
 pub(crate) fn report(
     config: &Config,
     hosts: Option<&[String]>,
+    chosen: Option<&str>,
     machine: Option<&Path>,
 ) -> Result<String, Failure> {
     // Cores do not change what a rank holds.
@@ -78,8 +79,12 @@ pub(crate) fn report(
     };
     let placement = hosts.map_or_else(String::new, |hosts| placement(config, hosts));
     let step = machine.map_or_else(|| Ok(String::new()), |path| step(config, path))?;
+    // Of ranks that are threads here; others have memory of their own.
+    let memory = if hosts.is_none() { memory(config, &holdings) } else { String::new() };
+    let chosen = chosen.map_or_else(String::new, |line| format!("{line}\n"));
+    let together = together(config, &holdings);
     let notes =
-        format!("{}\n{table}{placement}\n{}\n{step}", summary(config), together(config, &holdings));
+        format!("{}{chosen}\n{table}{placement}\n{together}\n{memory}{step}", summary(config));
     let comments: String =
         notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
     Ok(format!("{}\n{comments}", config.to_toml()?))
@@ -99,14 +104,26 @@ fn together(config: &Config, holdings: &[Holding]) -> String {
     format!("state of all ranks together: {text} ({bytes} bytes); {most}")
 }
 
+/// What all ranks need as threads of one process here, against what may be used.
+fn memory(config: &Config, holdings: &[Holding]) -> String {
+    let bytes: u64 = holdings.iter().map(|holding| holding.memory.planned_bytes()).sum();
+    let is_least = holdings.iter().any(|holding| holding.memory.activations.is_none());
+    let replicas = config.layout.dp as u64;
+    let (ranks, bytes) = (config.world() as u64, bytes.saturating_mul(replicas));
+    let plan = MemoryPlan::of_machine(ranks, bytes, is_least, &memory::limits());
+    format!("{plan}{}\n", if plan.fits() { "" } else { ": too little" })
+}
+
 /// The time of a step on the machine that a file describes.
 fn step(config: &Config, path: &Path) -> Result<String, Failure> {
     let machine = machine::find(Some(path), config.train.precision.dtype())?;
     let engine = config.engine(machine.cluster.devices())?;
     Ok(match planned_step(&engine, &machine)? {
         Ok(planned) => format!(
-            "a step on {machine}: {:.3} s, {} tokens/s, bubble {:.1} %\n",
+            "a step on {machine}: {:.3} s, {} for {} steps, {} tokens/s, bubble {:.1} %\n",
             planned.step,
+            Time(planned.step * config.train.steps as f64),
+            config.train.steps,
             grouped((config.tokens_per_step() as f64 / planned.step) as u64),
             100.0 * planned.bubble_fraction
         ),

@@ -2,6 +2,7 @@
 
 use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::memory;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use trine_buffer::{Buf, DType};
@@ -82,6 +83,9 @@ pub(crate) fn measure(compute: DType) -> Result<Cluster, Failure> {
     let copy = ceiling::copy_gb_per_s(ops.team(), ops.isa(), MEMORY_BYTES).map_err(failed)? * 1e9;
     let own_peak = if compute == DType::F32 { peak_f32 } else { peak_bf16 };
     let rates = Rates::measure(&ops, compute).map_err(failed)?;
+    let memory_bytes = memory::total_bytes().ok_or_else(|| {
+        Failure::Run(anyhow::anyhow!("this system does not tell how much memory there is"))
+    })?;
     let link = reductions(cores.clamp(2, RANKS_MAX))?;
     let each = 1.0 / cores as f64;
     let device = Device {
@@ -94,7 +98,7 @@ pub(crate) fn measure(compute: DType) -> Result<Cluster, Failure> {
         peak_bf16: peak_bf16 * each,
         peak_fp8: 0.0,
         peak_f32: peak_f32 * each,
-        memory_bytes: memory_bytes()? / cores as u64,
+        memory_bytes: memory_bytes / cores as u64,
         bandwidth: copy * each,
         units: 1.0,
         reached: Some(DeviceConstants {
@@ -245,19 +249,6 @@ fn all_reduce_s(ranks: usize, bytes: usize) -> Result<f64, Failure> {
 
 /// Turns of a reduction.
 const ALL_REDUCES: usize = 21;
-
-/// Memory that this process may use, where the system tells (Linux): the machine's, or less if its group is limited.
-fn memory_bytes() -> Result<u64, Failure> {
-    let of_machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-    });
-    let of_group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let of_group = of_group.and_then(|text| text.trim().parse::<u64>().ok());
-    of_machine.into_iter().chain(of_group).min().ok_or_else(|| {
-        Failure::Run(anyhow::anyhow!("this system does not tell how much memory there is"))
-    })
-}
 
 #[cfg(test)]
 mod tests {

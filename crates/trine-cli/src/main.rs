@@ -17,9 +17,12 @@ mod documented;
 mod dry_run;
 mod failure;
 mod launcher;
+mod layout;
 mod machine;
+mod memory;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod out_of_memory;
 mod output;
 mod plan_args;
 mod plan_check;
@@ -28,25 +31,40 @@ mod select;
 #[cfg(feature = "mpi")]
 mod side;
 
+use anyhow::Context;
 use args::{Bench, Cli, Command, ScheduleCommand};
 use clap::Parser;
 use failure::Failure;
+use out_of_memory::OutOfMemory;
+use signal_hook::consts::SIGXFSZ;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use trine_kernels::LargeBlocks;
 
 #[global_allocator]
 static BLOCKS: LargeBlocks = LargeBlocks::new();
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().command) {
+    let memory = Arc::new(OutOfMemory::new());
+    let end = memory.clone();
+    BLOCKS.when_refused(move |bytes| end.end(bytes));
+    match heed_file_sizes().and_then(|()| run(&Cli::parse().command, &memory)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-fn run(command: &Command) -> Result<(), Failure> {
+/// A file that may not grow (`ulimit -f`) is an error of the call that writes it, not the end of the process.
+fn heed_file_sizes() -> Result<(), Failure> {
+    let heeded = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+    heeded.context("cannot watch signals")?;
+    Ok(())
+}
+
+fn run(command: &Command, memory: &OutOfMemory) -> Result<(), Failure> {
     match command {
-        Command::Train(args) => commands::train::run(args),
+        Command::Train(args) => commands::train::run(args, memory),
         Command::Launch(args) => commands::launch::run(args),
         Command::Plan(args) => commands::plan::run(args),
         Command::Presets(args) => commands::presets::run(args),

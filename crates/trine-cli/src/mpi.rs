@@ -4,15 +4,16 @@ use crate::args::TrainArgs;
 use crate::commands::train::{self, Run};
 use crate::failure::Failure;
 use crate::launcher::Launched;
+use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
 use crate::side::{self, Side};
-use crate::{dry_run, output, select};
+use crate::{dry_run, layout, output, select};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
 use trine_mesh::{Mesh, Placement};
-use trine_trainer::config::Config;
+use trine_trainer::config::{Config, File, LayoutBy, Typed};
 use trine_trainer::run::{Event, Reporter};
 use trine_trainer::{Process, Ranks, TrainError};
 
@@ -27,10 +28,11 @@ pub(crate) fn run(
     args: &TrainArgs,
     launched: Option<&Launched>,
     started: Instant,
+    memory: &OutOfMemory,
 ) -> Result<(), Failure> {
     let options = MpiOptions { deadline: DEADLINE, ..MpiOptions::default() };
     let world = World::join(options).map_err(|error| Failure::Run(error.into()))?;
-    let outcome = live(&world, args, launched, started);
+    let outcome = live(&world, args, launched, started, memory);
     let Err(failure) = outcome else {
         return world.leave().map_err(|error| Failure::Run(error.into()));
     };
@@ -53,15 +55,12 @@ fn live(
     args: &TrainArgs,
     launched: Option<&Launched>,
     started: Instant,
+    memory: &OutOfMemory,
 ) -> Result<(), Failure> {
     let comm = |error: trine_comm::CommError| Failure::Run(error.into());
     let all = Process::new(world.comm(), world.host()).map_err(comm)?;
     let is_usage = TrainError::is_usage;
-    let config = match select::of_train(args) {
-        Ok(config) => Ok(config),
-        Err(failure) => Err(TrainError::Refused(failure.to_string())),
-    };
-    let config = spoken(&all, all.agree(config, is_usage))?;
+    let (config, chosen) = decided(&all, args)?;
     let placement = spoken(&all, all.agree(place(world, launched, &config, &all), is_usage))?;
     let process = Process::new(world.arranged(placement.order()), world.host()).map_err(comm)?;
     if args.dry_run {
@@ -69,6 +68,7 @@ fn live(
             0 => output::print(&dry_run::report(
                 &config,
                 Some(placement.hosts()),
+                chosen.as_deref(),
                 args.machine.as_deref(),
             )?),
             _ => Ok(()),
@@ -83,13 +83,16 @@ fn live(
         let library = trine_comm_mpi::library();
         output::complain(&format!("{} ranks on {library}, by {by}", world.size()));
         output::complain(&hosts_line(placement.hosts()));
+        if let Some(chosen) = chosen {
+            output::complain(&chosen);
+        }
     }
     let reporter = Mutex::new(Told {
         screen: (process.world().rank() == 0)
             .then(|| Screen::new(config.log.every_seconds, side.resume_by())),
         side: &side,
     });
-    let run = Run { config, args, started, ranks: Ranks::Process(&process) };
+    let run = Run { config, args, started, ranks: Ranks::Process(&process), machine: None, memory };
     let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
     let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
     drop(reporter);
@@ -112,6 +115,29 @@ fn live(
             signal_hook::low_level::exit(i32::from(code))
         }
     }
+}
+
+/// The configuration that all have in common. Where the machine decides the layout, rank 0's does, for as many ranks as
+/// there are processes; the line says why.
+fn decided(all: &Process, args: &TrainArgs) -> Result<(Config, Option<String>), Failure> {
+    let refused = |failure: Failure| TrainError::Refused(failure.to_string());
+    let loaded = select::of_train(args).map_err(refused);
+    let loaded = spoken(all, all.agree(loaded, TrainError::is_usage))?;
+    if loaded.layout_by == LayoutBy::Configuration {
+        return Ok((loaded.config, None));
+    }
+    let (rank, size) = (all.world().rank(), all.world().size());
+    let own = match rank {
+        0 => layout::decide(args, Some(size)).map(Some),
+        _ => Ok(None),
+    };
+    let own = spoken(all, all.agree(own.map_err(refused), TrainError::is_usage))?;
+    let text = own.as_ref().map_or(Ok(String::new()), |own| own.config.to_toml());
+    let text = spoken(all, all.agree(text.map_err(TrainError::from), TrainError::is_usage))?;
+    let text = all.rank_0_says(&text).map_err(|error| Failure::Run(error.into()))?;
+    let file = Some(File { name: "rank 0's layout".into(), text });
+    let config = Config::load(&Typed { file, ..Typed::default() })?;
+    Ok((config, own.and_then(|own| own.chosen)))
 }
 
 /// A panic's message.

@@ -163,6 +163,7 @@ impl Reporter for Screen {
                     grouped(config.tokens_per_step() as u64),
                 ));
             }
+            Event::Outlook(outlook) => self.say(&format!("plan    {outlook}")),
             Event::Step { line, steps, rss_bytes } => self.step(line, *steps, *rss_bytes),
             Event::PlanChecked(check) => self.say(crate::plan_check::table(check).trim_end()),
             Event::Note(text) => self.say(text),

@@ -3,10 +3,10 @@
 use crate::args::{ConfigArgs, GenerateArgs, TrainArgs};
 use crate::failure::Failure;
 use std::path::Path;
-use trine_trainer::config::{Config, ConfigError, File, Setting, Typed};
+use trine_trainer::config::{Config, ConfigError, File, Loaded, Setting, Typed};
 
 /// The configuration of `trine train`.
-pub(crate) fn of_train(args: &TrainArgs) -> Result<Config, Failure> {
+pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
     let mut typed = typed(&args.config)?;
     let resumed = match &args.resume {
         Some(dir) => {
@@ -18,10 +18,11 @@ pub(crate) fn of_train(args: &TrainArgs) -> Result<Config, Failure> {
     typed.settings.extend(settings(&[
         ("--resume", "output.dir", &resumed),
         ("--out", "output.dir", &args.out),
+        ("--layout", "layout.degrees", &args.layout),
         ("--corpus-manifest", "data.manifest", &args.corpus_manifest),
         ("--cache", "data.cache", &args.cache),
     ]));
-    Ok(Config::load(&typed)?)
+    Ok(Loaded::load(&typed)?)
 }
 
 /// The configuration of a run, its sampling changed by the options of `trine generate`.

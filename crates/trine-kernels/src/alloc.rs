@@ -1,6 +1,9 @@
 //! An allocator for binaries that compute: large blocks on cache lines and on large pages.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::fmt::{self, Debug, Formatter};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Blocks of at least so many bytes begin on a cache line.
@@ -28,9 +31,18 @@ const PAGE_BYTES: usize = 2 << 20;
 /// assert_eq!(BLOCKS.counted() - before, 1);
 /// assert!(block.as_ptr().addr().is_multiple_of(64));
 /// ```
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct LargeBlocks {
     counted: AtomicU64,
+    refused: OnceLock<Refused>,
+}
+
+type Refused = Box<dyn Fn(usize) + Send + Sync>;
+
+impl Debug for LargeBlocks {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "LargeBlocks({} counted)", self.counted())
+    }
 }
 
 impl LargeBlocks {
@@ -39,12 +51,27 @@ impl LargeBlocks {
 
     /// For a `#[global_allocator]`.
     pub const fn new() -> Self {
-        Self { counted: AtomicU64::new(0) }
+        Self { counted: AtomicU64::new(0), refused: OnceLock::new() }
     }
 
     /// How many blocks of more than [`LargeBlocks::COUNTED_BYTES`] have been allocated.
     pub fn counted(&self) -> u64 {
         self.counted.load(Ordering::Relaxed)
+    }
+
+    /// Sets, once, what is called with the bytes of a block that the system refuses, before whoever asked for it is
+    /// told. It may allocate, and may end the process with a message, where the standard library would abort.
+    pub fn when_refused(&self, call: impl Fn(usize) + Send + Sync + 'static) {
+        self.refused.get_or_init(|| Box::new(call));
+    }
+
+    /// A block as the system gave it; if it did not, that is told.
+    fn given(&self, block: *mut u8, layout: Layout) -> *mut u8 {
+        if let (true, Some(refused)) = (block.is_null(), self.refused.get()) {
+            // An allocator must not unwind.
+            let _ = catch_unwind(AssertUnwindSafe(|| refused(layout.size())));
+        }
+        block
     }
 }
 
@@ -66,7 +93,7 @@ unsafe impl GlobalAlloc for LargeBlocks {
             self.counted.fetch_add(1, Ordering::Relaxed);
         }
         // SAFETY: the caller's promise; the size is the same.
-        let block = unsafe { System.alloc(raised(layout)) };
+        let block = self.given(unsafe { System.alloc(raised(layout)) }, layout);
         if layout.size() >= PAGE_BYTES && !block.is_null() {
             ask_for_large_pages(block, layout.size());
         }
@@ -79,7 +106,7 @@ unsafe impl GlobalAlloc for LargeBlocks {
                 self.counted.fetch_add(1, Ordering::Relaxed);
             }
             // SAFETY: the caller's promise.
-            return unsafe { System.alloc_zeroed(raised(layout)) };
+            return self.given(unsafe { System.alloc_zeroed(raised(layout)) }, layout);
         }
         // Pages must be asked for before they are touched.
         // SAFETY: the caller's promise; the block is as large as the layout says.
@@ -140,6 +167,31 @@ mod tests {
             large += [size, 3 * size].iter().filter(|s| **s > LargeBlocks::COUNTED_BYTES).count();
         }
         assert_eq!((blocks.counted(), large), (6, 6));
+    }
+
+    #[test]
+    fn a_block_that_is_refused_is_told_once_and_nothing_unwinds() {
+        let blocks = LargeBlocks::new();
+        let (told, count) = std::sync::mpsc::channel();
+        blocks.when_refused(move |bytes| {
+            told.send(bytes).unwrap();
+            std::panic::resume_unwind(Box::new("a panic"));
+        });
+        blocks.when_refused(|_| panic!("the first counts"));
+        let whole = usize::MAX / 2;
+        for bytes in [whole - (4 << 20), 64] {
+            let layout = Layout::from_size_align(bytes, 8).unwrap();
+            // SAFETY: the size is not 0, and a block that there is is freed with its layout.
+            unsafe {
+                for block in [blocks.alloc(layout), blocks.alloc_zeroed(layout)] {
+                    assert_eq!(block.is_null(), bytes > 64);
+                    if !block.is_null() {
+                        blocks.dealloc(block, layout);
+                    }
+                }
+            }
+        }
+        assert_eq!(count.try_iter().collect::<Vec<_>>(), [whole - (4 << 20); 2]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can go wrong in a run.
 
 use crate::config::ConfigError;
+use crate::memory::MemoryPlan;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use trine_buffer::BufferError;
@@ -128,6 +129,12 @@ pub enum TrainError {
     /// There is nothing to sample from.
     #[error("{} has no checkpoint yet", .0.display())]
     NoCheckpoint(PathBuf),
+    /// More memory is planned than may be used.
+    #[error(
+        "{0}; a smaller batch.micro and train.recompute = true take less, \
+         train.memory_check = false starts all the same"
+    )]
+    Memory(MemoryPlan),
     /// A file could not be used.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -279,6 +286,7 @@ impl TrainError {
                 | Self::NotARun(_)
                 | Self::InUse(_)
                 | Self::NoCheckpoint(_)
+                | Self::Memory(_)
                 | Self::Config(_)
                 | Self::Data(_)
                 | Self::Mesh(_)

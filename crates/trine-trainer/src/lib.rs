@@ -22,11 +22,17 @@ pub mod config;
 mod cores;
 pub mod engine;
 mod error;
+mod fastest;
+mod memory;
+mod outlook;
 mod planned;
 pub mod run;
 mod stage;
 mod update;
 
 pub use error::TrainError;
+pub use fastest::{Choices, Fastest};
+pub use memory::{MemoryLimit, MemoryPlan};
+pub use outlook::{Outlook, Time};
 pub use planned::{Machine, PlanCheck, RankCheck, RankMemory, planned_step};
 pub use run::{Process, Ranks, TrainRequest, train};

@@ -108,6 +108,12 @@ impl RankMemory {
         }
     }
 
+    /// What it takes at most, of what is planned.
+    pub fn planned_bytes(&self) -> u64 {
+        let more = self.buffers.unwrap_or(0) + self.activations.unwrap_or(0);
+        (self.state.total() + more) as u64
+    }
+
     /// What a rank has held so far.
     pub fn measured(engine: &Engine) -> Self {
         let pool = engine.pool().stats();

@@ -4,7 +4,8 @@
 
 use crate::args::{Cli, Command, LaunchArgs, TrainArgs};
 use crate::failure::Failure;
-use crate::{output, select};
+use crate::layout::{self, Decided};
+use crate::output;
 use anyhow::Context;
 use clap::Parser;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
@@ -55,12 +56,17 @@ enum End {
 
 /// Runs the command.
 pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
-    let (typed, mut config) = checked(args)?;
+    let (typed, decided) = checked(args)?;
+    let (mut config, chosen) = (decided.config, decided.chosen);
     // What outlives mpirun becomes a child of this process, which can then end it.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("cannot become the parent of what mpirun leaves behind")?;
     let signals = Signals::watch()?;
     let mut train = args.train.clone();
+    if let Some(chosen) = chosen {
+        output::complain(&chosen);
+        train.extend(layout_options(&config));
+    }
     // Once an attempt has told it, the later ones go on there, also after one that ended too early to.
     let mut known = typed.resume.as_ref().map(|path| path.display().to_string());
     for attempt in 0.. {
@@ -102,21 +108,38 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
 }
 
 /// The arguments of `trine train`, refused here rather than by every rank.
-fn checked(args: &LaunchArgs) -> Result<(Box<TrainArgs>, Config), Failure> {
+fn checked(args: &LaunchArgs) -> Result<(Box<TrainArgs>, Decided), Failure> {
     let words = ["trine".into(), "train".into()].into_iter().chain(args.train.iter().cloned());
     let typed = match Cli::try_parse_from(words).map(|cli| cli.command) {
         Ok(Command::Train(typed)) => typed,
         Ok(_) => return Err(Failure::usage("after `--` come arguments of `trine train`")),
         Err(error) => error.exit(),
     };
-    let config = select::of_train(&typed)?;
+    let decided = layout::decide(&typed, args.ranks)?;
+    let config = &decided.config;
     config.check()?;
     let ranks = args.ranks.unwrap_or(config.world());
     if ranks != config.world() {
         trine_mesh::Mesh::new(config.degrees(), ranks)
             .map_err(|error| Failure::usage(format!("-n {ranks}: {error}")))?;
     }
-    Ok((typed, config))
+    Ok((typed, decided))
+}
+
+/// The options that give every rank the layout of a configuration.
+fn layout_options(config: &Config) -> Vec<OsString> {
+    let (layout, batch, train) = (&config.layout, &config.batch, &config.train);
+    let mut options: Vec<OsString> = vec!["--layout".into(), "preset".into()];
+    for (key, value) in [
+        ("layout.dp", layout.dp.to_string()),
+        ("layout.pp", layout.pp.to_string()),
+        ("layout.tp", layout.tp.to_string()),
+        ("batch.micro", batch.micro.to_string()),
+        ("train.recompute", train.recompute.to_string()),
+    ] {
+        options.extend(["--set".into(), format!("{key}={value}").into()]);
+    }
+    options
 }
 
 /// The arguments that go on with a run: its directory has the rest.

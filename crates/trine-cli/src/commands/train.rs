@@ -3,8 +3,10 @@
 use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::launcher::{self, Backend};
+use crate::layout::{self, Decided};
+use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
-use crate::{dry_run, machine, output, select};
+use crate::{dry_run, machine, output};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 use std::fs::File;
@@ -12,12 +14,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use trine_comm::Communicator;
 use trine_trainer::config::{self, Config};
 use trine_trainer::run::{MachineSource, Reporter, Seams};
-use trine_trainer::{Ranks, TrainError, TrainRequest};
+use trine_trainer::{Machine, MemoryPlan, Ranks, TrainError, TrainRequest};
 
 /// Runs the command.
-pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
+pub(crate) fn run(args: &TrainArgs, memory: &OutOfMemory) -> Result<(), Failure> {
     let started = Instant::now();
     if args.help_config {
         return output::print(&key_list());
@@ -25,26 +28,27 @@ pub(crate) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let env = |name: &str| std::env::var(name).ok();
     let launched = launcher::find(&env)?;
     match launcher::choose(&args.backend, launched.as_ref(), &env, cfg!(feature = "mpi"))? {
-        Backend::Threads => alone(args, started),
+        Backend::Threads => alone(args, started, memory),
         #[cfg(feature = "mpi")]
-        Backend::Mpi => crate::mpi::run(args, launched.as_ref(), started),
+        Backend::Mpi => crate::mpi::run(args, launched.as_ref(), started, memory),
         #[cfg(not(feature = "mpi"))]
         Backend::Mpi => unreachable!("refused by `choose`"),
     }
 }
 
 /// Trains with ranks that are threads.
-fn alone(args: &TrainArgs, started: Instant) -> Result<(), Failure> {
-    let config = select::of_train(args)?;
+fn alone(args: &TrainArgs, started: Instant, memory: &OutOfMemory) -> Result<(), Failure> {
+    let Decided { config, chosen, machine } = layout::decide(args, None)?;
     if args.dry_run {
-        return output::print(&dry_run::report(&config, None, args.machine.as_deref())?);
+        let report = dry_run::report(&config, None, chosen.as_deref(), args.machine.as_deref())?;
+        return output::print(&report);
+    }
+    if let Some(chosen) = chosen {
+        output::complain(&chosen);
     }
     let screen = Mutex::new(Screen::new(config.log.every_seconds, "trine train --resume"));
-    train(Run { config, args, started, ranks: Ranks::Threads }, &screen)
+    train(Run { config, args, started, ranks: Ranks::Threads, machine, memory }, &screen)
 }
-
-/// The machine is not measured at the start of runs with less time.
-const MEASURED_MINUTES_MIN: f64 = 1.0;
 
 /// What to train, and with which ranks.
 pub(crate) struct Run<'a> {
@@ -52,11 +56,15 @@ pub(crate) struct Run<'a> {
     pub(crate) args: &'a TrainArgs,
     pub(crate) started: Instant,
     pub(crate) ranks: Ranks<'a>,
+    /// The machine, if it is known already.
+    pub(crate) machine: Option<Machine>,
+    /// Learns of the ranks and their plan.
+    pub(crate) memory: &'a OutOfMemory,
 }
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
 pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
-    let Run { config, args, started, ranks } = run;
+    let Run { config, args, started, ranks, machine, memory } = run;
     // Found out now, and not after the last step.
     let files = || {
         args.trace.as_deref().map_or(Ok(()), can_be_written)?;
@@ -70,16 +78,16 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
         }
     }
     let stop = stop_on_signals()?;
-    let (compute, minutes) = (config.train.precision.dtype(), config.train.minutes_max);
-    let find = || {
-        if args.machine.is_none() && 0.0 < minutes && minutes < MEASURED_MINUTES_MIN {
-            return Err(
-                "so short a time limit leaves none to measure the machine; --machine FILE \
-                        takes none"
-                    .to_owned(),
-            );
-        }
-        machine::find(args.machine.as_deref(), compute).map_err(|failure| failure.to_string())
+    let base = config.clone();
+    let find = || machine.clone().map_or_else(|| layout::machine_of(args, &base), Ok);
+    let limits = crate::memory::limits();
+    // What cannot be planned is refused by the run.
+    if let Ok(plan) = MemoryPlan::of_threads(&config.engine(cores())?, &limits) {
+        memory.planned(plan.to_string());
+    }
+    let wrap = |comm: Arc<dyn Communicator>| {
+        memory.add_rank(comm.recorder());
+        comm
     };
     let request = TrainRequest {
         config,
@@ -89,14 +97,15 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
         started,
         cores: cores(),
         machine: MachineSource(&find),
-        seams: Seams::REAL,
+        memory: &limits,
+        seams: Seams { wrap: &wrap, ..Seams::REAL },
     };
     trine_trainer::train(&request, ranks, reporter)?;
     Ok(())
 }
 
-fn can_be_read(machine: &Path) -> Result<(), TrainError> {
-    let read = machine::read(machine);
+fn can_be_read(path: &Path) -> Result<(), TrainError> {
+    let read = machine::read(path);
     read.map(drop).map_err(|failure| TrainError::Refused(failure.to_string()))
 }
 

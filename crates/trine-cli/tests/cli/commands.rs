@@ -128,7 +128,12 @@ fn a_dry_run_is_a_configuration_again() {
         let config = load(&text);
         assert_eq!(load(&config.to_toml().unwrap()), config);
         fs::write(folder.path().join("again.toml"), &text).unwrap();
-        assert_eq!(ok(folder.path(), &["train", "again.toml", "--dry-run"]), text);
+        let again = ok(folder.path(), &["train", "again.toml", "--dry-run"]);
+        // How much memory is free changes, and a layout is chosen once.
+        let lasts = |line: &&str| !line.contains(" may be used") && !line.contains("this machine");
+        let lasting =
+            |text: &str| text.lines().filter(lasts).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(lasting(&again), lasting(&text));
     }
     let config = load(&ok(
         folder.path(),

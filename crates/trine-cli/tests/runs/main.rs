@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing call fails the test, in its helpers too")]
 
+mod auto;
 mod bytes;
 mod common;
 mod contents;
@@ -10,6 +11,7 @@ mod failures;
 mod fixtures;
 mod kill;
 mod layouts;
+mod memory;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod planned;

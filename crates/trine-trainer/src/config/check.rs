@@ -315,6 +315,7 @@ fn limit(path: &str) -> i64 {
     match path {
         "seed" => i64::MAX,
         "model.layers" => 1 << 14,
+        "layout.threads_per_rank" => 4096,
         "layout.dp" | "layout.pp" | "layout.tp" => 1 << 16,
         "batch.global" | "batch.micro" => BATCH_MAX as i64,
         path if path.starts_with("model.") || path == "data.seq" || path == "data.vocab" => 1 << 22,

@@ -9,6 +9,10 @@ use super::sections::{
 pub(super) const PRESET: &str = "preset";
 /// Stands for a whole model.
 pub(super) const MODEL_PRESET: &str = "model.preset";
+/// Says who decides `layout.dp`, `layout.pp` and `layout.tp`.
+pub(super) const DEGREES: &str = "layout.degrees";
+/// What it decides.
+pub(super) const DEGREES_EACH: [&str; 3] = ["layout.dp", "layout.pp", "layout.tp"];
 /// Stands for `batch.micro`.
 pub(super) const MICRO_BATCHES: &str = "batch.micro_batches";
 
@@ -80,6 +84,14 @@ const MODEL: &[Key] = &[
     key("model.init_std", f64::KIND, "above 0", "standard deviation of the initial weights"),
 ];
 
+const LAYOUT: &[Key] = &[shorthand(
+    DEGREES,
+    Kind::Choice(&["auto", "preset"]),
+    "auto: no degree is given beside it",
+    "who decides dp, pp and tp: the fastest layout that fits this machine (auto; what presets other than rust-default \
+     do where no degree is given), or the preset",
+)];
+
 const BATCH: &[Key] = &[shorthand(
     MICRO_BATCHES,
     Kind::Count,
@@ -94,6 +106,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
         MODEL,
         Data::KEYS,
         Layout::KEYS,
+        LAYOUT,
         Threads::KEYS,
         Batch::KEYS,
         BATCH,

@@ -1,9 +1,9 @@
 //! From what was typed to a checked configuration.
 
 use super::error::{ConfigError, Origin, Violation};
-use super::keys::{self, MICRO_BATCHES, MODEL_PRESET, PRESET};
+use super::keys::{self, DEGREES, DEGREES_EACH, MICRO_BATCHES, MODEL_PRESET, PRESET};
 use super::typed::{Assignment, Typed, read_file, read_setting};
-use super::{Config, DEFAULT_PRESET, check, presets};
+use super::{Config, DEFAULT_PRESET, LayoutBy, Loaded, check, presets};
 use std::collections::BTreeMap;
 use toml::Value;
 use trine_spec::ModelSpec;
@@ -20,6 +20,8 @@ impl Origins {
 
 /// Keys with their values: a preset, then what was typed on top of it.
 struct Draft {
+    /// The preset's name.
+    preset: String,
     /// The preset's model.
     base: ModelSpec,
     values: BTreeMap<&'static str, Value>,
@@ -27,7 +29,7 @@ struct Draft {
 }
 
 /// Resolves and checks.
-pub(super) fn load(typed: &Typed) -> Result<Config, ConfigError> {
+pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     let mut violations = Vec::new();
     let assignments = assignments(typed, &mut violations)?;
     let draft = Draft::from_preset(typed, &assignments, &mut violations)?;
@@ -38,13 +40,20 @@ pub(super) fn load(typed: &Typed) -> Result<Config, ConfigError> {
         draft.put(assignment.key.path, assignment.value, assignment.at);
     }
     draft.follow(&mut violations);
+    let micro_is_given =
+        !draft.untouched("batch.micro") || draft.values.contains_key(MICRO_BATCHES);
     draft.divide_batch(&mut violations);
+    let layout_by = draft.layout_by(&mut violations);
     if !violations.is_empty() {
         return Err(ConfigError::Invalid(violations));
     }
     let config = draft.typed()?;
     violations.extend(check::violations(&config, &draft.origins));
-    if violations.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(violations)) }
+    if violations.is_empty() {
+        Ok(Loaded { config, layout_by, micro_is_given })
+    } else {
+        Err(ConfigError::Invalid(violations))
+    }
 }
 
 /// Everything that was typed, in the order in which it is applied.
@@ -102,7 +111,7 @@ impl Draft {
         let Some(config) = config else { return Ok(None) };
         let table = config.to_table()?;
         let (values, origins) = (BTreeMap::new(), Origins::default());
-        let mut draft = Self { base: config.model, values, origins };
+        let mut draft = Self { preset: name.clone(), base: config.model, values, origins };
         for key in keys::keys().filter(|key| !key.shorthand) {
             let preset = if key.path.starts_with("model.") { &model_preset } else { &name };
             let value = lookup(&table, key.path).expect("invariant: every key has a value").clone();
@@ -196,6 +205,26 @@ impl Draft {
             ),
             nearest: nearest.join(" or "),
         });
+    }
+
+    /// Who decides the degrees. A preset for other machines than this leaves them to this one; the default is for any.
+    fn layout_by(&self, violations: &mut Vec<Violation>) -> LayoutBy {
+        let given = DEGREES_EACH.into_iter().find(|path| !self.untouched(path));
+        match (self.values.get(DEGREES).and_then(Value::as_str), given) {
+            (Some("auto"), Some(path)) => violations.push(Violation::Rule {
+                at: self.origins.of(DEGREES),
+                what: format!("{DEGREES} = \"auto\""),
+                rule: format!(
+                    "decides all degrees, and {path} is given ({})",
+                    self.origins.of(path)
+                ),
+                nearest: "either of them alone".into(),
+            }),
+            (Some("auto"), None) => return LayoutBy::Machine,
+            (None, None) if self.preset != DEFAULT_PRESET => return LayoutBy::Machine,
+            (Some(_) | None, _) => {}
+        }
+        LayoutBy::Configuration
     }
 
     /// The typed configuration.

@@ -94,13 +94,43 @@ pub struct Config {
     pub sample: Sample,
 }
 
+/// Who decides how many ranks there are, and along which axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayoutBy {
+    /// The configuration: its degrees are given, or the preset's are wanted.
+    Configuration,
+    /// The machine that the run is on; the degrees are the preset's until then.
+    Machine,
+}
+
+/// A configuration, and what the one who runs it may decide.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Who decides its degrees.
+    pub layout_by: LayoutBy,
+    /// Whether `batch.micro` or its shorthand was given.
+    pub micro_is_given: bool,
+}
+
+impl Loaded {
+    /// Resolves what was typed, and checks it, as [`Config::load`].
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its place and the nearest valid value.
+    pub fn load(typed: &Typed) -> Result<Self, ConfigError> {
+        load::load(typed)
+    }
+}
+
 impl Config {
     /// Resolves what was typed, and checks it.
     ///
     /// # Errors
     /// Everything that is wrong, each with its place and the nearest valid value.
     pub fn load(typed: &Typed) -> Result<Self, ConfigError> {
-        load::load(typed)
+        load::load(typed).map(|loaded| loaded.config)
     }
 
     /// The configuration of a preset, with the largest of its layouts.
@@ -108,7 +138,7 @@ impl Config {
     /// # Errors
     /// No such preset; the nearest name.
     pub fn preset(name: &str) -> Result<Self, ConfigError> {
-        load::load(&Typed { preset: Some(name.into()), ..Typed::default() })
+        Self::load(&Typed { preset: Some(name.into()), ..Typed::default() })
     }
 
     /// Checks every rule again, for a configuration that was changed by a program.

@@ -91,6 +91,7 @@ fn general(preset: &Preset) -> Config {
             zero: 1,
             clip_norm: 1.0,
             replica_check_every: 50,
+            memory_check: true,
         },
         optimizer: optimizer(rate(params)),
         lr: Lr { kind: LrKind::Cosine, warmup_steps: 100, min_ratio: 0.1, decay_fraction: 0.2 },

@@ -129,7 +129,7 @@ section! {
         /// blocks of each stage; empty: by work, the output layer's included
         layers: Vec<usize>, "empty, or pp positive numbers that add up to model.layers";
         /// threads that compute for one rank; 0: the cores are shared out
-        threads_per_rank: usize, "any";
+        threads_per_rank: usize, "at most 4096";
         /// when ranks are lost, go on with fewer data-parallel replicas
         elastic: bool, "any";
     }
@@ -172,6 +172,8 @@ section! {
         clip_norm: f64, "0 or more";
         /// steps between comparisons of the replicas' weights; 0: never
         replica_check_every: usize, "any";
+        /// refuse to start where more memory is planned than may be used
+        memory_check: bool, "any";
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::engine::EngineConfig;
+use crate::outlook::Outlook;
 use crate::planned::PlanCheck;
 use crate::run::{Completion, MetricsLine, Summary};
 use std::path::Path;
@@ -27,6 +28,8 @@ pub enum Event<'a> {
         /// The step that the run goes on from.
         first_step: u64,
     },
+    /// What the steps that are left will take.
+    Outlook(&'a Outlook),
     /// A step is done.
     Step {
         /// Its numbers.

@@ -22,9 +22,11 @@ pub use summary::{RankSummary, Summary};
 use crate::TrainError;
 use crate::bench::Wrap;
 use crate::config::Config;
+use crate::memory::MemoryLimit;
+use crate::outlook::Outlook;
 use crate::planned::Machine;
 use crate::run::events::report;
-use crate::run::prepare::prepare;
+use crate::run::prepare::{Prepared, prepare};
 use crate::run::rank::{RankRun, RunResult};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -71,6 +73,8 @@ pub struct TrainRequest<'a> {
     /// The machine that the plan is for, or why none is known. Asked once, by rank 0, when everything that may be
     /// refused has passed and no rank computes yet.
     pub machine: MachineSource<'a>,
+    /// How much memory may be used.
+    pub memory: &'a [MemoryLimit],
     /// What it stands on.
     pub seams: Seams<'a>,
 }
@@ -97,9 +101,11 @@ pub fn train(
 ) -> Result<Option<Summary>, TrainError> {
     let prepared = prepare(request, ranks, reporter)?;
     let machine = known_machine(request, ranks, prepared.restored.as_ref());
+    let outlook = outlook(request, &prepared, &machine);
     let world = prepared.engine.degrees.world();
     let shared = RankRun {
         request,
+        outlook: &outlook,
         machine: &machine,
         engine: &prepared.engine,
         data: &prepared.data,
@@ -130,6 +136,20 @@ pub fn train(
     }
     ranks.begin_phase("summing up", request.config.long_deadline());
     conclude(&shared, &result).map(Some)
+}
+
+/// What the steps that are left will take.
+fn outlook(
+    request: &TrainRequest<'_>,
+    prepared: &Prepared,
+    machine: &Result<Machine, String>,
+) -> Outlook {
+    let train = &request.config.train;
+    let done = prepared.restored.as_ref().map_or(0, |checkpoint| checkpoint.manifest().run.step);
+    let left = (train.steps as u64).saturating_sub(done);
+    let machine = machine.as_ref().map_err(String::clone);
+    let memory = prepared.memory.clone();
+    Outlook::new(&prepared.engine, machine, (left, train.minutes_max), memory)
 }
 
 /// The machine of the plan, where one is needed: rank 0 compares, if there are enough steps to time.

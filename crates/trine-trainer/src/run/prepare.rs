@@ -2,6 +2,7 @@
 
 use crate::TrainError;
 use crate::engine::EngineConfig;
+use crate::memory::{self, MemoryPlan};
 use crate::run::data::RunData;
 use crate::run::events::report;
 use crate::run::{Event, Ranks, Reporter, RunDirectory, TrainRequest};
@@ -11,6 +12,7 @@ use trine_checkpoint::Checkpoint;
 /// What is made before the ranks start.
 pub(super) struct Prepared {
     pub(super) engine: EngineConfig,
+    pub(super) memory: MemoryPlan,
     pub(super) directory: RunDirectory,
     pub(super) restored: Option<Checkpoint>,
     pub(super) data: RunData,
@@ -27,6 +29,7 @@ pub(super) fn prepare(
     let config = &request.config;
     ranks.begin_phase("preparing", config.long_deadline());
     let engine = ranks.agree(config.engine(ranks.cores(request.cores)).map_err(Into::into))?;
+    let memory = ranks.agree(memory::check(request, &engine, ranks))?;
     let own = ranks.is_first().then(|| RunDirectory::open(config, request.resume)).transpose();
     let own = ranks.agree(own)?;
     let path = own.as_ref().map_or_else(String::new, |own| own.path().display().to_string());
@@ -39,7 +42,7 @@ pub(super) fn prepare(
     ranks.check_same("corpus", &data.report().corpus_hash)?;
     let run = restored.as_ref().map(|checkpoint| &checkpoint.manifest().run);
     ranks.agree(run.map_or(Ok(()), |run| data.check_same(run)))?;
-    Ok(Prepared { engine, directory, restored, data })
+    Ok(Prepared { engine, memory, directory, restored, data })
 }
 
 /// The checkpoint to go on from: the first rank reads all checksums, the others open what it has

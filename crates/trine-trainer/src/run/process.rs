@@ -121,6 +121,12 @@ impl Process {
         self.hosts.iter().filter(|host| *host == own).count()
     }
 
+    /// Which ranks are on this machine.
+    pub(crate) fn ranks_of_this_machine(&self) -> Vec<usize> {
+        let is_here = |rank: &usize| self.hosts[*rank] == self.host();
+        (0..self.hosts.len()).filter(is_here).collect()
+    }
+
     /// Whether it is the first rank of its machine, which does what is done once a machine.
     pub(crate) fn is_first_here(&self) -> bool {
         let rank = self.world.rank();

@@ -12,6 +12,7 @@ use trine_plan::{
     Choice, Convention, Found, Planner, explain_lead, flops, items, memory_svg, search, sensitivity,
 };
 use trine_schedule::{Action, Delivery, Shape, draw, lower, simulate};
+use trine_trainer::Time;
 
 /// More micro-batches than twice the ranks make a timeline longer, not clearer.
 const DRAWN_ACTIONS_MAX: usize = 1 << 14;
@@ -167,8 +168,9 @@ fn budget(planner: &Planner<'_>, best: &Choice, tokens: f64) -> String {
     };
     let hours = days * 24.0 * best.layout.devices() as f64;
     format!(
-        "\n{} tokens: {days:.1} days, {} device hours, {price}.\n",
+        "\n{} tokens: {}, {} device hours, {price}.\n",
         Unit::of_count(tokens).show(tokens, 1),
+        Time(86400.0 * days),
         Unit::of_many(hours).show(hours, 2)
     )
 }
@@ -194,7 +196,6 @@ fn explain(best: &Choice) -> String {
         text += &format!("  {name:<20} {:>12} {share:>6.2} %\n", unit.show(seconds, 3));
     }
     let memory = &best.estimate.memory;
-    let unit = Unit::of_bytes(memory.total());
     text += &format!("What a rank of the fullest stage ({}) holds:\n", best.estimate.stage);
     for (name, bytes) in [
         ("weights", memory.weights),
@@ -208,7 +209,7 @@ fn explain(best: &Choice) -> String {
         ("device context", memory.context),
         ("all", memory.total()),
     ] {
-        text += &format!("  {name:<20} {:>12}\n", unit.show(bytes, 3));
+        text += &format!("  {name:<20} {:>12}\n", Unit::of_bytes(bytes).show(bytes, 1));
     }
     text
 }

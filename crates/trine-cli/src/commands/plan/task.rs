@@ -121,7 +121,7 @@ impl Task {
         let Request { devices, global_batch, headroom, .. } = self.request;
         match &why.limit {
             Limit::Devices => format!(
-                "{devices} devices: {} has 1 to {}; the nearest possible request is --gpus {}",
+                "{devices} devices: {} has 1 to {}; nearest: --gpus {}",
                 self.cluster.name,
                 self.cluster.devices(),
                 why.devices.unwrap_or(1)
@@ -173,17 +173,20 @@ impl Task {
             unit.show(allowed, 1),
             unit.show(needed - allowed, 1)
         );
-        match why.devices {
-            Some(devices) => {
-                text += &format!("; the nearest possible request is --gpus {devices}");
-                if let Some(batch) = why.global_batch {
-                    text += &format!(" --global-batch {batch}");
-                }
-            }
-            None => text += "; no number of devices of this machine is enough",
+        let batch =
+            why.global_batch.map_or_else(String::new, |size| format!(" --global-batch {size}"));
+        let offers = [
+            why.devices.map(|devices| format!("--gpus {devices}{batch}")),
+            // Rounded down, so that it is enough.
+            why.headroom
+                .map(|share| format!("--memory-headroom {:.3}", (share * 1000.0).floor() / 1000.0)),
+        ];
+        if why.devices.is_none() {
+            text += "; no number of devices of this machine is enough";
         }
-        if let Some(share) = why.headroom {
-            text += &format!(", or --memory-headroom {:.3}", (share * 1000.0).floor() / 1000.0);
+        let offers: Vec<String> = offers.into_iter().flatten().collect();
+        if !offers.is_empty() {
+            text += &format!("; the nearest possible request is {}", offers.join(", or "));
         }
         text
     }

@@ -13,6 +13,7 @@ use crate::TrainError;
 use crate::config::Pin;
 use crate::cores::rank_team;
 use crate::engine::{Engine, EngineConfig, RankPlan};
+use crate::outlook::Outlook;
 use crate::planned::Machine;
 use crate::run::data::RunData;
 use crate::run::events::report;
@@ -32,6 +33,8 @@ use trine_kernels::CpuOps;
 pub(crate) struct RankRun<'a> {
     pub(crate) request: &'a TrainRequest<'a>,
     pub(crate) engine: &'a EngineConfig,
+    /// What the steps will take.
+    pub(crate) outlook: &'a Outlook,
     /// The machine of the plan, or why none is known.
     pub(crate) machine: &'a Result<Machine, String>,
     pub(crate) data: &'a RunData,
@@ -80,6 +83,7 @@ impl RankRun<'_> {
             first_step: self.first_step(),
         };
         report(self.reporter, &started);
+        report(self.reporter, &Event::Outlook(self.outlook));
     }
 
     /// A rank's life, to its end or to its failure. An error that all ranks have been told, of one of

@@ -1,0 +1,289 @@
+//! The fastest layout of a run on this machine, of those that fit its memory.
+
+use crate::config::Config;
+use crate::memory::{MemoryLimit, MemoryPlan};
+use crate::outlook::Time;
+use crate::planned::{Machine, planned_step};
+use crate::run::MachineSource;
+use std::fmt::{self, Display, Formatter};
+use trine_mesh::Degrees;
+
+/// Sequences of the largest micro-batch that is tried.
+const MICRO_MAX: usize = 32;
+
+/// More ranks are worth it from this share of the step on: they need more memory, and plans are no better than that.
+const WORTH: f64 = 0.02;
+
+/// What there is to choose from.
+#[derive(Debug, Clone, Copy)]
+pub struct Choices<'a> {
+    /// Cores that the ranks share.
+    pub cores: usize,
+    /// How many ranks there are, if that is not to be chosen.
+    pub ranks: Option<usize>,
+    /// Whether the sequences of a micro-batch may be chosen too.
+    pub micro: bool,
+    /// Memory that may be used.
+    pub limits: &'a [MemoryLimit],
+}
+
+/// The layout that was chosen, and why.
+#[derive(Debug, Clone)]
+pub struct Fastest {
+    /// The configuration with its degrees, its micro-batch and what it computes again.
+    pub config: Config,
+    /// The machine that it was chosen for, if that was needed and is known.
+    pub machine: Option<Machine>,
+    reason: Reason,
+}
+
+#[derive(Debug, Clone)]
+enum Reason {
+    /// So many fit, and it takes so many seconds a step.
+    Time { of: usize, step_s: f64 },
+    /// Time is not planned; it has the fewest ranks.
+    Ranks { of: usize, why: String },
+    /// No other fits.
+    Memory,
+    /// None fits: it is that of the configuration. The leanest, if the rules allow any.
+    Nothing { leanest: Option<MemoryPlan> },
+}
+
+impl Fastest {
+    /// Chooses the degrees of a run, and where that is free the micro-batch; whole blocks are computed again where
+    /// nothing fits without. The numbers of a step stay, but for the rounding of sums in another order.
+    pub fn find(config: &Config, choices: Choices<'_>, machine: MachineSource<'_>) -> Self {
+        let mut lean = config.clone();
+        lean.train.recompute = true;
+        let mut leanest = None;
+        for config in [config, &lean] {
+            let mut all = candidates(config, choices);
+            all.retain(|one| is_enough(one, choices, &mut leanest));
+            match all.len() {
+                0 => {}
+                1 => return Self::of(all.swap_remove(0), None, Reason::Memory),
+                _ => return Self::timed(all, choices, machine),
+            }
+        }
+        // Processes that there are already need a layout in any case; whether it fits is for the run to say.
+        let of_ranks = choices.ranks.and_then(|_| candidates(&lean, choices).pop());
+        let config = of_ranks.unwrap_or_else(|| config.clone());
+        Self::of(config, None, Reason::Nothing { leanest })
+    }
+
+    fn of(config: Config, machine: Option<Machine>, reason: Reason) -> Self {
+        Self { config, machine, reason }
+    }
+
+    /// The fastest by the plan for the machine.
+    fn timed(mut all: Vec<Config>, choices: Choices<'_>, machine: MachineSource<'_>) -> Self {
+        let of = all.len();
+        let machine = match (machine.0)() {
+            Ok(machine) => machine,
+            Err(why) => return Self::of(all.swap_remove(0), None, Reason::Ranks { of, why }),
+        };
+        let mut unplanned = String::new();
+        let mut best: Option<(f64, Config)> = None;
+        for config in all {
+            let step_s = step_s(&config, choices, &machine).unwrap_or_else(|why| {
+                unplanned = why;
+                f64::INFINITY
+            });
+            let is_better = best.as_ref().is_none_or(|(least, other)| {
+                // Those with the fewest ranks come first.
+                let worth = if config.world() > other.world() { 1.0 - WORTH } else { 1.0 };
+                step_s < least * worth
+            });
+            if is_better {
+                best = Some((step_s, config));
+            }
+        }
+        let (step_s, config) = best.expect("invariant: there are candidates");
+        let reason = match step_s.is_finite() {
+            true => Reason::Time { of, step_s },
+            false => Reason::Ranks { of, why: unplanned },
+        };
+        Self::of(config, Some(machine), reason)
+    }
+}
+
+/// Seconds of a step, or why they are not planned.
+fn step_s(config: &Config, choices: Choices<'_>, machine: &Machine) -> Result<f64, String> {
+    let engine = config.engine(choices.cores).map_err(|error| error.to_string())?;
+    let step = planned_step(&engine, machine).map_err(|error| error.to_string())?;
+    step.map(|step| step.step)
+}
+
+impl Display for Fastest {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (degrees, micro) = (self.config.degrees(), self.config.batch.micro);
+        let again = if self.config.train.recompute { ", blocks computed again" } else { "" };
+        write!(f, "{degrees}, micro-batches of {micro}{again}: ")?;
+        match &self.reason {
+            Reason::Time { of, step_s } => {
+                let time = Time(*step_s);
+                write!(f, "the fastest of {of} that fit this machine, planned {time} a step")
+            }
+            Reason::Ranks { of, why } => {
+                write!(f, "the fewest ranks of {of} layouts that fit this machine ({why})")
+            }
+            Reason::Memory => write!(f, "the only one that fits this machine"),
+            Reason::Nothing { leanest: Some(leanest) } => {
+                write!(f, "no layout fits this machine; the leanest {leanest}")
+            }
+            Reason::Nothing { leanest: None } => write!(f, "no layout has so many ranks"),
+        }
+    }
+}
+
+/// Every layout of so many ranks, or of as many as divide the cores, those with the fewest first.
+fn candidates(config: &Config, choices: Choices<'_>) -> Vec<Config> {
+    let ranks = match choices.ranks {
+        Some(given) => vec![given],
+        None => divisors(choices.cores).collect(),
+    };
+    let degrees = ranks.into_iter().flat_map(splits);
+    degrees.flat_map(|degrees| micro_batches(config, degrees, choices)).collect()
+}
+
+fn divisors(number: usize) -> impl Iterator<Item = usize> {
+    (1..=number).filter(move |divisor| number.is_multiple_of(*divisor))
+}
+
+/// Every split of ranks over the three axes.
+fn splits(ranks: usize) -> impl Iterator<Item = Degrees> {
+    divisors(ranks).flat_map(move |tp| {
+        divisors(ranks / tp).map(move |pp| {
+            let dp = ranks / tp / pp;
+            Degrees { dp, pp, tp, ..Degrees::SERIAL }
+        })
+    })
+}
+
+/// The run with these degrees and each micro-batch that may be chosen, as far as the rules allow.
+fn micro_batches(config: &Config, degrees: Degrees, choices: Choices<'_>) -> Vec<Config> {
+    let own = config.batch.micro;
+    let each = config.batch.global / degrees.dp;
+    let others = (1..=each.min(MICRO_MAX)).filter(|micro| choices.micro && *micro != own);
+    let with = |micro: usize| {
+        let mut config = config.clone();
+        (config.layout.dp, config.layout.pp, config.layout.tp) =
+            (degrees.dp, degrees.pp, degrees.tp);
+        config.batch.micro = micro;
+        let threads = config.engine(choices.cores).ok()?.threads;
+        // Processes may be on several machines.
+        let shares = config.world() == 1 || config.world() * threads <= choices.cores;
+        (shares || choices.ranks.is_some()).then_some(config)
+    };
+    let divides = |micro: &usize| each.is_multiple_of(*micro);
+    std::iter::once(own).chain(others).filter(divides).filter_map(with).collect()
+}
+
+/// Whether a layout fits; of those that do not, the one that needs least is kept.
+fn is_enough(config: &Config, choices: Choices<'_>, leanest: &mut Option<MemoryPlan>) -> bool {
+    // Weights alone, first: to look at each rank of a model that is a thousand times too large takes a while.
+    let weights = config.model.param_count() * config.train.precision.dtype().bytes() as u64;
+    let mut plan = MemoryPlan::of_machine(config.world() as u64, weights, true, choices.limits);
+    if plan.fits() {
+        let engine = config.engine(choices.cores).ok();
+        let whole = engine.and_then(|engine| MemoryPlan::of_threads(&engine, choices.limits).ok());
+        let Some(whole) = whole else { return false };
+        plan = whole;
+    }
+    let fits = plan.fits();
+    if !fits && leanest.as_ref().is_none_or(|other| plan.bytes < other.bytes) {
+        *leanest = Some(plan);
+    }
+    fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Setting, Typed};
+    use trine_plan::{clusters, find_cluster};
+
+    fn config(settings: &[&str]) -> Config {
+        let settings = settings.iter().map(|text| Setting::set(text)).collect();
+        Config::load(&Typed { settings, ..Typed::default() }).unwrap()
+    }
+
+    fn machine() -> Result<Machine, String> {
+        let all = clusters(&[]).map_err(|error| error.to_string())?;
+        let cluster = find_cluster(&all, "h100").map_err(|error| error.to_string())?.clone();
+        Ok(Machine { cluster, source: "a test".into() })
+    }
+
+    fn choices(limits: &[MemoryLimit]) -> Choices<'_> {
+        Choices { cores: 4, ranks: None, micro: true, limits }
+    }
+
+    fn limit(bytes: u64) -> [MemoryLimit; 1] {
+        [MemoryLimit { bytes, by: "a test".into(), own: false }]
+    }
+
+    #[test]
+    fn the_cores_are_shared_and_the_step_stays_the_same() {
+        let base = config(&[]);
+        let all = candidates(&base, choices(&[]));
+        let mut worlds: Vec<usize> = all.iter().map(Config::world).collect();
+        assert!(all.iter().all(|one| one.world() * one.engine(4).unwrap().threads == 4));
+        assert!(all.iter().all(|one| one.tokens_per_step() == base.tokens_per_step()));
+        assert!(worlds.is_sorted());
+        worlds.dedup();
+        assert_eq!(worlds, [1, 2, 4]);
+        let found = Fastest::find(&base, choices(&[]), MachineSource(&machine));
+        assert!(found.to_string().contains("the fastest of "), "{found}");
+        assert!(found.machine.is_some() && found.config.check().is_ok());
+        // What is given is kept.
+        let kept = Choices { micro: false, ..choices(&[]) };
+        assert!(candidates(&base, kept).iter().all(|one| one.batch.micro == 4));
+        let threads = config(&["layout.threads_per_rank=2", "layout.dp=1", "layout.pp=1"]);
+        assert!(candidates(&threads, choices(&[])).iter().all(|one| one.world() <= 2));
+    }
+
+    #[test]
+    fn a_given_number_of_ranks_is_split() {
+        let six = Choices { ranks: Some(6), ..choices(&[]) };
+        let all = candidates(&config(&["batch.global=48"]), six);
+        assert!(all.iter().all(|one| one.world() == 6) && all.len() > 3);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_chosen() {
+        let base = config(&[]);
+        let needs = |one: &Config| {
+            let engine = one.engine(4).unwrap();
+            MemoryPlan::of_threads(&engine, &[]).unwrap().bytes
+        };
+        let mut all: Vec<u64> = candidates(&base, choices(&[])).iter().map(needs).collect();
+        all.sort_unstable();
+        let some = limit(all[all.len() / 2]);
+        let found = Fastest::find(&base, choices(&some), MachineSource(&machine));
+        let engine = found.config.engine(4).unwrap();
+        assert!(MemoryPlan::of_threads(&engine, &some).unwrap().fits(), "{found}");
+        // Less than any needs as it is: blocks are computed again.
+        let little = limit(all[0] - 1);
+        let found = Fastest::find(&base, choices(&little), MachineSource(&machine));
+        assert!(found.config.train.recompute, "{found}");
+        let none = limit(1000);
+        let found = Fastest::find(&base, choices(&none), MachineSource(&machine));
+        assert_eq!(found.config, base);
+        assert!(
+            found.to_string().contains("no layout fits this machine; the leanest needs"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn without_a_machine_the_fewest_ranks_are_chosen() {
+        let unknown = || Err("nobody knows it".to_owned());
+        let found = Fastest::find(&config(&[]), choices(&[]), MachineSource(&unknown));
+        assert_eq!((found.config.world(), found.config.batch.micro), (1, 4));
+        assert!(found.to_string().contains("the fewest ranks of "), "{found}");
+        let exact = config(&["train.numerics=reference", "train.precision=f32"]);
+        let found = Fastest::find(&exact, choices(&[]), MachineSource(&machine));
+        assert_eq!(found.config.world(), 1);
+        assert!(found.to_string().contains("no times of reference numerics"), "{found}");
+    }
+}

@@ -1,0 +1,201 @@
+//! Memory that a run is planned to take, held against what it may use.
+
+use crate::TrainError;
+use crate::engine::EngineConfig;
+use crate::planned::RankMemory;
+use crate::run::{Ranks, TrainRequest};
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use trine_mesh::Mesh;
+
+/// How much memory may be taken, and who says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// Bytes that are left.
+    pub bytes: u64,
+    /// Who sets the limit, such as `cgroup`.
+    pub by: String,
+    /// Whether it is this process's own. The others hold for all processes of the machine together.
+    pub own: bool,
+}
+
+/// What ranks are planned to take, and the limit that leaves least beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// How many ranks are meant.
+    pub ranks: u64,
+    /// Bytes that they hold at most: weights, gradients, optimizer state, buffers, activations.
+    pub bytes: u64,
+    /// Whether more comes on top: reference numerics have no plan of activations.
+    pub is_least: bool,
+    /// `None` where the system does not tell.
+    pub limit: Option<MemoryLimit>,
+}
+
+/// How many ranks there are of each pipeline stage and tensor shard.
+type Holders = BTreeMap<(usize, usize), u64>;
+
+impl MemoryPlan {
+    /// The plan of ranks that are threads of one process.
+    ///
+    /// # Errors
+    /// A model that does not fit the layout.
+    pub fn of_threads(engine: &EngineConfig, limits: &[MemoryLimit]) -> Result<Self, TrainError> {
+        let degrees = engine.degrees;
+        let places = (0..degrees.pp).flat_map(|pp| (0..degrees.tp).map(move |tp| (pp, tp)));
+        let all = Self::planned(engine, &places.map(|place| (place, degrees.dp as u64)).collect())?;
+        Ok(Self::of_machine(all.ranks, all.bytes, all.is_least, limits))
+    }
+
+    /// The plan of ranks that are known to take so many bytes, all in one process.
+    pub fn of_machine(ranks: u64, bytes: u64, is_least: bool, limits: &[MemoryLimit]) -> Self {
+        let all = Self { ranks, bytes, is_least, limit: None };
+        all.clone().tightest(&all, limits)
+    }
+
+    /// The plan of this process's ranks, `own`, and of those of all processes of its machine, `here`: the one whose limit
+    /// is tighter.
+    fn of_processes(
+        engine: &EngineConfig,
+        own: &[usize],
+        here: &[usize],
+        limits: &[MemoryLimit],
+    ) -> Result<Self, TrainError> {
+        let mesh = Mesh::new(engine.degrees, engine.degrees.world())?;
+        let holders = |ranks: &[usize]| {
+            let mut all = Holders::new();
+            for at in ranks.iter().map(|rank| mesh.coordinate(*rank)) {
+                *all.entry((at.pp, at.tp)).or_default() += 1;
+            }
+            all
+        };
+        let own = Self::planned(engine, &holders(own))?;
+        Ok(Self::planned(engine, &holders(here))?.tightest(&own, limits))
+    }
+
+    fn planned(engine: &EngineConfig, holders: &Holders) -> Result<Self, TrainError> {
+        let training = engine.training_schedule()?;
+        let mut plan = Self { ranks: 0, bytes: 0, is_least: false, limit: None };
+        for (&(stage, tp), &count) in holders {
+            let layout = engine.layout_of(stage, tp)?;
+            let memory = RankMemory::planned(engine, stage, &layout, &training);
+            plan.ranks += count;
+            plan.bytes = plan.bytes.saturating_add(memory.planned_bytes().saturating_mul(count));
+            plan.is_least |= memory.activations.is_none();
+        }
+        Ok(plan)
+    }
+
+    /// With the limit that leaves least: of the machine beside this, of the process beside `own`.
+    fn tightest(self, own: &Self, limits: &[MemoryLimit]) -> Self {
+        let plan = |limit: &MemoryLimit| {
+            let plan = if limit.own { own } else { &self };
+            Self { limit: Some(limit.clone()), ..plan.clone() }
+        };
+        let left = |plan: &Self| {
+            let allowed = plan.limit.as_ref().map_or(0, |limit| limit.bytes);
+            i128::from(allowed) - i128::from(plan.bytes)
+        };
+        limits.iter().map(plan).min_by_key(left).unwrap_or(self)
+    }
+
+    /// Whether it may be used, as far as is known.
+    pub fn fits(&self) -> bool {
+        self.limit.as_ref().is_none_or(|limit| self.bytes <= limit.bytes)
+    }
+}
+
+impl Display for MemoryPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let least = if self.is_least { "at least " } else { "" };
+        let plural = if self.ranks == 1 { "" } else { "s" };
+        let (bytes, ranks) = (gigabytes(self.bytes), self.ranks);
+        write!(f, "needs {least}{bytes} of memory for {ranks} rank{plural}, ")?;
+        match &self.limit {
+            Some(limit) => write!(f, "{} may be used ({})", gigabytes(limit.bytes), limit.by),
+            None => write!(f, "this system does not tell how much may be used"),
+        }
+    }
+}
+
+/// Bytes as memory is sold: `2.4 GB`, `61.3 MB`.
+fn gigabytes(bytes: u64) -> String {
+    match bytes as f64 / 1e9 {
+        large if large >= 0.1 => format!("{large:.1} GB"),
+        small => format!("{:.1} MB", 1e3 * small),
+    }
+}
+
+/// Holds the plan against what may be used, before anything of it is allocated.
+///
+/// # Errors
+/// [`TrainError::Memory`] if it does not fit and the configuration does not say to go on.
+pub(crate) fn check(
+    request: &TrainRequest<'_>,
+    engine: &EngineConfig,
+    ranks: Ranks<'_>,
+) -> Result<MemoryPlan, TrainError> {
+    let plan = match ranks {
+        Ranks::Threads => MemoryPlan::of_threads(engine, request.memory)?,
+        Ranks::Process(process) => {
+            let (own, here) = ([process.world().rank()], process.ranks_of_this_machine());
+            MemoryPlan::of_processes(engine, &own, &here, request.memory)?
+        }
+    };
+    let may = plan.fits() || !request.config.train.memory_check;
+    if may { Ok(plan) } else { Err(TrainError::Memory(plan)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Setting, Typed};
+
+    fn engine(settings: &[&str]) -> EngineConfig {
+        let settings = settings.iter().map(|text| Setting::set(text)).collect();
+        Config::load(&Typed { settings, ..Typed::default() }).unwrap().engine(2).unwrap()
+    }
+
+    fn limit(bytes: u64, by: &str, own: bool) -> MemoryLimit {
+        MemoryLimit { bytes, by: by.into(), own }
+    }
+
+    #[test]
+    fn ranks_of_a_process_and_of_a_machine_add_up() {
+        let engine = engine(&["layout.dp=2", "layout.tp=2", "layout.pp=2"]);
+        let all = MemoryPlan::of_threads(&engine, &[]).unwrap();
+        assert_eq!((all.ranks, all.is_least, all.fits()), (8, false, true));
+        let each: Vec<MemoryPlan> = (0..8)
+            .map(|rank| MemoryPlan::of_processes(&engine, &[rank], &[rank], &[]).unwrap())
+            .collect();
+        assert_eq!(each.iter().map(|plan| plan.bytes).sum::<u64>(), all.bytes);
+        // The last stage has the logits, so its ranks need more.
+        assert!(each[7].bytes > each[0].bytes);
+    }
+
+    #[test]
+    fn the_limit_that_leaves_least_is_held_against_whom_it_is_for() {
+        let engine = engine(&["layout.dp=2", "layout.tp=1", "layout.pp=1"]);
+        let one = MemoryPlan::of_processes(&engine, &[0], &[0], &[]).unwrap().bytes;
+        let of = |limits: &[MemoryLimit]| {
+            MemoryPlan::of_processes(&engine, &[0], &[0, 1], limits).unwrap()
+        };
+        let (cgroup, own) = (limit(3 * one, "cgroup", false), limit(one, "ulimit -v", true));
+        let plan = of(&[cgroup.clone(), own.clone()]);
+        assert_eq!((plan.ranks, plan.limit.clone(), plan.fits()), (1, Some(own), true));
+        let plan = of(&[limit(2 * one - 1, "cgroup", false), limit(2 * one, "ulimit -v", true)]);
+        assert_eq!((plan.ranks, plan.fits()), (2, false));
+        assert_eq!(of(&[cgroup]).bytes, 2 * one);
+    }
+
+    #[test]
+    fn a_plan_says_what_is_needed_and_what_there_is() {
+        let (ranks, limit) = (2, Some(limit(600_000_000, "cgroup", false)));
+        let plan = MemoryPlan { ranks, bytes: 2_400_000_000, is_least: false, limit };
+        let text = "needs 2.4 GB of memory for 2 ranks, 0.6 GB may be used (cgroup)";
+        assert_eq!(plan.to_string(), text);
+        let reference = engine(&["train.numerics=reference", "train.precision=f32"]);
+        let plan = MemoryPlan::of_threads(&reference, &[]).unwrap();
+        assert!(plan.to_string().starts_with("needs at least "), "{plan}");
+    }
+}
