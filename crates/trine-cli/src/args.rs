@@ -25,6 +25,9 @@ pub(crate) enum Command {
     Launch(LaunchArgs),
     /// Find the best layout of a model on a machine: time, memory, days and cost, before a device is used
     Plan(Box<crate::plan_args::PlanArgs>),
+    /// Make datasets
+    #[command(subcommand)]
+    Data(DataCommand),
     /// List what can be trained: parameters, shapes, sane layouts
     Presets(PresetsArgs),
     /// Look at pipeline schedules
@@ -144,6 +147,34 @@ pub(crate) struct LaunchArgs {
     /// Arguments of `trine train`
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) train: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Turn text into a dataset: a folder of tokens that `trine train --data` reads
+    Build(DataBuildArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataBuildArgs {
+    /// Text files and folders
+    #[arg(value_name = "SOURCE", required = true)]
+    pub(crate) sources: Vec<PathBuf>,
+    /// Folder to make
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// A tokenizer.json to use, byte-level as GPT-2's [default: one is trained on the text]
+    #[arg(long, value_name = "FILE", conflicts_with = "vocab")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Entries of the tokenizer that is trained
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) vocab: usize,
+    /// Part of the bytes to hold out for validation
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    pub(crate) validation: f64,
+    /// Seed of the choice of what is held out
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, Args)]

@@ -83,8 +83,9 @@ pub(crate) fn report(
     let memory = if hosts.is_none() { memory(config, &holdings) } else { String::new() };
     let chosen = chosen.map_or_else(String::new, |line| format!("{line}\n"));
     let together = together(config, &holdings);
-    let notes =
+    let mut notes =
         format!("{}{chosen}\n{table}{placement}\n{together}\n{memory}{step}", summary(config));
+    notes.extend(trine_trainer::run::unused_rows_planned(config)?);
     let comments: String =
         notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
     Ok(format!("{}\n{comments}", config.to_toml()?))

@@ -12,6 +12,7 @@
 
 mod args;
 mod commands;
+mod corpus;
 #[cfg(test)]
 mod documented;
 mod dry_run;
@@ -32,7 +33,7 @@ mod select;
 mod side;
 
 use anyhow::Context;
-use args::{Bench, Cli, Command, ScheduleCommand};
+use args::{Bench, Cli, Command, DataCommand, ScheduleCommand};
 use clap::Parser;
 use failure::Failure;
 use out_of_memory::OutOfMemory;
@@ -67,6 +68,7 @@ fn run(command: &Command, memory: &OutOfMemory) -> Result<(), Failure> {
         Command::Train(args) => commands::train::run(args, memory),
         Command::Launch(args) => commands::launch::run(args),
         Command::Plan(args) => commands::plan::run(args),
+        Command::Data(DataCommand::Build(args)) => commands::data::build(args),
         Command::Presets(args) => commands::presets::run(args),
         Command::Schedule(ScheduleCommand::Show(args)) => commands::schedule::show(args),
         Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),

@@ -1,12 +1,13 @@
 //! A run as a person sees it: a live line on a terminal, plain lines elsewhere.
 
+use crate::corpus;
 use crate::output::{grouped, human_bytes};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use trine_data::Progress;
-use trine_trainer::run::{Event, MetricsLine, Reporter, Summary};
+use trine_trainer::run::{DataSummary, Event, MetricsLine, Reporter, Summary};
 
 /// Shows a run's events on standard error; samples and the summary go to standard output.
 pub(crate) struct Screen {
@@ -138,14 +139,15 @@ impl Reporter for Screen {
             Event::Started { config, engine, data, directory, first_step } => {
                 self.first_step = *first_step;
                 self.started = Instant::now();
+                let summary = DataSummary::from(*data);
                 self.say(&format!(
-                    "data: {} training and {} validation bytes in {} + {} documents, corpus {}",
-                    grouped(data.train_bytes),
-                    grouped(data.validation_bytes),
-                    grouped(data.train_documents),
-                    grouped(data.validation_documents),
-                    data.corpus_hash,
+                    "data: {}, corpus {}",
+                    corpus::taken(&summary),
+                    data.corpus_hash
                 ));
+                if let Some(left_out) = corpus::left_out(&summary) {
+                    self.say(&format!("data: {left_out}"));
+                }
                 let from = if *first_step > 0 {
                     format!(", from step {first_step}")
                 } else {

@@ -7,20 +7,15 @@
 //! | `tokenizer.json` | the tokenizer, in the format of the tokenizers crate |
 //! | `index.json` | format, sizes, XXH3-128 of each file, and how the corpus was made |
 
+use crate::index::{FileCheck, INDEX_FILE, Index, SplitIndex, TOKENIZER_FILE, TokenType, altered};
 use crate::tokens::{Tokens, needs_u32};
-use crate::{CorpusReport, DataError, TokenStream, Tokenizer};
+use crate::{CorpusReport, DataError, Skips, TokenStream, Tokenizer};
 use bytemuck::Pod;
-use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use xxhash_rust::xxh3::xxh3_128;
-
-const INDEX_FILE: &str = "index.json";
-const TOKENIZER_FILE: &str = "tokenizer.json";
-const FORMAT: &str = "trine-dataset";
-pub(crate) const FORMAT_VERSION: u32 = 1;
+use xxhash_rust::xxh3::Xxh3;
 
 /// A corpus as tokens, held in memory.
 #[derive(Debug, Clone)]
@@ -35,48 +30,6 @@ pub struct Dataset {
     pub report: CorpusReport,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Index {
-    format: String,
-    version: u32,
-    dtype: TokenType,
-    vocab_size: usize,
-    end_of_text: u32,
-    tokenizer: FileCheck,
-    train: SplitIndex,
-    validation: SplitIndex,
-    report: CorpusReport,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TokenType {
-    U16,
-    U32,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct SplitIndex {
-    raw_bytes: u64,
-    tokens: FileCheck,
-    documents: FileCheck,
-}
-
-/// A file of the folder and what must be in it.
-#[derive(Debug, Serialize, Deserialize)]
-struct FileCheck {
-    file: String,
-    /// Elements of the file's type; bytes for text.
-    count: u64,
-    /// XXH3-128 of the bytes, as 32 hexadecimal digits.
-    xxh3: String,
-}
-
-/// Whether a folder looks like a prepared dataset.
-pub(crate) fn is_dataset(folder: &Path) -> bool {
-    folder.join(INDEX_FILE).is_file()
-}
-
 impl Dataset {
     /// Reads and checks the folder that [`crate::prepare`] wrote.
     ///
@@ -87,7 +40,7 @@ impl Dataset {
         if !folder.is_dir() {
             return Err(DataError::missing(folder));
         }
-        let index = read_index(&folder.join(INDEX_FILE))?;
+        let index = Index::read(folder)?;
         let json = read_checked::<u8>(folder, &index.tokenizer)?;
         let place = folder.join(&index.tokenizer.file);
         let json = String::from_utf8(json)
@@ -102,28 +55,32 @@ impl Dataset {
             );
             return Err(altered(&place, why));
         }
+        let train = index.stream(folder, &index.train)?;
+        let validation = index.stream(folder, &index.validation)?;
+        let report = index.report.unwrap_or_else(|| made_elsewhere(&train, &validation));
         Ok(Self {
-            train: Arc::new(index.stream(folder, &index.train)?),
-            validation: Arc::new(index.stream(folder, &index.validation)?),
+            train: Arc::new(train),
+            validation: Arc::new(validation),
             tokenizer: Arc::new(tokenizer),
-            report: index.report,
+            report,
         })
     }
 
     /// Writes all files into a folder that exists, the index last, and waits until they are on disk.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), DataError> {
-        let wide = needs_u32(self.train.vocab_size());
-        let index = Index {
-            format: FORMAT.to_owned(),
-            version: FORMAT_VERSION,
-            dtype: if wide { TokenType::U32 } else { TokenType::U16 },
-            vocab_size: self.train.vocab_size(),
-            end_of_text: self.train.end_of_text(),
-            tokenizer: write_file(folder, TOKENIZER_FILE, self.tokenizer.to_json()?.as_bytes())?,
-            train: write_split(folder, "train", &self.train)?,
-            validation: write_split(folder, "val", &self.validation)?,
-            report: self.report.clone(),
-        };
+        let dtype =
+            if needs_u32(self.train.vocab_size()) { TokenType::U32 } else { TokenType::U16 };
+        let index = Index::new(
+            dtype,
+            self.train.vocab_size(),
+            self.train.end_of_text(),
+            write_file(folder, TOKENIZER_FILE, self.tokenizer.to_json()?.as_bytes())?,
+            [
+                write_split(folder, "train", &self.train)?,
+                write_split(folder, "val", &self.validation)?,
+            ],
+            self.report.clone(),
+        );
         let mut json =
             serde_json::to_string_pretty(&index).expect("invariant: an index has string keys only");
         json.push('\n');
@@ -152,65 +109,31 @@ impl Index {
     }
 }
 
-fn altered(path: &Path, why: String) -> DataError {
-    DataError::Dataset { path: path.to_owned(), why }
-}
-
-fn read_index(path: &Path) -> Result<Index, DataError> {
-    let json = fs::read_to_string(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => altered(
-            path,
-            "the file is missing, so this folder is no prepared dataset; \
-             give the folder that holds it, or a text file or folder"
-                .to_owned(),
-        ),
-        _ => DataError::io("read", path)(source),
-    })?;
-    // The version first: an index of another version may have other fields.
-    #[derive(Deserialize)]
-    struct Head {
-        format: String,
-        version: u32,
+/// The report of a dataset whose writer gave none: the tokens take the place of the text.
+fn made_elsewhere(train: &TokenStream, validation: &TokenStream) -> CorpusReport {
+    let mut hash = Xxh3::new();
+    for stream in [train, validation] {
+        hash.update(&stream.len().to_le_bytes());
+        stream.iter().for_each(|token| hash.update(&token.to_le_bytes()));
     }
-    let wrong = |error: serde_json::Error| altered(path, format!("not a valid index: {error}"));
-    let head: Head = serde_json::from_str(&json).map_err(wrong)?;
-    if (head.format.as_str(), head.version) != (FORMAT, FORMAT_VERSION) {
-        let why = format!(
-            "format {:?} version {}; this build reads {FORMAT:?} version {FORMAT_VERSION}; \
-             prepare the data again",
-            head.format, head.version
-        );
-        return Err(altered(path, why));
+    CorpusReport {
+        corpus_hash: format!("{:032x}", hash.digest128()),
+        train_documents: train.document_starts().len() as u64,
+        validation_documents: validation.document_starts().len() as u64,
+        train_bytes: train.raw_bytes(),
+        validation_bytes: validation.raw_bytes(),
+        held_out: Vec::new(),
+        skipped: Skips::default(),
     }
-    serde_json::from_str(&json).map_err(wrong)
 }
 
 /// Reads a file of `check.count` elements and compares size and hash.
 fn read_checked<T: Pod>(folder: &Path, check: &FileCheck) -> Result<Vec<T>, DataError> {
-    let path = folder.join(&check.file);
-    let mut file = File::open(&path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => {
-            altered(&path, "the file is missing; restore it or prepare the data again".to_owned())
-        }
-        _ => DataError::io("open", &path)(source),
-    })?;
-    let found = file.metadata().map_err(DataError::io("look at", &path))?.len();
-    let expected = check.count.saturating_mul(size_of::<T>() as u64);
-    if found != expected {
-        let how = if found < expected { "truncated" } else { "too long" };
-        let why = format!(
-            "{how}: {found} bytes, {expected} expected; restore it or prepare the data again"
-        );
-        return Err(altered(&path, why));
-    }
-    let mut values = vec![T::zeroed(); check.count as usize];
+    let (mut file, size) = check.open(folder, size_of::<T>())?;
+    let mut values = vec![T::zeroed(); size / size_of::<T>()];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-    file.read_exact(bytes).map_err(DataError::io("read", &path))?;
-    if hash(bytes) != check.xxh3 {
-        let why = "altered: its hash is not the one in the index; \
-                   restore it or prepare the data again";
-        return Err(altered(&path, why.to_owned()));
-    }
+    file.read_exact(bytes).map_err(DataError::io("read", &folder.join(&check.file)))?;
+    check.check(folder, bytes)?;
     Ok(values)
 }
 
@@ -238,11 +161,7 @@ fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<FileCheck, Data
     let path = folder.join(name);
     let mut file = File::create(&path).map_err(DataError::io("create", &path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(DataError::io("write", &path))?;
-    Ok(FileCheck { file: name.to_owned(), count: bytes.len() as u64, xxh3: hash(bytes) })
-}
-
-fn hash(bytes: &[u8]) -> String {
-    format!("{:032x}", xxh3_128(bytes))
+    Ok(FileCheck::of(name, bytes))
 }
 
 /// Makes new names in a folder durable. Only Unix lets a folder be opened for that.
@@ -257,7 +176,8 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), DataError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Skips, toy};
+    use crate::toy;
+    use std::fs;
 
     fn written(vocab_size: usize) -> (tempfile::TempDir, Dataset) {
         let text = toy::text(20_000);

@@ -3,7 +3,7 @@
 use crate::split::pieces;
 use crate::tokenizer::failure;
 use crate::words::{ascii_words, byte_level_ascii, chunks, library_words};
-use crate::{DataError, Document, TokenStream, Tokenizer};
+use crate::{DataError, Document, TokenStream, Tokenizer, library};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +34,7 @@ impl WordCache {
         out: &mut Vec<u32>,
     ) -> Result<(), DataError> {
         let Some(model) = tokenizer.plain_model() else {
-            let encoding = tokenizer.library().encode_fast(text, false);
+            let encoding = tokenizer.inner().encode_fast(text, false);
             out.extend(encoding.map_err(|error| failure("encoding", &error))?.get_ids());
             return Ok(());
         };
@@ -116,7 +116,9 @@ fn encode_pieces(
                 let mut cache = WordCache::default();
                 while let Some((index, text)) = take(next, pieces) {
                     let mut tokens = Vec::with_capacity(text.len() / 2);
-                    let result = cache.encode(tokenizer, text, &mut tokens).map(|()| tokens);
+                    let result = library::guarded("encoding", || {
+                        cache.encode(tokenizer, text, &mut tokens).map(|()| tokens)
+                    });
                     // The receiver is gone after a failure elsewhere: nothing left to do.
                     if sender.send((index, result)).is_err() {
                         break;

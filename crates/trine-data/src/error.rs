@@ -35,6 +35,55 @@ pub enum DataError {
         /// Offset of the first bad byte.
         offset: usize,
     },
+    /// A text file with a NUL character, which no text has.
+    #[error(
+        "{path} is not plain text: byte {offset} is NUL; \
+         give a UTF-8 file, a folder, or a prepared dataset"
+    )]
+    Nul {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first NUL.
+        offset: usize,
+    },
+    /// A file that holds text or tokens in a form that is not plain text.
+    #[error("{path} is {what}, which is not trained on as it stands; {remedy}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A path that should be a file and is something else.
+    #[error("{path} is {found}, not a regular file; write what it gives to a file first")]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// A file of settings that is too large to be one.
+    #[error("{path} has {bytes} bytes; a file of this kind has at most {bytes_max}")]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// A part to hold out that leaves nothing to train on, or nothing to measure with.
+    #[error(
+        "validation share {asked}: it must be above 0 and at most 0.5; the nearest is {nearest}"
+    )]
+    ValidationShare {
+        /// The share as asked.
+        asked: f64,
+        /// The nearest that works.
+        nearest: f64,
+    },
     /// A source in which no text is left.
     #[error("no usable text in {place}: {why}")]
     NoText {
@@ -106,6 +155,12 @@ pub enum DataError {
         path: PathBuf,
         /// What differs.
         why: String,
+    },
+    /// A place for a dataset that is taken.
+    #[error("{path} is not empty; give a folder that does not exist yet")]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
     },
     /// Sizes of a batch that do not fit together.
     #[error("{what}: {asked} does not fit; {rule}; the nearest that does is {nearest}")]

@@ -36,14 +36,22 @@
 
 mod batches;
 mod bigram;
+mod build;
+mod copies;
 mod crates;
 mod dataset;
 mod encode;
 mod error;
+mod files;
+mod formats;
+mod index;
+mod library;
+mod near;
 mod prepare;
 mod report;
 mod source;
 mod split;
+mod text;
 mod tokenizer;
 mod tokens;
 pub mod toy;
@@ -54,12 +62,13 @@ mod words;
 
 pub use batches::{BatchOptions, Batches, Share};
 pub use bigram::Bigram;
+pub use build::build;
 pub use crates::{CorpusManifest, CratePackage};
 pub use dataset::Dataset;
 pub use error::DataError;
 pub use prepare::{PrepareOptions, Prepared, Progress, prepare};
 pub use report::{Corpus, CorpusReport, Document, SkipCount, SkipReason, Skips};
-pub use source::Source;
+pub use source::{Selection, Source};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};
 pub use tokens::TokenStream;
 pub use validation::ValidationWindows;

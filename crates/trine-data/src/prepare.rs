@@ -1,10 +1,11 @@
 //! From a source to a dataset, once: later calls find it in a cache folder.
 
-use crate::dataset::{FORMAT_VERSION, sync_folder};
+use crate::dataset::sync_folder;
 use crate::encode::encode_documents;
+use crate::index::FORMAT_VERSION;
 use crate::source::{Candidate, RULES_VERSION, hash_texts};
 use crate::tokenizer::sample;
-use crate::{Corpus, DataError, Dataset, Skips, Source, Tokenizer};
+use crate::{Corpus, DataError, Dataset, Selection, Skips, Source, Tokenizer};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +13,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// Text that a tokenizer is trained on by default: more changes few merges.
 const SAMPLE_BYTES: usize = 8 << 20;
-/// Largest file of a folder or crate by default.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// How to make tokens of text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PrepareOptions {
     /// Entries of the vocabulary to train.
     pub vocab_size: usize,
@@ -24,20 +23,20 @@ pub struct PrepareOptions {
     pub tokenizer: Option<PathBuf>,
     /// Bytes of the training split that the tokenizer is trained on.
     pub sample_bytes_max: usize,
-    /// Files of a folder or crate over this size are left out.
-    pub file_bytes_max: u64,
+    /// What is taken, and which part of it is held out.
+    pub selection: Selection,
     /// Threads that encode.
     pub threads: usize,
 }
 
 impl PrepareOptions {
-    /// A vocabulary of `vocab_size` entries trained on 8 MiB, files up to 1 MiB.
+    /// A vocabulary of `vocab_size` entries trained on 8 MiB, everything taken, 5 % held out.
     pub fn new(vocab_size: usize, threads: usize) -> Self {
         Self {
             vocab_size,
             tokenizer: None,
             sample_bytes_max: SAMPLE_BYTES,
-            file_bytes_max: FILE_BYTES_MAX,
+            selection: Selection::default(),
             threads,
         }
     }
@@ -101,18 +100,24 @@ pub fn prepare(
 ) -> Result<Prepared, DataError> {
     if let Source::Prepared(path) = source {
         progress(Progress::Reusing(path));
-        return Ok(Prepared { dataset: Dataset::open(path)?, path: path.clone(), is_reused: true });
+        let dataset = Dataset::open(path)?;
+        if let Some(asked) = &options.tokenizer {
+            check_same_tokenizer(&dataset, path, asked)?;
+        }
+        return Ok(Prepared { dataset, path: path.clone(), is_reused: true });
     }
     let ready = options.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
     progress(Progress::Reading);
     let mut skips = Skips::default();
-    let candidates = source.candidates(options.file_bytes_max, &mut skips)?;
+    let candidates = source.candidates(&options.selection, &mut skips)?;
     let path = cache.join(entry_name(source, &candidates, options, ready.as_ref())?);
 
     fs::create_dir_all(cache).map_err(DataError::io("create", cache))?;
     let _lock = lock(&path.with_extension("lock"), progress)?;
     if path.exists() {
-        if let Ok(dataset) = Dataset::open(&path) {
+        if let Ok(mut dataset) = Dataset::open(&path) {
+            // What is left out may have changed where the text has not.
+            dataset.report.skipped.take_unselected(skips);
             progress(Progress::Reusing(&path));
             return Ok(Prepared { dataset, path, is_reused: true });
         }
@@ -120,11 +125,24 @@ pub fn prepare(
         fs::remove_dir_all(&path).map_err(DataError::io("remove", &path))?;
     }
     progress(Progress::Selecting);
-    let corpus = source.select(candidates, skips)?;
+    let corpus = source.select(candidates, &options.selection, skips)?;
     let dataset = tokenize(&corpus, options, ready, progress)?;
     progress(Progress::Writing);
-    write_entry(&dataset, &path)?;
+    write_entry(&dataset, &path.with_extension("tmp"), &path)?;
     Ok(Prepared { dataset, path, is_reused: false })
+}
+
+/// The tokens of a dataset mean what its own tokenizer says.
+fn check_same_tokenizer(dataset: &Dataset, path: &Path, asked: &Path) -> Result<(), DataError> {
+    if Tokenizer::load(asked)?.hash()? == dataset.tokenizer.hash()? {
+        return Ok(());
+    }
+    let why = format!(
+        "its tokens were made by another tokenizer than {}; leave data.tokenizer empty, or give the \
+         text instead of the dataset",
+        asked.display()
+    );
+    Err(DataError::Dataset { path: path.to_owned(), why })
 }
 
 /// The entry's name: a hash of the text and of everything that decides what becomes of it.
@@ -137,6 +155,7 @@ fn entry_name(
     let kind = match source {
         Source::File(_) => "file",
         Source::Folder(_) => "folder",
+        Source::Several(_) => "several",
         Source::Prepared(_) => "prepared",
         Source::Crates(_) => "crates",
     };
@@ -144,7 +163,9 @@ fn entry_name(
         Some(tokenizer) => tokenizer.hash()?,
         None => format!("{} entries of {} bytes", options.vocab_size, options.sample_bytes_max),
     };
-    let rules = format!("{FORMAT_VERSION} {RULES_VERSION} {kind} {}", options.file_bytes_max);
+    // The limit of a file's size has done its work: what is over it is no candidate.
+    let Selection { file_bytes_max: _, validation_share, seed } = options.selection;
+    let rules = format!("{FORMAT_VERSION} {RULES_VERSION} {kind} {validation_share} {seed}");
     let mut hash = Xxh3::new();
     hash_texts(&mut hash, &[&rules, &tokenizer]);
     for file in candidates {
@@ -167,7 +188,7 @@ fn lock(path: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<File, Dat
     Ok(file)
 }
 
-fn tokenize(
+pub(crate) fn tokenize(
     corpus: &Corpus,
     options: &PrepareOptions,
     ready: Option<Tokenizer>,
@@ -198,15 +219,20 @@ fn tokenize(
     })
 }
 
-/// Writes beside the final place and renames. The lock is held, so leftovers there are of a process
-/// that was stopped.
-fn write_entry(dataset: &Dataset, path: &Path) -> Result<(), DataError> {
-    let part = path.with_extension("tmp");
+/// Writes a dataset into `part` and renames that to `path`. What a process that was stopped has left in
+/// `part` is removed; so is what a failure leaves.
+pub(crate) fn write_entry(dataset: &Dataset, part: &Path, path: &Path) -> Result<(), DataError> {
     if part.exists() {
-        fs::remove_dir_all(&part).map_err(DataError::io("remove", &part))?;
+        fs::remove_dir_all(part).map_err(DataError::io("remove", part))?;
     }
-    fs::create_dir(&part).map_err(DataError::io("create", &part))?;
-    dataset.write(&part)?;
-    fs::rename(&part, path).map_err(DataError::io("rename", &part))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    fs::create_dir(part).map_err(DataError::io("create", part))?;
+    let written = dataset
+        .write(part)
+        .and_then(|()| fs::rename(part, path).map_err(DataError::io("rename", part)));
+    if written.is_err() {
+        // The first failure is what counts.
+        let _ = fs::remove_dir_all(part);
+    }
+    written?;
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_folder)
 }

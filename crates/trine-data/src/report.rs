@@ -28,7 +28,7 @@ pub enum SkipReason {
     PlatformTables,
     /// Written by a program: bindings, Unicode tables.
     Generated,
-    /// Larger than the limit for one file.
+    /// Larger than the 1 MiB that a file of a crate may have.
     TooLarge,
     /// Not UTF-8, or with NUL characters.
     NotText,
@@ -38,6 +38,22 @@ pub enum SkipReason {
     NearDuplicate,
     /// Beyond its crate's share of the corpus.
     OverShare,
+    /// Its name begins with a full stop. A folder counts once and is not looked into.
+    Hidden,
+    /// Named by a `.gitignore` of the folder. A folder counts once and is not looked into.
+    Ignored,
+    /// Text or numbers in a form that is not plain text, such as `.jsonl`, `.gz` or `.parquet`.
+    Format,
+    /// Larger than `data.file_bytes_max`.
+    OverLimit,
+    /// A pipe, a device or a socket.
+    NotRegular,
+    /// A link that leads nowhere.
+    BrokenLink,
+    /// A folder that was met before, through a link.
+    Again,
+    /// A prepared dataset inside a folder of text.
+    Dataset,
 }
 
 impl SkipReason {
@@ -48,11 +64,19 @@ impl SkipReason {
             Self::SysCrate => "crates that bind system libraries",
             Self::PlatformTables => "crates of platform constants",
             Self::Generated => "generated files",
-            Self::TooLarge => "files over the size limit",
+            Self::TooLarge => "files over 1 MiB",
             Self::NotText => "files that are not UTF-8 text",
             Self::Empty => "empty files",
-            Self::NearDuplicate => "near-identical files",
+            Self::NearDuplicate => "equal or nearly equal files",
             Self::OverShare => "files over their crate's share",
+            Self::Hidden => "hidden files or folders",
+            Self::Ignored => "files or folders named by .gitignore",
+            Self::Format => "files in a format that is not plain text",
+            Self::OverLimit => "files over data.file_bytes_max",
+            Self::NotRegular => "pipes, devices or sockets",
+            Self::BrokenLink => "links that lead nowhere",
+            Self::Again => "links to folders that were read already",
+            Self::Dataset => "prepared datasets",
         }
     }
 }
@@ -84,6 +108,16 @@ impl Skips {
         }
     }
 
+    /// Puts what `found` says of the source in the place of what is said here: all but the reasons
+    /// that are found by comparing documents.
+    pub(crate) fn take_unselected(&mut self, found: Self) {
+        let is_selected = |reason: &SkipReason, _: &mut SkipCount| {
+            matches!(reason, SkipReason::NearDuplicate | SkipReason::OverShare)
+        };
+        self.0.retain(is_selected);
+        self.0.extend(found.0);
+    }
+
     /// Reasons with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (SkipReason, &SkipCount)> {
         self.0.iter().map(|(reason, count)| (*reason, count))
@@ -94,10 +128,13 @@ impl Skips {
         self.0.get(&reason).cloned().unwrap_or_default()
     }
 
-    /// One line, as for an error: "3 empty files, 1 generated files".
+    /// One line, as for an error: "3 empty files (such as a.txt), 1 generated files (such as b.rs)".
     pub(crate) fn summary(&self) -> String {
-        let parts: Vec<_> =
-            self.iter().map(|(why, skip)| format!("{} {}", skip.count, why.describe())).collect();
+        let part = |(why, skip): (SkipReason, &SkipCount)| {
+            let such = skip.examples.first().map(|name| format!(" (such as {name})"));
+            format!("{} {}{}", skip.count, why.describe(), such.unwrap_or_default())
+        };
+        let parts: Vec<_> = self.iter().map(part).collect();
         if parts.is_empty() { "it holds no files".to_owned() } else { parts.join(", ") }
     }
 }

@@ -1,31 +1,59 @@
 //! Where text comes from.
 
+use crate::copies::drop_copies;
 use crate::crates::{self, CorpusManifest};
 use crate::split::{hold_out, split_text};
-use crate::walk::{files_below, read_text};
-use crate::{Corpus, CorpusReport, DataError, Document, Skips, dataset};
+use crate::text::Limit;
+use crate::walk::folder_files;
+use crate::{Corpus, CorpusReport, DataError, Document, SkipReason, Skips, index, text};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Changes whenever the rules below choose differently, so that cached corpora are made anew.
-pub(crate) const RULES_VERSION: u32 = 1;
+pub(crate) const RULES_VERSION: u32 = 2;
 
 /// The least number of crates that are held out, where there are enough.
 const HELD_OUT_CRATES_MIN: usize = 3;
+/// The part of the bytes that is held out by default.
+const VALIDATION_SHARE: f64 = 0.05;
+/// The largest part that may be held out.
+const VALIDATION_SHARE_MAX: f64 = 0.5;
 
 /// A source of text, or of tokens made earlier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// One UTF-8 text file. The last 5 % of its bytes are held out, from a line's start on.
     File(PathBuf),
-    /// All UTF-8 text files below a folder, hidden ones and links apart. About 5 % of the bytes are
-    /// held out, whole files by a hash of their path.
+    /// All UTF-8 text files below a folder, of any size; links are followed. Hidden files, what a
+    /// `.gitignore` of the folder names, binary files and copies are left out. About 5 % of the bytes
+    /// are held out, whole files by a hash of their path.
     Folder(PathBuf),
-    /// A folder that [`crate::prepare`] wrote.
+    /// Several files and folders, as if they lay in one.
+    Several(Vec<PathBuf>),
+    /// A folder that [`crate::prepare`] or [`crate::build`] wrote.
     Prepared(PathBuf),
     /// Rust sources of crates, see [`CorpusManifest`]. About 5 % of the bytes are held out, whole
     /// crates by a hash of their name.
     Crates(CorpusManifest),
+}
+
+/// What is taken of a source, and which part of it is held out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Selection {
+    /// Files of a folder over this size are left out; a file that is the source itself, and crates,
+    /// which have a limit of their own, are not concerned.
+    pub file_bytes_max: Option<u64>,
+    /// The part of the bytes to hold out: above 0, at most 0.5.
+    pub validation_share: f64,
+    /// Chooses among the documents that could be held out.
+    pub seed: u64,
+}
+
+impl Default for Selection {
+    /// Files of any size; 5 % held out.
+    fn default() -> Self {
+        Self { file_bytes_max: None, validation_share: VALIDATION_SHARE, seed: 0 }
+    }
 }
 
 /// A document that has not been selected yet.
@@ -37,51 +65,53 @@ pub(crate) struct Candidate {
     pub(crate) text: String,
 }
 
+impl Candidate {
+    fn file(name: String, text: String) -> Self {
+        Self { group: name.clone(), name, text }
+    }
+}
+
 impl Source {
-    /// The source at `path`: a file, a folder, or a prepared dataset.
+    /// The source at `path`: a file, a folder, or a prepared dataset, if its index says so.
     ///
     /// # Errors
-    /// A path that does not exist or cannot be looked at.
+    /// A path that does not exist or cannot be looked at, or is a pipe or a device; a folder with the
+    /// files of a dataset but without its index.
     pub fn at(path: &Path) -> Result<Self, DataError> {
-        let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => DataError::missing(path),
-            _ => DataError::io("look at", path)(source),
-        })?;
-        Ok(if !metadata.is_dir() {
+        Ok(if !path.is_dir() {
+            crate::files::regular(path)?;
             Self::File(path.to_owned())
-        } else if dataset::is_dataset(path) {
+        } else if index::expect_dataset(path)? {
             Self::Prepared(path.to_owned())
         } else {
             Self::Folder(path.to_owned())
         })
     }
 
-    /// Reads the text, selects and splits it. Files over `file_bytes_max` bytes are left out, except
-    /// that a single file may have any size. All text is held in memory.
+    /// Reads the text, selects and splits it. All text is held in memory.
     ///
     /// # Errors
     /// Files that cannot be read; a source without usable text, or with too little to split; a
-    /// prepared dataset, which has no text.
-    pub fn corpus(&self, file_bytes_max: u64) -> Result<Corpus, DataError> {
+    /// prepared dataset, which has no text; a share outside of its range.
+    pub fn corpus(&self, selection: &Selection) -> Result<Corpus, DataError> {
         let mut skips = Skips::default();
-        let candidates = self.candidates(file_bytes_max, &mut skips)?;
-        self.select(candidates, skips)
+        let candidates = self.candidates(selection, &mut skips)?;
+        self.select(candidates, selection, skips)
     }
 
     /// Every document that could be part of the corpus, sorted by name.
     pub(crate) fn candidates(
         &self,
-        file_bytes_max: u64,
+        selection: &Selection,
         skips: &mut Skips,
     ) -> Result<Vec<Candidate>, DataError> {
+        check_share(selection.validation_share)?;
         let mut found = match self {
             Self::File(path) => vec![whole_file(path)?],
-            Self::Folder(path) => folder(path, file_bytes_max, skips)?,
-            Self::Crates(manifest) => crates::candidates(manifest, file_bytes_max, skips)?,
-            Self::Prepared(path) => {
-                let why = "it is a prepared dataset, which has tokens only".to_owned();
-                return Err(DataError::NoText { place: path.display().to_string(), why });
-            }
+            Self::Folder(path) => folder(path, "", selection, skips)?,
+            Self::Several(paths) => several(paths, selection, skips)?,
+            Self::Crates(manifest) => crates::candidates(manifest, skips)?,
+            Self::Prepared(path) => return Err(no_text_in_dataset(path)),
         };
         found.sort_by(|a, b| a.name.cmp(&b.name));
         if found.is_empty() {
@@ -94,15 +124,15 @@ impl Source {
     pub(crate) fn select(
         &self,
         candidates: Vec<Candidate>,
+        selection: &Selection,
         mut skips: Skips,
     ) -> Result<Corpus, DataError> {
+        let distinct = drop_copies(candidates, &mut skips);
         let files = match self {
-            Self::Crates(_) => {
-                crates::limit_shares(crates::drop_copies(candidates, &mut skips), &mut skips)
-            }
-            Self::File(_) | Self::Folder(_) | Self::Prepared(_) => candidates,
+            Self::Crates(_) => crates::limit_shares(distinct, &mut skips),
+            Self::File(_) | Self::Folder(_) | Self::Several(_) | Self::Prepared(_) => distinct,
         };
-        let (train, validation, held_out) = self.split(files)?;
+        let (train, validation, held_out) = self.split(files, selection)?;
         let bytes = |documents: &[Document]| documents.iter().map(|d| d.text.len() as u64).sum();
         let report = CorpusReport {
             corpus_hash: corpus_hash(&train, &validation),
@@ -116,16 +146,17 @@ impl Source {
         Ok(Corpus { train, validation, report })
     }
 
-    fn split(&self, mut files: Vec<Candidate>) -> Result<Split, DataError> {
+    fn split(&self, mut files: Vec<Candidate>, selection: &Selection) -> Result<Split, DataError> {
         let groups_min = match self {
             Self::Crates(_) => HELD_OUT_CRATES_MIN,
-            Self::File(_) | Self::Folder(_) | Self::Prepared(_) => 1,
+            Self::File(_) | Self::Folder(_) | Self::Several(_) | Self::Prepared(_) => 1,
         };
         if files.len() == 1 {
             let only = files.remove(0);
-            return self.split_one(Document { name: only.name, text: only.text });
+            let document = Document { name: only.name, text: only.text };
+            return self.split_one(document, selection.validation_share);
         }
-        let held_out = hold_out(&files, groups_min);
+        let held_out = hold_out(&files, groups_min, selection.validation_share, selection.seed);
         if held_out.is_empty() {
             let why = "all of it is from one crate, and crates are held out whole; \
                        at least 2 crates are needed";
@@ -140,16 +171,20 @@ impl Source {
     }
 
     /// One document is split inside.
-    fn split_one(&self, document: Document) -> Result<Split, DataError> {
-        let Some(cut) = split_text(&document.text) else {
-            let why = format!(
-                "its {} bytes cannot be split into training and validation text; \
-                 at least 2 characters are needed",
+    fn split_one(&self, document: Document, share: f64) -> Result<Split, DataError> {
+        let no_split = |rule: &str| DataError::NoText {
+            place: self.place(),
+            why: format!(
+                "its {} bytes cannot be split into training and validation text; {rule}",
                 document.text.len()
-            );
-            return Err(DataError::NoText { place: self.place(), why });
+            ),
         };
+        let cut = split_text(&document.text, share)
+            .ok_or_else(|| no_split("at least 2 characters are needed"))?;
         let (train, validation) = document.text.split_at(cut);
+        if train == validation {
+            return Err(no_split("its two halves are equal; give more text"));
+        }
         let held_out = format!("{} from byte {cut} on", document.name);
         let part =
             |text: &str| vec![Document { name: document.name.clone(), text: text.to_owned() }];
@@ -162,6 +197,10 @@ impl Source {
             Self::File(path) | Self::Folder(path) | Self::Prepared(path) => {
                 path.display().to_string()
             }
+            Self::Several(paths) => {
+                let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                names.join(", ")
+            }
             Self::Crates(manifest) => format!("the {} crates listed", manifest.packages.len()),
         }
     }
@@ -170,30 +209,65 @@ impl Source {
 /// Training documents, validation documents, and the names of what was held out.
 type Split = (Vec<Document>, Vec<Document>, Vec<String>);
 
-fn whole_file(path: &Path) -> Result<Candidate, DataError> {
-    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-    let text = String::from_utf8(bytes).map_err(|error| DataError::NotText {
-        path: path.to_owned(),
-        offset: error.utf8_error().valid_up_to(),
-    })?;
-    if text.trim().is_empty() {
-        let why = format!("the file is empty ({} bytes of white space)", text.len());
-        return Err(DataError::NoText { place: path.display().to_string(), why });
+fn check_share(share: f64) -> Result<(), DataError> {
+    if share > 0.0 && share <= VALIDATION_SHARE_MAX {
+        return Ok(());
     }
-    // The file's own name, not its path: the corpus hash must not depend on where it lies.
-    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    Ok(Candidate { group: name.clone(), name, text })
+    let nearest =
+        if share > VALIDATION_SHARE_MAX { VALIDATION_SHARE_MAX } else { VALIDATION_SHARE };
+    Err(DataError::ValidationShare { asked: share, nearest })
 }
 
+fn no_text_in_dataset(path: &Path) -> DataError {
+    let why = "it is a prepared dataset, which has tokens only".to_owned();
+    DataError::NoText { place: path.display().to_string(), why }
+}
+
+/// A path's own name, not where it lies: the corpus hash must not depend on that.
+fn own_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn whole_file(path: &Path) -> Result<Candidate, DataError> {
+    let text = text::read(path)?.map_err(|no_text| no_text.error(path))?;
+    Ok(Candidate::file(own_name(path), text))
+}
+
+/// The text files of a folder, their names behind `prefix`.
 fn folder(
     path: &Path,
-    file_bytes_max: u64,
+    prefix: &str,
+    selection: &Selection,
+    skips: &mut Skips,
+) -> Result<Vec<Candidate>, DataError> {
+    let bytes_max = selection.file_bytes_max.unwrap_or(u64::MAX);
+    let limit = Limit { bytes_max, reason: SkipReason::OverLimit };
+    let mut found = Vec::new();
+    for file in folder_files(path, skips)? {
+        if let Some(text) = text::read_or_skip(&file, &file.name, limit, skips)? {
+            found.push(Candidate::file(format!("{prefix}{}", file.name), text));
+        }
+    }
+    Ok(found)
+}
+
+fn several(
+    paths: &[PathBuf],
+    selection: &Selection,
     skips: &mut Skips,
 ) -> Result<Vec<Candidate>, DataError> {
     let mut found = Vec::new();
-    for file in files_below(path)? {
-        if let Some(text) = read_text(&file, &file.name, file_bytes_max, skips)? {
-            found.push(Candidate { group: file.name.clone(), name: file.name, text });
+    for path in paths {
+        match Source::at(path)? {
+            Source::Folder(path) => {
+                let prefix = format!("{}/", own_name(&path));
+                found.extend(folder(&path, &prefix, selection, skips)?);
+            }
+            Source::Prepared(path) => return Err(no_text_in_dataset(&path)),
+            Source::File(path) => found.push(whole_file(&path)?),
+            Source::Several(_) | Source::Crates(_) => {
+                unreachable!("a path is a file, a folder or a dataset")
+            }
         }
     }
     Ok(found)

@@ -2,37 +2,41 @@
 
 use crate::source::Candidate;
 use std::collections::{BTreeMap, BTreeSet};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The part of the bytes that is held out.
-const HELD_OUT: f64 = 0.05;
-/// How far above that a whole group may take it.
-const HELD_OUT_MAX: f64 = 0.06;
+/// How far above the share that is held out a whole group may take it.
+const OVERSHOOT: f64 = 1.2;
 /// The largest part of the bytes held out that one group may have: the measure should not be that of
 /// one crate.
 const GROUP_SHARE_MAX: f64 = 1.0 / 3.0;
 /// The smallest piece a text is cut into.
 const PIECE_BYTES_MIN: usize = 8;
 
-/// Groups to hold out: in the order of a hash of their names, those that fit, until 5 % of the bytes
-/// and `groups_min` groups are reached; none that would fill more than a third of that. A name's place in that order never changes, so adding a
-/// crate changes little. At least one group is left for training; none is held out of one group.
-pub(crate) fn hold_out(files: &[Candidate], groups_min: usize) -> BTreeSet<String> {
+/// Groups to hold out: in the order of a hash of their names and `seed`, those that fit, until `share`
+/// of the bytes and `groups_min` groups are reached; none that would fill more than a third of that.
+/// A name's place in that order never changes, so adding a crate changes little. At least one group is
+/// left for training; none is held out of one group.
+pub(crate) fn hold_out(
+    files: &[Candidate],
+    groups_min: usize,
+    share: f64,
+    seed: u64,
+) -> BTreeSet<String> {
     let mut sizes = BTreeMap::<&str, u64>::new();
     for file in files {
         *sizes.entry(&file.group).or_default() += file.text.len() as u64;
     }
     let total = sizes.values().sum::<u64>() as f64;
     let mut groups: Vec<_> = sizes.into_iter().collect();
-    groups.sort_by_key(|(name, _)| (xxh3_64(name.as_bytes()), *name));
+    groups.sort_by_key(|(name, _)| (xxh3_64_with_seed(name.as_bytes(), seed), *name));
     let groups_min = groups_min.min(groups.len() - 1);
 
     let mut chosen = BTreeSet::new();
     let mut bytes = 0;
     for (name, size) in &groups {
-        let is_enough = bytes as f64 >= HELD_OUT * total && chosen.len() >= groups_min;
-        let is_small = *size as f64 <= GROUP_SHARE_MAX * HELD_OUT * total;
-        if !is_enough && is_small && (bytes + size) as f64 <= HELD_OUT_MAX * total {
+        let is_enough = bytes as f64 >= share * total && chosen.len() >= groups_min;
+        let is_small = *size as f64 <= GROUP_SHARE_MAX * share * total;
+        if !is_enough && is_small && (bytes + size) as f64 <= OVERSHOOT * share * total {
             bytes += size;
             chosen.insert((*name).to_owned());
         }
@@ -47,16 +51,19 @@ pub(crate) fn hold_out(files: &[Candidate], groups_min: usize) -> BTreeSet<Strin
     chosen
 }
 
-/// Where the held-out part of a single text begins: the first line's start in its last 5 %, else
-/// the last line's start in the last fifth, else a character. `None` for fewer than two characters.
-pub(crate) fn split_text(text: &str) -> Option<usize> {
-    let wanted = char_boundary(text, text.len() - (text.len() as f64 * HELD_OUT).ceil() as usize);
+/// Where the held-out part of a single text begins: the first line's start in its last `share`, else
+/// the last line's start in the last four times that, else a character. `None` for fewer than two
+/// characters.
+pub(crate) fn split_text(text: &str, share: f64) -> Option<usize> {
+    let bytes = text.len() as f64;
+    let wanted = char_boundary(text, text.len() - (bytes * share).ceil() as usize);
+    let earliest = text.len().saturating_sub((bytes * 4.0 * share) as usize);
     let after = text[wanted..].find('\n').map(|at| wanted + at + 1);
     let before = text[..wanted].rfind('\n').map(|at| at + 1);
     let is_inside = |at: &usize| *at > 0 && *at < text.len();
     after
         .filter(is_inside)
-        .or(before.filter(|at| *at > text.len() - text.len() / 5))
+        .or(before.filter(|at| *at > earliest))
         .or(Some(wanted))
         .filter(is_inside)
 }
@@ -120,10 +127,10 @@ mod tests {
 
     #[test]
     fn about_five_percent_and_stable() {
-        let before = hold_out(&files(200, 1000), 3);
+        let before = hold_out(&files(200, 1000), 3, 0.05, 0);
         assert!((9..=12).contains(&before.len()), "{before:?}");
         // One more crate moves at most one in or out.
-        let after = hold_out(&files(201, 1000), 3);
+        let after = hold_out(&files(201, 1000), 3, 0.05, 0);
         assert!(before.symmetric_difference(&after).count() <= 2);
     }
 
@@ -131,34 +138,48 @@ mod tests {
     fn no_group_fills_more_than_a_third() {
         let mut files = files(200, 1000);
         // First in the order of hashes.
-        let first = hold_out(&files, 3).into_iter().min_by_key(|name| xxh3_64(name.as_bytes()));
+        let first = hold_out(&files, 3, 0.05, 0)
+            .into_iter()
+            .min_by_key(|name| xxh3_64_with_seed(name.as_bytes(), 0));
         let large = files.iter_mut().find(|file| Some(&file.group) == first.as_ref()).unwrap();
         large.text = "x".repeat(6000);
-        let held_out = hold_out(&files, 3);
+        let held_out = hold_out(&files, 3, 0.05, 0);
         assert!(!held_out.contains(&first.unwrap()) && held_out.len() >= 9);
     }
 
     #[test]
+    fn shares_and_seeds_are_kept() {
+        let files = files(200, 1000);
+        for (share, count) in [(0.01, 1..=1), (0.2, 38..=42), (0.5, 98..=103)] {
+            assert!(count.contains(&hold_out(&files, 1, share, 0).len()), "{share}");
+        }
+        assert_ne!(hold_out(&files, 1, 0.05, 0), hold_out(&files, 1, 0.05, 1));
+        let text = "0123456\n".repeat(100);
+        assert_eq!(split_text(&text, 0.5), Some(400 + 8));
+        assert_eq!(split_text("abcd", 0.5), Some(2));
+    }
+
+    #[test]
     fn few_groups() {
-        assert_eq!(hold_out(&files(1, 10), 3).len(), 0);
-        assert_eq!(hold_out(&files(2, 10), 3).len(), 1);
-        assert_eq!(hold_out(&files(3, 10), 3).len(), 2);
-        assert_eq!(hold_out(&files(10, 10), 3).len(), 3);
-        assert_eq!(hold_out(&files(10, 10), 1).len(), 1);
+        assert_eq!(hold_out(&files(1, 10), 3, 0.05, 0).len(), 0);
+        assert_eq!(hold_out(&files(2, 10), 3, 0.05, 0).len(), 1);
+        assert_eq!(hold_out(&files(3, 10), 3, 0.05, 0).len(), 2);
+        assert_eq!(hold_out(&files(10, 10), 3, 0.05, 0).len(), 3);
+        assert_eq!(hold_out(&files(10, 10), 1, 0.05, 0).len(), 1);
     }
 
     #[test]
     fn single_texts_are_cut_at_lines() {
         let text = "0123456\n89\n".repeat(100);
-        let cut = split_text(&text).unwrap();
+        let cut = split_text(&text, 0.05).unwrap();
         assert_eq!(&text[cut - 1..cut], "\n");
         assert!((0.94..=0.97).contains(&(cut as f64 / text.len() as f64)));
         let line = "é".repeat(100);
-        assert_eq!(split_text(&line), Some(190));
-        assert_eq!(split_text("ab"), Some(1));
-        assert_eq!(split_text("a\n"), Some(1));
-        assert_eq!(split_text("é"), None);
-        assert_eq!(split_text(""), None);
+        assert_eq!(split_text(&line, 0.05), Some(190));
+        assert_eq!(split_text("ab", 0.05), Some(1));
+        assert_eq!(split_text("a\n", 0.05), Some(1));
+        assert_eq!(split_text("é", 0.05), None);
+        assert_eq!(split_text("", 0.05), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::encode::WordCache;
 use crate::split::pieces;
 use crate::words::{byte_char, byte_level_words};
-use crate::{DataError, Document};
+use crate::{DataError, Document, files, library};
 use std::collections::HashMap;
 use std::path::Path;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -21,6 +21,11 @@ const END_OF_TEXT_NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<
 const VOCABULARY_MIN: usize = 257;
 /// Size of the pieces that training samples.
 const SAMPLE_PIECE_BYTES: usize = 64 * 1024;
+/// The longest word that training counts as one. Merging takes a time that grows with the square of
+/// a word, and text without spaces is one word.
+const COUNTED_BYTES_MAX: usize = 1024;
+/// No `tokenizer.json` is larger: that of a vocabulary of 256,000 has 40 MB.
+const JSON_BYTES_MAX: u64 = 1 << 28;
 
 /// A byte-level BPE tokenizer (Sennrich et al., arXiv 1508.07909; byte level as in GPT-2).
 ///
@@ -51,7 +56,8 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Trains on `texts` until the vocabulary has `vocab_size` entries, the end-of-text token and the
     /// 256 bytes among them; fewer when no pair of tokens occurs twice any more. The result depends
-    /// on the texts only. The time is about a second for 8 MiB on one core.
+    /// on the texts only. The time is about a second for 8 MiB on one core, and grows with the bytes:
+    /// of words over 1 KiB pieces are counted.
     ///
     /// # Errors
     /// A size below 257.
@@ -62,26 +68,27 @@ impl Tokenizer {
         if vocab_size < VOCABULARY_MIN {
             return Err(DataError::Vocabulary { asked: vocab_size, nearest: VOCABULARY_MIN });
         }
-        serial_library();
-        let end_of_text = AddedToken::from(END_OF_TEXT, true);
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocab_size)
-            .min_frequency(2)
-            .show_progress(false)
-            .special_tokens(vec![end_of_text.clone()])
-            .initial_alphabet((0..=255).map(byte_char).collect())
-            .build();
         let texts: Vec<&str> = texts.into_iter().collect();
-        let failed = |error: tokenizers::Error| failure("training", &error);
-        trainer.feed(texts.into_iter(), |text| Ok(byte_level_words(text)?)).map_err(failed)?;
-        let mut model = BPE::default();
-        trainer.train(&mut model).map_err(failed)?;
-
-        let byte_level = ByteLevel::new(false, false, true);
-        let mut inner = tokenizers::Tokenizer::new(model);
-        inner.with_pre_tokenizer(Some(byte_level)).with_decoder(Some(byte_level));
-        inner.add_special_tokens([end_of_text]).map_err(failed)?;
-        Self::from_library(inner, "training")
+        library::guarded("training", || {
+            serial_library();
+            let end_of_text = AddedToken::from(END_OF_TEXT, true);
+            let mut trainer = BpeTrainer::builder()
+                .vocab_size(vocab_size)
+                .min_frequency(2)
+                .show_progress(false)
+                .special_tokens(vec![end_of_text.clone()])
+                .initial_alphabet((0..=255).map(byte_char).collect())
+                .build();
+            let failed = |error: tokenizers::Error| failure("training", &error);
+            trainer.feed(texts.into_iter(), |text| Ok(counted_words(text)?)).map_err(failed)?;
+            let mut model = BPE::default();
+            trainer.train(&mut model).map_err(failed)?;
+            let byte_level = ByteLevel::new(false, false, true);
+            let mut inner = tokenizers::Tokenizer::new(model);
+            inner.with_pre_tokenizer(Some(byte_level)).with_decoder(Some(byte_level));
+            inner.add_special_tokens([end_of_text]).map_err(failed)?;
+            Self::from_library(inner, "training")
+        })
     }
 
     /// Reads a `tokenizer.json`.
@@ -89,10 +96,7 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read, is no tokenizer, is not byte-level, or has no end-of-text token.
     pub fn load(path: &Path) -> Result<Self, DataError> {
-        if !path.exists() {
-            return Err(DataError::missing(path));
-        }
-        let json = std::fs::read_to_string(path).map_err(DataError::io("read", path))?;
+        let json = files::read_small(path, JSON_BYTES_MAX)?;
         Self::from_json(&json, &path.display().to_string())
     }
 
@@ -101,9 +105,12 @@ impl Tokenizer {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn from_json(json: &str, place: &str) -> Result<Self, DataError> {
-        let inner =
-            json.parse::<tokenizers::Tokenizer>().map_err(|error| failure(place, &error))?;
-        Self::from_library(inner, place)
+        library::check(json, place)?;
+        library::guarded(place, || {
+            let inner =
+                json.parse::<tokenizers::Tokenizer>().map_err(|error| failure(place, &error))?;
+            Self::from_library(inner, place)
+        })
     }
 
     /// The text of a `tokenizer.json`, the same for the same tokenizer.
@@ -164,9 +171,11 @@ impl Tokenizer {
     /// # Errors
     /// A word that the library cannot encode, as for a vocabulary without all bytes.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let mut tokens = Vec::new();
-        WordCache::default().encode(self, text, &mut tokens)?;
-        Ok(tokens)
+        library::guarded("encoding", || {
+            let mut tokens = Vec::new();
+            WordCache::default().encode(self, text, &mut tokens)?;
+            Ok(tokens)
+        })
     }
 
     /// The text of tokens. Bytes that are no UTF-8, as at a cut, become U+FFFD.
@@ -188,7 +197,7 @@ impl Tokenizer {
         self.is_plain.then(|| self.inner.get_model())
     }
 
-    pub(crate) fn library(&self) -> &tokenizers::Tokenizer {
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner
     }
 }
@@ -208,6 +217,21 @@ pub(crate) fn sample(documents: &[Document], bytes_max: usize) -> Vec<&str> {
             is_room
         })
         .collect()
+}
+
+/// The words of a text as training counts them.
+fn counted_words(text: &str) -> Result<Vec<String>, DataError> {
+    let mut counted = Vec::new();
+    for word in byte_level_words(text)? {
+        // Each character stands for a byte, and takes one or two.
+        if word.len() <= COUNTED_BYTES_MAX {
+            counted.push(word);
+            continue;
+        }
+        let characters: Vec<char> = word.chars().collect();
+        counted.extend(characters.chunks(COUNTED_BYTES_MAX).map(String::from_iter));
+    }
+    Ok(counted)
 }
 
 pub(crate) fn failure(place: &str, error: &tokenizers::Error) -> DataError {
@@ -311,7 +335,7 @@ mod tests {
         let tokenizer = trained();
         assert!(tokenizer.is_plain);
         let text = toy::text(30_000) + "naïve ‘quotes’ 日本語\u{a0}x  \n\n 'static it's\n";
-        let library = tokenizer.library().encode_fast(text.as_str(), false).unwrap();
+        let library = tokenizer.inner().encode_fast(text.as_str(), false).unwrap();
         assert_eq!(tokenizer.encode(&text).unwrap(), library.get_ids());
     }
 
@@ -350,6 +374,58 @@ mod tests {
         let error = Tokenizer::from_json(&nameless, "y.json").unwrap_err().to_string();
         assert!(error.contains("<|endoftext|>"), "{error}");
         assert!(Tokenizer::from_json("{", "z.json").is_err());
+    }
+
+    /// What the library would abort or panic on is refused before it is asked.
+    #[test]
+    fn hostile_tokenizers_are_refused() {
+        let json = trained().to_json().unwrap();
+        let mut refused = 0;
+        for (from, to, parts) in [
+            ("\"id\":0,", "\"id\":4294967295,", &["id 4294967295", "entries"][..]),
+            ("\"vocab\":{", "\"vocab\":{\"~~\":50000000,", &["id 50000000", "entries"]),
+            (
+                "\"merges\":[",
+                "\"merges\":[[\"Ġlet\",\"Ġlet\"],",
+                &["merge", "not in the vocabulary"],
+            ),
+            (
+                "\"continuing_subword_prefix\":null",
+                "\"continuing_subword_prefix\":\"####\"",
+                &["continuing_subword_prefix"],
+            ),
+        ] {
+            let hostile = json.replacen(from, to, 1);
+            assert_ne!(hostile, json, "{from}");
+            let error = Tokenizer::from_json(&hostile, "x.json").unwrap_err().to_string();
+            assert!(error.contains("x.json"), "{error}");
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+            refused += 1;
+        }
+        for decoder in ["3", "\"ByteLevel\"", "[]"] {
+            let text = format!("{{\"decoder\":{decoder}}}");
+            let error = Tokenizer::from_json(&text, "x.json").unwrap_err().to_string();
+            assert!(error.contains("decoder is no object"), "{error}");
+            refused += 1;
+        }
+        assert_eq!(refused, 7);
+    }
+
+    #[test]
+    fn long_words_are_counted_in_pieces() {
+        let short = "a".repeat(COUNTED_BYTES_MAX) + " é" + &"=".repeat(40);
+        assert_eq!(counted_words(&short).unwrap(), byte_level_words(&short).unwrap());
+        let long = counted_words(&"ab".repeat(COUNTED_BYTES_MAX)).unwrap();
+        assert_eq!(long.iter().map(String::len).collect::<Vec<_>>(), [COUNTED_BYTES_MAX; 2]);
+        // 400 kB without a space took minutes once.
+        let letters = Stream::new(3, "test.dna");
+        let text: String = (0..400_000)
+            .map(|i| char::from(b"ACGT"[(letters.uniform(i) * 4.0) as usize]))
+            .collect();
+        let tokenizer = Tokenizer::train([text.as_str()], 400).unwrap();
+        let ids = tokenizer.encode(&text).unwrap();
+        assert_eq!(tokenizer.decode(&ids), text);
+        assert!(ids.len() < text.len() / 2, "{}", ids.len());
     }
 
     #[test]

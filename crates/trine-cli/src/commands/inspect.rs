@@ -3,13 +3,14 @@
 use crate::args::InspectArgs;
 use crate::failure::Failure;
 use crate::output::{self, human_bytes};
-use crate::{dry_run, select};
+use crate::{corpus, dry_run, select};
 use anyhow::Context;
 use serde_json::Value;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use trine_trainer::config::{Config, Typed};
+use trine_trainer::run::DataSummary;
 
 /// Runs the command.
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
@@ -51,6 +52,15 @@ fn summary(run: &Path) -> Result<String, Failure> {
         if !value.is_array() && !value.is_object() {
             lines.push_str(&format!("  {name} {value}\n"));
         }
+    }
+    // Summaries of older versions have none.
+    if let Ok(data) = serde_json::from_value::<DataSummary>(value["data"].clone()) {
+        let left_out = corpus::left_out(&data).map(|text| format!("; {text}"));
+        lines.push_str(&format!(
+            "data: {}{}\n",
+            corpus::taken(&data),
+            left_out.unwrap_or_default()
+        ));
     }
     Ok(lines)
 }

@@ -7,6 +7,7 @@ mod auto;
 mod bytes;
 mod common;
 mod contents;
+mod data;
 mod failures;
 mod fixtures;
 mod kill;

@@ -109,6 +109,8 @@ fn data(seq: usize) -> Data {
     Data {
         source: Source::Crates,
         manifest: "".into(),
+        file_bytes_max: 0,
+        tokenizer: "".into(),
         vocab: 4096,
         seq,
         document_mask: false,

@@ -102,7 +102,11 @@ section! {
         source: Source, "not empty";
         /// list of the packages behind "crates", as `cargo xtask train` writes it; empty: none
         manifest: PathBuf, "any path";
-        /// entries of the tokenizer that is trained on the text; a prepared dataset has its own
+        /// files of a folder over so many bytes are left out, 0: none; what is left out is said at the start
+        file_bytes_max: u64, "any";
+        /// a tokenizer.json for the text, byte-level as GPT-2's; empty: one is trained on it; a prepared dataset has its own
+        tokenizer: PathBuf, "any path";
+        /// entries of the tokenizer that is trained on the text
         vocab: usize, "at most model.vocab; with \"crates\" at least 257";
         /// tokens of a sequence
         seq: usize, "1..=model.seq_max";

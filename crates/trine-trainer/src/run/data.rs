@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use trine_checkpoint::RunState;
 use trine_data::{
-    BatchOptions, Batches, Bigram, CorpusManifest, CorpusReport, Dataset, PrepareOptions, Share,
-    Tokenizer, ValidationWindows, prepare,
+    BatchOptions, Batches, Bigram, CorpusManifest, CorpusReport, Dataset, PrepareOptions,
+    Selection, Share, Tokenizer, ValidationWindows, prepare,
 };
 
 /// Tokens, batches and validation windows.
@@ -39,7 +39,15 @@ impl RunData {
                 trine_data::Source::Crates(CorpusManifest::read(&config.data.manifest)?)
             }
         };
-        let options = PrepareOptions::new(config.data.vocab, threads);
+        let limit = config.data.file_bytes_max;
+        let options = PrepareOptions {
+            tokenizer: given_tokenizer(config).map(Path::to_owned),
+            selection: Selection {
+                file_bytes_max: (limit > 0).then_some(limit),
+                ..Selection::default()
+            },
+            ..PrepareOptions::new(config.data.vocab, threads)
+        };
         let cache: &Path = &config.data.cache;
         let prepared = prepare(&source, &options, cache, &mut |progress| {
             report(reporter, &Event::Data(progress));
@@ -49,6 +57,9 @@ impl RunData {
         let vocab = dataset.tokenizer.vocab_size();
         if vocab > config.model.vocab {
             return Err(TrainError::Vocabulary { tokenizer: vocab, model: config.model.vocab });
+        }
+        if let Some(note) = unused_rows(vocab, config.model.vocab) {
+            report(reporter, &Event::Note(note));
         }
         let (seq, document_mask) = (config.data.seq, config.data.document_mask);
         let options = BatchOptions {
@@ -138,6 +149,47 @@ impl RunData {
     pub(crate) fn tokens_per_step(&self, engine: &EngineConfig) -> u64 {
         (engine.global_batch * self.seq) as u64
     }
+}
+
+/// The tokenizer that the configuration names.
+fn given_tokenizer(config: &Config) -> Option<&Path> {
+    Some(config.data.tokenizer.as_path()).filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Part of a model's vocabulary that may stay unused without a word: rounding up to a multiple, and
+/// a text that gives fewer merges than asked for.
+const UNUSED_ROWS_SHARE_MAX: f64 = 0.1;
+
+/// A note on a tokenizer that is much smaller than the model's vocabulary.
+fn unused_rows(tokenizer: usize, model: usize) -> Option<String> {
+    let share = 1.0 - tokenizer as f64 / model as f64;
+    (share > UNUSED_ROWS_SHARE_MAX).then(|| {
+        format!(
+            "note: the tokenizer has {tokenizer} entries and model.vocab is {model}, so {:.0} % of the \
+             embedding's rows can never be used; --set model.vocab={tokenizer} leaves them out, and \
+             data.tokenizer takes the tokenizer.json of a larger vocabulary",
+            100.0 * share
+        )
+    })
+}
+
+/// The same before the data is made, where the size of the tokenizer is known then.
+///
+/// # Errors
+/// A tokenizer that cannot be read.
+pub fn unused_rows_planned(config: &Config) -> Result<Option<String>, TrainError> {
+    if let Some(path) = given_tokenizer(config) {
+        let entries = Tokenizer::load(path)?.vocab_size();
+        return Ok(unused_rows(entries, config.model.vocab));
+    }
+    let brings_its_own = match &config.data.source {
+        Source::Path(path) => {
+            // A dry run may stand on a machine without the text.
+            matches!(trine_data::Source::at(path), Ok(trine_data::Source::Prepared(_)))
+        }
+        Source::Crates => false,
+    };
+    Ok(if brings_its_own { None } else { unused_rows(config.data.vocab, config.model.vocab) })
 }
 
 fn converted(batch: trine_data::Batch) -> Batch {

@@ -12,12 +12,13 @@ mod sample;
 mod summary;
 mod trace;
 
+pub use data::unused_rows_planned;
 pub use directory::{MetricsLine, RunDirectory};
 pub use events::{Event, Reporter};
 pub use flight::write_post_mortem;
 pub use process::{Process, Ranks};
 pub use sample::{Completion, complete};
-pub use summary::{RankSummary, Summary};
+pub use summary::{DataSummary, RankSummary, Summary};
 
 use crate::TrainError;
 use crate::bench::Wrap;

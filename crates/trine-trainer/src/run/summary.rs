@@ -6,6 +6,7 @@ use crate::run::measure::replayed_bubble;
 use crate::run::rank::{RankReport, RankRun, RunResult, one_pipeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use trine_data::{CorpusReport, Skips};
 use trine_schedule::{Delivery, UniformCosts, simulate};
 use trine_spec::RankBytes;
 
@@ -25,6 +26,33 @@ pub struct RankSummary {
     pub bytes_measured: RankBytes,
     /// Most activation bytes that were in use at once.
     pub activation_bytes_max: usize,
+}
+
+/// What a run's text is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Documents of the training split.
+    pub train_documents: u64,
+    /// Documents of the validation split.
+    pub validation_documents: u64,
+    /// UTF-8 bytes of the training split.
+    pub train_bytes: u64,
+    /// UTF-8 bytes of the validation split.
+    pub validation_bytes: u64,
+    /// What was left out of the source: for each reason how many files, their bytes, and some names.
+    pub left_out: Skips,
+}
+
+impl From<&CorpusReport> for DataSummary {
+    fn from(report: &CorpusReport) -> Self {
+        Self {
+            train_documents: report.train_documents,
+            validation_documents: report.validation_documents,
+            train_bytes: report.train_bytes,
+            validation_bytes: report.validation_bytes,
+            left_out: report.skipped.clone(),
+        }
+    }
 }
 
 /// What a run came to.
@@ -76,6 +104,9 @@ pub struct Summary {
     pub plan: Option<PlanCheck>,
     /// xxh3-128 of the corpus.
     pub corpus_hash: String,
+    /// What was taken of the source, and what was left out; none in older summaries.
+    #[serde(default)]
+    pub data: Option<DataSummary>,
 }
 
 impl Summary {
@@ -133,6 +164,7 @@ impl Summary {
                 .collect(),
             plan: run.plan.clone(),
             corpus_hash: data.report().corpus_hash.clone(),
+            data: Some(data.report().into()),
         };
         let earlier = shared.directory.summary().filter(|_| run.trained_tokens == 0);
         Ok(earlier.map_or(summary.clone(), |earlier| summary.with_speeds_of(earlier)))
