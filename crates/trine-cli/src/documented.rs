@@ -6,7 +6,7 @@ mod commands;
 use crate::args::{Bench, Cli, Command, ConfigArgs};
 use crate::select;
 use clap::Parser;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use commands::{Shown, shown};
 use std::path::{Path, PathBuf};
 use trine_trainer::config::Config;
@@ -20,6 +20,9 @@ const HANDED_ON: &[&[&str]] = &[
     &["bench", "plan"],
     &["bench", "comm"],
 ];
+
+/// Options of `trine launch` that `cargo xtask train --backend mpi` takes.
+const OF_LAUNCH: &[&str] = &["-n", "--restarts", "--interface"];
 
 /// Commands that a document shows because their configuration is refused.
 const REFUSED: &[&str] = &["train --data FOLDER --tp 3"];
@@ -61,57 +64,71 @@ fn a_command_that_does_not_parse_is_noticed() {
     }
 }
 
-/// README.md and its neighbours, and everything below docs.
+/// README.md and its neighbours, everything below docs, and the README of every crate.
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut folders = vec![root.join("docs")];
     let mut files = markdown(&root);
+    files.extend(folders_in(&root.join("crates")).iter().flat_map(|folder| markdown(folder)));
     while let Some(folder) = folders.pop() {
         files.extend(markdown(&folder));
-        let below = folder
-            .read_dir()
-            .expect("invariant: documents can be read")
-            .map(|entry| entry.expect("invariant: documents can be read").path());
-        folders.extend(below.filter(|path| path.is_dir()));
+        folders.extend(folders_in(&folder));
     }
-    assert!(files.len() > 30, "{files:?}");
+    assert!(files.len() > 50, "{files:?}");
     files
 }
 
 fn markdown(folder: &Path) -> Vec<PathBuf> {
-    let paths = folder
-        .read_dir()
-        .expect("invariant: documents can be read")
-        .map(|entry| entry.expect("invariant: documents can be read").path());
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+    let is_markdown = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    entries(folder).filter(is_markdown).collect()
+}
+
+fn folders_in(folder: &Path) -> Vec<PathBuf> {
+    entries(folder).filter(|path| path.is_dir()).collect()
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = folder.read_dir().expect("invariant: documents can be read");
+    entries.map(|entry| entry.expect("invariant: documents can be read").path())
 }
 
 /// Commands of `cargo xtask` that become commands of this program.
 fn handed_on(text: &str) -> impl Iterator<Item = Shown> {
-    let commands = shown(text, &["cargo", "xtask"]).into_iter();
-    commands
-        .filter(|command| HANDED_ON.iter().any(|words| command.words.starts_with(&owned(words))))
-        .map(|mut command| {
-            // With MPI xtask takes the number of processes for itself.
-            if let Some(at) = command.words.iter().position(|word| word == "-n") {
-                command.words.drain(at..(at + 2).min(command.words.len()));
-            }
-            command
-        })
+    let of_trine =
+        |command: &Shown| HANDED_ON.iter().any(|words| command.words.starts_with(&owned(words)));
+    let commands = shown(text, &["cargo", "xtask"]).into_iter().filter(of_trine);
+    commands.map(|command| Shown { words: launched(&command.words), ..command })
+}
+
+/// With `--backend mpi` xtask parts the words between `trine launch` and the training it starts.
+fn launched(words: &[String]) -> Vec<String> {
+    if !words.windows(2).any(|pair| pair == ["--backend", "mpi"]) {
+        return words.to_vec();
+    }
+    let (mut launch, mut train) = (owned(&["launch"]), owned(&["--"]));
+    let mut rest = words[1..].iter();
+    while let Some(word) = rest.next() {
+        let taken = if OF_LAUNCH.contains(&word.as_str()) { &mut launch } else { &mut train };
+        taken.push(word.clone());
+        if OF_LAUNCH.contains(&word.as_str()) {
+            launch.extend(rest.next().cloned());
+        }
+    }
+    launch.into_iter().chain(train).collect()
 }
 
 fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Why a command does not parse; `None` if it does, or if all that is wrong is a placeholder or, in
-/// prose, a missing argument.
+/// Why a command does not parse, or what its configuration breaks; `None` if all is well, or if
+/// nothing but an argument is missing in prose.
 fn problem(command: &Shown) -> Option<String> {
-    let typed = std::iter::once("trine").chain(command.words.iter().map(String::as_str));
+    let typed = owned(&["trine"]).into_iter().chain(filled(&command.words));
     let own = match Cli::try_parse_from(typed) {
         Ok(cli) if !command.words.iter().any(|word| is_open(word)) => refused(&cli.command),
         Ok(_) => None,
-        Err(error) => (!is_fine(&error, command.in_prose)).then(|| error.to_string()),
+        Err(error) => (!is_fine(&error, command)).then(|| error.to_string()),
     };
     let passed = command.words.iter().position(|word| word == "--");
     let train = passed.filter(|_| command.words[0] == "launch").map(|at| {
@@ -119,6 +136,17 @@ fn problem(command: &Shown) -> Option<String> {
         Shown { words: words.collect(), ..command.clone() }
     });
     own.or_else(|| train.and_then(|train| problem(&train)))
+}
+
+/// The words with a value in the place of each placeholder.
+fn filled(words: &[String]) -> Vec<String> {
+    let mut filled: Vec<String> = Vec::new();
+    for word in words {
+        let address = filled.last().is_some_and(|before| before == "--interface");
+        let value = if address { "10.0.0.1" } else { "1" };
+        filled.push(if is_placeholder(word) { value.to_owned() } else { word.clone() });
+    }
+    filled
 }
 
 /// What the configuration of a command that needs no file says against its keys and values.
@@ -145,16 +173,14 @@ fn is_open(word: &str) -> bool {
     word == "…" || is_placeholder(word) && !path
 }
 
-fn is_fine(error: &clap::Error, in_prose: bool) -> bool {
+fn is_fine(error: &clap::Error, command: &Shown) -> bool {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => true,
         ErrorKind::MissingRequiredArgument
         | ErrorKind::MissingSubcommand
-        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => in_prose,
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
-            let value = error.get(ContextKind::InvalidValue);
-            matches!(value, Some(ContextValue::String(value)) if is_placeholder(value))
-        }
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => command.in_prose,
+        // A synopsis has options that exclude each other.
+        ErrorKind::ArgumentConflict => command.is_synopsis,
         _ => false,
     }
 }

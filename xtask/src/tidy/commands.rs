@@ -10,8 +10,17 @@ pub(crate) struct Shown {
     pub(crate) line: usize,
     /// True in a code span, where a command may be named without its arguments.
     pub(crate) in_prose: bool,
+    /// True if brackets show what is optional.
+    pub(crate) is_synopsis: bool,
     /// The words behind the program's name.
     pub(crate) words: Vec<String>,
+}
+
+impl Shown {
+    fn new(line: usize, in_prose: bool, words: &[String]) -> Self {
+        let is_synopsis = words.iter().any(|word| word.starts_with('['));
+        Self { line, in_prose, is_synopsis, words: until_end(words) }
+    }
 }
 
 /// Languages of fenced blocks that hold no commands.
@@ -74,7 +83,7 @@ fn fenced(block: &Block, program: &[&str]) -> Vec<Shown> {
         let start = (0..words.len()).find(|start| begins(&words[*start..], program))?;
         // A name alone is no command: `name: trine`.
         let rest = words.get(start + program.len()..).filter(|rest| !rest.is_empty())?;
-        Some(Shown { line: *at, in_prose: false, words: until_end(rest) })
+        Some(Shown::new(*at, false, rest))
     };
     lines.filter_map(command).collect()
 }
@@ -85,12 +94,7 @@ fn spans(paragraph: &Lines, program: &[&str]) -> Vec<Shown> {
     let text = text.join(" ");
     let code = text.split('`').skip(1).step_by(2).map(words);
     let commands = code.filter(|words| begins(words, program) && words.len() > program.len());
-    let shown = |words: Vec<String>| Shown {
-        line: *line,
-        in_prose: true,
-        words: until_end(&words[program.len()..]),
-    };
-    commands.map(shown).collect()
+    commands.map(|words| Shown::new(*line, true, &words[program.len()..])).collect()
 }
 
 /// True if `words` begin with the program's name, with or without a folder before it.
