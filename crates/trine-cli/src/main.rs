@@ -31,6 +31,7 @@ mod progress;
 mod select;
 #[cfg(feature = "mpi")]
 mod side;
+mod signals;
 
 use anyhow::Context;
 use args::{Bench, Cli, Command, DataCommand, ScheduleCommand};

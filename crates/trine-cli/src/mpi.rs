@@ -7,6 +7,7 @@ use crate::launcher::Launched;
 use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
 use crate::side::{self, Side};
+use crate::signals::Heeding;
 use crate::{dry_run, layout, output, select};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -92,7 +93,13 @@ fn live(
             .then(|| Screen::new(config.log.every_seconds, side.resume_by())),
         side: &side,
     });
-    let run = Run { config, args, started, ranks: Ranks::Process(&process), machine: None, memory };
+    let who = match process.world().rank() {
+        0 => String::new(),
+        _ => format!("{}: ", process.place()),
+    };
+    let heeding = Heeding { who, supervised: side.is_supervised() };
+    let ranks = Ranks::Process(&process);
+    let run = Run { config, args, started, ranks, machine: None, memory, heeding };
     let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
     let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
     drop(reporter);

@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use trine_data::Progress;
-use trine_trainer::run::{DataSummary, Event, MetricsLine, Reporter, Summary};
+use trine_trainer::run::{DataSummary, Event, MetricsLine, Reporter, Summary, Work};
 
 /// Shows a run's events on standard error; samples and the summary go to standard output.
 pub(crate) struct Screen {
@@ -101,6 +101,24 @@ impl Screen {
         self.say(&text);
     }
 
+    /// How far it is with what takes longer than the usual interval.
+    fn work(&mut self, work: &Work) {
+        match work {
+            Work::Step { step, steps, actions_done, actions, elapsed }
+                if *elapsed >= self.every =>
+            {
+                self.show(format!(
+                    "step {step}/{steps}: {actions_done} of {actions} actions in {}",
+                    clock(*elapsed)
+                ));
+            }
+            Work::Evaluating { batches_done, batches } if *batches_done > 0 => {
+                self.show(format!("evaluating: {batches_done} of {batches} batches"));
+            }
+            Work::Building | Work::Step { .. } | Work::Evaluating { .. } | Work::Saving { .. } => {}
+        }
+    }
+
     fn step(&mut self, line: &MetricsLine, steps: u64, rss: Option<u64>) {
         self.val_loss = line.val_loss.or(self.val_loss);
         let done = (line.step - self.first_step).max(1);
@@ -166,6 +184,7 @@ impl Reporter for Screen {
                 ));
             }
             Event::Outlook(outlook) => self.say(&format!("plan    {outlook}")),
+            Event::Work(work) => self.work(work),
             Event::Step { line, steps, rss_bytes } => self.step(line, *steps, *rss_bytes),
             Event::PlanChecked(check) => self.say(crate::plan_check::table(check).trim_end()),
             Event::Note(text) => self.say(text),

@@ -115,6 +115,11 @@ impl Side {
         Ok(Self { client, watch, store, stopped, supervised, directory, explained })
     }
 
+    /// Whether the run is watched over from outside.
+    pub(crate) fn is_supervised(&self) -> bool {
+        self.supervised
+    }
+
     /// What goes on with the run, before its directory.
     pub(crate) fn resume_by(&self) -> &'static str {
         if self.supervised { "trine launch -- --resume" } else { RESUME_BY }

@@ -145,6 +145,14 @@ pub enum TrainError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The system has no thread to give.
+    #[error("cannot start a thread to {what}: {source}; fewer ranks or threads may fit its limits")]
+    Thread {
+        /// What it is for.
+        what: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// Metrics could not be written as JSON.
     #[error("metrics: {0}")]
     Json(String),

@@ -6,12 +6,10 @@ use crate::launcher::{self, Backend};
 use crate::layout::{self, Decided};
 use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
+use crate::signals::{Heeding, Wishes};
 use crate::{dry_run, machine, output};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::flag;
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_comm::Communicator;
@@ -47,7 +45,8 @@ fn alone(args: &TrainArgs, started: Instant, memory: &OutOfMemory) -> Result<(),
         output::complain(&chosen);
     }
     let screen = Mutex::new(Screen::new(config.log.every_seconds, "trine train --resume"));
-    train(Run { config, args, started, ranks: Ranks::Threads, machine, memory }, &screen)
+    let (ranks, heeding) = (Ranks::Threads, Heeding::default());
+    train(Run { config, args, started, ranks, machine, memory, heeding }, &screen)
 }
 
 /// What to train, and with which ranks.
@@ -60,11 +59,13 @@ pub(crate) struct Run<'a> {
     pub(crate) machine: Option<Machine>,
     /// Learns of the ranks and their plan.
     pub(crate) memory: &'a OutOfMemory,
+    /// What signals mean to it.
+    pub(crate) heeding: Heeding,
 }
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
 pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
-    let Run { config, args, started, ranks, machine, memory } = run;
+    let Run { config, args, started, ranks, machine, memory, heeding } = run;
     // Found out now, and not after the last step.
     let files = || {
         args.trace.as_deref().map_or(Ok(()), can_be_written)?;
@@ -77,7 +78,7 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
             process.agree(own, TrainError::is_usage)?;
         }
     }
-    let stop = stop_on_signals()?;
+    let wishes = Wishes::watch(heeding)?;
     let base = config.clone();
     let find = || machine.clone().map_or_else(|| layout::machine_of(args, &base), Ok);
     let limits = crate::memory::limits();
@@ -89,18 +90,20 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
         memory.add_rank(comm.recorder());
         comm
     };
-    let request = TrainRequest {
-        config,
-        resume: args.resume.is_some(),
-        trace: args.trace.clone(),
-        stop: &stop,
-        started,
-        cores: cores(),
-        machine: MachineSource(&find),
-        memory: &limits,
-        seams: Seams { wrap: &wrap, ..Seams::REAL },
-    };
-    trine_trainer::train(&request, ranks, reporter)?;
+    wishes.heed(reporter, |stop, reporter| {
+        let request = TrainRequest {
+            config,
+            resume: args.resume.is_some(),
+            trace: args.trace.clone(),
+            stop,
+            started,
+            cores: cores(),
+            machine: MachineSource(&find),
+            memory: &limits,
+            seams: Seams { wrap: &wrap, ..Seams::REAL },
+        };
+        trine_trainer::train(&request, ranks, reporter)
+    })?;
     Ok(())
 }
 
@@ -119,24 +122,6 @@ fn can_be_written(trace: &Path) -> Result<(), TrainError> {
 /// Cores that this process may use.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The first signal finishes the step and saves; a second interrupt ends the process at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let watch = || -> std::io::Result<()> {
-        for signal in [SIGINT, SIGTERM] {
-            flag::register_conditional_shutdown(signal, 130, stop.clone())?;
-        }
-        for signal in [SIGINT, SIGTERM, SIGUSR1] {
-            flag::register(signal, stop.clone())?;
-        }
-        Ok(())
-    };
-    watch().map_err(|error| {
-        Failure::Run(anyhow::Error::from(error).context("cannot watch signals"))
-    })?;
-    Ok(stop)
 }
 
 /// Every key with its type, its default and its rule.

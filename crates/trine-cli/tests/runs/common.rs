@@ -120,6 +120,14 @@ impl Scratch {
         Started(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
+    /// Starts `trine`, whose messages go to a file.
+    pub(crate) fn start_logged(&self, args: &[&str]) -> (Started, PathBuf) {
+        let log = self.path("log.txt");
+        let mut command = self.command(args);
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        (Started(command.spawn().unwrap()), log)
+    }
+
     /// Runs `trine`, which must fail soon with `code` and one message that holds all `parts`, and
     /// must leave all files that are there as they are.
     #[track_caller]

@@ -17,3 +17,4 @@ mod memory;
 mod mpi;
 mod planned;
 mod resume;
+mod signals;

@@ -7,6 +7,7 @@ use crate::planned::PlanCheck;
 use crate::run::{Completion, MetricsLine, Summary};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use trine_data::CorpusReport;
 
 /// Something happened.
@@ -30,6 +31,8 @@ pub enum Event<'a> {
     },
     /// What the steps that are left will take.
     Outlook(&'a Outlook),
+    /// What the ranks of this process are at: told when it begins, and now and then while it lasts.
+    Work(Work),
     /// A step is done.
     Step {
         /// Its numbers.
@@ -57,6 +60,38 @@ pub enum Event<'a> {
     },
     /// A completion by the trained model.
     Sample(&'a Completion),
+}
+
+/// What the first rank of a process is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// It builds its part of the model, and restores it if there is a checkpoint.
+    Building,
+    /// It is in a training step.
+    Step {
+        /// The step, from 1.
+        step: u64,
+        /// Steps in all.
+        steps: u64,
+        /// Actions of its schedule that are done.
+        actions_done: usize,
+        /// Actions of its schedule.
+        actions: usize,
+        /// Time since the step began.
+        elapsed: Duration,
+    },
+    /// It evaluates.
+    Evaluating {
+        /// Global batches that are done.
+        batches_done: u64,
+        /// Global batches in all.
+        batches: u64,
+    },
+    /// It writes a checkpoint.
+    Saving {
+        /// After so many steps.
+        step: u64,
+    },
 }
 
 /// Shows events.

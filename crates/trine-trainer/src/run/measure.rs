@@ -1,8 +1,8 @@
 //! Measured times of actions, and what follows from them.
 
+use crate::run::trace::Track;
 use rustix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use trine_pipeline::Moment;
 use trine_schedule::{Action, Delivery, Schedule, simulate};
 
@@ -24,6 +24,12 @@ pub(crate) fn rss_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
+#[cfg(not(target_os = "linux"))]
+fn status_bytes(_: &str) -> Option<u64> {
+    None
+}
+
+#[cfg(target_os = "linux")]
 fn status_bytes(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(field))?;
@@ -31,46 +37,37 @@ fn status_bytes(field: &str) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// One action of a trace: wall times in microseconds since the run's ranks started.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct TraceEvent {
-    pub(crate) action: String,
-    pub(crate) step: u64,
-    pub(crate) start_us: f64,
-    pub(crate) duration_us: f64,
-}
-
 /// Watches a rank's actions: CPU seconds of each position of its list, summed over steps, and, when
 /// asked for, every action's wall time.
 #[derive(Debug)]
 pub(crate) struct ActionClock {
-    origin: Instant,
     seconds: Vec<f64>,
     steps: usize,
     begun: (f64, Instant),
-    trace: Option<Vec<TraceEvent>>,
+    trace: Option<Track>,
     step: u64,
+    step_began: Instant,
 }
 
 /// Steps at the start whose times are not used: memory is first touched there.
 pub(crate) const WARM_UP_STEPS: u64 = 2;
 
 impl ActionClock {
-    pub(crate) fn new(actions: usize, trace: bool) -> Self {
-        let origin = Instant::now();
+    pub(crate) fn new(actions: usize, trace: Option<Track>) -> Self {
+        let now = Instant::now();
         Self {
-            origin,
             seconds: vec![0.0; actions],
             steps: 0,
-            begun: (0.0, origin),
-            trace: trace.then(Vec::new),
+            begun: (0.0, now),
+            trace,
             step: 0,
+            step_began: now,
         }
     }
 
     /// Starts a step; `since_start` counts the steps of this process.
     pub(crate) fn begin_step(&mut self, step: u64, since_start: u64) {
-        self.step = step;
+        (self.step, self.step_began) = (step, Instant::now());
         if since_start == WARM_UP_STEPS {
             self.seconds.fill(0.0);
             self.steps = 0;
@@ -84,27 +81,27 @@ impl ActionClock {
             Moment::End => {
                 let (cpu, wall) = self.begun;
                 self.seconds[position] += thread_cpu_seconds() - cpu;
-                if let Some(trace) = &mut self.trace {
-                    trace.push(TraceEvent {
-                        action: action.to_string(),
-                        step: self.step,
-                        start_us: (wall - self.origin).as_secs_f64() * 1e6,
-                        duration_us: wall.elapsed().as_secs_f64() * 1e6,
-                    });
+                if let Some(trace) = &self.trace {
+                    trace.action(*action, self.step, wall);
                 }
             }
         }
+    }
+
+    /// Actions of the list.
+    pub(crate) fn actions(&self) -> usize {
+        self.seconds.len()
+    }
+
+    /// Time since the step began.
+    pub(crate) fn step_elapsed(&self) -> Duration {
+        self.step_began.elapsed()
     }
 
     /// Mean CPU seconds of each action of the list so far.
     pub(crate) fn means(&self) -> Vec<f64> {
         let steps = self.steps.max(1) as f64;
         self.seconds.iter().map(|seconds| seconds / steps).collect()
-    }
-
-    /// The same at the end, and the trace.
-    pub(crate) fn finish(self) -> (Vec<f64>, Vec<TraceEvent>) {
-        (self.means(), self.trace.unwrap_or_default())
     }
 }
 

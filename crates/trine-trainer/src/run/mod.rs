@@ -4,6 +4,7 @@ mod data;
 mod directory;
 mod events;
 mod flight;
+mod loader;
 pub(crate) mod measure;
 mod prepare;
 mod process;
@@ -14,7 +15,7 @@ mod trace;
 
 pub use data::unused_rows_planned;
 pub use directory::{MetricsLine, RunDirectory};
-pub use events::{Event, Reporter};
+pub use events::{Event, Reporter, Work};
 pub use flight::write_post_mortem;
 pub use process::{Process, Ranks};
 pub use sample::{Completion, complete};
@@ -29,6 +30,7 @@ use crate::planned::Machine;
 use crate::run::events::report;
 use crate::run::prepare::{Prepared, prepare};
 use crate::run::rank::{RankRun, RunResult};
+use crate::run::trace::Trace;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -104,6 +106,7 @@ pub fn train(
     let machine = known_machine(request, ranks, prepared.restored.as_ref());
     let outlook = outlook(request, &prepared, &machine);
     let world = prepared.engine.degrees.world();
+    let trace = request.trace.as_ref().map(|path| Trace::create(path, ranks)).transpose()?;
     let shared = RankRun {
         request,
         outlook: &outlook,
@@ -113,6 +116,7 @@ pub fn train(
         directory: &prepared.directory,
         restored: prepared.restored.as_ref(),
         reporter,
+        trace: trace.as_ref(),
         host: ranks.host(),
         cores: request.cores as f64 / ranks.ranks_here(world) as f64,
     };
@@ -132,11 +136,14 @@ pub fn train(
             .run(process.world().clone())
             .map_err(|error| TrainError::Begun(Box::new(error)))?,
     };
+    let traced = ranks.agree(trace.as_ref().map_or(Ok(()), Trace::finish));
     if !ranks.is_first() {
-        return Ok(None);
+        return traced.map(|()| None);
     }
     ranks.begin_phase("summing up", request.config.long_deadline());
-    conclude(&shared, &result).map(Some)
+    let summary = conclude(&shared, &result)?;
+    traced.and_then(|()| close_trace(&shared))?;
+    Ok(Some(summary))
 }
 
 /// What the steps that are left will take.
@@ -184,12 +191,23 @@ fn explain(shared: &RankRun<'_>, failed: Explained<TrainError>) -> TrainError {
     TrainError::Ranks { diagnosis: Box::new(post_mortem.diagnosis), flight }
 }
 
-/// After the ranks are gone: the summary, the trace, and completions by the final checkpoint.
+/// Ends the trace of a run whose ranks have all written theirs.
+fn close_trace(shared: &RankRun<'_>) -> Result<(), TrainError> {
+    let Some(path) = &shared.request.trace else { return Ok(()) };
+    let processes = if shared.is_process() { shared.engine.degrees.world() } else { 1 };
+    if let Some(part) = trace::close(path, processes)? {
+        let (part, path) = (part.display(), path.display());
+        let text = format!(
+            "trace: {part} is on another host, as others may be; put them into {path}, before its last line"
+        );
+        report(shared.reporter, &Event::Note(text));
+    }
+    Ok(())
+}
+
+/// After the ranks are gone: the summary, and completions by the final checkpoint.
 fn conclude(shared: &RankRun<'_>, run: &RunResult) -> Result<Summary, TrainError> {
     let (request, directory) = (shared.request, shared.directory);
-    if let Some(path) = &request.trace {
-        trace::write(path, &run.ranks)?;
-    }
     let summary = Summary::new(shared, run)?;
     directory.finish(&summary, &request.config)?;
     report(shared.reporter, &Event::Finished { summary: &summary, directory: directory.path() });

@@ -17,9 +17,14 @@ pub enum Ranks<'a> {
 }
 
 impl<'a> Ranks<'a> {
+    /// The first rank that is here.
+    pub(crate) fn rank(self) -> usize {
+        self.process().map_or(0, |process| process.world().rank())
+    }
+
     /// Whether rank 0 is here: it writes, decides and speaks for all.
     pub(crate) fn is_first(self) -> bool {
-        self.process().is_none_or(|process| process.world().rank() == 0)
+        self.rank() == 0
     }
 
     /// Whether the first rank of this machine is here.

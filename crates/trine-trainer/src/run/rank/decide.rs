@@ -1,66 +1,63 @@
-//! Rank 0 decides before each step, for all: whether to go on, and how many steps there will be.
+//! What all ranks agree on before each step: whether to go on, and how many steps there will be.
 
 use super::{Progress, RankRun, is_first};
 use crate::TrainError;
 use crate::engine::Engine;
 use std::sync::atomic::Ordering;
 use trine_buffer::Buf;
-use trine_comm::Name;
+use trine_comm::{Name, ReduceOp};
 
-/// What rank 0 decides before each step, for all.
+/// What is decided before each step, for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Decision {
-    pub(super) go_on: bool,
+    /// Why the run stops here, if it does.
+    pub(super) stop: StopReason,
     /// Steps of the whole run: the configured ones, or fewer when time is short.
     pub(super) total: u64,
-    pub(super) reason: StopReason,
 }
 
+/// Of what several ranks say, the last one here holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopReason {
     None,
-    Asked,
     Time,
+    Asked,
 }
 
 impl RankRun<'_> {
-    /// Rank 0 decides, everybody follows: whether to go on, and how many steps there will be.
+    /// Rank 0 decides about time and length, and whoever is asked to stop stops all.
     pub(super) fn decide(
         &self,
         engine: &Engine,
         progress: &Progress,
     ) -> Result<Decision, TrainError> {
-        let mut words = vec![0u64; 3];
+        let mut own = Decision { stop: StopReason::None, total: 0 };
         if is_first(engine) {
-            let decision = self.decision(progress);
-            words = vec![u64::from(decision.go_on), decision.total, decision.reason as u64];
+            own = self.decision(progress);
         }
-        let words = engine.world().broadcast(Buf::from_vec(words), 0, Name::new("go on"))?;
+        if self.request.stop.load(Ordering::Relaxed) {
+            own.stop = StopReason::Asked;
+        }
+        let words = Buf::from_vec(vec![own.stop as u64, own.total]);
+        let words = engine.world().all_reduce(words, ReduceOp::Max, Name::new("go on"))?;
         let words = words.typed::<u64>()?;
-        let reasons = [StopReason::None, StopReason::Asked, StopReason::Time];
-        let reason = reasons[(words[2] as usize).min(reasons.len() - 1)];
-        Ok(Decision { go_on: words[0] == 1, total: words[1], reason })
+        let reasons = [StopReason::None, StopReason::Time, StopReason::Asked];
+        let stop = reasons[(words[0] as usize).min(reasons.len() - 1)];
+        Ok(Decision { stop, total: words[1] })
     }
 
     fn decision(&self, progress: &Progress) -> Decision {
         let total = progress.total;
-        if self.request.stop.load(Ordering::Relaxed) {
-            return Decision { go_on: false, total, reason: StopReason::Asked };
-        }
         let minutes = self.request.config.train.minutes_max;
         if minutes <= 0.0 {
-            return Decision { go_on: true, total, reason: StopReason::None };
+            return Decision { stop: StopReason::None, total };
         }
         let left = minutes * 60.0 - self.request.started.elapsed().as_secs_f64();
         // A run has at least one step: without any there is nothing to save or to measure.
         if left <= 0.0 && progress.step > 0 {
-            return Decision { go_on: false, total, reason: StopReason::Time };
+            return Decision { stop: StopReason::Time, total };
         }
-        Decision {
-            go_on: true,
-            total: self.fitting_steps(progress, left),
-            reason: StopReason::None,
-        }
+        Decision { stop: StopReason::None, total: self.fitting_steps(progress, left) }
     }
 
     /// How many steps there will be. Decided once, while the learning rate still warms up: until

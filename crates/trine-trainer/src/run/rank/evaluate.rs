@@ -3,6 +3,7 @@
 use super::{Progress, RankRun};
 use crate::TrainError;
 use crate::engine::{Engine, Loss};
+use crate::run::Work;
 use trine_comm::Name;
 
 impl RankRun<'_> {
@@ -25,6 +26,8 @@ impl RankRun<'_> {
         let mut total = Loss { sum: 0.0, tokens: 0 };
         let rounds = self.data.windows(last).len().div_ceil(self.engine.global_batch as u64);
         for round in 0..rounds {
+            let work = Work::Evaluating { batches_done: round, batches: rounds };
+            self.tell(engine.world().rank(), work);
             let dp = engine.plan().coordinate.dp;
             let batch = self.data.validation(last, round, self.engine, dp);
             let loss = engine.evaluate(&batch)?;

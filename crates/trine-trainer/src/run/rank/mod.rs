@@ -17,11 +17,14 @@ use crate::outlook::Outlook;
 use crate::planned::Machine;
 use crate::run::data::RunData;
 use crate::run::events::report;
+use crate::run::loader::Loader;
 use crate::run::measure::{ActionClock, rss_bytes};
-use crate::run::{Event, Reporter, RunDirectory, TrainRequest};
+use crate::run::trace::Trace;
+use crate::run::{Event, Reporter, RunDirectory, TrainRequest, Work};
 use decide::StopReason;
 use report::{CHECK_STEPS, Outcome};
 use std::sync::{Arc, Mutex};
+use std::thread::{self, Scope};
 use std::time::Duration;
 use trine_checkpoint::Checkpoint;
 use trine_comm::wrap::Sealed;
@@ -41,6 +44,8 @@ pub(crate) struct RankRun<'a> {
     pub(crate) directory: &'a RunDirectory,
     pub(crate) restored: Option<&'a Checkpoint>,
     pub(crate) reporter: &'a Mutex<dyn Reporter + 'a>,
+    /// If one was asked for.
+    pub(crate) trace: Option<&'a Trace>,
     /// The machine; empty where all ranks are threads of this process.
     pub(crate) host: &'a str,
     /// A rank's share of this machine's cores.
@@ -63,7 +68,7 @@ struct Progress {
     fitted: bool,
 }
 
-impl RankRun<'_> {
+impl<'a> RankRun<'a> {
     fn first_step(&self) -> u64 {
         self.restored.map_or(0, |checkpoint| checkpoint.manifest().run.step)
     }
@@ -89,7 +94,8 @@ impl RankRun<'_> {
     /// A rank's life, to its end or to its failure. An error that all ranks have been told, of one of
     /// them, is for that one to report: it stops the world while the others wait here.
     pub(crate) fn run(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
-        self.train(world.clone()).map_err(|error| match error.concerned() {
+        let trained = thread::scope(|scope| self.train(scope, world.clone()));
+        trained.map_err(|error| match error.concerned() {
             Some(rank) if rank != world.rank() => {
                 world.barrier("failure of another rank").err().map_or(error, TrainError::from)
             }
@@ -98,8 +104,16 @@ impl RankRun<'_> {
     }
 
     /// Build, restore, step by step, evaluate, save.
-    fn train(&self, world: Arc<dyn Communicator>) -> Result<RunResult, TrainError> {
+    fn train<'scope, 'env>(
+        &self,
+        scope: &'scope Scope<'scope, 'env>,
+        world: Arc<dyn Communicator>,
+    ) -> Result<RunResult, TrainError>
+    where
+        'a: 'env,
+    {
         let recorder = world.recorder().clone();
+        self.tell(world.rank(), Work::Building);
         recorder.begin_phase(self.long(Name::new("building the model")));
         let (team, _pinned) =
             rank_team(self.pin(), world.size(), world.rank(), self.engine.threads);
@@ -108,8 +122,8 @@ impl RankRun<'_> {
         let mut engine = Engine::with_ops(self.engine, plan, self.communicator(world), ops)?;
         recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
-        let actions = engine.plan().training.actions[engine.plan().coordinate.pp].len();
-        let mut clock = ActionClock::new(actions, self.request.trace.is_some());
+        let mut clock = self.clock(&engine);
+        let mut loader = self.loader(scope, &engine, &progress)?;
         let mut plan = None;
         while progress.step < progress.total {
             recorder.begin_phase(Name::new("training").with("step", progress.step + 1));
@@ -125,11 +139,11 @@ impl RankRun<'_> {
                 progress.total = decision.total;
             }
             progress.fitted |= self.is_fitting_due(&progress);
-            if !decision.go_on {
-                progress.stopped = decision.reason;
+            if decision.stop != StopReason::None {
+                progress.stopped = decision.stop;
                 break;
             }
-            let mut line = self.step(&mut engine, &mut progress, &mut clock)?;
+            let mut line = self.step(&mut engine, &mut progress, &mut clock, &mut loader)?;
             line.val_loss = self.evaluate_on_the_way(&mut engine, &progress)?;
             if is_first(&engine) {
                 self.directory.append(&line)?;
@@ -156,11 +170,44 @@ impl RankRun<'_> {
         self.result(&engine, progress, clock, Outcome { validation, plan })
     }
 
+    /// Measures the actions of the rank's list, for the trace too.
+    fn clock(&self, engine: &Engine) -> ActionClock {
+        let RankPlan { coordinate, training, .. } = engine.plan();
+        let track = self.trace.map(|trace| trace.track(engine.world().rank(), *coordinate));
+        ActionClock::new(training.actions[coordinate.pp].len(), track)
+    }
+
+    /// The batches of the steps that are left.
+    fn loader<'scope, 'env>(
+        &self,
+        scope: &'scope Scope<'scope, 'env>,
+        engine: &Engine,
+        progress: &Progress,
+    ) -> Result<Loader<'scope>, TrainError>
+    where
+        'a: 'env,
+    {
+        let (data, config, dp) = (self.data, self.engine, engine.plan().coordinate.dp);
+        let steps = progress.step..progress.total;
+        Loader::start(scope, steps, move |step| data.batch(step, config, dp))
+    }
+
+    /// Tells what the ranks of this process are at: one of them does.
+    fn tell(&self, rank: usize, work: Work) {
+        if rank == 0 || self.is_process() {
+            report(self.reporter, &Event::Work(work));
+        }
+    }
+
+    /// Whether the rank is a process of its own.
+    pub(crate) fn is_process(&self) -> bool {
+        !self.host.is_empty()
+    }
+
     /// Whether the rank's threads are kept on cores. What launchers start, they bind; several processes
     /// could not agree here on who has which core.
     fn pin(&self) -> Pin {
-        let is_process = !self.host.is_empty();
-        if is_process { Pin::Off } else { self.request.config.threads.pin }
+        if self.is_process() { Pin::Off } else { self.request.config.threads.pin }
     }
 
     /// What the rank talks through: the communicator, and what the run puts in front of it.

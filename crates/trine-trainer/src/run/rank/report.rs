@@ -7,9 +7,7 @@ use crate::engine::{Engine, Loss, RankPlan};
 use crate::planned::{Measured, PlanCheck, RankCheck, RankMemory};
 use crate::run::Event;
 use crate::run::events::report;
-use crate::run::measure::{
-    ActionClock, TraceEvent, WARM_UP_STEPS, peak_rss_bytes, replayed_bubble,
-};
+use crate::run::measure::{ActionClock, WARM_UP_STEPS, peak_rss_bytes, replayed_bubble};
 use crate::run::process::texts;
 use serde::{Deserialize, Serialize};
 use trine_mesh::Coordinate;
@@ -31,8 +29,6 @@ pub(crate) struct RankReport {
     pub(crate) train_cpu_s: f64,
     /// Mean time of each action of its list.
     pub(crate) action_seconds: Vec<f64>,
-    /// Its actions over time, if a trace was asked for.
-    pub(crate) events: Vec<TraceEvent>,
 }
 
 /// What came of a run: alike on all ranks, but for the times, which are rank 0's in the end.
@@ -66,7 +62,7 @@ impl RankRun<'_> {
         progress: &Progress,
         clock: &ActionClock,
     ) -> Result<Option<PlanCheck>, TrainError> {
-        let ranks = self.exchange(engine, self.report(engine, progress, clock.means(), vec![]))?;
+        let ranks = self.exchange(engine, self.report(engine, progress, clock.means()))?;
         if !is_first(engine) {
             return Ok(None);
         }
@@ -95,8 +91,7 @@ impl RankRun<'_> {
         outcome: Outcome,
     ) -> Result<RunResult, TrainError> {
         let steps = progress.step - progress.started_at;
-        let (action_seconds, events) = clock.finish();
-        let own = self.report(engine, &progress, action_seconds, events);
+        let own = self.report(engine, &progress, clock.means());
         Ok(RunResult {
             ranks: self.exchange(engine, own)?,
             train_wall_s: progress.train_wall.as_secs_f64(),
@@ -124,13 +119,7 @@ impl RankRun<'_> {
         all.iter().map(|text| serde_json::from_str(text).map_err(json)).collect()
     }
 
-    fn report(
-        &self,
-        engine: &Engine,
-        progress: &Progress,
-        action_seconds: Vec<f64>,
-        events: Vec<TraceEvent>,
-    ) -> RankReport {
+    fn report(&self, engine: &Engine, progress: &Progress, action_seconds: Vec<f64>) -> RankReport {
         let RankPlan { coordinate, layout, training, .. } = engine.plan();
         RankReport {
             coordinate: *coordinate,
@@ -142,7 +131,6 @@ impl RankRun<'_> {
             peak_rss_bytes: peak_rss_bytes(),
             train_cpu_s: progress.train_cpu_s,
             action_seconds,
-            events,
         }
     }
 }

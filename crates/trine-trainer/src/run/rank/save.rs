@@ -3,8 +3,8 @@
 use super::{Progress, RankRun, is_first};
 use crate::TrainError;
 use crate::engine::Engine;
-use crate::run::Event;
 use crate::run::events::report;
+use crate::run::{Event, Work};
 use trine_checkpoint::{RunState, SaveRequest, save};
 use trine_comm::Name;
 use trine_mesh::Mesh;
@@ -15,6 +15,7 @@ impl RankRun<'_> {
     pub(super) fn save(&self, engine: &Engine, progress: &mut Progress) -> Result<(), TrainError> {
         let name = Name::new("saving").with("step", progress.step);
         engine.world().recorder().begin_phase(self.long(name));
+        self.tell(engine.world().rank(), Work::Saving { step: progress.step });
         let (config, degrees) = (&self.request.config, self.engine.degrees);
         let mesh = Mesh::new(degrees, degrees.world())?;
         let stage = |pp| (0..degrees.tp).map(|tp| self.engine.layout_of(pp, tp)).collect();

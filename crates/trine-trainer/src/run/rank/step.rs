@@ -4,9 +4,14 @@ use super::report::CHECK_STEPS;
 use super::{Progress, RankRun};
 use crate::TrainError;
 use crate::engine::Engine;
-use crate::run::MetricsLine;
+use crate::run::loader::Loader;
 use crate::run::measure::{ActionClock, thread_cpu_seconds};
-use std::time::Instant;
+use crate::run::{MetricsLine, Work};
+use std::time::{Duration, Instant};
+use trine_pipeline::Moment;
+
+/// How often it is told how far a step is.
+const TELL_EVERY: Duration = Duration::from_millis(200);
 
 impl RankRun<'_> {
     pub(super) fn step(
@@ -14,14 +19,29 @@ impl RankRun<'_> {
         engine: &mut Engine,
         progress: &mut Progress,
         clock: &mut ActionClock,
+        loader: &mut Loader<'_>,
     ) -> Result<MetricsLine, TrainError> {
         let (wall, cpu) = (Instant::now(), thread_cpu_seconds());
         let step = progress.step;
-        let batch = self.data.batch(step, self.engine, engine.plan().coordinate.dp)?;
+        let (rank, steps) = (engine.world().rank(), progress.total);
+        let batch = loader.next()?;
         clock.begin_step(step, step - progress.started_at);
+        let mut told: Option<Instant> = None;
+        let mut tell = |actions_done, clock: &ActionClock| {
+            if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                told = Some(Instant::now());
+                let (actions, elapsed) = (clock.actions(), clock.step_elapsed());
+                let work = Work::Step { step: step + 1, steps, actions_done, actions, elapsed };
+                self.tell(rank, work);
+            }
+        };
+        tell(0, clock);
         let lr = self.learning_rate(step + 1, progress.total);
         let (loss, updated) = engine.train(step, lr, &batch, &mut |position, action, moment| {
             clock.observe(position, action, moment);
+            if moment == Moment::End {
+                tell(position + 1, clock);
+            }
         })?;
         let every = self.request.config.train.replica_check_every as u64;
         if every > 0 && (step + 1).is_multiple_of(every) {
