@@ -23,6 +23,7 @@ mod machine;
 mod memory;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod mpirun;
 mod out_of_memory;
 mod output;
 mod plan_args;

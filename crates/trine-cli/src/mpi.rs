@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
 use trine_mesh::{Mesh, Placement};
 use trine_trainer::config::{Config, File, LayoutBy, Typed};
-use trine_trainer::run::{Event, Reporter};
+use trine_trainer::run::{Event, Reporter, Work};
 use trine_trainer::{Process, Ranks, TrainError};
 
 /// How long a rank waits in one operation at last; before that, heartbeats tell who is stuck.
@@ -92,6 +92,7 @@ fn live(
         screen: (process.world().rank() == 0)
             .then(|| Screen::new(config.log.every_seconds, side.resume_by())),
         side: &side,
+        is_stepping: false,
     });
     let who = match process.world().rank() {
         0 => String::new(),
@@ -154,10 +155,11 @@ fn said(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panicked: {text}")
 }
 
-/// Rank 0's events on its screen, and where the run is to whoever watches over it.
+/// Rank 0's events on its screen, and where the run is and that it trains to whoever watches over it.
 struct Told<'a> {
     screen: Option<Screen>,
     side: &'a Side,
+    is_stepping: bool,
 }
 
 impl Reporter for Told<'_> {
@@ -165,9 +167,12 @@ impl Reporter for Told<'_> {
         if let Event::Started { directory, .. } = event {
             self.side.put_directory(directory);
         }
-        if let Some(screen) = &mut self.screen {
-            screen.event(event);
+        let Some(screen) = &mut self.screen else { return };
+        if matches!(event, Event::Work(Work::Step { .. })) && !self.is_stepping {
+            self.is_stepping = true;
+            self.side.put_stepping();
         }
+        screen.event(event);
     }
 }
 

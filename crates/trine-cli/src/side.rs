@@ -1,6 +1,6 @@
 //! A rank's side channel: heartbeats out, the first cause of a failure in.
 
-use crate::commands::launch::{DIRECTORY, STORE, TOKEN, keep};
+use crate::commands::launch::{DIRECTORY, STEPPING, STORE, TOKEN, keep};
 use crate::failure::Failure;
 use crate::output;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -60,7 +60,7 @@ impl Side {
         supervisor: Option<(SocketAddr, Token)>,
         interface: Option<IpAddr>,
     ) -> Result<Self, TrainError> {
-        let refused = |error: RendezvousError| TrainError::Refused(error.to_string());
+        let unwatched = |error: RendezvousError| TrainError::Unwatched(error.to_string());
         let is_first = process.world().rank() == 0;
         let supervised = supervisor.is_some();
         let mut store = None;
@@ -83,7 +83,7 @@ impl Side {
         };
         let (rank, host) = (process.world().rank(), process.host());
         let client = Client::connect(address, &token, rank, host, config.deadline());
-        let client = process.agree(client.map_err(refused), TrainError::is_usage)?;
+        let client = process.agree(client.map_err(unwatched), TrainError::is_usage)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let (flag, world) = (stopped.clone(), process.world().clone());
         let directory = Arc::new(OnceLock::new());
@@ -109,7 +109,7 @@ impl Side {
             // The rank's own thread is stuck in a computation or in MPI.
             signal_hook::low_level::exit(if supervised { 1 } else { i32::from(TRY_AGAIN) });
         };
-        let watch = client.watch(process.world().recorder(), on_stop).map_err(refused);
+        let watch = client.watch(process.world().recorder(), on_stop).map_err(unwatched);
         let watch = process.agree(watch, TrainError::is_usage)?;
         let store = store.map(|(store, _)| store);
         Ok(Self { client, watch, store, stopped, supervised, directory, explained })
@@ -131,6 +131,12 @@ impl Side {
         // Without it a supervisor cannot go on with the run, and says so.
         let _ = self.client.put(DIRECTORY, path.as_bytes());
         self.directory.get_or_init(|| path);
+    }
+
+    /// Tells that there is something to save from now on.
+    pub(crate) fn put_stepping(&self) {
+        // Without it a supervisor that is asked to stop ends the run at once.
+        let _ = self.client.put(STEPPING, b"1");
     }
 
     /// The rank has failed, or was stopped: who is told, and the code to end with.
@@ -220,6 +226,8 @@ fn bind(
     let token = Token::generate().map_err(refused)?;
     let options = StoreOptions {
         deadline: config.deadline(),
+        join_within: StoreOptions::join_within(config.deadline()),
+        owner: Some(0),
         ..StoreOptions::new((address, 0).into(), process.hosts().len(), token.clone())
     };
     Ok((Store::bind(options).map_err(refused)?, token))

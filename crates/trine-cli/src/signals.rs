@@ -15,6 +15,9 @@ use trine_trainer::run::{Event, Reporter, Work};
 /// The code of a run that somebody has ended before it could save.
 pub(crate) const INTERRUPTED: u8 = 130;
 
+/// Why a run that is asked to end before it trains ends at once.
+pub(crate) const BEFORE_STEPS: &str = "ended before the first step; there was nothing to save";
+
 /// The signals by which people, terminals and batch systems end a program. A hang-up that is ignored
 /// from the start, as `nohup` has it, stays so.
 pub(crate) fn of_people() -> Vec<c_int> {
@@ -113,7 +116,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Heeding {
     /// Says what the wish waits for, or ends the process.
     fn heed(&self, signal: c_int, seen: &Seen, reporter: &Mutex<dyn Reporter + '_>) {
-        let name = low_level::signal_name(signal).unwrap_or("a signal");
+        let name = match signal {
+            SIGUSR1 => "asked to stop",
+            _ => low_level::signal_name(signal).unwrap_or("a signal"),
+        };
         match seen.awaited() {
             Some(awaited) => {
                 // The supervisor's goes to all ranks, and one of them speaks.
@@ -181,11 +187,7 @@ impl Seen {
 
     /// Why nothing is awaited.
     fn over(&self) -> &'static str {
-        if self.finished {
-            "ended after the run, which is saved"
-        } else {
-            "ended before the first step; there was nothing to save"
-        }
+        if self.finished { "ended after the run, which is saved" } else { BEFORE_STEPS }
     }
 }
 

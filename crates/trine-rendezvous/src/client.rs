@@ -18,6 +18,9 @@ const BEAT_EVERY: Duration = Duration::from_millis(200);
 /// suspended has missed one of these, and not its whole patience.
 const SLICE: Duration = Duration::from_millis(100);
 
+/// How often a rank says who it is before it takes a silent end for a refusal.
+const GREETINGS: usize = 3;
+
 /// A rank's connection to its run's store. Its calls may come from any thread.
 #[derive(Debug)]
 pub struct Client {
@@ -201,10 +204,45 @@ impl Peer {
         RendezvousError::Unreachable { address: self.address, source }
     }
 
-    /// A connection that the store has accepted.
+    /// A connection that the store has accepted. One that it ends at once is tried again: it may have had
+    /// more of them than it takes.
     fn connect(&self) -> Result<TcpStream, RendezvousError> {
+        for _ in 1..GREETINGS {
+            match self.greet()? {
+                Some(stream) => return Ok(stream),
+                None => thread::sleep(SLICE),
+            }
+        }
+        // That is how it treats whoever has another token.
+        self.greet()?
+            .ok_or_else(|| self.refused("it ended the connection: this is another run's token"))
+    }
+
+    /// Reaches the store and says who this is; `None` if it ends the connection.
+    fn greet(&self) -> Result<Option<TcpStream>, RendezvousError> {
+        let mut stream = self.reach()?;
+        let hello = Hello { token: self.token.reveal(), rank: self.rank, host: self.host.clone() };
+        match self.exchange(&mut stream, &hello, &|| true) {
+            Ok(Answer::Fine) => Ok(Some(stream)),
+            Ok(Answer::No(why)) => Err(self.refused(why)),
+            Ok(other) => Err(self.unexpected(&other)),
+            Err(RendezvousError::Unreachable { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::UnexpectedEof
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::BrokenPipe
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reach(&self) -> Result<TcpStream, RendezvousError> {
         let began = Instant::now();
-        let mut stream = loop {
+        let stream = loop {
             let left = self.timeout.saturating_sub(began.elapsed()).max(SLICE);
             match TcpStream::connect_timeout(&self.address, left) {
                 Ok(stream) => break stream,
@@ -220,24 +258,7 @@ impl Peer {
             stream.set_write_timeout(Some(self.timeout.max(SLICE)))
         };
         prepare(&stream).map_err(|error| self.unreachable(error))?;
-        let hello = Hello { token: self.token.reveal(), rank: self.rank, host: self.host.clone() };
-        match self.exchange(&mut stream, &hello, &|| true) {
-            Ok(Answer::Fine) => Ok(stream),
-            Ok(Answer::No(why)) => Err(self.refused(why)),
-            Ok(other) => Err(self.unexpected(&other)),
-            // That is how it treats whoever has another token.
-            Err(RendezvousError::Unreachable { source, .. })
-                if matches!(
-                    source.kind(),
-                    io::ErrorKind::UnexpectedEof
-                        | io::ErrorKind::ConnectionReset
-                        | io::ErrorKind::BrokenPipe
-                ) =>
-            {
-                Err(self.refused("it ended the connection: this is another run's token"))
-            }
-            Err(error) => Err(error),
-        }
+        Ok(stream)
     }
 
     fn ask(

@@ -8,6 +8,19 @@ use std::time::{Duration, Instant};
 /// Most bytes of a message. The largest is a flight recorder, some tens of KiB.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 
+/// A frame begins with its length.
+pub(crate) const LENGTH_BYTES: usize = 4;
+
+/// The announced length, if it is one of at most `bytes_max`.
+pub(crate) fn length(bytes: [u8; LENGTH_BYTES], bytes_max: usize) -> io::Result<usize> {
+    let length = u32::from_le_bytes(bytes) as usize;
+    if length > bytes_max {
+        let text = format!("a frame of {length} bytes is longer than {bytes_max}");
+        return Err(io::Error::new(ErrorKind::InvalidData, text));
+    }
+    Ok(length)
+}
+
 /// What a wait for a frame came to.
 #[derive(Debug)]
 pub(crate) enum Incoming<T> {
@@ -37,7 +50,7 @@ pub(crate) fn read<T: DeserializeOwned, S: Read + Timed>(
     idle: Duration,
     within: Duration,
 ) -> io::Result<Incoming<T>> {
-    let mut length = [0; 4];
+    let mut length = [0; LENGTH_BYTES];
     stream.read_timeout(idle)?;
     let began = match stream.read(&mut length) {
         Ok(0) => return Ok(Incoming::Closed),
@@ -47,11 +60,7 @@ pub(crate) fn read<T: DeserializeOwned, S: Read + Timed>(
     };
     let until = Instant::now() + within;
     fill(stream, &mut length[began..], until)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > FRAME_BYTES_MAX {
-        let text = format!("a frame of {length} bytes is longer than {FRAME_BYTES_MAX}");
-        return Err(io::Error::new(ErrorKind::InvalidData, text));
-    }
+    let length = self::length(length, FRAME_BYTES_MAX)?;
     // Memory grows with what has come, not with what was announced.
     let mut bytes = Vec::new();
     while bytes.len() < length {

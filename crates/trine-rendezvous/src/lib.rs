@@ -42,6 +42,7 @@
 mod client;
 mod error;
 mod frame;
+mod lobby;
 mod message;
 mod state;
 mod store;

@@ -1,5 +1,6 @@
 //! What a store knows: the ranks, the first cause, records and values. No sockets here.
 
+use crate::StoreOptions;
 use crate::message::{Answer, Ask};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,10 @@ struct Known {
     values: HashMap<String, Vec<u8>>,
     value_bytes: usize,
     judged: Instant,
+    /// Until when ranks may join.
+    join_by: Instant,
+    /// When this process went on after it had stood still for longer than the deadline, and for how long.
+    woke: Option<(Instant, Duration)>,
     closing: bool,
 }
 
@@ -49,11 +54,13 @@ pub(crate) struct State {
     changed: Condvar,
     deadline: Duration,
     join_within: Duration,
-    began: Instant,
+    /// The rank that is this process, if one is.
+    owner: Option<usize>,
 }
 
 impl State {
-    pub(crate) fn new(ranks: usize, deadline: Duration, join_within: Duration) -> Self {
+    pub(crate) fn new(options: &StoreOptions) -> Self {
+        let StoreOptions { ranks, deadline, join_within, owner, .. } = *options;
         let began = Instant::now();
         let expected = |rank| Seen {
             beat: Beat::unheard(rank, ""),
@@ -69,10 +76,12 @@ impl State {
             values: HashMap::new(),
             value_bytes: 0,
             judged: began,
+            join_by: began + join_within,
+            woke: None,
             closing: false,
         };
         let known = Mutex::new(known);
-        Self { known, changed: Condvar::new(), deadline, join_within, began }
+        Self { known, changed: Condvar::new(), deadline, join_within, owner }
     }
 
     // No thread of the store may die of another one's bug.
@@ -108,6 +117,12 @@ impl State {
 
     pub(crate) fn cause_within(&self, timeout: Duration) -> Option<Diagnosis> {
         self.wait_for(timeout, |known| known.cause.clone())
+    }
+
+    /// Whether the cause is only that a process is gone.
+    pub(crate) fn is_loss(&self) -> bool {
+        let known = self.known();
+        known.cause.is_some() && known.vague
     }
 
     /// Whether all ranks have said farewell in time.
@@ -201,13 +216,27 @@ impl State {
         }
     }
 
-    /// A rank's lifeline has ended. Without a farewell, that is a failure.
+    /// A rank's lifeline has ended. Without a farewell, that is a failure: of this process, if the rank
+    /// has given it up because it stood still.
     pub(crate) fn lost(&self, rank: usize, why: &str) {
         let mut known = self.known();
         if known.ranks[rank].life == Life::Alive && !known.closing {
             known.ranks[rank].life = Life::Over;
-            let failure = format!("its process is gone: {why}");
-            known.fail(rank, failure, true);
+            match (known.stood_still(self.deadline), self.owner) {
+                (None, _) => known.fail(rank, format!("its process is gone: {why}"), true),
+                (Some(slept), Some(owner)) => {
+                    let failure =
+                        format!("stood still for {slept:.1?}; the others have given it up");
+                    known.fail(owner, failure, false);
+                }
+                (Some(slept), None) => {
+                    let failure = format!(
+                        "has given up, because the process that watches over the run stood still for \
+                         {slept:.1?}"
+                    );
+                    known.fail(rank, failure, false);
+                }
+            }
         }
         self.changed.notify_all();
     }
@@ -230,6 +259,10 @@ impl State {
         let now = Instant::now();
         let slept = (now - known.judged).saturating_sub(4 * tick);
         known.judged = now;
+        known.join_by += slept;
+        if slept > self.deadline {
+            known.woke = Some((now, slept));
+        }
         for seen in &mut known.ranks {
             seen.heard = (seen.heard + slept).min(now);
             seen.moved = (seen.moved + slept).min(now);
@@ -238,7 +271,7 @@ impl State {
         let absent: Vec<usize> =
             known.ranks.iter().filter(expected).map(|seen| seen.beat.rank).collect();
         if let Some(first) = absent.first()
-            && self.began.elapsed() >= self.join_within
+            && now >= known.join_by
         {
             let failure = format!(
                 "has not joined within {:.1?}; {} of {} ranks are missing",
@@ -274,6 +307,17 @@ impl Seen {
 }
 
 impl Known {
+    /// For how long this process stood still, if that was longer than the deadline and has only just ended:
+    /// what ends now has given it up.
+    fn stood_still(&self, deadline: Duration) -> Option<Duration> {
+        // Whoever looks first after it went on may not be the judge.
+        let unjudged = self.judged.elapsed();
+        if unjudged > deadline {
+            return Some(unjudged);
+        }
+        self.woke.filter(|(woke, _)| woke.elapsed() < deadline).map(|(_, slept)| slept)
+    }
+
     /// Keeps the first cause, and what everybody did then. A vague one is made precise by a later
     /// report on the same rank.
     fn fail(&mut self, rank: usize, failure: String, vague: bool) {
@@ -310,8 +354,13 @@ impl Known {
 mod tests {
     use super::*;
 
+    fn options(ranks: usize) -> StoreOptions {
+        let bind = "127.0.0.1:0".parse().unwrap();
+        StoreOptions::new(bind, ranks, crate::Token::generate().unwrap())
+    }
+
     fn state(ranks: usize) -> State {
-        State::new(ranks, Duration::from_secs(60), Duration::from_secs(60))
+        State::new(&options(ranks))
     }
 
     fn none(timeout_ms: u64) -> Duration {
@@ -355,7 +404,7 @@ mod tests {
     /// circle.
     #[test]
     fn ranks_that_are_done_wait_for_nobody() {
-        let state = State::new(3, none(200), Duration::from_secs(60));
+        let state = State::new(&StoreOptions { deadline: none(200), ..options(3) });
         for (rank, waits_for) in [(0, vec![]), (1, vec![2]), (2, vec![1])] {
             state.begin_life(rank, "a").unwrap();
             let label = if rank == 1 { "texts" } else { "leave" };
@@ -403,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_watcher_that_slept_blames_nobody() {
-        let state = State::new(1, none(50), Duration::from_secs(60));
+        let state = State::new(&StoreOptions { deadline: none(50), ..options(1) });
         state.begin_life(0, "a").unwrap();
         std::thread::sleep(none(200));
         // It has slept all the time, as far as it knows.
@@ -418,9 +467,38 @@ mod tests {
         assert!(cause.failure.starts_with("no heartbeat"), "{cause}");
     }
 
+    /// After it stood still for longer than ranks wait for it, they are gone; that is not their fault.
+    #[test]
+    fn a_store_that_stood_still_accuses_nobody_of_leaving() {
+        for (owner, rank, said) in [
+            (Some(0), 0, "the others have given it up"),
+            (None, 2, "because the process that watches over the run stood still"),
+        ] {
+            for is_judge_first in [true, false] {
+                let deadline = none(100);
+                let state = State::new(&StoreOptions { deadline, owner, ..options(3) });
+                (0..3).for_each(|rank| state.begin_life(rank, "a").unwrap());
+                state.judge(none(1));
+                std::thread::sleep(none(200));
+                if is_judge_first {
+                    state.judge(none(1));
+                }
+                state.lost(2, "its connection has ended");
+                let cause = state.cause_within(none(0)).unwrap();
+                assert_eq!(cause.rank, rank);
+                assert!(cause.failure.contains(said) && !state.is_loss(), "{cause}");
+            }
+        }
+        // Awake all the time.
+        let state = state(3);
+        state.begin_life(2, "a").unwrap();
+        state.lost(2, "its connection has ended");
+        assert!(state.is_loss());
+    }
+
     #[test]
     fn ranks_that_never_join_are_named() {
-        let state = State::new(3, Duration::from_secs(60), none(0));
+        let state = State::new(&StoreOptions { join_within: none(0), ..options(3) });
         state.begin_life(0, "a").unwrap();
         state.judge(none(10));
         let cause = state.cause_within(none(0)).unwrap();

@@ -1,6 +1,7 @@
 //! The store: listens, serves each connection on a thread, and judges.
 
 use crate::frame::{self, Incoming};
+use crate::lobby::Lobby;
 use crate::message::{Answer, Ask, Hello};
 use crate::state::State;
 use crate::{RendezvousError, Token};
@@ -12,11 +13,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use trine_comm::{Beat, Diagnosis, FlightRecord};
 
-/// How long a connection may take to say who it is, and a frame to be complete or to be taken.
+/// How long a frame may take to be complete or to be taken.
 const FRAME_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often threads look whether the store closes.
 const SLICE: Duration = Duration::from_millis(50);
+
+/// Connections that are taken before those that are here are looked at.
+const ACCEPTED_AT_ONCE: usize = 64;
 
 /// What a store is made of.
 #[derive(Debug, Clone)]
@@ -31,16 +35,24 @@ pub struct StoreOptions {
     pub deadline: Duration,
     /// How long ranks may take until their first heartbeat.
     pub join_within: Duration,
+    /// The rank whose process has the store; `None`: a process beside the ranks.
+    pub owner: Option<usize>,
 }
 
 impl StoreOptions {
-    /// A deadline of 60 s, and 120 s to join.
+    /// A store beside the ranks, with a deadline of 60 s.
     pub fn new(bind: SocketAddr, ranks: usize, token: Token) -> Self {
-        let deadline = Duration::from_secs(60);
-        Self { bind, ranks, token, deadline, join_within: 2 * deadline }
+        let (deadline, owner) = (Duration::from_secs(60), None);
+        Self { bind, ranks, token, deadline, join_within: Self::join_within(deadline), owner }
     }
 
-    /// Connections at a time: what each rank needs, and some for strays.
+    /// How long ranks may take to join where they may be silent for `deadline`: twice as long, but at
+    /// least 30 s, because processes must be started first.
+    pub fn join_within(deadline: Duration) -> Duration {
+        (2 * deadline).max(Duration::from_secs(30))
+    }
+
+    /// Connections of ranks at a time: what each needs, and some for its earlier ones.
     fn connections_max(&self) -> usize {
         4 * self.ranks + 16
     }
@@ -80,7 +92,7 @@ impl Store {
         listener.set_nonblocking(true).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         let shared = Arc::new(Shared {
-            state: State::new(options.ranks, options.deadline, options.join_within),
+            state: State::new(&options),
             options,
             open: AtomicUsize::new(0),
             connections: Mutex::default(),
@@ -106,6 +118,11 @@ impl Store {
     /// The first cause of failure; waits for one, at most for `timeout`.
     pub fn cause_within(&self, timeout: Duration) -> Option<Diagnosis> {
         self.shared.state.cause_within(timeout)
+    }
+
+    /// Whether the cause is only that a rank's process is gone: whoever started it may know how.
+    pub fn is_loss(&self) -> bool {
+        self.shared.state.is_loss()
     }
 
     /// Waits until all ranks have said farewell, at most for `timeout`; whether they have.
@@ -161,43 +178,51 @@ fn spawn(
 
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        let mut lobby = Lobby::default();
         while !self.state.is_closing() {
-            // More than it serves wait in the system's queue; the silent ones are dropped soon.
-            let is_full = self.open.load(Ordering::Relaxed) >= self.options.connections_max();
-            let accepted = if is_full { None } else { listener.accept().ok() };
-            let Some((stream, _)) = accepted else {
-                // Nobody, or a connection that broke at once, or no file left: later again.
-                thread::sleep(SLICE / 5);
-                continue;
-            };
-            let mut connections = lock(&self.connections);
-            connections.retain(|thread| !thread.is_finished());
-            self.open.fetch_add(1, Ordering::Relaxed);
-            let shared = self.clone();
-            let served = spawn("store connection", move || {
-                // What goes wrong with a connection ends it, and nothing else.
-                let _ = shared.serve(stream);
-                shared.open.fetch_sub(1, Ordering::Relaxed);
-            });
-            match served {
-                Ok(thread) => connections.push(thread),
-                Err(_) => drop(self.open.fetch_sub(1, Ordering::Relaxed)),
+            // Nobody, or a connection that broke at once, or no file left: later again.
+            let come = std::iter::from_fn(|| listener.accept().ok()).take(ACCEPTED_AT_ONCE);
+            come.for_each(|(stream, _)| lobby.enter(stream));
+            for (stream, hello) in lobby.greeted(&self.options.token) {
+                self.admit(stream, hello);
             }
+            thread::sleep(SLICE / 10);
         }
     }
 
-    fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+    /// Serves a rank on a thread.
+    fn admit(self: &Arc<Self>, stream: TcpStream, hello: Hello) {
+        let mut connections = lock(&self.connections);
+        connections.retain(|thread| !thread.is_finished());
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let shared = self.clone();
+        let served = spawn("store connection", move || {
+            // What goes wrong with a connection ends it, and nothing else.
+            let _ = shared.serve(stream, &hello);
+            shared.open.fetch_sub(1, Ordering::Relaxed);
+        });
+        match served {
+            Ok(thread) => connections.push(thread),
+            Err(_) => drop(self.open.fetch_sub(1, Ordering::Relaxed)),
+        }
+    }
+
+    fn serve(&self, mut stream: TcpStream, hello: &Hello) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(FRAME_WITHIN))?;
-        let Some(hello) = self.greet(&mut stream)? else { return Ok(()) };
+        let most = self.options.connections_max();
+        if self.open.load(Ordering::Relaxed) > most {
+            let why = format!("it serves {most} connections at a time");
+            return reply(&mut stream, &Answer::No(why));
+        }
         if hello.rank >= self.options.ranks {
             let why = format!("the run has ranks 0..{}", self.options.ranks);
             return reply(&mut stream, &Answer::No(why));
         }
         reply(&mut stream, &Answer::Fine)?;
         let mut lifeline = false;
-        let ended = self.converse(&mut stream, &hello, &mut lifeline);
+        let ended = self.converse(&mut stream, hello, &mut lifeline);
         if lifeline {
             let why = match &ended {
                 Ok(()) => "its connection has ended".to_owned(),
@@ -206,14 +231,6 @@ impl Shared {
             self.state.lost(hello.rank, &why);
         }
         ended
-    }
-
-    /// Who is there; `None` for whoever does not know the run's token, and for silence.
-    fn greet(&self, stream: &mut TcpStream) -> io::Result<Option<Hello>> {
-        match frame::read::<Hello, _>(stream, FRAME_WITHIN, FRAME_WITHIN)? {
-            Incoming::Frame(hello) if self.options.token.admits(&hello.token) => Ok(Some(hello)),
-            Incoming::Frame(_) | Incoming::Idle | Incoming::Closed => Ok(None),
-        }
     }
 
     /// Question and answer, until one side ends it.

@@ -228,7 +228,7 @@ fn what_is_not_the_protocol_ends_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn half_open_and_slow_connections_do_not_hold_the_store() {
+fn silent_and_slow_connections_do_not_hold_the_store() {
     let run = run(2, TIMEOUT);
     // Silent ones, and ones that stop in the middle of a frame.
     let stuck: Vec<TcpStream> = (0..10)
@@ -247,12 +247,20 @@ fn half_open_and_slow_connections_do_not_hold_the_store() {
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
     }
-    // More than it serves at a time: ranks get in when some of them are gone.
-    let crowd: Vec<TcpStream> =
-        (0..60).filter_map(|_| TcpStream::connect(run.store.address()).ok()).collect();
+    // A crowd of them, of which the last ones come after the rank: they take nobody's place.
+    let crowd = |count| -> Vec<TcpStream> {
+        (0..count).filter_map(|_| TcpStream::connect(run.store.address()).ok()).collect()
+    };
+    let (began, before) = (Instant::now(), crowd(200));
     let other = join(&run, 1);
-    drop(crowd);
+    let after = crowd(200);
     assert_eq!(other.client.get("a", TIMEOUT).unwrap(), b"b");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    // Nor do they hold up its end.
+    let began = Instant::now();
+    drop(run.store);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    drop((before, after));
 }
 
 #[test]

@@ -159,6 +159,9 @@ pub enum TrainError {
     /// Arguments or files were refused before the run; the message says why.
     #[error("{0}")]
     Refused(String),
+    /// What watches over the ranks of a run cannot be reached; another attempt may reach it.
+    #[error("{0}")]
+    Unwatched(String),
     /// Another rank, in another process, could not go on.
     #[error("rank {rank} on {host}: {message}")]
     Elsewhere {

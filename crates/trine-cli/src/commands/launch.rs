@@ -5,14 +5,15 @@
 use crate::args::{Cli, Command, LaunchArgs, TrainArgs};
 use crate::failure::Failure;
 use crate::layout::{self, Decided};
+use crate::mpirun::{Mpirun, TICK, orphans};
 use crate::output;
+use crate::signals::{self, BEFORE_STEPS, INTERRUPTED};
 use anyhow::Context;
 use clap::Parser;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGUSR1;
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
-use std::process::{self, Child, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -27,21 +28,18 @@ pub(crate) const STORE: &str = "TRINE_STORE";
 pub(crate) const TOKEN: &str = "TRINE_TOKEN";
 /// Under which key rank 0 says where the run is.
 pub(crate) const DIRECTORY: &str = "directory";
+/// Under which key rank 0 says that the run has begun its first step: there is something to save.
+pub(crate) const STEPPING: &str = "stepping";
 
-/// How often the supervisor looks.
-const TICK: Duration = Duration::from_millis(50);
-
-/// After the first cause is known: how long ranks have to end by themselves, and mpirun after it was
-/// told to.
+/// After the first cause is known: how long ranks have to end by themselves.
 const RANKS_END_WITHIN: Duration = Duration::from_millis(1500);
-const MPIRUN_ENDS_WITHIN: Duration = Duration::from_millis(1000);
+
+/// How often the wish to stop is passed on again: mpirun loses what comes before it is ready.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 
 /// Pauses before restarts: doubled each time.
 const BACK_OFF_MIN: Duration = Duration::from_secs(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
-
-/// The code of a run that somebody has ended before it could save.
-const INTERRUPTED: u8 = 130;
 
 /// How one attempt ended.
 enum End {
@@ -50,52 +48,57 @@ enum End {
     Usage(u8),
     /// Somebody wanted it to end.
     Interrupted,
-    /// With the first cause, where it is known, and the run directory, where there is one.
-    Failed(Option<Diagnosis>, Option<String>),
+    /// It has failed, and said why.
+    Failed {
+        /// Whether a rank is known that has failed or is gone.
+        has_lost_a_rank: bool,
+        /// The run directory, if it was told.
+        directory: Option<String>,
+    },
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
     let (typed, decided) = checked(args)?;
     let (mut config, chosen) = (decided.config, decided.chosen);
-    // What outlives mpirun becomes a child of this process, which can then end it.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .context("cannot become the parent of what mpirun leaves behind")?;
+    orphans::adopt()?;
     let signals = Signals::watch()?;
-    let mut train = args.train.clone();
+    let mut as_typed = args.train.clone();
     if let Some(chosen) = chosen {
         output::complain(&chosen);
-        train.extend(layout_options(&config));
+        as_typed.extend(layout_options(&config));
     }
-    // Once an attempt has told it, the later ones go on there, also after one that ended too early to.
-    let mut known = typed.resume.as_ref().map(|path| path.display().to_string());
+    let mut train = as_typed.clone();
+    let mut place = Place::new(&config);
     for attempt in 0.. {
-        match once(args, &config, &train, &signals)? {
+        match once(args, &config, &train, &place, &signals)? {
             End::Well => return Ok(()),
             End::Usage(code) => return Err(Failure::Silent(code)),
             End::Interrupted => return Err(Failure::Silent(INTERRUPTED)),
-            End::Failed(diagnosis, told) => {
-                known = told.or(known);
-                let directory = known.as_deref().filter(|_| !typed.dry_run);
-                let may = attempt < args.restarts && signals.count() == 0;
-                let Some(directory) = directory.filter(|_| may) else {
-                    let said = diagnosis.is_some();
-                    return Err(if said { Failure::Silent(1) } else { unexplained(args, &train) });
-                };
+            End::Failed { has_lost_a_rank, directory } => {
+                place.learn(directory);
+                if attempt == args.restarts || signals.count() > 0 || typed.dry_run {
+                    return Err(Failure::Silent(1));
+                }
                 let pause = (BACK_OFF_MIN * 2u32.saturating_pow(attempt)).min(BACK_OFF_MAX);
-                output::complain(&format!(
-                    "restart {} of {} in {} s, from the last whole checkpoint",
-                    attempt + 1,
-                    args.restarts,
-                    pause.as_secs()
-                ));
+                let (next, all, pause_s) = (attempt + 1, args.restarts, pause.as_secs());
+                let from = match place.to_resume() {
+                    Some(_) => "from the last whole checkpoint",
+                    None => "as it was typed",
+                };
+                output::complain(&format!("restart {next} of {all} in {pause_s} s, {from}"));
                 if signals.come_within(pause) {
                     return Err(Failure::Silent(INTERRUPTED));
                 }
-                train = resumed(&typed, directory);
+                // It has not come far enough to tell where it is: once more.
+                let Some(directory) = place.to_resume() else {
+                    train.clone_from(&as_typed);
+                    continue;
+                };
+                train = resumed(&typed, directory, next);
                 // Without the rank that is gone, where the configuration allows it.
-                let lost = diagnosis.and_then(|_| config.with_ranks_left(config.world() - 1));
-                if let Some(smaller) = lost {
+                let left = || config.with_ranks_left(config.world() - 1);
+                if let Some(smaller) = has_lost_a_rank.then(left).flatten() {
                     let dp = smaller.layout.dp;
                     output::complain(&format!("dp shrinks from {} to {dp}", config.layout.dp));
                     config = smaller;
@@ -105,6 +108,65 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Where the run is. Once an attempt has told it, the later ones go on there, also after one that ended
+/// too early to.
+struct Place {
+    known: Option<String>,
+    /// What was typed; empty: `runs/NAME`, or with a number behind it.
+    typed: PathBuf,
+    name: String,
+    /// Whether a run was there before.
+    is_taken: bool,
+}
+
+impl Place {
+    fn new(config: &Config) -> Self {
+        Self {
+            known: None,
+            typed: config.output.dir.clone(),
+            name: config.name.clone(),
+            is_taken: is_run(&config.output.dir),
+        }
+    }
+
+    /// What an attempt has told, or left in the directory that was typed.
+    fn learn(&mut self, told: Option<String>) {
+        let left =
+            (!self.is_taken && is_run(&self.typed)).then(|| self.typed.display().to_string());
+        self.known = told.or(self.known.take()).or(left);
+    }
+
+    /// The run to go on with, if an attempt has come as far as that.
+    fn to_resume(&self) -> Option<&str> {
+        self.known.as_deref().filter(|known| is_run(Path::new(known)))
+    }
+
+    /// Whether a directory can be this run's: whoever knows the token can name any.
+    fn is_own(&self, told: &str) -> bool {
+        let told = Path::new(told);
+        if !self.typed.as_os_str().is_empty() {
+            return is_same(told, &self.typed);
+        }
+        let name = told.file_name().and_then(|name| name.to_str());
+        let number = name.and_then(|name| name.strip_prefix(&*self.name));
+        let is_number = |text: &str| {
+            text.is_empty()
+                || text.strip_prefix('-').is_some_and(|text| text.parse::<u64>().is_ok())
+        };
+        told.parent().is_some_and(|parent| is_same(parent, Path::new("runs")))
+            && number.is_some_and(is_number)
+    }
+}
+
+fn is_run(directory: &Path) -> bool {
+    !directory.as_os_str().is_empty() && directory.join("config.toml").is_file()
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| std::fs::canonicalize(path).ok();
+    one == other || whole(one).is_some_and(|one| Some(one) == whole(other))
 }
 
 /// The arguments of `trine train`, refused here rather than by every rank.
@@ -142,23 +204,20 @@ fn layout_options(config: &Config) -> Vec<OsString> {
     options
 }
 
-/// The arguments that go on with a run: its directory has the rest.
-fn resumed(typed: &TrainArgs, directory: &str) -> Vec<OsString> {
+/// The arguments that go on with a run: its directory has the rest. The traces of earlier attempts stay.
+fn resumed(typed: &TrainArgs, directory: &str, attempt: u32) -> Vec<OsString> {
     let mut train: Vec<OsString> = vec!["--resume".into(), directory.into()];
     if let Some(trace) = &typed.trace {
-        train.extend(["--trace".into(), trace.clone().into_os_string()]);
+        let mut name = trace.file_stem().unwrap_or_default().to_owned();
+        name.push(format!(".restart-{attempt}"));
+        let mut own = trace.with_file_name(name).into_os_string();
+        if let Some(extension) = trace.extension() {
+            own.push(".");
+            own.push(extension);
+        }
+        train.extend(["--trace".into(), own]);
     }
     train
-}
-
-fn unexplained(args: &LaunchArgs, train: &[OsString]) -> Failure {
-    let words: Vec<_> = train.iter().map(|word| word.to_string_lossy()).collect();
-    Failure::Run(anyhow::anyhow!(
-        "{} has ended before any rank could say why; see what it says by itself: {} -n … trine train --backend mpi {}",
-        args.mpirun.display(),
-        args.mpirun.display(),
-        words.join(" ")
-    ))
 }
 
 /// One attempt.
@@ -166,48 +225,106 @@ fn once(
     args: &LaunchArgs,
     config: &Config,
     train: &[OsString],
+    place: &Place,
     signals: &Signals,
 ) -> Result<End, Failure> {
-    let ranks = config.world();
     let token = Token::generate().context("no token for the run")?;
     let options = StoreOptions {
         deadline: config.deadline(),
-        ..StoreOptions::new((args.interface, 0).into(), ranks, token.clone())
+        join_within: StoreOptions::join_within(config.deadline()),
+        ..StoreOptions::new((args.interface, 0).into(), config.world(), token.clone())
     };
     let store = Store::bind(options).map_err(|error| Failure::Usage(error.into()))?;
-    let mut mpirun = command(args, ranks, train)?;
-    mpirun.env(STORE, store.address().to_string()).env(TOKEN, token.reveal());
-    let mut child = mpirun.spawn().map_err(|error| {
-        Failure::usage(format!(
-            "cannot run {}: {error}; install an MPI library (Debian: openmpi-bin), or say where it \
-             is with --mpirun",
-            args.mpirun.display()
-        ))
-    })?;
-    let watched = watch(&mut child, &store, signals, config.deadline());
+    let variables = [(STORE, store.address().to_string()), (TOKEN, token.reveal())];
+    let mut mpirun = Mpirun::start(args, config.world(), train, &variables)?;
+    let watched = watch(&mut mpirun, &store, signals, config.deadline());
     let records = store.records_within(Duration::from_millis(200));
-    let all_ended = end_all(&mut child);
-    let (status, cause) = watched?;
-    let directory = store.value(DIRECTORY).map(|path| String::from_utf8_lossy(&path).into_owned());
-    let code = status.and_then(|status| status.code());
-    let cause = cause.or_else(|| store.cause_within(Duration::ZERO));
-    let end = match (cause, code) {
-        (None, Some(0)) => End::Well,
-        (None, Some(code @ 2)) => End::Usage(code as u8),
-        // Also by the first one, if it came before the ranks could heed it.
-        (None, _) if signals.count() > 0 => End::Interrupted,
-        (Some(diagnosis), _) => {
-            output::complain(&format!("error: {diagnosis}"));
-            let post_mortem = PostMortem { diagnosis: diagnosis.clone(), records };
-            if let Some(directory) = &directory {
-                keep(directory, &post_mortem);
-                output::complain(&format!("resume: trine launch -- --resume {directory}"));
+    let all_ended = mpirun.end_all();
+    let end = match watched? {
+        Watched::Interrupted => End::Interrupted,
+        Watched::Failed(cause) => failed(place, &store, &cause, records),
+        Watched::Ended(status, cause) => {
+            let cause = cause.or_else(|| store.cause_within(Duration::ZERO));
+            match (cause, status.code()) {
+                (None, Some(0)) => End::Well,
+                (None, Some(code @ 2)) => End::Usage(code as u8),
+                // Also by the first one, if it came before the ranks could heed it.
+                (None, _) if signals.count() > 0 => End::Interrupted,
+                (Some(cause), None) if !store.is_loss() => failed(place, &store, &cause, records),
+                // Its ranks end with it: none of them is to blame.
+                (_, None) => {
+                    let how = mpirun.how(status);
+                    output::complain(&format!("error: {how}, and the ranks ended with it"));
+                    let directory = directory(place, &store);
+                    say_how_to_resume(directory.as_deref());
+                    End::Failed { has_lost_a_rank: false, directory }
+                }
+                (Some(cause), Some(_)) => {
+                    let cause = told(&store, cause, &mpirun.how(status));
+                    failed(place, &store, &cause, records)
+                }
+                (None, Some(_)) => {
+                    let how = mpirun.how(status);
+                    output::complain(&format!("error: {}", unexplained(&how, args, train)));
+                    End::Failed { has_lost_a_rank: false, directory: directory(place, &store) }
+                }
             }
-            End::Failed(Some(diagnosis), directory)
         }
-        (None, _) => End::Failed(None, directory),
     };
     all_ended.map(|()| end)
+}
+
+/// A rank that is gone cannot say how it went; mpirun's end does.
+fn told(store: &Store, cause: Diagnosis, how: &str) -> Diagnosis {
+    if !store.is_loss() {
+        return cause;
+    }
+    Diagnosis { failure: format!("{}; {how}", cause.failure), ..cause }
+}
+
+/// Says why an attempt has failed, and keeps what is known of it.
+fn failed(
+    place: &Place,
+    store: &Store,
+    diagnosis: &Diagnosis,
+    records: Vec<trine_comm::FlightRecord>,
+) -> End {
+    output::complain(&format!("error: {diagnosis}"));
+    let directory = directory(place, store);
+    if let Some(directory) = &directory {
+        keep(directory, &PostMortem { diagnosis: diagnosis.clone(), records });
+    }
+    say_how_to_resume(directory.as_deref());
+    End::Failed { has_lost_a_rank: true, directory }
+}
+
+fn say_how_to_resume(directory: Option<&str>) {
+    if let Some(directory) = directory {
+        output::complain(&format!("resume: trine launch -- --resume {directory}"));
+    }
+}
+
+/// The run directory that rank 0 has told, if it can be this run's.
+fn directory(place: &Place, store: &Store) -> Option<String> {
+    let told = String::from_utf8(store.value(DIRECTORY)?).ok()?;
+    if !place.is_own(&told) {
+        let told = told.escape_debug();
+        output::complain(&format!(
+            "{told} was told as this run's directory, and is not: left alone"
+        ));
+        return None;
+    }
+    Some(told)
+}
+
+fn unexplained(how: &str, args: &LaunchArgs, train: &[OsString]) -> String {
+    let words: Vec<_> = train.iter().map(|word| word.to_string_lossy()).collect();
+    format!(
+        "{how} before any rank could say why; see what it says by itself: {} -n … trine train \
+         --backend mpi {}",
+        args.mpirun.display(),
+        words.join(" ")
+    )
 }
 
 /// Writes the flight recorders, and says where they are.
@@ -218,55 +335,45 @@ pub(crate) fn keep(directory: &str, post_mortem: &PostMortem) {
     }
 }
 
-/// mpirun and its arguments.
-fn command(
-    args: &LaunchArgs,
-    ranks: usize,
-    train: &[OsString],
-) -> Result<process::Command, Failure> {
-    let trine = std::env::current_exe().context("where is this program?")?;
-    let mut mpirun = process::Command::new(&args.mpirun);
-    mpirun.args(["-n", &ranks.to_string()]);
-    let version = process::Command::new(&args.mpirun).arg("--version").output();
-    let says = version.map(|output| output.stdout).unwrap_or_default();
-    if String::from_utf8_lossy(&says).contains("Open MPI") {
-        // Threads of a rank must not share one core; ranks may outnumber cores; the environment does
-        // not reach other hosts by itself.
-        mpirun.args(["--quiet", "--bind-to", "none", "--oversubscribe", "-x", STORE, "-x", TOKEN]);
-        if rustix::process::geteuid().is_root() {
-            mpirun.arg("--allow-run-as-root");
-        }
-    }
-    mpirun.args(&args.mpirun_arg).arg(trine).args(["train", "--backend", "mpi"]).args(train);
-    // An interrupt from the terminal is for the supervisor, which asks the ranks to save.
-    mpirun.process_group(0);
-    mpirun.stdin(process::Stdio::null());
-    Ok(mpirun)
+/// What an attempt has come to.
+enum Watched {
+    /// mpirun has ended, maybe after a cause was known.
+    Ended(ExitStatus, Option<Diagnosis>),
+    /// The cause is known, and mpirun has not ended by itself.
+    Failed(Diagnosis),
+    /// Somebody wants the run to end, and nothing is awaited.
+    Interrupted,
 }
 
 /// Watches until mpirun has ended, or the first cause of a failure is known and ranks have had time
 /// to end.
 fn watch(
-    child: &mut Child,
+    mpirun: &mut Mpirun,
     store: &Store,
     signals: &Signals,
     deadline: Duration,
-) -> Result<(Option<ExitStatus>, Option<Diagnosis>), Failure> {
-    let mut passed_on = 0;
+) -> Result<Watched, Failure> {
+    let mut asked: Option<Instant> = None;
     let mut known: Option<(Diagnosis, Instant)> = None;
     let mut over: Option<Instant> = None;
     loop {
-        if let Some(status) = child.try_wait().context("cannot wait for mpirun")? {
-            return Ok((Some(status), known.map(|(cause, _)| cause)));
+        if let Some(status) = mpirun.ended()? {
+            return Ok(Watched::Ended(status, known.map(|(cause, _)| cause)));
         }
         match signals.count() {
-            // mpirun hands this one on to the ranks: they finish the step, save and end well.
-            1 if passed_on == 0 => {
-                passed_on = 1;
-                kill(child, Signal::USR1);
+            0 => {}
+            // The ranks finish the step, save and end well.
+            1 if store.value(STEPPING).is_some() => {
+                if asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY) {
+                    asked = Some(Instant::now());
+                    mpirun.ask_to_stop();
+                }
             }
-            0 | 1 => {}
-            _ => return Ok((None, None)),
+            1 => {
+                output::complain(BEFORE_STEPS);
+                return Ok(Watched::Interrupted);
+            }
+            _ => return Ok(Watched::Interrupted),
         }
         if known.is_none() {
             known = store.cause_within(TICK).map(|cause| (cause, Instant::now()));
@@ -276,7 +383,7 @@ fn watch(
         if let Some((cause, since)) = &known
             && since.elapsed() >= RANKS_END_WITHIN
         {
-            return Ok((None, Some(cause.clone())));
+            return Ok(Watched::Failed(cause.clone()));
         }
         // Nobody watches over ranks that have said farewell.
         if known.is_none() && store.over_within(Duration::ZERO) {
@@ -290,68 +397,14 @@ fn watch(
     }
 }
 
-fn pid(child: &Child) -> Option<Pid> {
-    Pid::from_raw(i32::try_from(child.id()).ok()?)
-}
-
-fn kill(child: &Child, signal: Signal) {
-    if let Some(pid) = pid(child) {
-        // It may have ended in the meantime.
-        let _ = kill_process(pid, signal);
-    }
-}
-
-/// Ends mpirun and everything that it has left on this host. Other hosts' ranks end with their
-/// daemons, and by themselves when the side channel is gone.
-fn end_all(child: &mut Child) -> Result<(), Failure> {
-    let ended = |child: &mut Child| child.try_wait().context("cannot wait for mpirun");
-    if ended(child)?.is_none() {
-        kill(child, Signal::TERM);
-        let told = Instant::now();
-        while ended(child)?.is_none() && told.elapsed() < MPIRUN_ENDS_WITHIN {
-            std::thread::sleep(TICK);
-        }
-        if ended(child)?.is_none() {
-            if let Some(pid) = pid(child) {
-                let _ = kill_process_group(pid, Signal::KILL);
-            }
-            child.wait().context("cannot wait for mpirun")?;
-        }
-    }
-    // Orphans become children of this process one generation after the other.
-    let began = Instant::now();
-    while let Some(orphans) = Some(children()).filter(|all| !all.is_empty()) {
-        for orphan in orphans {
-            let _ = kill_process(orphan, Signal::KILL);
-        }
-        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
-        if began.elapsed() > Duration::from_secs(5) {
-            return Err(Failure::Run(anyhow::anyhow!("some ranks could not be ended")));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
-/// This process's children, as Linux lists them.
-fn children() -> Vec<Pid> {
-    let mut all = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
-        let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-        all.extend(pids.filter_map(Pid::from_raw));
-    }
-    all
-}
-
 /// How often somebody has asked the run to end.
 struct Signals(Arc<AtomicUsize>);
 
 impl Signals {
     fn watch() -> Result<Self, Failure> {
         let count = Arc::new(AtomicUsize::new(0));
-        let watch = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1]);
-        let mut watch = watch.context("cannot watch signals")?;
+        let all = signals::of_people().into_iter().chain([SIGUSR1]);
+        let mut watch = signal_hook::iterator::Signals::new(all).context("cannot watch signals")?;
         let counter = count.clone();
         std::thread::spawn(move || {
             for _ in watch.forever() {

@@ -189,7 +189,8 @@ fn a_failure_under_another_launcher_says_how_to_go_on() {
         let (code, took, said) = run.end(Duration::from_secs(60));
         assert_eq!(code, Some(75), "{said}");
         in_time(&format!("rank {rank} stopped, another launcher"), took, Duration::from_secs(10));
-        // What follows is no first cause: mpirun wakes the rank up when the others have given it up.
+        // When the others have given a rank up, mpirun wakes it: what it says then blames nobody else.
+        assert!(!said.contains("its process is gone"), "{said}");
         let told = &said[said.find("error:").unwrap_or(said.len())..];
         assert!(told.starts_with(first) && told.contains(what), "{said}");
         assert!(told.contains("trine train --resume run"), "{said}");
@@ -235,6 +236,83 @@ fn stand_in(scratch: &Scratch, script: &str) -> String {
     fs::write(&path, format!("#!/bin/sh\n{version}\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     format!("--mpirun={}", path.display())
+}
+
+/// The processes that a process has started.
+fn children(process: u32) -> Vec<String> {
+    let path = format!("/proc/{process}/task/{process}/children");
+    let list = fs::read_to_string(path).unwrap_or_default();
+    list.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Before the first step there is nothing to save: whatever mpirun and the ranks are at, it ends at once.
+#[test]
+fn an_interrupt_before_the_first_step_ends_at_once() {
+    let scratch = Scratch::new();
+    let late = stand_in(&scratch, "sleep 30; exec mpirun \"$@\"");
+    let args = [ONE_GROUP, LONG].concat();
+    for (options, name) in [(&[&*late][..], "-TERM"), (&[], "-HUP")] {
+        let mut run = Supervised::start(&scratch, TRINE, &launch(options, "run", &args));
+        wait_for("mpirun", || !children(run.child.id()).is_empty());
+        signal(&run.child.id().to_string(), name);
+        let (code, took, said) = run.end(Duration::from_secs(30));
+        assert_eq!(code, Some(130), "{said}");
+        in_time("interrupted before the first step", took, Duration::from_secs(2));
+        assert!(said.contains("ended before the first step; there was nothing to save"), "{said}");
+        assert!(!said.contains("error:"), "{said}");
+        assert_eq!(run.left(), 0, "no process stays");
+    }
+}
+
+#[test]
+fn a_signal_to_any_rank_saves() {
+    let scratch = Scratch::new();
+    let args = [ONE_GROUP, LONG, &["--trace=t.json"]].concat();
+    let mut run = Supervised::start(&scratch, TRINE, &launch(&[], "run", &args));
+    wait_for("step 3", || scratch.at("run").lines().len() >= 3);
+    signal(&run.rank(1), "-TERM");
+    let (code, _, said) = run.end(Duration::from_secs(30));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("rank 1 on ") && said.contains(": SIGTERM: "), "{said}");
+    let steps = scratch.at("run").lines().len() as u64;
+    assert!(!scratch.at("run").checkpoint_file(steps, "manifest.json").is_empty());
+    // The processes' traces have come together.
+    let trace = fs::read_to_string(scratch.path("t.json")).unwrap();
+    let events: Vec<serde_json::Value> = serde_json::from_str(&trace).unwrap();
+    let of = |rank: u64| events.iter().filter(|event| event["tid"] == rank && event["ph"] == "X");
+    assert!(of(0).count() > 4 && of(0).count() == of(1).count(), "{}", events.len());
+    assert!(!scratch.path("t.json.rank-1").exists());
+}
+
+/// Its ranks end with it, and are not to blame.
+#[test]
+fn an_mpirun_that_is_killed_is_named() {
+    let scratch = Scratch::new();
+    let args = [ONE_GROUP, LONG].concat();
+    let mut run = Supervised::start(&scratch, TRINE, &launch(&[], "run", &args));
+    wait_for("step 3", || scratch.at("run").lines().len() >= 3);
+    signal(&children(run.child.id())[0], "-KILL");
+    let (code, _, said) = run.end(Duration::from_secs(30));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error: mpirun was killed by signal 9"), "{said}");
+    assert!(!said.contains("its process is gone"), "{said}");
+    assert_eq!(run.left(), 0, "no process stays");
+}
+
+/// A run that died before it could say where it is is started again as it was typed.
+#[test]
+fn a_run_that_did_not_begin_is_started_again() {
+    let scratch = Scratch::new();
+    let args = [ONE_GROUP, COMMON].concat();
+    let first = "echo x >>tries; [ $(wc -l <tries) = 1 ] && exit 137; exec mpirun \"$@\"";
+    let mpirun = stand_in(&scratch, first);
+    let launched = launch(&["--restarts=1", &mpirun], "run", &args);
+    let mut run = Supervised::start(&scratch, TRINE, &launched);
+    let (code, _, said) = run.end(Duration::from_secs(60));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("ended with code 137, that of signal 9 before any rank"), "{said}");
+    assert!(said.contains("restart 1 of 1 in 1 s, as it was typed"), "{said}");
+    assert_eq!(scratch.at("run").lines().len(), STEPS as usize);
 }
 
 /// An attempt that ends before its ranks have said where the run is does not use up those that are left.
