@@ -10,6 +10,7 @@ struct OneCrate;
 
 pub mod compare;
 pub mod faults;
+pub mod fuzz;
 pub mod layouts;
 
 use std::sync::Arc;

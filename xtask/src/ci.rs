@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Context;
 
 use crate::counts;
+use crate::interop;
 use crate::workspace::{Package, Workspace};
 
 /// One row of the table.
@@ -27,6 +28,8 @@ enum When {
     Mpi,
     /// The same, where in addition this user may make network namespaces.
     TwoHosts,
+    /// Only with `--full`, where Python has transformers.
+    Interop,
     /// Always; but what is counted is compared only with numbers of the same compiler, and the line of the step says so.
     Counts,
 }
@@ -184,6 +187,14 @@ const STEPS: &[Step] = &[
             "--nocapture",
         ],
     },
+    // Checkpoints in transformers and lm-eval.
+    Step { name: "interop", when: When::Interop, env: &[], cargo: &["xtask", "interop"] },
+    Step {
+        name: "fuzz",
+        when: When::Full,
+        env: &[],
+        cargo: &["xtask", "fuzz", "--seconds", "120"],
+    },
     // Compiles every crate from its archive, all dependencies included.
     Step {
         name: "archives",
@@ -226,19 +237,30 @@ fn skipped(workspace: &Workspace, step: &Step, full: bool) -> Option<String> {
         When::Always | When::Counts => None,
         When::Mpi => no_mpi(),
         When::TwoHosts => no_mpi().or_else(no_namespaces),
-        When::Full => (!full).then(|| "only with --full".to_owned()),
+        When::Full => only_full(full),
+        When::Interop => only_full(full).or_else(|| {
+            let why = "python3 has no transformers or no torch";
+            (!interop::is_possible()).then(|| why.to_owned())
+        }),
         When::Installed(tool) => {
             (!is_installed(workspace, tool)).then(|| format!("cargo-{tool} is not installed"))
         }
     }
 }
 
+fn only_full(full: bool) -> Option<String> {
+    (!full).then(|| "only with --full".to_owned())
+}
+
 /// What the line of a step that passed has to say beside the time.
 fn remark(workspace: &Workspace, step: &Step) -> anyhow::Result<String> {
     match step.when {
-        When::Always | When::Full | When::Installed(_) | When::Mpi | When::TwoHosts => {
-            Ok(String::new())
-        }
+        When::Always
+        | When::Full
+        | When::Interop
+        | When::Installed(_)
+        | When::Mpi
+        | When::TwoHosts => Ok(String::new()),
         When::Counts => {
             let why = counts::not_judged(workspace)?;
             Ok(why.map_or_else(String::new, |why| format!(", NOT JUDGED: {why}")))

@@ -11,6 +11,8 @@
 mod bench;
 mod ci;
 mod counts;
+mod fuzz;
+mod interop;
 mod sanitize;
 mod tidy;
 mod trine;
@@ -62,6 +64,10 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
+    /// Nearly right inputs for every parser, and for checkpoints and datasets with right checksums
+    Fuzz(fuzz::Args),
+    /// Checkpoints of the binary in the Python library transformers, and in lm-eval if it is installed
+    Interop(interop::Args),
     /// The tests of trine-kernels under AddressSanitizer
     Sanitize,
     /// The rules of the repository that no lint knows: layering, file headers and lengths, banned words, documents
@@ -89,6 +95,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench { bench } => bench::run(&workspace, &bench),
         Command::Ci { full } => ci::run(&workspace, full),
         Command::Counts { bless } => counts::run(&workspace, bless),
+        Command::Fuzz(args) => fuzz::run(&workspace, &args),
+        Command::Interop(args) => interop::run(&workspace, &args),
         Command::Sanitize => sanitize::run(&workspace),
         Command::Tidy { bless } => tidy::run(&workspace, bless),
     }

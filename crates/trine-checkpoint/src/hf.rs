@@ -4,18 +4,58 @@ use crate::error::During;
 use crate::load::load;
 use crate::table::Table;
 use crate::tensors::{Located, TensorFile};
-use crate::{CONFIG_FILE, CheckpointError, MODEL_FILE, WEIGHTS};
+use crate::{CONFIG_FILE, CheckpointError, MODEL_FILE, TokenizerFile, WEIGHTS};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::fs;
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, SliceMut};
+use trine_files::TEXT_BYTES_MAX;
 use trine_spec::{Family, ModelSpec, StageLayout};
 
-/// What `transformers` needs to open the weights.
-pub(crate) fn config_json(model: &ModelSpec, dtype: DType) -> String {
+/// A GPT that GPT-2's code cannot compute, under a name that nobody takes for it.
+const OUR_GPT: &str = "trine-gpt";
+
+/// Whether `transformers` has an architecture that computes the model: its GPT-2 has no grouped
+/// heads, and cuts them from the width.
+fn is_expressible(model: &ModelSpec) -> bool {
+    match model.family {
+        Family::Gpt => model.kv_heads == model.heads && model.q_dim() == model.hidden,
+        Family::Llama => true,
+    }
+}
+
+/// The small files beside the weights, by name: what `transformers` needs to open them.
+pub(crate) fn descriptions(
+    model: &ModelSpec,
+    dtype: DType,
+    tokenizer: Option<&TokenizerFile<'_>>,
+) -> Vec<(&'static str, String)> {
+    let end = tokenizer.map(|tokenizer| tokenizer.end_of_text);
+    let mut files = vec![
+        (CONFIG_FILE, config(model, dtype, end)),
+        // A text begins behind the end of another.
+        ("generation_config.json", json!({ "bos_token_id": end, "eos_token_id": end })),
+    ];
+    if let Some(tokenizer) = tokenizer {
+        let name = tokenizer.end_of_text_name;
+        let config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.seq_max,
+            "clean_up_tokenization_spaces": false,
+            "bos_token": name,
+            "eos_token": name,
+            "unk_token": name,
+        });
+        files.push(("tokenizer_config.json", config));
+    }
+    files.into_iter().map(|(name, value)| (name, format!("{value:#}\n"))).collect()
+}
+
+/// The model. Ids are written even where there are none: those left out have a default of the
+/// architecture, which is another tokenizer's.
+fn config(model: &ModelSpec, dtype: DType, end_of_text: Option<u32>) -> Value {
     let dtype = if dtype == DType::F64 { "float64" } else { "float32" };
-    let config = match model.family {
+    let mut config = match model.family {
         Family::Gpt => json!({
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
@@ -32,7 +72,6 @@ pub(crate) fn config_json(model: &ModelSpec, dtype: DType) -> String {
             "embd_pdrop": model.dropout,
             "attn_pdrop": model.dropout,
             "tie_word_embeddings": model.tied,
-            "torch_dtype": dtype,
         }),
         Family::Llama => json!({
             "architectures": ["LlamaForCausalLM"],
@@ -48,15 +87,30 @@ pub(crate) fn config_json(model: &ModelSpec, dtype: DType) -> String {
             "hidden_act": "silu",
             "rms_norm_eps": model.norm_eps,
             "rope_theta": model.rope_theta,
+            "rope_parameters": { "rope_type": "default", "rope_theta": model.rope_theta },
             "attention_bias": false,
             "mlp_bias": false,
             "attention_dropout": model.dropout,
             "initializer_range": model.init_std,
             "tie_word_embeddings": model.tied,
-            "torch_dtype": dtype,
         }),
     };
-    format!("{config:#}\n")
+    if !is_expressible(model) {
+        config["architectures"] = json!(["TrineGptForCausalLM"]);
+        config["model_type"] = OUR_GPT.into();
+        config["n_kv_head"] = model.kv_heads.into();
+        config["head_dim"] = model.head_dim.into();
+    }
+    // Releases of transformers before 4.56 know the second name of the type only.
+    for (key, value) in [
+        ("bos_token_id", json!(end_of_text)),
+        ("eos_token_id", json!(end_of_text)),
+        ("dtype", dtype.into()),
+        ("torch_dtype", dtype.into()),
+    ] {
+        config[key] = value;
+    }
+    config
 }
 
 /// A `config.json` being read. Keys that are missing or null have the defaults of `transformers`,
@@ -102,14 +156,18 @@ impl Config {
             return Err(self.wrong("\"scale_attn_weights\" is false; supported: true".into()));
         }
         let (hidden, heads) = (self.get("n_embd", 768)?, self.get("n_head", 12)?);
+        let (mut kv_heads, mut head_dim) = (heads, self.head_dim(hidden, heads)?);
+        if self.keys["model_type"] == OUR_GPT {
+            (kv_heads, head_dim) = (self.get("n_kv_head", heads)?, self.get("head_dim", head_dim)?);
+        }
         Ok(ModelSpec {
             family: Family::Gpt,
             hidden,
             layers: self.get("n_layer", 12)?,
             heads,
-            kv_heads: heads,
-            head_dim: self.head_dim(hidden, heads)?,
-            ffn: self.get("n_inner", 4 * hidden)?,
+            kv_heads,
+            head_dim,
+            ffn: self.get("n_inner", hidden.saturating_mul(4))?,
             vocab: self.get("vocab_size", 50257)?,
             seq_max: self.get("n_positions", 1024)?,
             tied: self.get("tie_word_embeddings", true)?,
@@ -162,12 +220,12 @@ impl Config {
 /// # Errors
 /// A file that cannot be read, another kind of model, or one with an option that trine lacks.
 pub fn model_from_config(path: &Path) -> Result<ModelSpec, CheckpointError> {
-    let bytes = fs::read(path).during("reading", path)?;
+    let bytes = trine_files::read(path, TEXT_BYTES_MAX).during("reading", path)?;
     let malformed = |why: String| CheckpointError::Malformed { path: path.into(), why };
     let keys: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
     let config = Config { path: path.into(), keys };
     let model = match config.get("model_type", String::new())?.as_str() {
-        "gpt2" => config.gpt()?,
+        "gpt2" | OUR_GPT => config.gpt()?,
         "llama" => config.llama()?,
         other => {
             let why = format!("\"model_type\" is \"{other}\"; supported: gpt2, llama");
@@ -206,7 +264,7 @@ pub fn open_hf(dir: &Path) -> Result<HfWeights, CheckpointError> {
         Family::Gpt => "transformer.",
         Family::Llama => "model.",
     };
-    let table = Table::new(&model);
+    let table = Table::within(&model, file.room());
     let located = Located::new(&file, &table, |name| match name.strip_prefix(prefix) {
         Some(short) if !file.has(name) && file.has(short) => short.into(),
         Some(_) | None => name.into(),

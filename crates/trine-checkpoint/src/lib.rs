@@ -4,7 +4,8 @@
 //!
 //! * `model.safetensors`: the master weights, padding left out, as `transformers` opens them;
 //! * `optimizer.safetensors`: the optimizer's moments, as `NAME.exp_avg` and so on;
-//! * `config.json`: the model, as `transformers` describes it; `tokenizer.json`, if there is one;
+//! * `config.json`, `generation_config.json`: the model, as `transformers` describes it; `tokenizer.json`
+//!   and `tokenizer_config.json`, if there is a tokenizer;
 //! * `manifest.json`: the model, how far the run was, and size and checksum of every file.
 //!
 //! [`save`] writes it under a temporary name, syncs everything, and renames it: whatever happens
@@ -65,7 +66,7 @@ pub use folder::{Check, Latest, latest, list};
 pub use hf::{HfWeights, model_from_config, open_hf};
 pub use load::Checkpoint;
 pub use manifest::{FileRecord, Manifest, RunState};
-pub use save::{BucketSource, SaveRequest, estimate_bytes, save};
+pub use save::{BucketSource, SaveRequest, TokenizerFile, estimate_bytes, save};
 pub use storage::{Disk, FailingDisk, Storage, StorageFile};
 
 /// The quantity that every checkpoint holds: the master weights.

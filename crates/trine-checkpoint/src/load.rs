@@ -1,11 +1,10 @@
 //! Opening a checkpoint, and loading any rank's part of it.
 
 use crate::error::During;
-use crate::manifest::{FileRecord, Manifest};
+use crate::manifest::{FileRecord, MANIFEST, Manifest};
 use crate::table::Table;
 use crate::tensors::{Located, TensorFile, key};
 use crate::{CheckpointError, MODEL_FILE, OPTIMIZER_FILE, WEIGHTS, checksum};
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, SliceMut};
 use trine_spec::{ModelSpec, StageLayout};
@@ -31,9 +30,13 @@ impl Checkpoint {
         for record in &manifest.files {
             check_size(dir, record)?;
         }
-        let table = Table::new(&manifest.model);
-        let mut located = Vec::with_capacity(manifest.quantities.len());
+        manifest.model.check().map_err(|error| {
+            let (path, why) = (dir.join(MANIFEST), error.to_string());
+            CheckpointError::Malformed { path, why }
+        })?;
         let model = TensorFile::open(&dir.join(MODEL_FILE))?;
+        let table = Table::within(&manifest.model, model.room());
+        let mut located = Vec::with_capacity(manifest.quantities.len());
         let moments = manifest.quantities.len() > 1;
         let optimizer =
             if moments { Some(TensorFile::open(&dir.join(OPTIMIZER_FILE))?) } else { None };
@@ -63,8 +66,8 @@ impl Checkpoint {
     pub fn verify(&self) -> Result<(), CheckpointError> {
         for record in &self.manifest.files {
             check_size(&self.dir, record)?;
-            let path = self.dir.join(&record.name);
-            let mut file = File::open(&path).during("opening", &path)?;
+            let path = place(&self.dir, record)?;
+            let mut file = trine_files::open(&path).during("opening", &path)?;
             let found = checksum::of_reader(&mut file).during("reading", &path)?;
             if found != record.xxh3_128 {
                 let expected = record.xxh3_128.clone();
@@ -142,9 +145,16 @@ pub(crate) fn load(
     }
 }
 
+/// Where a listed file lies: in the checkpoint, whatever its name says.
+fn place(dir: &Path, record: &FileRecord) -> Result<PathBuf, CheckpointError> {
+    let manifest = dir.join(MANIFEST);
+    trine_files::inside(dir, &record.name).during("reading the names of", &manifest)
+}
+
 fn check_size(dir: &Path, record: &FileRecord) -> Result<(), CheckpointError> {
-    let path = dir.join(&record.name);
-    let found = fs::metadata(&path).during("reading", &path)?.len();
+    let path = place(dir, record)?;
+    let file = trine_files::open(&path).during("opening", &path)?;
+    let found = file.metadata().during("reading", &path)?.len();
     if found != record.bytes {
         return Err(CheckpointError::Size { path, expected: record.bytes, found });
     }

@@ -1,11 +1,15 @@
 //! The manifest: what a checkpoint is, written last and read first.
 
 use crate::error::During;
-use crate::{CheckpointError, checksum};
+use crate::{
+    CONFIG_FILE, CheckpointError, MODEL_FILE, OPTIMIZER_FILE, TOKENIZER_FILE, WEIGHTS, checksum,
+};
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use trine_buffer::DType;
+use trine_files::TEXT_BYTES_MAX;
 use trine_mesh::Degrees;
 use trine_spec::ModelSpec;
 
@@ -104,11 +108,44 @@ impl Manifest {
     /// Reads the manifest of the checkpoint at `dir`.
     pub(crate) fn read(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join(MANIFEST);
-        if !path.is_file() {
-            let why = format!("it has no {MANIFEST}");
-            return Err(CheckpointError::NotACheckpoint { path: dir.into(), why });
+        let bytes = match trine_files::read(&path, TEXT_BYTES_MAX) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let why = format!("it has no {MANIFEST}");
+                return Err(CheckpointError::NotACheckpoint { path: dir.into(), why });
+            }
+            read => read.during("reading", &path)?,
+        };
+        let manifest = Self::parse(dir, &bytes)?;
+        let checked = manifest.check_complete(dir.join(TOKENIZER_FILE).exists());
+        checked.map_err(|why| CheckpointError::Malformed { path, why })?;
+        Ok(manifest)
+    }
+
+    /// A manifest vouches for all that is read of its checkpoint, or says nothing.
+    fn check_complete(&self, tokenizer_exists: bool) -> Result<(), String> {
+        let mut quantities = HashSet::new();
+        if let Some(twice) = self.quantities.iter().find(|name| !quantities.insert(*name)) {
+            return Err(format!("it lists the quantity \"{twice}\" twice"));
         }
-        Self::parse(dir, &fs::read(&path).during("reading", &path)?)
+        if self.quantities.first().is_none_or(|first| first != WEIGHTS) {
+            return Err(format!("its first quantity is not \"{WEIGHTS}\""));
+        }
+        let mut files = HashSet::new();
+        if let Some(twice) = self.files.iter().find(|file| !files.insert(file.name.as_str())) {
+            return Err(format!("it lists \"{}\" twice", twice.name));
+        }
+        let needed = [
+            (MODEL_FILE, true),
+            (OPTIMIZER_FILE, self.quantities.len() > 1),
+            (CONFIG_FILE, true),
+            (TOKENIZER_FILE, tokenizer_exists || self.run.tokenizer_hash.is_some()),
+        ];
+        for (name, is_needed) in needed {
+            if is_needed && !files.contains(name) {
+                return Err(format!("it has no checksum of {name}; use another checkpoint"));
+            }
+        }
+        Ok(())
     }
 
     fn parse(dir: &Path, bytes: &[u8]) -> Result<Self, CheckpointError> {

@@ -37,12 +37,23 @@ pub struct SaveRequest<'a> {
     pub moments: &'a [&'a str],
     /// How far the run is.
     pub run: &'a RunState,
-    /// A `tokenizer.json` to put beside the weights.
-    pub tokenizer: Option<&'a Path>,
+    /// The tokenizer to put beside the weights.
+    pub tokenizer: Option<TokenizerFile<'a>>,
     /// How many checkpoints are kept; the new one always is.
     pub keep_last: usize,
     /// The file system, [`Disk`](crate::Disk) outside tests. Only rank 0 uses it.
     pub storage: &'a dyn Storage,
+}
+
+/// A tokenizer, and its token that ends a text: what others must know to end there too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenizerFile<'a> {
+    /// Its `tokenizer.json`.
+    pub path: &'a Path,
+    /// The id of the token.
+    pub end_of_text: u32,
+    /// The token as it stands in the vocabulary, such as `<|endoftext|>`.
+    pub end_of_text_name: &'a str,
 }
 
 /// Hands out the calling rank's whole local bucket: quantity, bucket. It is called on every rank of

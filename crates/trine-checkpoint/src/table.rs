@@ -39,10 +39,24 @@ pub(crate) struct Table {
     homes: HashMap<String, Home>,
 }
 
+/// What a file holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) tensors: usize,
+    pub(crate) elements: usize,
+}
+
 impl Table {
     pub(crate) fn new(model: &ModelSpec) -> Self {
+        Self::within(model, Room { tensors: usize::MAX, elements: usize::MAX })
+    }
+
+    /// The table of a model that somebody else has described. It ends with the first tensor that
+    /// goes beyond what the file holds, whatever the model claims to have: such a table cannot be
+    /// located in the file.
+    pub(crate) fn within(model: &ModelSpec, room: Room) -> Self {
         let mut table = Self { tensors: Vec::new(), homes: HashMap::new() };
-        let mut start = 0;
+        let mut start: usize = 0;
         for piece in model.pieces() {
             // Padding depends on the layout, the rows that are real do not.
             let specs = model.params(piece, 1);
@@ -68,8 +82,12 @@ impl Table {
                     transposed: described.transposed,
                     start,
                 };
-                start += tensor.len();
+                let end = tensor.checked_len().and_then(|len| start.checked_add(len));
                 table.tensors.push(tensor);
+                match end.filter(|end| *end <= room.elements) {
+                    Some(end) if table.tensors.len() <= room.tensors => start = end,
+                    Some(_) | None => return table,
+                }
             }
         }
         table
@@ -119,6 +137,11 @@ impl Tensor {
     /// Elements.
     pub(crate) fn len(&self) -> usize {
         self.rows * self.columns.unwrap_or(1)
+    }
+
+    /// Elements, if there is a number for so many.
+    fn checked_len(&self) -> Option<usize> {
+        self.rows.checked_mul(self.columns.unwrap_or(1))
     }
 
     /// Copies one rank's part into the whole tensor.

@@ -2,12 +2,11 @@
 
 use crate::CheckpointError;
 use crate::error::During;
-use crate::table::Table;
+use crate::table::{Room, Table};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, Float};
@@ -80,7 +79,7 @@ impl TensorFile {
     /// Reads the header and checks that the file has the size that it says.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let malformed = |why: String| CheckpointError::Malformed { path: path.into(), why };
-        let mut file = File::open(path).during("opening", path)?;
+        let mut file = trine_files::open(path).during("opening", path)?;
         let found = file.metadata().during("reading", path)?.len();
         let mut length = [0; 8];
         if found < 8 {
@@ -96,11 +95,17 @@ impl TensorFile {
         let metadata: Metadata =
             serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         let data_start = 8 + length;
-        let expected = data_start + metadata.data_len() as u64;
+        let expected = data_start.saturating_add(metadata.data_len() as u64);
         if found != expected {
             return Err(CheckpointError::Size { path: path.into(), expected, found });
         }
         Ok(Self { path: path.into(), metadata, data_start })
+    }
+
+    /// What a table of this file can hold: no element has fewer than two bytes.
+    pub(crate) fn room(&self) -> Room {
+        let tensors = self.metadata.offset_keys().len();
+        Room { tensors, elements: self.metadata.data_len() / DType::F16.bytes() }
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -151,7 +156,7 @@ impl Located {
         out: &mut [T],
     ) -> Result<(), CheckpointError> {
         out.fill(T::from_f64(0.0));
-        let mut file = File::open(&self.path).during("opening", &self.path)?;
+        let mut file = trine_files::open(&self.path).during("opening", &self.path)?;
         let mut bytes = Vec::new();
         for &index in &layout.buckets[bucket].params {
             let param = &layout.params[index];

@@ -6,13 +6,14 @@ use crate::plan::{Plan, Round, owned};
 use crate::storage::StorageFile;
 use crate::tensors::header;
 use crate::{
-    CONFIG_FILE, CheckpointError, MODEL_FILE, OPTIMIZER_FILE, SaveRequest, TOKENIZER_FILE,
+    CheckpointError, MODEL_FILE, OPTIMIZER_FILE, SaveRequest, TOKENIZER_FILE, TokenizerFile,
 };
 use crate::{checksum, estimate_bytes, folder, hf};
 use std::fs;
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use trine_buffer::{Buf, DType, Element};
+use trine_files::TEXT_BYTES_MAX;
 use trine_spec::StageLayout;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -163,10 +164,12 @@ impl<'a> Writer<'a> {
             file.write(0, bytes)?;
             file.finish()
         };
-        let config = hf::config_json(request.model, request.dtype);
-        files.push(small(CONFIG_FILE, config.as_bytes())?);
-        if let Some(tokenizer) = request.tokenizer {
-            let bytes = fs::read(tokenizer).during("reading", tokenizer)?;
+        let tokenizer = request.tokenizer.as_ref();
+        for (name, text) in hf::descriptions(request.model, request.dtype, tokenizer) {
+            files.push(small(name, text.as_bytes())?);
+        }
+        if let Some(TokenizerFile { path, .. }) = tokenizer {
+            let bytes = trine_files::read(path, TEXT_BYTES_MAX).during("reading", path)?;
             files.push(small(TOKENIZER_FILE, &bytes)?);
         }
         let (quantities, written_by) = (&self.plan.quantities, request.mesh.degrees());
@@ -185,8 +188,8 @@ impl<'a> Writer<'a> {
 fn check_space(request: &SaveRequest<'_>) -> Result<(), CheckpointError> {
     let path = request.dir;
     let mut needed = estimate_bytes(request.model, request.dtype, request.moments)?;
-    if let Some(tokenizer) = request.tokenizer {
-        needed += fs::metadata(tokenizer).during("reading", tokenizer)?.len();
+    if let Some(TokenizerFile { path, .. }) = request.tokenizer {
+        needed += fs::metadata(path).during("reading", path)?.len();
     }
     let free = request.storage.free_bytes(path).during("measuring the free space of", path)?;
     if free < needed {

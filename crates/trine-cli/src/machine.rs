@@ -59,7 +59,7 @@ pub(crate) fn find(path: Option<&Path>, compute: DType) -> Result<Machine, Failu
 /// The cluster called [`THIS_MACHINE`] of a file.
 pub(crate) fn read(path: &Path) -> Result<Cluster, Failure> {
     let at = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = trine_files::read_text(path, trine_files::TEXT_BYTES_MAX).map_err(|error| {
         Failure::usage(format!(
             "{at}: cannot read the machine: {error}; `trine plan --measure --out {at}` writes it"
         ))

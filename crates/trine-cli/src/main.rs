@@ -40,6 +40,7 @@ use clap::Parser;
 use failure::Failure;
 use out_of_memory::OutOfMemory;
 use signal_hook::consts::SIGXFSZ;
+use std::borrow::Cow;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -52,10 +53,21 @@ fn main() -> ExitCode {
     let memory = Arc::new(OutOfMemory::new());
     let end = memory.clone();
     BLOCKS.when_refused(move |bytes| end.end(bytes));
-    match heed_file_sizes().and_then(|()| run(&Cli::parse().command, &memory)) {
+    let parsed = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
+    match heed_file_sizes().and_then(|()| run(&parsed.command, &memory)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Ends with what the parser of arguments has to say, which repeats them.
+fn refuse(error: &clap::Error) -> ! {
+    let text = error.render().to_string();
+    if let Cow::Owned(shown) = output::printable(&text) {
+        output::complain(shown.trim_end());
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
 }
 
 /// A file that may not grow (`ulimit -f`) is an error of the call that writes it, not the end of the process.

@@ -1,10 +1,38 @@
 //! What is printed: text that may end in a closed pipe, tables, numbers for people.
 
 use crate::failure::Failure;
-use std::io::{ErrorKind, Write};
+use std::borrow::Cow;
+use std::io::{ErrorKind, IsTerminal, Write};
 
-/// Prints to standard output. A reader that has seen enough (`| head`) is no failure.
+/// Prints to standard output, for people: see [`printable`]. A reader that has seen enough (`| head`)
+/// is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    write(&printable(text))
+}
+
+/// Prints what is for programs as it is; a terminal gets what is for people.
+pub(crate) fn print_data(text: &str) -> Result<(), Failure> {
+    if std::io::stdout().is_terminal() { print(text) } else { write(text) }
+}
+
+/// Names, texts and messages come from files and arguments, and a control character among them
+/// could move the cursor, clear the screen or forge lines. They are shown as `\u{1b}`; lines and tabs
+/// stay.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    // These reorder a line of text, so that it reads as another.
+    let reorders = |c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_shown = |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || reorders(c));
+    if text.chars().all(is_shown) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if is_shown(c) { shown.push(c) } else { shown.extend(c.escape_unicode()) }
+    }
+    Cow::Owned(shown)
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -14,9 +42,9 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Prints a line to standard error; if that is closed, nobody can be told.
+/// Prints a line to standard error, for people; if that is closed, nobody can be told.
 pub(crate) fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable(line));
 }
 
 /// On which side of a column its cells stand.
@@ -175,6 +203,21 @@ mod tests {
         assert_eq!([1.75e11, 3.4e6, 12.0].map(count), ["175.0 B", "3.4 M", "12.0"]);
         assert_eq!(Unit::of_many(2.5e4).show(2.5e4, 1), "25.0 thousand");
         assert_eq!(Unit::of_seconds(0.5).signed(0.001, 1), "+1.0 ms");
+    }
+
+    #[test]
+    fn what_could_work_on_the_terminal_is_shown_instead() {
+        let plain = "größe 世界\ta\nb ×";
+        assert!(matches!(printable(plain), Cow::Borrowed(text) if text == plain));
+        let cases = [
+            ("\u{1b}[2Jx", "\\u{1b}[2Jx"),
+            ("a\rb\u{7}", "a\\u{d}b\\u{7}"),
+            ("\u{9b}31m\u{7f}", "\\u{9b}31m\\u{7f}"),
+            ("run\u{202e}txt.exe", "run\\u{202e}txt.exe"),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(printable(text), shown);
+        }
     }
 
     #[test]

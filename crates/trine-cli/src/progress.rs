@@ -1,9 +1,9 @@
 //! A run as a person sees it: a live line on a terminal, plain lines elsewhere.
 
 use crate::corpus;
-use crate::output::{grouped, human_bytes};
+use crate::output::{self, grouped, human_bytes};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use trine_data::Progress;
@@ -47,17 +47,15 @@ impl Screen {
     /// A line that stays.
     fn say(&self, line: &str) {
         match &self.live {
-            Some(bar) => bar.println(line),
-            None => {
-                let _ = writeln!(std::io::stderr().lock(), "{line}");
-            }
+            Some(bar) => bar.println(output::printable(line)),
+            None => output::complain(line),
         }
     }
 
     /// A line that the next one replaces; elsewhere than on a terminal it is said if it is time.
     fn show(&mut self, line: String) {
         if let Some(bar) = &self.live {
-            bar.set_message(line);
+            bar.set_message(output::printable(&line).into_owned());
             bar.tick();
         } else if self.last.is_none_or(|last| last.elapsed() >= self.every) {
             self.last = Some(Instant::now());
@@ -194,14 +192,14 @@ impl Reporter for Screen {
                     bar.finish_and_clear();
                 }
                 // A closed standard output is no failure of the run.
-                let _ = crate::output::print(&summary_text(summary, directory, self.resume_by));
+                let _ = output::print(&summary_text(summary, directory, self.resume_by));
             }
             Event::Sample(completion) => {
                 let text = format!(
                     "\n--- completion of {:?}\n{}{}\n",
                     completion.prompt, completion.prompt, completion.text
                 );
-                let _ = crate::output::print(&text);
+                let _ = output::print(&text);
             }
             // The trainer may tell more in the future.
             _ => {}

@@ -27,7 +27,7 @@ pub(crate) fn regular(path: &Path) -> Result<Metadata, DataError> {
 /// As [`regular`], and a file that cannot be opened.
 pub(crate) fn open(path: &Path) -> Result<(File, Metadata), DataError> {
     let metadata = regular(path)?;
-    Ok((File::open(path).map_err(DataError::io("open", path))?, metadata))
+    Ok((trine_files::open(path).map_err(DataError::io("open", path))?, metadata))
 }
 
 /// The text of a small file.

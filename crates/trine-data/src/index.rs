@@ -3,7 +3,7 @@
 use crate::{CorpusReport, DataError, files};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::path::{Component, Path};
+use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
 
 pub(crate) const INDEX_FILE: &str = "index.json";
@@ -161,22 +161,8 @@ impl FileCheck {
 
     /// An index from elsewhere may not have a file read that is not of its folder.
     fn check_place(&self, folder: &Path) -> Result<(), DataError> {
-        let index = folder.join(INDEX_FILE);
-        let mut parts = Path::new(&self.file).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-            let why = format!("{:?} is not the name of a file in this folder", self.file);
-            return Err(altered(&index, why));
-        }
-        let resolved = |path: &Path| std::fs::canonicalize(path).ok();
-        let (inside, file) = (resolved(folder), resolved(&folder.join(&self.file)));
-        match inside.zip(file) {
-            Some((inside, file)) if !file.starts_with(&inside) => {
-                let why = "it is a link out of the dataset's folder; put the file itself there";
-                Err(altered(&folder.join(&self.file), why.to_owned()))
-            }
-            // A file that is missing is named when it is opened.
-            Some(_) | None => Ok(()),
-        }
+        let inside = trine_files::inside(folder, &self.file).map(drop);
+        inside.map_err(|error| altered(&folder.join(INDEX_FILE), error.to_string()))
     }
 }
 

@@ -147,6 +147,12 @@ impl Tokenizer {
         self.starts.len() - 1
     }
 
+    /// The name of the token after each document, such as [`END_OF_TEXT`].
+    pub fn end_of_text_name(&self) -> &str {
+        let is_it = |name: &&&str| self.inner.token_to_id(name) == Some(self.end_of_text);
+        END_OF_TEXT_NAMES.iter().find(is_it).expect("invariant: it was found by its name")
+    }
+
     /// The id of the token after each document. It stands for no bytes.
     pub fn end_of_text(&self) -> u32 {
         self.end_of_text

@@ -57,6 +57,12 @@ pub struct ModelSpec {
     pub init_std: f64,
 }
 
+/// Blocks of the deepest model.
+const LAYERS_MAX: usize = 1 << 14;
+
+/// The largest width, or number of anything else, in a model.
+const SIZE_MAX: usize = 1 << 22;
+
 impl ModelSpec {
     /// The norm of this family.
     pub fn norm(&self) -> Norm {
@@ -116,6 +122,10 @@ impl ModelSpec {
             if value == 0 {
                 return Err(field_error(field, 0, "must be at least 1", 1));
             }
+            let max = if field == "layers" { LAYERS_MAX } else { SIZE_MAX };
+            if value > max {
+                return Err(field_error(field, value, &format!("must be at most {max}"), max));
+            }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let rule = format!("must divide heads = {}", self.heads);
@@ -134,8 +144,9 @@ impl ModelSpec {
             ("rope_theta", self.rope_theta, 10000.0),
             ("init_std", self.init_std, 0.02),
         ] {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(field_error(field, value, "must be a positive number", nearest));
+            // Most are computed with in f32, where a number may be infinite or vanish.
+            if !(value as f32 > 0.0 && (value as f32).is_finite()) {
+                return Err(field_error(field, value, "must be a positive number of f32", nearest));
             }
         }
         Ok(())

@@ -47,6 +47,8 @@ pub use trine_comm_mpi as comm_mpi;
 pub use trine_data as data;
 #[cfg(feature = "dp")]
 pub use trine_dp as dp;
+#[cfg(feature = "files")]
+pub use trine_files as files;
 #[cfg(feature = "generate")]
 pub use trine_generate as generate;
 #[cfg(feature = "kernels")]

@@ -1,6 +1,6 @@
 //! Whatever happens while a checkpoint is saved, there is one to go on from.
 
-use crate::world::{MOMENTS, Options, World, run_state, save_each, save_step, tiny_gpt};
+use crate::world::{MOMENTS, Options, World, run_state, save_each, save_step, tiny_gpt, tokenizer};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -170,7 +170,7 @@ fn a_folder_that_goes_away_is_an_error_of_all_ranks() {
         assert!(text.contains("creating") && text.contains("file"), "{text}");
     }
     let missing = dir.path().join("no-tokenizer.json");
-    let options = Options { tokenizer: Some(&missing), ..Options::step(1) };
+    let options = Options { tokenizer: Some(tokenizer(&missing)), ..Options::step(1) };
     let outcomes = save_each::<f32>(&world, dir.path(), &options);
     assert!(outcomes.iter().all(Result::is_err));
     assert!(Checkpoint::open(&dir.path().join("step-1")).is_err());

@@ -1,25 +1,27 @@
 //! Damaged and foreign checkpoints are noticed, and named.
 
-use crate::world::{MOMENTS, Options, World, model, save_step, tiny_gpt};
+use crate::world::{MOMENTS, Options, World, model, save_step, tiny_gpt, tokenizer};
 use std::fs::{self, File};
 use std::path::Path;
 use trine_checkpoint::{Check, Checkpoint, CheckpointError, latest};
 use trine_spec::{Family, ModelSpec};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 7] = [
     "model.safetensors",
     "optimizer.safetensors",
     "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
     "tokenizer.json",
     "manifest.json",
 ];
 
-fn saved(dir: &Path, steps: &[u64]) {
-    let tokenizer = dir.join("tokenizer.json");
-    fs::write(&tokenizer, "{\"model\": \"bpe\"}\n").unwrap();
+pub(crate) fn saved(dir: &Path, steps: &[u64]) {
+    let path = dir.join("tokenizer.json");
+    fs::write(&path, "{\"model\": \"bpe\"}\n").unwrap();
     let world = World::new(&tiny_gpt(), 1, 1, 2);
     for &step in steps {
-        let options = Options { tokenizer: Some(&tokenizer), ..Options::step(step) };
+        let options = Options { tokenizer: Some(tokenizer(&path)), ..Options::step(step) };
         save_step(&world, dir, &options);
     }
 }
@@ -66,7 +68,7 @@ fn truncation_and_flipped_bits_are_found_in_every_file() {
         fs::write(&path, &whole).unwrap();
         inspect(&step).unwrap();
     }
-    assert_eq!(cases, 5 * 80);
+    assert_eq!(cases, 7 * 80);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Files as others read and write them.
 
-use crate::world::{Expected, Options, World, bucket, model, save_step, tiny_gpt};
+use crate::world::{Expected, Options, World, bucket, model, save_step, tiny_gpt, tokenizer};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};
@@ -99,7 +99,7 @@ fn llama_files_have_the_names_shapes_and_values_of_llama() {
 
 #[test]
 fn a_checkpoint_of_ours_is_one_of_hugging_face_too() {
-    for model in [tiny_gpt(), model(Family::Llama)] {
+    for model in [tiny_gpt(), model(Family::Llama), model(Family::Gpt)] {
         let dir = tempfile::tempdir().unwrap();
         save_step(&World::new(&model, 1, 2, 1), dir.path(), &Options::step(1));
         let opened = open_hf(&dir.path().join("step-1")).unwrap();
@@ -110,6 +110,60 @@ fn a_checkpoint_of_ours_is_one_of_hugging_face_too() {
         expected.compare(&|_, layout, bucket, out| {
             opened.load_bucket(layout, bucket, out).unwrap();
         });
+    }
+}
+
+fn described(step: &Path, name: &str) -> Value {
+    serde_json::from_slice(&fs::read(step.join(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn others_learn_where_a_text_ends_and_what_the_numbers_are() {
+    for model in [tiny_gpt(), model(Family::Llama)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        fs::write(&path, "{}").unwrap();
+        let world = World::new(&model, 1, 1, 1);
+        save_step(
+            &world,
+            dir.path(),
+            &Options { tokenizer: Some(tokenizer(&path)), ..Options::step(1) },
+        );
+        save_step(&world, dir.path(), &Options::step(2));
+        let step = dir.path().join("step-1");
+        for file in ["config.json", "generation_config.json"] {
+            let config = described(&step, file);
+            assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&json!(3), &json!(3)));
+            // Without a tokenizer there is no such token, not the default of the architecture.
+            let config = described(&dir.path().join("step-2"), file);
+            let ids = config.as_object().unwrap();
+            assert!(ids["bos_token_id"].is_null() && ids["eos_token_id"].is_null(), "{config}");
+        }
+        let config = described(&step, "config.json");
+        assert_eq!(
+            (&config["dtype"], &config["torch_dtype"]),
+            (&json!("float32"), &json!("float32"))
+        );
+        let config = described(&step, "tokenizer_config.json");
+        assert_eq!(config["eos_token"], "<|endoftext|>");
+        assert_eq!(config["model_max_length"], 8);
+        assert!(!dir.path().join("step-2/tokenizer_config.json").exists());
+    }
+}
+
+#[test]
+fn a_shape_that_gpt2_cannot_express_has_a_name_of_its_own() {
+    let grouped = model(Family::Gpt);
+    let narrow = ModelSpec { head_dim: 4, ..tiny_gpt() };
+    for model in [grouped, narrow] {
+        let dir = tempfile::tempdir().unwrap();
+        save_step(&World::new(&model, 1, 1, 1), dir.path(), &Options::step(1));
+        let step = dir.path().join("step-1");
+        let config = described(&step, "config.json");
+        assert_eq!(config["model_type"], "trine-gpt");
+        assert_eq!(config["architectures"], json!(["TrineGptForCausalLM"]));
+        let opened = model_from_config(&step.join("config.json")).unwrap();
+        assert_eq!((opened.kv_heads, opened.head_dim), (model.kv_heads, model.head_dim));
     }
 }
 

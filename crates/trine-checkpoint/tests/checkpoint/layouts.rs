@@ -89,7 +89,7 @@ fn f64_stays_f64_and_sgd_needs_no_second_file() {
     assert_eq!(checkpoint.manifest().dtype, DType::F64);
     let names: Vec<&str> =
         checkpoint.manifest().files.iter().map(|file| file.name.as_str()).collect();
-    assert_eq!(names, ["model.safetensors", "config.json"]);
+    assert_eq!(names, ["model.safetensors", "config.json", "generation_config.json"]);
     let load = |quantity: &str, layout: &StageLayout, bucket, out: SliceMut<'_>| {
         checkpoint.load_bucket(quantity, layout, bucket, out).unwrap();
     };

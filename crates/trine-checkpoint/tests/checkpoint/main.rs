@@ -4,6 +4,7 @@
 
 mod crash;
 mod damage;
+mod hostile;
 mod hugging_face;
 mod layouts;
 mod world;

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 use trine_buffer::{Buf, Float, SliceMut};
 use trine_checkpoint::{
-    CheckpointError, Disk, RunState, SaveRequest, Storage, StorageFile, WEIGHTS, save,
+    CheckpointError, Disk, RunState, SaveRequest, Storage, StorageFile, TokenizerFile, WEIGHTS,
+    save,
 };
 use trine_comm::{Delivery, threads};
 use trine_mesh::{Degrees, Mesh};
@@ -127,7 +128,7 @@ pub(crate) fn run_state(step: u64) -> RunState {
         consumed_samples: 8 * step,
         seed: 3,
         data_hash: "data".into(),
-        tokenizer_hash: Some("tokens".into()),
+        tokenizer_hash: None,
         trainer: serde_json::Value::from(vec![0.1 + 0.2]),
     }
 }
@@ -194,13 +195,18 @@ impl StorageFile for UnsyncedFile {
     }
 }
 
+/// A tokenizer file whose texts end with id 3.
+pub(crate) fn tokenizer(path: &Path) -> TokenizerFile<'_> {
+    TokenizerFile { path, end_of_text: 3, end_of_text_name: "<|endoftext|>" }
+}
+
 /// What a test varies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options<'a> {
     pub(crate) step: u64,
     pub(crate) keep_last: usize,
     pub(crate) moments: &'a [&'a str],
-    pub(crate) tokenizer: Option<&'a Path>,
+    pub(crate) tokenizer: Option<TokenizerFile<'a>>,
     pub(crate) storage: &'a dyn Storage,
     pub(crate) delivery: Delivery,
 }

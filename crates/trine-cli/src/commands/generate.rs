@@ -20,10 +20,10 @@ fn generate(config: &Config, run: &Path, prompt: &str) -> Result<(), Failure> {
     let checkpoint = open_latest(run)?;
     let tokenizer = Tokenizer::load(&checkpoint.dir().join("tokenizer.json"))
         .map_err(|error| Failure::Run(error.into()))?;
-    output::print(prompt)?;
+    output::print_data(prompt)?;
     complete(&checkpoint, &tokenizer, prompt, config, cores(), &mut |text| {
         // A closed standard output ends the text, not the program's success.
-        let _ = output::print(text);
+        let _ = output::print_data(text);
     })?;
     output::print("\n")
 }

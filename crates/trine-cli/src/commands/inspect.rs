@@ -25,9 +25,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
 
 /// The last complete line of metrics.jsonl; a killed run may have left half a line behind it.
 fn metrics(run: &Path) -> Result<String, Failure> {
-    let Some(text) = read_if_there(&run.join("metrics.jsonl"))? else {
+    let path = run.join("metrics.jsonl");
+    let Some(bytes) = if_there(&path, trine_files::read(&path, u64::MAX))? else {
         return Ok("metrics: none yet\n".into());
     };
+    // A damaged line is passed over, as `--resume` does.
+    let text = String::from_utf8_lossy(&bytes);
     let last = text.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok(match last.as_ref().and_then(Value::as_object) {
         None => "metrics: none yet\n".into(),
@@ -42,7 +45,8 @@ fn metrics(run: &Path) -> Result<String, Failure> {
 /// The single values of summary.json; lists are for programs.
 fn summary(run: &Path) -> Result<String, Failure> {
     let path = run.join("summary.json");
-    let Some(text) = read_if_there(&path)? else {
+    let read = trine_files::read_text(&path, trine_files::TEXT_BYTES_MAX);
+    let Some(text) = if_there(&path, read)? else {
         return Ok("summary: none yet; the run has not ended\n".into());
     };
     let value: Value = serde_json::from_str(&text)
@@ -104,9 +108,10 @@ fn folder_bytes(folder: &Path) -> std::io::Result<u64> {
     Ok(bytes)
 }
 
-fn read_if_there(path: &Path) -> Result<Option<String>, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+/// What was read of a file that may not be there yet.
+fn if_there<T>(path: &Path, read: std::io::Result<T>) -> Result<Option<T>, Failure> {
+    match read {
+        Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(anyhow::Error::from(error)
             .context(format!("cannot read {}", path.display()))

@@ -8,6 +8,13 @@ use trine_schedule::{
     Delivery, Schedule, ScheduleKind, Shape, UniformCosts, draw, lower, simulate,
 };
 
+/// Bytes of the longest schedule that is read: a million actions.
+const SCHEDULE_BYTES_MAX: u64 = 32 << 20;
+
+/// The most stages of a drawing, and the most pairs of stage and micro-batch.
+const STAGES_MAX: usize = 4096;
+const PAIRS_MAX: usize = 1 << 20;
+
 /// Draws a schedule: forward 1, input gradient 1 and weight gradient 1 unit of time, messages free.
 pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
     let kind: ScheduleKind = args.name.parse().map_err(Failure::usage)?;
@@ -16,6 +23,7 @@ pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
         chunks: args.r#virtual.unwrap_or(kind.info().chunks_usual),
         micro_batches: args.micro_batches,
     };
+    check_drawable(shape)?;
     let order = kind.generate_shape(shape).map_err(Failure::usage)?;
     let schedule = lower(&order, None).context("cannot complete the schedule")?;
     if args.text {
@@ -38,10 +46,31 @@ pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
     }
 }
 
+/// Refuses what would be too large to look at, and would take minutes to make.
+fn check_drawable(shape: Shape) -> Result<(), Failure> {
+    let stages = shape.ranks.saturating_mul(shape.chunks);
+    if stages > STAGES_MAX {
+        let most = STAGES_MAX / shape.chunks.clamp(1, STAGES_MAX);
+        return Err(Failure::usage(format!(
+            "--stages {}: a drawing has at most {STAGES_MAX} stages; nearest valid: {most}",
+            shape.ranks
+        )));
+    }
+    if stages.saturating_mul(shape.micro_batches) > PAIRS_MAX {
+        return Err(Failure::usage(format!(
+            "--micro-batches {}: a drawing has at most {PAIRS_MAX} pairs of stage and micro-batch; \
+             nearest valid: {}",
+            shape.micro_batches,
+            PAIRS_MAX / stages
+        )));
+    }
+    Ok(())
+}
+
 /// Proves a schedule that was written as text.
 pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let name = args.file.display();
-    let text = std::fs::read_to_string(&args.file)
+    let text = trine_files::read_text(&args.file, SCHEDULE_BYTES_MAX)
         .map_err(|error| Failure::usage(format!("{name}: cannot read the schedule: {error}")))?;
     let schedule: Schedule =
         text.parse().map_err(|error| Failure::usage(format!("{name}: {error}")))?;

@@ -7,4 +7,5 @@ mod bench_layouts;
 mod bench_step;
 mod commands;
 mod common;
+mod hostile;
 mod plan;

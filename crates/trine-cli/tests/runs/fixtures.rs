@@ -133,3 +133,19 @@ fn a_configuration_and_a_dataset_give_the_same_run() {
         assert_goes_on(&scratch.at(out), &whole, |ours, theirs| ours == theirs);
     }
 }
+
+/// The loss of a checkpoint is that of the library transformers, stored with its versions.
+#[test]
+fn transformers_find_the_same_loss() {
+    let scratch = written();
+    let stored = manifest(&Path::new(WRITTEN).join("transformers.json"));
+    let losses = stored["losses"].as_object().unwrap();
+    assert_eq!(losses.len(), 2);
+    for (name, theirs) in losses {
+        // Nothing is left to train: the checkpoint is evaluated, on all windows.
+        let args = ["--steps=3", "--set=eval.final_windows_max=0"];
+        let ours = scratch.resume(name, &args).summary()["val_loss"].as_f64().unwrap();
+        let theirs = theirs.as_f64().unwrap();
+        assert!(((ours - theirs) / theirs).abs() < 1e-6, "{name}: {ours} for {theirs}");
+    }
+}

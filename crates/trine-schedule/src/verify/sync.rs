@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{VerifyError, VerifyErrorKind};
-use crate::{Action, Schedule, SyncPlan};
+use crate::{Action, Schedule, SyncPlan, TiedSegment};
 
 /// Where a rank does what its reductions depend on.
 #[derive(Default)]
@@ -25,9 +25,17 @@ pub(super) fn check(schedule: &Schedule) -> Result<(), VerifyError> {
     for rank in 0..schedule.ranks() {
         ranks.push(positions(schedule, rank)?);
     }
+    // By rank, so that many ranks do not each look at all stages.
+    let (mut stages, mut tied) = (vec![Vec::new(); ranks.len()], vec![Vec::new(); ranks.len()]);
+    for (stage, &rank) in schedule.placement.iter().enumerate() {
+        stages[rank].push(stage);
+    }
+    for segment in &plan.tied {
+        tied[schedule.placement[segment.stage]].push(segment);
+    }
     for (rank, positions) in ranks.iter().enumerate() {
-        check_all_reduced(schedule, plan, rank, positions)?;
-        check_tied(schedule, plan, rank, positions)?;
+        check_all_reduced(schedule, plan, (rank, &stages[rank]), positions)?;
+        check_tied(schedule, (rank, &tied[rank]), positions)?;
         check_awaited(schedule, rank, positions)?;
     }
     check_common_order(schedule, plan, &ranks)
@@ -98,11 +106,11 @@ fn expect_complete(
 fn check_all_reduced(
     schedule: &Schedule,
     plan: &SyncPlan,
-    rank: usize,
+    (rank, stages): (usize, &[usize]),
     positions: &Positions,
 ) -> Result<(), VerifyError> {
     let reduced: HashMap<_, _> = positions.reduce.iter().copied().collect();
-    for stage in schedule.stages_of(rank) {
+    for &stage in stages {
         let missing = |segment: &usize| !reduced.contains_key(&(stage, *segment));
         if let Some(segment) = (0..plan.segments[stage]).find(missing) {
             let kind = VerifyErrorKind::MissingReduce;
@@ -115,12 +123,11 @@ fn check_all_reduced(
 
 fn check_tied(
     schedule: &Schedule,
-    plan: &SyncPlan,
-    rank: usize,
+    (rank, tied): (usize, &[&TiedSegment]),
     positions: &Positions,
 ) -> Result<(), VerifyError> {
     let reduced: HashMap<_, _> = positions.reduce.iter().copied().collect();
-    for tied in plan.tied.iter().filter(|tied| schedule.placement[tied.stage] == rank) {
+    for tied in tied {
         let bucket = (tied.stage, tied.segment);
         let Some(&position) = positions.tied.first() else {
             let kind = VerifyErrorKind::MissingReduce;

@@ -13,6 +13,9 @@ const VOCAB_MIN: usize = 257;
 /// Seconds of a year.
 const DEADLINE_S_MAX: f64 = 31_536_000.0;
 
+/// Minutes that no run outlasts, and that a clock can still be set to.
+const MINUTES_MAX: f64 = 1e9;
+
 /// Sequences of the largest batch.
 pub(super) const BATCH_MAX: usize = 1 << 24;
 
@@ -139,9 +142,14 @@ impl Check<'_> {
                 self.report(key, value, rule, nearest);
             }
         }
-        for (key, seconds) in
-            [("comm.deadline_s", comm.deadline_s), ("comm.long_deadline_s", comm.long_deadline_s)]
-        {
+        if train.minutes_max > MINUTES_MAX {
+            self.report("train.minutes_max", train.minutes_max, "must be at most 1e9", MINUTES_MAX);
+        }
+        for (key, seconds) in [
+            ("comm.deadline_s", comm.deadline_s),
+            ("comm.long_deadline_s", comm.long_deadline_s),
+            ("log.every_seconds", log.every_seconds),
+        ] {
             if seconds > DEADLINE_S_MAX {
                 self.report(key, seconds, "must be at most a year", DEADLINE_S_MAX);
             }
@@ -295,7 +303,8 @@ impl Range {
     fn broken_by(&self, value: f64) -> Option<(&'static str, f64)> {
         let (holds, rule, nearest) = match *self {
             Self::NotNegative => (value >= 0.0, "must be 0 or more", 0.0),
-            Self::Positive { nearest } => (value > 0.0, "must be above 0", nearest),
+            // Below the smallest f32 it would count as 0.
+            Self::Positive { nearest } => (value as f32 > 0.0, "must be above 0 in f32", nearest),
             Self::BelowOne => {
                 let nearest = if value >= 1.0 { 0.999 } else { 0.0 };
                 ((0.0..1.0).contains(&value), "must be 0 or more and below 1", nearest)
@@ -325,14 +334,16 @@ fn limit(path: &str) -> i64 {
     }
 }
 
-/// Reports a whole number, or one of a list, above the limit of its key.
+/// Reports a whole number, or one of a list, above the limit of its key, and a number beyond f32,
+/// where most are used.
 pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<Violation> {
     let max = limit(key.path);
     let single = std::slice::from_ref(value);
     let items = match key.kind {
         Kind::Count => single,
         Kind::Counts => value.as_array().map_or(single, Vec::as_slice),
-        Kind::Number | Kind::Flag | Kind::Text | Kind::Choice(_) | Kind::Texts => return None,
+        Kind::Number => return beyond_f32(key, value, at),
+        Kind::Flag | Kind::Text | Kind::Choice(_) | Kind::Texts => return None,
     };
     let largest = items.iter().filter_map(toml::Value::as_integer).max()?;
     (largest > max).then(|| Violation::Rule {
@@ -340,6 +351,17 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
         what: format!("{} = {value}", key.path),
         rule: format!("must be at most {max}"),
         nearest: max.to_string(),
+    })
+}
+
+/// Reports a number that is infinite in f32 only. Ranges refuse what is so in every type.
+fn beyond_f32(key: &Key, value: &toml::Value, at: &Origin) -> Option<Violation> {
+    let number = value.as_float()?;
+    (number.is_finite() && !(number as f32).is_finite()).then(|| Violation::Rule {
+        at: at.clone(),
+        what: format!("{} = {number:e}", key.path),
+        rule: format!("must be a number between -{0:e} and {0:e}, as f32 has them", f32::MAX),
+        nearest: super::default_value(key.path).map_or_else(String::new, |value| value.to_string()),
     })
 }
 

@@ -345,6 +345,43 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
 }
 
 #[test]
+fn no_number_is_infinite_or_absurd_where_it_is_used() {
+    let mut cases = 0;
+    for key in keys::keys().filter(|key| matches!(key.kind, Kind::Number)) {
+        for value in ["nan", "inf", "-inf", "1e300", "-1e300", "1e39"] {
+            let text = error("", &[&format!("{}={value}", key.path)]);
+            assert!(text.contains(key.path) && text.contains("nearest valid: "), "{text}");
+            cases += 1;
+        }
+    }
+    assert!(cases >= 6 * 20, "{cases}");
+    for (setting, part, end) in [
+        ("optimizer.lr=1e300", "optimizer.lr = 1e300: must be a number between -3.4", "0.0025"),
+        ("optimizer.lr=1e-300", "must be above 0", "0.001"),
+        ("layout.threads_per_rank=100000", "must be at most 4096", "4096"),
+        ("log.every_seconds=1e30", "must be at most a year", "31536000"),
+        ("train.minutes_max=1e30", "must be at most 1e9", "1000000000"),
+        ("model.init_std=1e-300", "must be a positive number of f32", "0.02"),
+    ] {
+        let text = error("", &[setting]);
+        assert!(text.contains(part), "{text}\n  expected: {part}");
+        assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
+    }
+}
+
+/// Places are found by bisection: the time of a long file is that of its keys, not of their square.
+#[test]
+fn a_file_of_many_unknown_keys_says_the_place_of_each() {
+    let mut file = String::from("[train]\n");
+    for index in 0..4_000 {
+        file.push_str(&format!("size{index} = 1\n"));
+    }
+    let text = error(&file, &[]);
+    assert!(text.contains(":2:1: unknown key train.size0"), "{}", &text[..200]);
+    assert!(text.contains(":4001:1: unknown key train.size3999"));
+}
+
+#[test]
 fn tokens_are_split_where_there_are_as_many_for_each() {
     let splits = |settings: &[&str]| load("", settings).splits_tokens();
     assert!(splits(&[]));

@@ -7,6 +7,9 @@ use std::path::Path;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
+/// Bytes of the largest configuration file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// What a user typed. Options win over the file, the file over the preset; of two options the
 /// later wins.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,10 +36,10 @@ impl File {
     /// Reads a file.
     ///
     /// # Errors
-    /// It is missing, unreadable or not UTF-8.
+    /// It is missing, no regular file, larger than 1 MiB, unreadable or not UTF-8.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
+        match trine_files::read_text(path, FILE_BYTES_MAX) {
             Ok(text) => Ok(Self { name, text }),
             Err(error) => Err(ConfigError::Read { path: name, cause: error.to_string() }),
         }
@@ -81,13 +84,14 @@ pub(super) fn read_file(
     violations: &mut Vec<Violation>,
 ) -> Result<Vec<Assignment>, ConfigError> {
     let syntax = |error: toml::de::Error| ConfigError::Syntax {
-        at: file.origin(error.span().map_or(0, |span| span.start)),
+        at: file.origin(&file.line_starts(), error.span().map_or(0, |span| span.start)),
         cause: error.message().replace('\n', ", "),
     };
     // Two views of one text: one knows the places, the other converts numbers and escapes.
     let places = DeTable::parse(&file.text).map_err(syntax)?;
     let values: toml::Table = toml::from_str(&file.text).map_err(syntax)?;
-    let mut reader = FileReader { file, found: Vec::new(), violations };
+    let mut reader =
+        FileReader { file, line_starts: file.line_starts(), found: Vec::new(), violations };
     reader.table("", places.get_ref(), &values);
     let mut found = reader.found;
     found.sort_by_key(|(offset, _)| *offset);
@@ -95,20 +99,22 @@ pub(super) fn read_file(
 }
 
 impl File {
+    /// The byte at which each line begins.
+    fn line_starts(&self) -> Vec<usize> {
+        std::iter::once(0).chain(self.text.match_indices('\n').map(|(at, _)| at + 1)).collect()
+    }
+
     /// Line and column of a byte.
-    fn origin(&self, offset: usize) -> Origin {
-        let before = self.text.get(..offset).unwrap_or(&self.text);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        Origin::File {
-            name: self.name.clone(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
+    fn origin(&self, line_starts: &[usize], offset: usize) -> Origin {
+        let line = line_starts.partition_point(|start| *start <= offset);
+        let before = self.text.get(line_starts[line - 1]..offset).unwrap_or_default();
+        Origin::File { name: self.name.clone(), line, column: before.chars().count() + 1 }
     }
 }
 
 struct FileReader<'a> {
     file: &'a File,
+    line_starts: Vec<usize>,
     found: Vec<(usize, Assignment)>,
     violations: &'a mut Vec<Violation>,
 }
@@ -118,7 +124,7 @@ impl FileReader<'_> {
         for (name, place) in places {
             let word: &str = name.get_ref();
             let path = if prefix.is_empty() { word.to_owned() } else { format!("{prefix}.{word}") };
-            let at = self.file.origin(name.span().start);
+            let at = self.file.origin(&self.line_starts, name.span().start);
             let inner = values.get(word).and_then(Value::as_table);
             if let (DeValue::Table(places), Some(values)) = (place.get_ref(), inner)
                 && keys::is_section(&path)

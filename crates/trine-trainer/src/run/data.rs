@@ -8,6 +8,7 @@ use crate::run::{Event, Reporter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use trine_checkpoint::RunState;
+use trine_checkpoint::TokenizerFile;
 use trine_data::{
     BatchOptions, Batches, Bigram, CorpusManifest, CorpusReport, Dataset, PrepareOptions,
     Selection, Share, Tokenizer, ValidationWindows, prepare,
@@ -86,9 +87,14 @@ impl RunData {
         &self.dataset.tokenizer
     }
 
-    /// The tokenizer's file.
-    pub(crate) fn tokenizer_path(&self) -> &Path {
-        &self.tokenizer_path
+    /// The tokenizer's file, and how texts end in it.
+    pub(crate) fn tokenizer_file(&self) -> TokenizerFile<'_> {
+        let tokenizer = self.tokenizer();
+        TokenizerFile {
+            path: &self.tokenizer_path,
+            end_of_text: tokenizer.end_of_text(),
+            end_of_text_name: tokenizer.end_of_text_name(),
+        }
     }
 
     /// The samples of one data-parallel rank at a step.

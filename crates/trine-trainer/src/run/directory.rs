@@ -9,7 +9,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use trine_checkpoint::{Check, CheckpointError, Disk, Latest, Storage, estimate_bytes, latest};
+use trine_files::TEXT_BYTES_MAX;
 use trine_spec::ModelSpec;
+
+/// Bytes of the longest metrics: 16 million steps.
+const METRICS_BYTES_MAX: u64 = 4 << 30;
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,8 +70,7 @@ impl RunDirectory {
         }
         std::fs::create_dir_all(&path).map_err(io("create the run directory", &path))?;
         let lock_path = path.join(".lock");
-        let options = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = options.map_err(io("open", &lock_path))?;
+        let lock = trine_files::open_lock(&lock_path).map_err(io("open", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(path)),
@@ -162,7 +165,7 @@ impl RunDirectory {
 
     /// The summary of the process that ran here before, if one came to its end.
     pub(crate) fn summary(&self) -> Option<Summary> {
-        let text = std::fs::read_to_string(self.path.join("summary.json")).ok()?;
+        let text = trine_files::read_text(&self.path.join("summary.json"), TEXT_BYTES_MAX).ok()?;
         serde_json::from_str(&text).ok()
     }
 
@@ -181,7 +184,7 @@ impl RunDirectory {
 /// A file that cannot be read.
 fn metrics_until(run: &Path, step: u64) -> Result<String, TrainError> {
     let path = run.join("metrics.jsonl");
-    let text = match std::fs::read(&path) {
+    let text = match trine_files::read(&path, METRICS_BYTES_MAX) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
         Err(error) => return Err(io("read", &path)(error)),

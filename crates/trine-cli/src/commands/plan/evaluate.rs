@@ -55,7 +55,7 @@ fn at(path: &Path, error: &dyn std::fmt::Display) -> Failure {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    let text = std::fs::read_to_string(path);
+    let text = trine_files::read_text(path, trine_files::TEXT_BYTES_MAX);
     text.with_context(|| format!("cannot read {}", path.display())).map_err(Failure::Usage)
 }
 

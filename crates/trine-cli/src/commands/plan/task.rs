@@ -7,6 +7,7 @@ use crate::output::Unit;
 use crate::plan_args::TaskArgs;
 use std::path::Path;
 use trine_buffer::DType;
+use trine_files::{TEXT_BYTES_MAX, read_text};
 use trine_plan::{
     Attention, Choice, Cluster, Constants, Impossible, Limit, Model, PlanError, Planner, Precision,
     Recompute, Request, SearchError, Stack, clusters, default_global_batch, find_cluster,
@@ -262,7 +263,7 @@ fn precision(args: &TaskArgs, base: Option<&Config>) -> Result<Precision, Failur
 
 fn cluster(args: &TaskArgs, name: &str, precision: Precision) -> Result<Cluster, Failure> {
     let mine = match &args.cluster_file {
-        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+        Some(path) => Some(read_text(path, TEXT_BYTES_MAX).map_err(|error| {
             Failure::usage(format!("{}: cannot read the clusters: {error}", path.display()))
         })?),
         None => None,

@@ -43,7 +43,7 @@ impl RankRun<'_> {
             dtype: self.engine.compute.accumulator(),
             moments: engine.moments(),
             run: &run,
-            tokenizer: Some(self.data.tokenizer_path()),
+            tokenizer: Some(self.data.tokenizer_file()),
             keep_last: config.checkpoint.keep_last,
             storage: self.request.seams.storage,
         };
