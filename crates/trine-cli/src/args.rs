@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::plan_args::whole;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -192,19 +193,22 @@ pub(crate) enum ScheduleCommand {
     Verify(VerifyArgs),
 }
 
+/// Stages and micro-batches of the largest schedule that is shown: the time to lower one grows with their square.
+const SHOWN_MAX: usize = 4096;
+
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
     /// Its name: gpipe, 1f1b, interleaved, breadth-first, zb-h1, zb-h2, zb-v or forward-only
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
     /// Pipeline ranks, with one stage each unless the schedule has virtual ones
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value = "4", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) stages: usize,
     /// Virtual stages of each rank [default: 2 of interleaved, breadth-first and zb-v, else 1]
-    #[arg(long, value_name = "V")]
+    #[arg(long, value_name = "V", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) r#virtual: Option<usize>,
     /// Micro-batches
-    #[arg(long, value_name = "M", default_value_t = 8)]
+    #[arg(long, value_name = "M", default_value = "8", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) micro_batches: usize,
     /// Draw into an SVG file instead
     #[arg(long, value_name = "FILE")]

@@ -135,7 +135,7 @@ const DEGREE_MAX: usize = 1 << 16;
 const LINES_MAX: usize = 1 << 16;
 
 /// Reads a whole number from `least` to `most`.
-fn whole(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+pub(crate) fn whole(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
     move |text| {
         let number = text.parse::<usize>().ok().filter(|number| (least..=most).contains(number));
         number.ok_or_else(|| format!("must be a whole number, {least} to {most}"))

@@ -140,6 +140,14 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["bench", "kernels", "--filter", "gella"], &["--filter gella", "nearest valid: gelu"]),
     (&["schedule", "show", "gpip"], &["gpip", "gpipe"]),
     (&["schedule", "show", "1f1b", "--stages", "0"], &["0 stages", "at least 1"]),
+    (
+        &["schedule", "show", "1f1b", "--stages", "20000"],
+        &["'20000' for '--stages <N>'", "must be a whole number, 0 to 4096"],
+    ),
+    (
+        &["schedule", "show", "1f1b", "--micro-batches", "-1"],
+        &["'-1' for '--micro-batches <M>'", "0 to 4096"],
+    ),
     (&["schedule", "show", "zb-v", "--virtual", "3"], &["zb-v", "not 3", "the nearest is 2"]),
     (
         &["schedule", "show", "interleaved", "--micro-batches", "9"],
@@ -185,7 +193,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 66);
+    assert_eq!(cases, 68);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

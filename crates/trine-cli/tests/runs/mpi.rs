@@ -462,3 +462,29 @@ fn a_cut_link_stops_both_hosts() {
     assert!(said.contains("the link to it is gone"), "{said}");
     assert_eq!(run.left(), 0, "no process stays on either side");
 }
+
+/// Of every way in which processes start, the layout is chosen for as many as there are.
+#[test]
+fn a_layout_is_chosen_for_the_ranks_that_there_are() {
+    let scratch = Scratch::new();
+    let auto = ["--layout=auto", "--steps=2"];
+    let ranks = |out: &str| -> usize {
+        let config = fs::read_to_string(scratch.path(out).join("config.toml")).unwrap();
+        let degree = |key: &str| -> usize {
+            config.lines().find_map(|line| line.strip_prefix(key)).unwrap().parse().unwrap()
+        };
+        degree("dp = ") * degree("pp = ") * degree("tp = ")
+    };
+    let (_, said) = scratch.ok(&launch(&["-n", "2"], "two", &auto));
+    assert_eq!((ranks("two"), said.matches("layout  dp ").count()), (2, 1), "{said}");
+    // Without a number of processes, this host's cores decide it.
+    let (_, said) = scratch.ok(&launch(&[], "any", &auto));
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert!(cores.is_multiple_of(ranks("any")), "{said}");
+    // Ranks that no supervisor has told: the first one tells the others.
+    let alone = [&MPIRUN[..], &["2", TRINE], &small("alone", &auto)].concat();
+    let output = scratch.program("mpirun").args(alone).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!((ranks("alone"), said.matches("layout  dp ").count()), (2, 1), "{said}");
+}
