@@ -61,8 +61,10 @@ fn what_is_no_text_is_refused_by_name() {
     fs::write(scratch.path("a.jsonl"), "{\"text\": \"x\"}\n").unwrap();
     fs::write(scratch.path("a.txt.gz"), b"\x1f\x8b\x08\0").unwrap();
     fs::write(scratch.path("packed.txt"), b"\x28\xb5\x2f\xfd\0").unwrap();
-    let pipe = Command::new("mkfifo").arg(scratch.path("pipe")).status().unwrap();
-    assert!(pipe.success());
+    // Not in the folder itself, of which all files are read to see that they stay.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let pipe = elsewhere.path().join("pipe").display().to_string();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     // A dataset that has lost its index.
     fs::create_dir(scratch.path("tokens")).unwrap();
     fs::write(scratch.path("tokens/train.bin"), "tokens").unwrap();
@@ -71,7 +73,7 @@ fn what_is_no_text_is_refused_by_name() {
         ("a.jsonl", &["a.jsonl is a file of JSON Lines", "jq -r .text"]),
         ("a.txt.gz", &["a.txt.gz is gzip-compressed", "unpack it"]),
         ("packed.txt", &["packed.txt is Zstandard-compressed"]),
-        ("pipe", &["pipe is a pipe, not a regular file"]),
+        (pipe.as_str(), &["pipe is a pipe, not a regular file"]),
         ("/dev/zero", &["/dev/zero is a device"]),
         ("tokens", &["tokens/index.json", "no index.json of format", "restore"]),
     ];
