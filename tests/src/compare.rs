@@ -3,7 +3,7 @@
 
 use crate::Outcome;
 use std::fmt;
-use trine_testkit::assemble::Tensors;
+use trine_trainer::parity::worst;
 
 /// One thing that is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,26 +68,4 @@ pub fn findings(got: &Result<Outcome, String>, exact: &Outcome, bound: f64) -> V
         find(check, error.is_nan() || error > bound, format!("{value} instead of {exact}"));
     }
     found
-}
-
-/// The largest relative error of any gradient, with its name. In exact arithmetic some gradients are
-/// zero (a key bias shifts all scores of a query alike), so what is left of them is the rounding of
-/// terms that cancel: an error is measured against at least this parameter's share of the whole
-/// gradient, as if all elements were of equal size.
-///
-/// # Panics
-/// The two runs have other parameters.
-pub fn worst(grads: &Tensors, exact: &Tensors) -> (String, f64) {
-    assert!(grads.keys().eq(exact.keys()), "other parameters");
-    let square = |values: &Vec<f64>| values.iter().map(|v| v * v).sum::<f64>();
-    let elements: usize = exact.values().map(Vec::len).sum();
-    let mean_square = exact.values().map(square).sum::<f64>() / elements as f64;
-    let error = |(name, grad): (&String, &Vec<f64>)| {
-        let exact = &exact[name];
-        let difference: Vec<f64> = grad.iter().zip(exact).map(|(g, e)| g - e).collect();
-        let size = square(exact).max(mean_square * exact.len() as f64);
-        (name.clone(), (square(&difference) / size).sqrt())
-    };
-    let worst = grads.iter().map(error).max_by(|a, b| a.1.total_cmp(&b.1));
-    worst.expect("invariant: a model has parameters")
 }

@@ -26,6 +26,7 @@ use trine_testkit::assemble::{Shards, Tensors, assemble};
 use trine_testkit::toy;
 use trine_trainer::TrainError;
 use trine_trainer::engine::{Batch, Engine, EngineConfig, RankPlan, WEIGHTS};
+use trine_trainer::parity::gradients;
 
 /// A serial run of a toy model in f32: what layouts start from.
 pub fn serial(model: ModelSpec) -> EngineConfig {
@@ -135,14 +136,6 @@ pub fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
         targets: targets[own].to_vec(),
         document_start: None,
     }
-}
-
-fn gradients(engine: &Engine) -> Result<Shards, TrainError> {
-    let layout = engine.plan().layout.clone();
-    let buckets = 0..layout.buckets.len();
-    let values = buckets.clone().map(|bucket| Ok(engine.grads().bucket(bucket)?.to_f64_vec()));
-    let values = values.collect::<Result<_, TrainError>>()?;
-    Ok(Shards { layout, buckets: values, valid: buckets.map(|b| engine.reduced(b)).collect() })
 }
 
 fn weights(engine: &Engine) -> Result<Shards, TrainError> {

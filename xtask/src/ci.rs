@@ -1,5 +1,6 @@
 //! `cargo xtask ci`: the checks of a merge, as one table and one loop.
 
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use anyhow::Context;
 
 use crate::counts;
 use crate::interop;
-use crate::workspace::{Package, Workspace};
+use crate::workspace::{Package, Workspace, output};
 
 /// One row of the table.
 struct Step {
@@ -24,6 +25,10 @@ enum When {
     Full,
     /// Only where `cargo NAME` exists, which a step that needs a separate program cannot take for granted.
     Installed(&'static str),
+    /// Only where rustup has the standard library of this platform, or can fetch it.
+    Platform(&'static str),
+    /// With the oldest compiler that the manifests allow, only where rustup has it or can fetch it.
+    OldestRust,
     /// Only where `mpicc` exists: MPI is the system's, not cargo's.
     Mpi,
     /// The same, where in addition this user may make network namespaces.
@@ -59,7 +64,8 @@ const STEPS: &[Step] = &[
         name: "doc",
         when: When::Always,
         env: &[("RUSTDOCFLAGS", "-D warnings")],
-        cargo: &["doc", "--workspace", "--no-deps"],
+        // The workspace switches on every other feature but `mpi`.
+        cargo: &["doc", "--workspace", "--no-deps", "--features", "trine-comm/conformance"],
     },
     // Users depend on single crates; a feature that only another member switches on would be missed by --workspace.
     Step { name: "alone", when: When::Always, env: &[], cargo: &["check", "--package", "{crate}"] },
@@ -76,6 +82,25 @@ const STEPS: &[Step] = &[
         when: When::Installed("deny"),
         env: &[],
         cargo: &["deny", "check", "bans", "licenses", "sources"],
+    },
+    // Checked, not run: there is no such machine here.
+    Step {
+        name: "macos",
+        when: When::Platform("aarch64-apple-darwin"),
+        env: &[],
+        cargo: &["check", "--workspace", "--target", "aarch64-apple-darwin"],
+    },
+    Step {
+        name: "arm linux",
+        when: When::Platform("aarch64-unknown-linux-gnu"),
+        env: &[],
+        cargo: &["check", "--workspace", "--target", "aarch64-unknown-linux-gnu"],
+    },
+    Step {
+        name: "oldest rust",
+        when: When::OldestRust,
+        env: &[],
+        cargo: &["check", "--workspace", "--all-targets"],
     },
     // Ranks as processes: the conformance suite and failures under mpirun with 2, 3, 4 and 8 ranks.
     Step {
@@ -101,6 +126,12 @@ const STEPS: &[Step] = &[
         when: When::Mpi,
         env: &[],
         cargo: &["test", "--package", "trine-comm-mpi", "--features", "mpi"],
+    },
+    Step {
+        name: "mpi doc",
+        when: When::Mpi,
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
+        cargo: &["doc", "--package", "trine-comm-mpi", "--no-deps", "--features", "mpi"],
     },
     // Whole runs, bit for bit those of threads; ranks that are killed or stopped.
     Step {
@@ -235,6 +266,8 @@ pub(crate) fn run(workspace: &Workspace, full: bool) -> anyhow::Result<ExitCode>
 fn skipped(workspace: &Workspace, step: &Step, full: bool) -> Option<String> {
     match step.when {
         When::Always | When::Counts => None,
+        When::Platform(target) => no_platform(target),
+        When::OldestRust => no_oldest_rust(),
         When::Mpi => no_mpi(),
         When::TwoHosts => no_mpi().or_else(no_namespaces),
         When::Full => only_full(full),
@@ -259,6 +292,8 @@ fn remark(workspace: &Workspace, step: &Step) -> anyhow::Result<String> {
         | When::Full
         | When::Interop
         | When::Installed(_)
+        | When::Platform(_)
+        | When::OldestRust
         | When::Mpi
         | When::TwoHosts => Ok(String::new()),
         When::Counts => {
@@ -266,6 +301,26 @@ fn remark(workspace: &Workspace, step: &Step) -> anyhow::Result<String> {
             Ok(why.map_or_else(String::new, |why| format!(", NOT JUDGED: {why}")))
         }
     }
+}
+
+/// The oldest compiler that the manifests allow.
+const OLDEST_RUST: &str = env!("CARGO_PKG_RUST_VERSION");
+
+/// Why nothing can be checked for `target` here, if it cannot.
+fn no_platform(target: &str) -> Option<String> {
+    let folder =
+        output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]));
+    let is_there = folder.is_ok_and(|folder| Path::new(folder.trim()).is_dir());
+    let has = is_there || runs(Command::new("rustup").args(["target", "add", target]));
+    (!has).then(|| format!("DID NOT RUN: rustup cannot add the target {target} here"))
+}
+
+/// Why the oldest compiler cannot be tried here, if it cannot.
+fn no_oldest_rust() -> Option<String> {
+    let is_there = runs(Command::new("rustup").args(["run", OLDEST_RUST, "cargo", "--version"]));
+    let install = ["toolchain", "install", OLDEST_RUST, "--profile", "minimal"];
+    let has = is_there || runs(Command::new("rustup").args(install));
+    (!has).then(|| format!("DID NOT RUN: rustup cannot install Rust {OLDEST_RUST} here"))
 }
 
 /// Why ranks cannot be processes here, if they cannot.
@@ -315,12 +370,29 @@ fn commands(step: &Step, members: &[Package]) -> Vec<Vec<String>> {
 /// The step as a line for a shell.
 fn command_line(step: &Step, args: &[String]) -> String {
     let env = step.env.iter().map(|(name, value)| format!("{name}=\"{value}\" "));
-    env.collect::<String>() + "cargo " + &args.join(" ")
+    let program = match step.when {
+        When::OldestRust => format!("rustup run {OLDEST_RUST} cargo "),
+        When::Always
+        | When::Full
+        | When::Installed(_)
+        | When::Platform(_)
+        | When::Interop
+        | When::Mpi
+        | When::TwoHosts
+        | When::Counts => "cargo ".to_owned(),
+    };
+    env.collect::<String>() + &program + &args.join(" ")
 }
 
 /// Runs one command with its output shown.
 fn succeeds(workspace: &Workspace, step: &Step, args: &[String]) -> anyhow::Result<bool> {
     let mut command: Command = workspace.cargo();
+    if let When::OldestRust = step.when {
+        command = Command::new("rustup");
+        // The cargo that runs us must not choose the compiler.
+        command.args(["run", OLDEST_RUST, "cargo"]).current_dir(&workspace.root);
+        command.env_remove("RUSTC").env_remove("RUSTDOC").env_remove("CARGO");
+    }
     command.args(args).envs(step.env.iter().copied());
     let status = command.status().context("cannot run cargo")?;
     Ok(status.success())
@@ -353,7 +425,12 @@ mod tests {
     fn the_line_to_repeat_carries_the_environment() {
         let args = commands(step("doc"), &[]).remove(0);
         let line = command_line(step("doc"), &args);
-        assert_eq!(line, "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps");
+        assert!(
+            line.starts_with("RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps"),
+            "{line}"
+        );
+        let old = command_line(step("oldest rust"), &commands(step("oldest rust"), &[])[0]);
+        assert!(old.starts_with("rustup run 1.") && old.contains(" cargo check "), "{old}");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Say what is in a run directory
     Inspect(InspectArgs),
+    /// Say what this machine has and lacks, and check its numbers: every kernel, and a layout
+    Doctor(DoctorArgs),
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
@@ -258,6 +260,13 @@ pub(crate) struct InspectArgs {
     /// Run directory
     #[arg(value_name = "RUN_DIR")]
     pub(crate) run: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Only what the machine has; check no numbers
+    #[arg(long)]
+    pub(crate) quick: bool,
 }
 
 #[derive(Debug, Subcommand)]

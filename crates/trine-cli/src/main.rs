@@ -88,6 +88,7 @@ fn run(command: &Command, memory: &OutOfMemory) -> Result<(), Failure> {
         Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Doctor(args) => commands::doctor::run(args),
         Command::Bench(Bench::Layouts(args)) => commands::bench_layouts::run(args),
         Command::Bench(Bench::Step(args)) => commands::bench::step(args),
         Command::Bench(Bench::Comm(args)) => commands::bench_comm::run(args),

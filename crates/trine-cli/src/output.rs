@@ -1,6 +1,7 @@
 //! What is printed: text that may end in a closed pipe, tables, numbers for people.
 
 use crate::failure::Failure;
+use indicatif::HumanCount;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -95,15 +96,7 @@ impl<const N: usize> Table<N> {
 
 /// `1234567` as `1,234,567`.
 pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 /// Bytes in the unit that leaves at most four digits.

@@ -35,7 +35,7 @@ impl fmt::Debug for CandleLayer {
     }
 }
 
-fn candle(error: candle_core::Error) -> NnError {
+pub(crate) fn candle(error: candle_core::Error) -> NnError {
     NnError::Buffer(trine_buffer::BufferError::Candle(error.to_string()))
 }
 

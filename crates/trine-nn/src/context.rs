@@ -107,6 +107,26 @@ pub fn stream_type(compute: DType) -> DType {
     compute.accumulator()
 }
 
+impl<'a> Context<'a> {
+    /// The first step of a training run in `compute`, in fast numerics, without document masks or
+    /// targets.
+    pub fn train(ops: &'a dyn Ops, pool: &'a Pool, compute: DType, rows: Rows) -> Self {
+        Self {
+            ops,
+            pool,
+            compute,
+            numerics: Numerics::Fast,
+            mode: Mode::Train,
+            step: 0,
+            rows,
+            document_start: None,
+            targets: None,
+            loss_scale: 1.0,
+            decode: None,
+        }
+    }
+}
+
 impl Context<'_> {
     /// The type of the residual stream.
     pub fn stream(&self) -> DType {

@@ -96,30 +96,10 @@ pub fn activation(layer: crate::Activation, inputs: usize) -> Result<Report, NnE
     let mut weights = ParamStore::zeros(layout, trine_buffer::DType::F64);
     let (ops, pool) =
         (trine_kernels::CpuOps::new(trine_kernels::Team::new(1)), trine_buffer::Pool::new());
-    let ctx = context(&ops, &pool, crate::Rows { samples: 0..1, seq: 2 });
+    let rows = crate::Rows { samples: 0..1, seq: 2 };
+    let ctx = Context::train(&ops, &pool, trine_buffer::DType::F64, rows);
     let x: Vec<f64> = (0..2 * inputs).map(|i| coefficient(i) * 1.5).collect();
     check(&layer, &mut weights, &x, &ctx)
-}
-
-/// A training context in f64 without dropout, documents or targets.
-pub fn context<'a>(
-    ops: &'a dyn trine_kernels::Ops,
-    pool: &'a trine_buffer::Pool,
-    rows: crate::Rows,
-) -> Context<'a> {
-    Context {
-        ops,
-        pool,
-        compute: trine_buffer::DType::F64,
-        numerics: crate::Numerics::Fast,
-        mode: crate::Mode::Train,
-        step: 0,
-        rows,
-        document_start: None,
-        targets: None,
-        loss_scale: 1.0,
-        decode: None,
-    }
 }
 
 fn central(value: f64, mut at: impl FnMut(f64) -> Result<f64, NnError>) -> Result<f64, NnError> {

@@ -11,7 +11,8 @@
 //! * [`Linear`], [`NormLayer`], [`Activation`], [`AttentionCore`]: the dense parts.
 //! * [`Recompute`], [`Stack`]: wrappers around any layer.
 //! * [`gradcheck`]: finite differences in f64 against any layer.
-//! * `candle_layer` (feature `candle`): a closure over candle tensors as a layer.
+//! * `candle_layer` (feature `candle`): a closure over candle tensors as a layer; `oracle`: every layer
+//!   held against candle's autograd.
 #![doc = include_str!("../example.md")]
 
 mod activation;
@@ -26,6 +27,8 @@ mod grads;
 mod layer;
 mod linear;
 mod norm;
+#[cfg(feature = "candle")]
+pub mod oracle;
 mod params;
 
 pub use activation::Activation;

@@ -2,7 +2,6 @@
 
 use crate::RendezvousError;
 use std::fmt;
-use std::io::Read;
 use std::str::FromStr;
 
 /// 128 random bits that the processes of a run share, handed to them by whoever starts them. Its
@@ -14,12 +13,13 @@ impl Token {
     /// A new one, from the system's random numbers.
     ///
     /// # Errors
-    /// A system without `/dev/urandom`.
+    /// A system that gives none.
     pub fn generate() -> Result<Self, RendezvousError> {
         let mut bytes = [0; 16];
-        let read =
-            std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-        read.map_err(|source| RendezvousError::System { what: "read /dev/urandom", source })?;
+        getrandom::fill(&mut bytes).map_err(|error| RendezvousError::System {
+            what: "draw random numbers",
+            source: error.into(),
+        })?;
         Ok(Self(bytes))
     }
 

@@ -96,6 +96,13 @@ pub struct BucketLayout {
     pub tied: bool,
 }
 
+impl BucketLayout {
+    /// One that holds nothing yet.
+    fn open() -> Self {
+        Self { params: vec![], len: 0, pieces: vec![], tied: false }
+    }
+}
+
 /// Everything one rank holds of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageLayout {
@@ -128,12 +135,11 @@ impl StageLayout {
             };
             tied.extend(specs.iter().filter(|spec| is_tied(spec)).map(|s| (piece, s.clone())));
             specs.retain(|spec| !is_tied(spec));
-            layout.place(piece, specs, request);
+            layout.place(piece, specs, request)?;
         }
         for (piece, spec) in tied {
-            let bucket = BucketLayout { params: vec![], len: 0, pieces: vec![], tied: true };
-            layout.buckets.push(bucket);
-            layout.append(piece, spec, request);
+            layout.buckets.push(BucketLayout { tied: true, ..BucketLayout::open() });
+            layout.append(piece, spec, (request.tp, request.tp_index))?;
         }
         for bucket in &mut layout.buckets {
             bucket.len = padded(bucket.len, request.dp);
@@ -141,28 +147,64 @@ impl StageLayout {
         Ok(layout)
     }
 
+    /// Lays out parameters of a layer of one's own for rank `tp_index` of `tp`: one bucket, in which
+    /// they lie directly behind one another, so that neighbours can be used as one matrix.
+    ///
+    /// ```
+    /// use trine_spec::{Init, ParamSpec, StageLayout};
+    ///
+    /// // Eight output features on two ranks.
+    /// let weight = ParamSpec::new("up", &[8, 4], Init::Normal { std: 0.02 }).split(0, 8);
+    /// let layout = StageLayout::of(vec![weight], 2, 1)?;
+    /// assert_eq!(layout.params[0].ranges, [4..8, 0..4]);
+    /// # Ok::<(), trine_spec::SpecError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A dimension whose units do not divide over `tp`.
+    pub fn of(specs: Vec<ParamSpec>, tp: usize, tp_index: usize) -> Result<Self, SpecError> {
+        let mut layout = Self { params: vec![], buckets: vec![], pieces: vec![] };
+        if !specs.is_empty() {
+            layout.buckets.push(BucketLayout::open());
+        }
+        for (index, spec) in specs.into_iter().enumerate() {
+            let spec = ParamSpec { fused: index > 0, ..spec };
+            layout.append(Piece::Block(0), spec, (tp, tp_index))?;
+        }
+        Ok(layout)
+    }
+
     /// Puts a piece's parameters into the open bucket, or opens a new one.
-    fn place(&mut self, piece: Piece, specs: Vec<ParamSpec>, request: &StageRequest<'_>) {
+    fn place(
+        &mut self,
+        piece: Piece,
+        specs: Vec<ParamSpec>,
+        request: &StageRequest<'_>,
+    ) -> Result<(), SpecError> {
         let full = |bucket: &BucketLayout| bucket.len >= request.bucket_elements;
         if self.buckets.last().is_none_or(full) {
-            let bucket = BucketLayout { params: vec![], len: 0, pieces: vec![], tied: false };
-            self.buckets.push(bucket);
+            self.buckets.push(BucketLayout::open());
         }
         let open = self.buckets.last_mut().expect("invariant: a bucket is open");
         open.pieces.push(piece);
         for spec in specs {
-            self.append(piece, spec, request);
+            self.append(piece, spec, (request.tp, request.tp_index))?;
         }
+        Ok(())
     }
 
     /// Appends one parameter to the last bucket.
-    fn append(&mut self, piece: Piece, spec: ParamSpec, request: &StageRequest<'_>) {
+    fn append(
+        &mut self,
+        piece: Piece,
+        spec: ParamSpec,
+        (tp, tp_index): (usize, usize),
+    ) -> Result<(), SpecError> {
         let (mut replicas, mut replica, mut owner) = (1, 0, spec.tied_to.is_none());
         let mut ranges = Vec::new();
         for (len, placement) in spec.shape.iter().zip(&spec.placement) {
             if placement.axes.contains(Axis::Tp) {
-                let shard = shard(*len, placement.units, request.tp, request.tp_index)
-                    .expect("invariant: check_layout has passed");
+                let shard = shard(*len, placement.units, tp, tp_index)?;
                 (replicas, replica) = (shard.replicas, shard.replica);
                 ranges.push(shard.range);
             } else {
@@ -170,7 +212,7 @@ impl StageLayout {
             }
         }
         let split = spec.placement.iter().any(|placement| placement.axes.contains(Axis::Tp));
-        owner &= if split { replica == 0 } else { request.tp_index == 0 };
+        owner &= if split { replica == 0 } else { tp_index == 0 };
         let bucket = self.buckets.len() - 1;
         let open = &mut self.buckets[bucket];
         let offset = offset(open.len, spec.fused);
@@ -178,6 +220,7 @@ impl StageLayout {
         open.len = offset + param.len();
         open.params.push(self.params.len());
         self.params.push(param);
+        Ok(())
     }
 
     /// The index of a parameter by name. The name of a tied output layer finds the embedding when

@@ -5,6 +5,7 @@
 //!   shape, placement on the mesh, initialisation and padding; [`hf`] says how Hugging Face names
 //!   and lays out the same tensors.
 //! * [`StageLayout`]: what one rank holds: local shapes and the flat buckets they lie in.
+//! * [`assemble`]: whole tensors from the shards of all ranks.
 //! * [`RankBytes`] and [`PieceSizes`]: bytes of a rank's training state, from lengths alone.
 //! * [`ModelSpec::saved`]: what a block keeps for its backward pass, as symbolic shapes.
 //! * [`ModelSpec::flops_per_token`]: model FLOPs.
@@ -20,6 +21,7 @@
 //! ```
 
 mod activations;
+pub mod assemble;
 mod bytes;
 pub mod hf;
 mod layout;
@@ -69,6 +71,9 @@ pub enum SpecError {
         /// Degrees that would do.
         nearest: String,
     },
+    /// A dimension cannot be split over tensor parallelism.
+    #[error(transparent)]
+    Shard(#[from] trine_mesh::MeshError),
     /// No preset has this name.
     #[error("no preset is called \"{name}\"; nearest: \"{nearest}\" (see `trine presets`)")]
     Preset {

@@ -64,6 +64,31 @@ pub struct ParamSpec {
 }
 
 impl ParamSpec {
+    /// A parameter that every rank holds whole. Weight decay applies to matrices.
+    pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            placement: vec![DimPlacement::REPLICATED; shape.len()],
+            init,
+            decay: shape.len() > 1,
+            valid_rows: shape.first().copied().unwrap_or(1),
+            fused: false,
+            tied_to: None,
+        }
+    }
+
+    /// The same, with dimension `dim` split over tensor parallelism in `units` that stay whole
+    /// (heads, features).
+    ///
+    /// # Panics
+    /// `dim` is no dimension of the shape.
+    #[must_use]
+    pub fn split(mut self, dim: usize, units: usize) -> Self {
+        self.placement[dim] = DimPlacement::tensor(units);
+        self
+    }
+
     /// Elements without padding.
     pub fn unpadded_len(&self) -> usize {
         self.valid_rows * self.shape[1..].iter().product::<usize>()

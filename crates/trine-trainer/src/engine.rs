@@ -3,8 +3,8 @@
 //! The engine knows nothing of files, clocks or progress. It takes the samples of a step and gives
 //! back losses, gradients and updated weights, in any layout; the parity tests drive it directly.
 
-mod check;
 mod messages;
+mod settings;
 mod state;
 
 use crate::TrainError;

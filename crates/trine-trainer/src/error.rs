@@ -210,6 +210,9 @@ pub enum TrainError {
     /// A mesh that does not fit.
     #[error(transparent)]
     Mesh(#[from] MeshError),
+    /// Ranks that fail or disagree while a layout is held against the serial run.
+    #[error("a layout cannot be compared with the serial run: {0}")]
+    Parity(String),
     /// A model that does not fit.
     #[error(transparent)]
     Spec(#[from] SpecError),

@@ -25,6 +25,7 @@ mod error;
 mod fastest;
 mod memory;
 mod outlook;
+pub mod parity;
 mod planned;
 pub mod run;
 mod stage;

@@ -69,7 +69,8 @@ pub(super) fn readmes(
         let root =
             find(format!("{folder}/src/lib.rs")).or_else(|| find(format!("{folder}/src/main.rs")));
         let Some(root) = root else { continue };
-        let (path, text) = (format!("{folder}/README.md"), readme(member, &root.text));
+        let beside = |name: &str| find(format!("{folder}/{name}")).map(|file| file.text.as_str());
+        let (path, text) = (format!("{folder}/README.md"), readme(member, &root.text, beside));
         if find(path.clone()).is_none_or(|file| file.text != text) {
             let what = "is not made from the crate's documentation: run `cargo xtask tidy --bless`";
             problems.push(Problem::file(&path, what));
@@ -79,11 +80,31 @@ pub(super) fn readmes(
     (changed, problems)
 }
 
-fn readme(member: &Package, source: &str) -> String {
+/// The lines of a crate's documentation; `beside` gives the files that it includes.
+fn documentation<'a>(source: &'a str, beside: impl Fn(&str) -> Option<&'a str>) -> Vec<&'a str> {
+    let included = |line: &str| {
+        let name = line.strip_prefix("#![doc = include_str!(\"../")?.strip_suffix("\")]")?;
+        beside(name)
+    };
+    let mut lines = Vec::new();
+    for line in source.lines() {
+        match (line.strip_prefix("//!"), included(line)) {
+            (Some(line), _) => lines.push(line.strip_prefix(' ').unwrap_or(line)),
+            (None, Some(text)) => lines.extend(text.lines()),
+            (None, None) => break,
+        }
+    }
+    lines
+}
+
+fn readme<'a>(
+    member: &Package,
+    source: &'a str,
+    beside: impl Fn(&str) -> Option<&'a str>,
+) -> String {
     let mut text = format!("# {}\n\n", member.name);
     let mut fence = Fence::Outside;
-    for line in source.lines().map_while(|line| line.strip_prefix("//!")) {
-        let line = line.strip_prefix(' ').unwrap_or(line);
+    for line in documentation(source, beside) {
         let next = fence.after(line);
         let shown = match (fence, next) {
             (Fence::Outside, Fence::Rust) => "```rust".to_owned(),
@@ -219,16 +240,17 @@ mod tests {
     fn a_readme_is_the_documentation_of_the_crate() {
         let source = "//! First, see [`X`] and [`y`](crate::y) and [`mod@z`].\n//!\n//! ```\n//! let a = 1;\n\
                       //! # hidden(a);\n//! #[derive(Debug)] struct B;\n//! ```\n//!\n//! ```sh\n//! # shown\n//! ```\n\
-                      //! [`W`](https://example.org)\n\nuse x;\n//! not this\n";
+                      //! [`W`](https://example.org)\n#![doc = include_str!(\"../more.md\")]\n\nuse x;\n//! not this\n";
         let lib = TextFile { path: "crates/a/src/lib.rs".to_owned(), text: source.to_owned() };
-        let (changed, found) = readmes(&[good()], std::slice::from_ref(&lib), folder);
+        let more = TextFile { path: "crates/a/more.md".to_owned(), text: "More.\n".to_owned() };
+        let (changed, found) = readmes(&[good()], &[lib.clone(), more.clone()], folder);
         assert_eq!((changed.len(), found.len()), (1, 1));
         let expected = "# a\n\nFirst, see `X` and `y` and `z`.\n\n```rust\nlet a = 1;\n#[derive(Debug)] struct B;\n```\n\n\
-                        ```sh\n# shown\n```\n[`W`](https://example.org)\n\nPart of [trine](https://example.org/trine), \
+                        ```sh\n# shown\n```\n[`W`](https://example.org)\nMore.\n\nPart of [trine](https://example.org/trine), \
                         which trains transformers with tensor, pipeline and data parallelism.\n\
                         Licensed under MIT or Apache-2.0, at your option.\n";
         assert_eq!(changed[0].text, expected);
-        let (again, found) = readmes(&[good()], &[lib, changed[0].clone()], folder);
+        let (again, found) = readmes(&[good()], &[lib, more, changed[0].clone()], folder);
         assert!(again.is_empty() && found.is_empty(), "{found:?}");
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod bench_kernels;
 pub(crate) mod bench_layouts;
 pub(crate) mod bench_plan;
 pub(crate) mod data;
+pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod launch;

@@ -34,6 +34,26 @@ fn presets_are_listed_with_their_sizes() {
     assert_eq!(presets[1]["layouts"][1]["tp"], 2);
 }
 
+#[test]
+fn the_doctor_takes_stock_and_finds_the_numbers_right() {
+    let quick = ok(here(), &["doctor", "--quick"]);
+    let row = |name: &str| quick.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+    let cores = row("cores").unwrap();
+    assert!(cores.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() > 0, "{cores}");
+    for name in ["instruction set", "memory that may be used", "free disk", "MPI", "Rust compiler"]
+    {
+        assert!(row(name).is_some_and(|row| row.len() > name.len()), "{name} in\n{quick}");
+    }
+    assert!(!quick.contains("candle"), "{quick}");
+
+    let all = ok(here(), &["doctor"]);
+    assert!(all.starts_with("this machine"), "{all}");
+    for part in ["attention with everything", "recompute", "dp 2 × pp 2 × tp 2", "reference"] {
+        assert!(all.contains(part), "{part} in\n{all}");
+    }
+    assert!(all.ends_with("All numbers are right.\n"), "{all}");
+}
+
 /// The bytes of a small model, worked out by hand from its shapes.
 #[test]
 fn a_dry_run_prints_what_each_rank_holds() {

@@ -5,9 +5,7 @@ use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::SelfComm;
 use trine_kernels::{CpuOps, Team};
 use trine_models::{StageModel, StageParts};
-use trine_nn::{
-    Context, DecodeCache, Mode, NnError, Numerics, ParamStore, Rows, gradcheck, initial_weights,
-};
+use trine_nn::{Context, DecodeCache, Mode, NnError, Numerics, ParamStore, Rows, initial_weights};
 use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest};
 
 /// The seed of all initial weights.
@@ -69,11 +67,10 @@ impl Bench {
         decode: Option<&'a DecodeCache>,
     ) -> Context<'a> {
         Context {
-            compute: self.compute,
             numerics: self.numerics,
             mode: Mode::Eval,
             decode,
-            ..gradcheck::context(&self.ops, &self.pool, Rows { samples: 0..1, seq })
+            ..Context::train(&self.ops, &self.pool, self.compute, Rows { samples: 0..1, seq })
         }
     }
 

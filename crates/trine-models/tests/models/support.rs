@@ -7,7 +7,7 @@ use trine_comm::{Communicator, SelfComm};
 use trine_kernels::{CpuOps, Ops, Team};
 use trine_models::{StageModel, StageParts};
 use trine_nn::initial_weights;
-use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, gradcheck, stream_type};
+use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, stream_type};
 use trine_rng::Stream;
 use trine_spec::{Init, ModelSpec, Piece, StageLayout, StageRequest};
 use trine_testkit::toy;
@@ -117,13 +117,13 @@ impl Rank {
     }
 
     pub(crate) fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
+        let rows = Rows { samples: SAMPLES, seq: SEQ };
         Context {
-            compute: self.setup.compute,
             step: 7,
             document_start: Some(Slice::new(&batch.starts)),
             targets: Some(Slice::new(&batch.targets)),
             loss_scale: 0.125,
-            ..gradcheck::context(&self.ops, &self.pool, Rows { samples: SAMPLES, seq: SEQ })
+            ..Context::train(&self.ops, &self.pool, self.setup.compute, rows)
         }
     }
 

@@ -1,7 +1,6 @@
 //! Finite differences.
 
-use crate::cases::{self, COUNT};
-use crate::support::{Bench, SEQ, document_starts, values};
+use crate::support::{Bench, COUNT, SEQ, cases, document_starts, values};
 use trine_buffer::{Act, DType};
 use trine_nn::{
     Activation, Context, GradStore, Layer, NnError, Numerics, ParamStore, Rows, Saved, WeightWork,
@@ -14,7 +13,7 @@ fn every_layer_agrees_with_finite_differences() {
     let rows = Rows { samples: 3..5, seq: SEQ };
     let starts = document_starts(&rows);
     let mut checked = 0;
-    for case in cases::all(DType::F64) {
+    for case in cases(DType::F64) {
         let ctx = bench.context(rows.clone(), case.documents.then_some(starts.as_slice()));
         let x = values("x", rows.tokens() * case.inputs);
         let mut weights = bench.weights(&case.layout);

@@ -5,7 +5,6 @@
     reason = "a test fails by panicking, helpers outside #[test] included"
 )]
 
-mod cases;
 mod gradients;
 mod memory;
 mod oracle;

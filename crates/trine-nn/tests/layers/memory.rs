@@ -1,7 +1,6 @@
 //! Activations come from the pool and go back to it.
 
-use crate::cases::{self, COUNT};
-use crate::support::{Bench, SEQ, buf, document_starts, values};
+use crate::support::{Bench, COUNT, SEQ, buf, cases, document_starts, values};
 use trine_buffer::{Act, DType};
 use trine_nn::{GradStore, Numerics, Rows};
 
@@ -11,7 +10,7 @@ fn every_layer_gives_back_what_it_took() {
     let starts = document_starts(&rows);
     let mut checked = 0;
     for numerics in [Numerics::Fast, Numerics::Reference] {
-        for case in cases::all(DType::F32) {
+        for case in cases(DType::F32) {
             let bench = Bench::new(DType::F32, numerics);
             let ctx = bench.context(rows.clone(), case.documents.then_some(starts.as_slice()));
             let weights = bench.weights(&case.layout);

@@ -1,8 +1,8 @@
 //! Recompute is the plain layer bit for bit, and keeps the input alone.
 
-use crate::cases::{self, COUNT, Case};
-use crate::support::{Bench, SEQ, buf, document_starts, pass, values};
+use crate::support::{Bench, COUNT, SEQ, buf, cases, document_starts, pass, values};
 use trine_buffer::{Act, DType};
+use trine_nn::oracle::Case;
 use trine_nn::{Context, GradStore, Layer, Mode, NnError, Numerics, ParamStore, Recompute, Rows};
 use trine_nn::{Saved, WeightWork};
 
@@ -38,8 +38,8 @@ fn recompute_equals_plain_bit_for_bit() {
         (DType::Bf16, Numerics::Fast),
     ] {
         let bench = Bench::new(compute, numerics);
-        for (plain, again) in cases::all(compute).into_iter().zip(cases::all(compute)) {
-            let Case { name, layout, inputs, outputs, documents, layer } = plain;
+        for (plain, again) in cases(compute).into_iter().zip(cases(compute)) {
+            let Case { name, layout, inputs, outputs, documents, layer, .. } = plain;
             let ctx = bench.context(rows.clone(), documents.then_some(starts.as_slice()));
             let weights = bench.weights(&layout);
             let x = values("x", rows.tokens() * inputs);

@@ -1,8 +1,7 @@
 //! The stores: what is away cannot be used, work left for later gives the same bits, and every shard
 //! starts from its slice of the global tensor.
 
-use crate::cases::{self, COUNT};
-use crate::support::{Bench, SEQ, buf, document_starts, layout, total, values};
+use crate::support::{Bench, COUNT, SEQ, buf, cases, document_starts, layout, total, values};
 use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType};
 use trine_nn::{
@@ -35,7 +34,7 @@ fn weights_that_are_away_are_errors_until_they_are_back() {
     away(weights.bucket(0).unwrap_err());
     away(weights.bucket_mut(0).unwrap_err());
     away(weights.load(0, bucket.slice(), &bench.ops).unwrap_err());
-    let case = cases::all(DType::F32).remove(0);
+    let case = cases(DType::F32).remove(0);
     let x = Act::new(buf(DType::F32, &values("x", SEQ * 8)));
     let ctx = bench.context(Rows { samples: 0..1, seq: SEQ }, None);
     away(case.layer.forward(&weights, x, &ctx).unwrap_err());
@@ -159,7 +158,7 @@ fn work_left_for_later_gives_the_bits_of_work_done_at_once() {
         (DType::Bf16, Numerics::Fast),
     ] {
         let bench = Bench::new(compute, numerics);
-        for case in cases::all(compute) {
+        for case in cases(compute) {
             let weights = bench.weights(&case.layout);
             let gradients = |defer: bool| {
                 let mut grads = GradStore::new(case.layout.clone(), compute, numerics);
@@ -199,7 +198,7 @@ fn work_left_for_later_gives_the_bits_of_work_done_at_once() {
 #[test]
 fn weight_work_holds_exactly_input_and_output_gradient() {
     let bench = Bench::new(DType::F32, Numerics::Fast);
-    let case = cases::all(DType::F32).remove(0);
+    let case = cases(DType::F32).remove(0);
     let weights = bench.weights(&case.layout);
     let rows = Rows { samples: 0..2, seq: SEQ };
     let ctx = bench.context(rows.clone(), None);
@@ -230,7 +229,7 @@ fn wrong_shapes_states_and_names_are_errors() {
     let gelu = Activation::Gelu { cols: 4 };
     let error = gelu.forward(&weights, act(7), &ctx).unwrap_err().to_string();
     assert_eq!(error, "activation: input has 7 elements, expected 8");
-    let saved = cases::all(DType::F32).remove(4).layer.forward(
+    let saved = cases(DType::F32).remove(4).layer.forward(
         &bench.weights(&crate::support::layout(&[("gain", &[6]), ("bias", &[6])])),
         act(12),
         &ctx,

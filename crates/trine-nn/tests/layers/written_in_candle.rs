@@ -1,7 +1,6 @@
 //! Layers written in candle: exact in reference numerics, and never a silent zero.
 
-use crate::cases::Case;
-use crate::reference::{SPLITS, WHOLE, in_micro_batches};
+use crate::reference::{SPLITS, Subject, WHOLE, in_micro_batches};
 use crate::support::{Bench, SEQ, buf, layout, values};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 use std::sync::Arc;
@@ -78,7 +77,7 @@ fn the_checker_finds_a_gradient_that_is_lost_on_one_of_two_ways() {
 }
 
 /// A small attention-free mixer: tokens of a sample see each other, samples do not.
-fn mixer() -> Case {
+fn mixer() -> (CandleLayer, Arc<StageLayout>) {
     let layout = layout(&[("mix", &[SEQ, SEQ]), ("w", &[40, 24])]);
     let find = |name| ParamId::find(&layout, &[name]).unwrap();
     let params = vec![(find("mix"), vec![SEQ, SEQ]), (find("w"), vec![40, 24])];
@@ -86,19 +85,20 @@ fn mixer() -> Case {
         let mixed = w[0].broadcast_left(x.dim(0)?)?.matmul(x)?;
         mixed.broadcast_matmul(&w[1].t()?)?.tanh()
     });
-    let layer = Box::new(layer);
-    Case { name: "mixer", layer, layout, inputs: 24, outputs: 40, documents: false }
+    (layer, layout)
 }
 
 #[test]
 fn reference_numerics_are_bit_equal_for_any_micro_batches() {
     let mut compared = 0;
     for compute in [DType::F32, DType::F64] {
-        let (bench, case) = (Bench::new(compute, Numerics::Reference), mixer());
-        let whole = in_micro_batches(&bench, &case, &*case.layer, &WHOLE);
+        let (bench, (layer, layout)) = (Bench::new(compute, Numerics::Reference), mixer());
+        let (inputs, outputs, documents) = (24, 40, false);
+        let subject = Subject { layer: &layer, layout: &layout, inputs, outputs, documents };
+        let whole = in_micro_batches(&bench, &subject, &WHOLE);
         assert!(whole.iter().flatten().any(|value| *value != 0.0));
         for split in SPLITS {
-            let parts = in_micro_batches(&bench, &case, &*case.layer, split);
+            let parts = in_micro_batches(&bench, &subject, split);
             for (what, (part, whole)) in
                 ["output", "dx", "grads"].iter().zip(parts.iter().zip(&whole))
             {
@@ -112,12 +112,12 @@ fn reference_numerics_are_bit_equal_for_any_micro_batches() {
 
 #[test]
 fn the_adapter_in_f64_agrees_with_finite_differences() {
-    let (bench, case) = (Bench::new(DType::F64, Numerics::Fast), mixer());
+    let (bench, (layer, layout)) = (Bench::new(DType::F64, Numerics::Fast), mixer());
     let rows = Rows { samples: 0..2, seq: SEQ };
     let ctx = bench.context(rows.clone(), None);
-    let mut weights = bench.weights(&case.layout);
+    let mut weights = bench.weights(&layout);
     let x: Vec<f64> = values("x", rows.tokens() * 24).iter().map(|v| v * 0.1).collect();
-    let report = gradcheck::check(&*case.layer, &mut weights, &x, &ctx).unwrap();
+    let report = gradcheck::check(&layer, &mut weights, &x, &ctx).unwrap();
     assert!(report.error_max < 1e-6 && report.gradient_max > 1e-2, "{report:?}");
     assert_eq!(report.compared, x.len() + SEQ * SEQ + 40 * 24);
 }

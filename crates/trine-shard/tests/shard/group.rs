@@ -5,7 +5,7 @@ use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::wrap::{Action, Tap};
 use trine_comm::{CommError, Name, Operation, SelfComm, threads};
 use trine_kernels::{CpuOps, Team};
-use trine_nn::{NnError, Rows, gradcheck};
+use trine_nn::{Context, NnError, Rows};
 use trine_shard::{Partial, Stream, TensorGroup};
 
 const NAME: Name = Name::new("border");
@@ -22,7 +22,7 @@ fn crossings(sequence_parallel: bool) -> Vec<Operation> {
         });
         let group = TensorGroup::new(comm, sequence_parallel);
         let (ops, pool) = (CpuOps::new(Team::new(1)), Pool::new());
-        let ctx = gradcheck::context(&ops, &pool, Rows { samples: 0..1, seq: 4 });
+        let ctx = Context::train(&ops, &pool, DType::F64, Rows { samples: 0..1, seq: 4 });
         let rows = group.stream_rows(4);
         let stream = |scale: f64| {
             let own: Vec<f64> = rows.clone().map(|row| row as f64 * scale).collect();
@@ -57,7 +57,7 @@ fn one_rank_holds_all_rows_and_communicates_nothing() {
     assert!(!group.sequence_parallel());
     assert_eq!((group.size(), group.rank(), group.stream_rows(6)), (1, 0, 0..6));
     let (ops, pool) = (CpuOps::new(Team::new(1)), Pool::new());
-    let ctx = gradcheck::context(&ops, &pool, Rows { samples: 0..1, seq: 4 });
+    let ctx = Context::train(&ops, &pool, DType::F64, Rows { samples: 0..1, seq: 4 });
     let x = Stream::assume(Act::new(Buf::zeros(DType::F64, 4)));
     assert_eq!(group.enter(&x, NAME, &ctx).unwrap().len(), 4);
     let sum = Partial::assume(Buf::zeros(DType::F64, 4));
@@ -74,7 +74,7 @@ fn a_failed_collective_names_itself_and_stops_the_other_rank() {
         });
         let group = TensorGroup::new(comm, false);
         let (ops, pool) = (CpuOps::new(Team::new(1)), Pool::new());
-        let ctx = gradcheck::context(&ops, &pool, Rows { samples: 0..1, seq: 4 });
+        let ctx = Context::train(&ops, &pool, DType::F64, Rows { samples: 0..1, seq: 4 });
         group.leave(Partial::assume(Buf::zeros(DType::F64, 4)), NAME, &ctx)
     })
     .unwrap_err();

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
 use trine_comm::{SelfComm, threads};
 use trine_kernels::{CpuOps, Ops, Team};
-use trine_mesh::{DimPlacement, shard};
 use trine_nn::{
     Context, GradStore, NnError, Numerics, ParamId, ParamStore, Rows, SampleTree, TakenGrads,
-    WeightWork, gradcheck, initial_weights,
+    WeightWork, initial_weights,
 };
 use trine_rng::Stream as Random;
 use trine_shard::{Split, Stream, TensorGroup};
-use trine_spec::{BucketLayout, Init, LocalParam, ParamSpec, Piece, StageLayout};
+use trine_spec::{Init, LocalParam, ParamSpec, StageLayout};
 use trine_testkit::assemble::{Shards, Tensors, assemble};
 
 /// Three samples of four tokens: four ranks with three rows each cut through the samples.
@@ -79,38 +78,15 @@ pub(crate) type Body<'a> =
     &'a (dyn Fn(&mut Rank, &Context<'_>) -> Result<(Part, Part), NnError> + Sync);
 
 fn layout(params: &[Param], tp: usize, index: usize) -> StageLayout {
-    let mut layout = StageLayout { params: vec![], buckets: vec![], pieces: vec![] };
-    if params.is_empty() {
-        return layout;
-    }
-    let mut offset = 0;
-    for Param { name, shape, split, valid_rows } in params {
-        let mut placement = vec![DimPlacement::REPLICATED; shape.len()];
-        let mut ranges: Vec<Range<usize>> = shape.iter().map(|len| 0..*len).collect();
-        let (mut replicas, mut replica) = (1, 0);
-        if let Some((dim, units)) = *split {
-            placement[dim] = DimPlacement::tensor(units);
-            let held = shard(shape[dim], units, tp, index).unwrap();
-            (replicas, replica, ranges[dim]) = (held.replicas, held.replica, held.range);
+    let spec = |param: &Param| {
+        let spec = ParamSpec::new(param.name, &param.shape, Init::Normal { std: 0.4 });
+        let spec = ParamSpec { valid_rows: param.valid_rows, ..spec };
+        match param.split {
+            Some((dim, units)) => spec.split(dim, units),
+            None => spec,
         }
-        let spec = ParamSpec {
-            name: (*name).into(),
-            shape: shape.clone(),
-            placement,
-            init: Init::Normal { std: 0.4 },
-            decay: true,
-            valid_rows: *valid_rows,
-            fused: offset > 0,
-            tied_to: None,
-        };
-        let (piece, owner, bucket) = (Piece::Block(0), replica == 0, 0);
-        let local = LocalParam { spec, piece, ranges, owner, replicas, replica, bucket, offset };
-        offset += local.len();
-        layout.params.push(local);
-    }
-    let params = (0..layout.params.len()).collect();
-    layout.buckets.push(BucketLayout { params, len: offset, pieces: vec![], tied: false });
-    layout
+    };
+    StageLayout::of(params.iter().map(spec).collect(), tp, index).unwrap()
 }
 
 /// Normal numbers that are exact in f32.
@@ -222,10 +198,9 @@ pub(crate) fn outcome(setup: Setup, params: &[Param], body: Body<'_>) -> Outcome
         let mut rank = Rank { group, setup, layout, weights, grads };
         let rows = Rows { samples: SAMPLES, seq: SEQ };
         let ctx = Context {
-            compute: setup.compute,
             numerics: setup.numerics,
             step: 7,
-            ..gradcheck::context(&ops, &pool, rows)
+            ..Context::train(&ops, &pool, setup.compute, rows)
         };
         let (y, dx) = body(&mut rank, &ctx)?;
         let shards = rank.shards(&ops)?;

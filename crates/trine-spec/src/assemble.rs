@@ -1,8 +1,8 @@
-//! Global tensors from the shards of all ranks, with every copy checked against every other.
+//! Whole tensors from the shards of all ranks, with every copy checked against every other.
 
+use crate::{LocalParam, StageLayout};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use trine_spec::{LocalParam, StageLayout};
 
 /// One rank's values of all buckets, and which part of each it vouches for (ZeRO: its own).
 #[derive(Debug, Clone)]

@@ -1,0 +1,215 @@
+//! All layers, each with the function that it is.
+
+use super::Sizes;
+use super::candle::{Attention, Function};
+use crate::{
+    Activation, AttentionCore, AttentionShape, Context, Dropout, GradStore, Layer, Linear, NnError,
+    NormLayer, ParamId, ParamStore, Recompute, Saved, Stack, WeightWork,
+};
+use std::sync::Arc;
+use trine_buffer::{Act, DType};
+use trine_kernels::{rope_frequencies, rope_table};
+use trine_spec::{Init, Norm, ParamSpec, StageLayout};
+
+/// One layer.
+#[derive(Debug)]
+pub struct Case {
+    /// What it is called.
+    pub name: &'static str,
+    /// The layer.
+    pub layer: Box<dyn Layer>,
+    /// Its parameters.
+    pub layout: Arc<StageLayout>,
+    /// Features of a token that go in.
+    pub inputs: usize,
+    /// Features of a token that come out.
+    pub outputs: usize,
+    /// Whether the samples are cut into documents.
+    pub documents: bool,
+    /// What it computes.
+    pub(super) function: Function,
+}
+
+/// Dropout as a layer.
+#[derive(Debug)]
+struct DropoutLayer(Dropout);
+
+impl Layer for DropoutLayer {
+    fn forward(&self, _: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
+        Ok((self.0.apply(x, 0, ctx)?, Saved::nothing()))
+    }
+
+    fn backward_input(
+        &self,
+        _: &ParamStore,
+        _: Saved,
+        dy: Act,
+        ctx: &Context<'_>,
+        _: &mut GradStore,
+    ) -> Result<(Act, WeightWork), NnError> {
+        Ok((self.0.apply(dy, 0, ctx)?, WeightWork::nothing()))
+    }
+}
+
+/// The share that dropout drops.
+pub(super) const DROPPED: f64 = 0.3;
+/// Of all dropout masks.
+pub(super) const SEED: u64 = 9;
+pub(super) const HEADS: usize = 4;
+/// Global index of the first head, as on the second of two ranks.
+pub(super) const FIRST_HEAD: usize = 4;
+/// Base of the rotary frequencies.
+pub(super) const THETA: f64 = 100.0;
+/// Added to variances.
+pub(super) const EPS: f64 = 1e-5;
+
+/// One bucket of parameters that lie directly behind one another, normal with standard deviation 0.7.
+pub fn layout(params: &[(&str, &[usize])]) -> Arc<StageLayout> {
+    let spec =
+        |(name, shape): &(&str, &[usize])| ParamSpec::new(*name, shape, Init::Normal { std: 0.7 });
+    let layout = StageLayout::of(params.iter().map(spec).collect(), 1, 0);
+    Arc::new(layout.expect("invariant: one rank holds every parameter whole"))
+}
+
+/// Every layer for a compute type. Sums over blocks are there in sizes that the blocks divide.
+///
+/// # Errors
+/// A type that kernels do not compute in.
+pub fn cases(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
+    let features = 6 * sizes.wide;
+    let mut cases = linears(sizes.wide)?;
+    cases.extend(norms(features)?);
+    let layer = Box::new(Activation::Gelu { cols: features });
+    cases.push(case("gelu", layer, layout(&[]), [features; 2], Function::Gelu));
+    let layer = Box::new(Activation::SwiGlu { cols: features });
+    cases.push(case("swiglu", layer, layout(&[]), [2 * features, features], Function::SwiGlu));
+    cases.extend(attentions(compute, sizes)?);
+    let layer = Box::new(residual_dropout(features));
+    cases.push(case("dropout", layer, layout(&[]), [features; 2], Function::Dropout));
+    cases.extend(wrappers(sizes.wide)?);
+    Ok(cases)
+}
+
+fn case(
+    name: &'static str,
+    layer: Box<dyn Layer>,
+    layout: Arc<StageLayout>,
+    [inputs, outputs]: [usize; 2],
+    function: Function,
+) -> Case {
+    Case { name, layer, layout, inputs, outputs, documents: false, function }
+}
+
+fn residual_dropout(cols: usize) -> DropoutLayer {
+    DropoutLayer(Dropout::new(DROPPED, SEED, "residual", cols))
+}
+
+fn linears(wide: usize) -> Result<Vec<Case>, NnError> {
+    let (inputs, outputs) = (8 * wide, 12 * wide);
+    let both = layout(&[("w", &[outputs, inputs]), ("b", &[outputs])]);
+    let weight = ParamId::find(&both, &["w"])?;
+    let bias = ParamId::find(&both, &["b"])?;
+    let plain = Linear::new(weight, Some(bias), inputs, outputs);
+    let part = |from: usize, to: usize| from * wide..to * wide;
+    let blocks = Linear {
+        input_blocks: 4,
+        output_blocks: [0, 3, 6, 9].map(|from| [part(from, from + 3)].into()).into(),
+        ..plain.clone()
+    };
+    // As a column-parallel layer of two sections has it: each leaf takes a part of both.
+    let interleaved = Linear {
+        output_blocks: vec![vec![part(0, 4), part(8, 10)], vec![part(4, 8), part(10, 12)]],
+        input_blocks: 2,
+        ..plain.clone()
+    };
+    let unbiased = Linear::new(weight, None, inputs, outputs);
+    let (size, biased) = ([inputs, outputs], Function::Linear { bias: true });
+    Ok(vec![
+        case("linear", Box::new(plain), both.clone(), size, biased),
+        case("linear in blocks", Box::new(blocks), both.clone(), size, biased),
+        case("linear of sections", Box::new(interleaved), both, size, biased),
+        case(
+            "linear without bias",
+            Box::new(unbiased),
+            layout(&[("w", &[outputs, inputs])]),
+            size,
+            Function::Linear { bias: false },
+        ),
+    ])
+}
+
+fn norms(cols: usize) -> Result<Vec<Case>, NnError> {
+    let both = layout(&[("gain", &[cols]), ("bias", &[cols])]);
+    let gain = layout(&[("gain", &[cols])]);
+    let norm = |kind, layout: Arc<StageLayout>, name, names: &[&str]| {
+        let params = ParamId::find(&layout, names)?;
+        let layer = Box::new(NormLayer { kind, params, cols, eps: EPS });
+        Ok::<_, NnError>(case(name, layer, layout, [cols; 2], Function::Norm(kind)))
+    };
+    Ok(vec![
+        norm(Norm::Layer, both, "layer norm", &["gain", "bias"])?,
+        norm(Norm::Rms, gain, "rms norm", &["gain"])?,
+    ])
+}
+
+fn attentions(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
+    let (head_dim, first_head) = (sizes.head_dim(), FIRST_HEAD);
+    let frequencies = rope_frequencies(THETA, head_dim);
+    let table = Act::new(rope_table(compute.accumulator(), &frequencies, sizes.seq)?);
+    let core = |of: Attention| {
+        let kv_heads = of.kv_heads;
+        let shape = AttentionShape { heads: HEADS, kv_heads, head_dim, first_head };
+        let dropped = if of.dropout { DROPPED } else { 0.0 };
+        let dropout = Dropout::new(dropped, SEED, "attention", shape.q_cols());
+        AttentionCore { shape, rope: of.rope.then(|| table.clone()), dropout }
+    };
+    let list = [
+        ("attention", 4, false, false, false),
+        ("attention with shared kv heads", 2, false, false, false),
+        ("attention with rope", 1, true, false, false),
+        ("attention within documents", 2, false, false, true),
+        ("attention with dropout", 4, false, true, false),
+        ("attention with everything", 2, true, true, true),
+    ];
+    let case = |(name, kv_heads, rope, dropout, documents)| {
+        let of = Attention { kv_heads, head_dim, rope, dropout, documents };
+        let core = core(of);
+        let size = [core.shape.qkv_cols(), core.shape.q_cols()];
+        let made = case(name, Box::new(core), layout(&[]), size, Function::Attention(of));
+        Ok(Case { documents, ..made })
+    };
+    list.into_iter().map(case).collect()
+}
+
+/// Linear, norm, GELU, dropout, linear.
+fn mlp(layout: &StageLayout, cols: usize, inner: usize) -> Result<Vec<Box<dyn Layer>>, NnError> {
+    let find = |names: &[&str]| ParamId::find(layout, names);
+    let up = Linear::new(find(&["up"])?, Some(find(&["up.bias"])?), cols, inner);
+    let params = find(&["gain", "bias"])?;
+    let norm = NormLayer { kind: Norm::Layer, params, cols: inner, eps: EPS };
+    let down = Linear::new(find(&["down"])?, None, inner, cols);
+    Ok(vec![
+        Box::new(up),
+        Box::new(norm),
+        Box::new(Activation::Gelu { cols: inner }),
+        Box::new(residual_dropout(inner)),
+        Box::new(down),
+    ])
+}
+
+fn wrappers(wide: usize) -> Result<Vec<Case>, NnError> {
+    let (cols, inner) = (6 * wide, 10 * wide);
+    let layout = layout(&[
+        ("up", &[inner, cols]),
+        ("up.bias", &[inner]),
+        ("gain", &[inner]),
+        ("bias", &[inner]),
+        ("down", &[cols, inner]),
+    ]);
+    let stack = Stack(mlp(&layout, cols, inner)?);
+    let recomputed = Recompute(Stack(mlp(&layout, cols, inner)?));
+    Ok(vec![
+        case("stack", Box::new(stack), layout.clone(), [cols; 2], Function::Mlp),
+        case("recompute", Box::new(recomputed), layout, [cols; 2], Function::Mlp),
+    ])
+}

@@ -1,0 +1,6 @@
+//! Programs of under sixty lines, each with one thing that the libraries do. `cargo run -p trine-examples --bin NAME`:
+//!
+//! * `own_schedule`: a pipeline schedule written by hand, proven and drawn; and a mistake that the proof finds.
+//! * `all_reduce`: four ranks as threads add up numbers; and what they are told when one of them does something else.
+//! * `tensor_parallel`: a layer on two ranks beside the same layer on one.
+//! * `own_loop`: a Llama in 3D parallelism, in a training loop of one's own.
