@@ -297,6 +297,7 @@ fn train_once(
         stop: &stop,
         started: Instant::now(),
         cores: 1,
+        commit: None,
         machine: MachineSource(&|| Err("not asked for".into())),
         memory: &[],
         seams: Seams { wrap: &wrap, storage },

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -107,7 +107,20 @@ fn build_with_mpi(workspace: &Workspace) -> anyhow::Result<PathBuf> {
 fn building(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--release", "--locked", "--package", "trine-cli", "--bin", "trine"]);
+    // For the summary of a run, where there is a repository to ask.
+    if let Some(commit) = commit(workspace) {
+        cargo.env("TRINE_COMMIT", commit);
+    }
     cargo
+}
+
+/// What the workspace was built from, with a mark if it was changed since.
+fn commit(workspace: &Workspace) -> Option<String> {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]);
+    let output = git.current_dir(&workspace.root).stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    Some(text.trim().to_owned())
 }
 
 fn write_corpus(path: &Path, packages: Vec<Package>) -> anyhow::Result<()> {

@@ -148,6 +148,19 @@ pub enum CheckpointError {
         /// The number of elements given.
         found_len: usize,
     },
+    /// A value to save is not a finite number.
+    #[error(
+        "{quantity} of \"{tensor}\" are not finite from element {element} on: the checkpoint is \
+         not written, those before it stay"
+    )]
+    NotFinite {
+        /// Which values.
+        quantity: String,
+        /// The tensor's Hugging Face name.
+        tensor: String,
+        /// The first such element.
+        element: usize,
+    },
     /// The caller could not hand out a bucket.
     #[error("{quantity} of bucket {bucket}: {source}")]
     Source {

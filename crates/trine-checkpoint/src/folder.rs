@@ -161,16 +161,28 @@ pub(crate) fn publish(
     Ok(home)
 }
 
-/// Removes the oldest complete checkpoints until `keep` are left; `newest` always is.
-pub(crate) fn prune(
-    storage: &dyn Storage,
-    dir: &Path,
-    keep: usize,
-    newest: u64,
-) -> Result<(), CheckpointError> {
+/// Which checkpoints stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// How many, the one of `step` included.
+    pub last: usize,
+    /// The step that the run has reached. Its checkpoint stays even where later ones lie beside it.
+    pub step: u64,
+    /// The step of one that stays however old it is, beside the last ones.
+    pub best: Option<u64>,
+}
+
+/// Removes the oldest complete checkpoints until those are left that `keep` says. To be called when the
+/// newest has been shown to be good.
+///
+/// # Errors
+/// A file system that refuses. What is left of a checkpoint has no name that [`list`] knows.
+pub fn prune(storage: &dyn Storage, dir: &Path, keep: Keep) -> Result<(), CheckpointError> {
     let mut complete = list(dir)?;
-    complete.retain(|(step, path)| *step != newest && path.join(MANIFEST).is_file());
-    for (step, path) in complete.into_iter().skip(keep.saturating_sub(1)) {
+    complete.retain(|(step, path)| {
+        *step != keep.step && Some(*step) != keep.best && path.join(MANIFEST).is_file()
+    });
+    for (step, path) in complete.into_iter().skip(keep.last.saturating_sub(1)) {
         // Renamed first: half a checkpoint under a good name would look damaged.
         let doomed = dir.join(temporary_name(step));
         storage.rename(&path, &doomed).during("renaming", &path)?;

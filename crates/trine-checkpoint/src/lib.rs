@@ -10,7 +10,7 @@
 //!
 //! [`save`] writes it under a temporary name, syncs everything, and renames it: whatever happens
 //! meanwhile, the checkpoints that were there before are intact, and what is called `step-N` is
-//! whole. [`latest`] finds the newest one, and [`Checkpoint::load_bucket`] reads any rank's part of
+//! whole and has only finite values. [`prune`] removes old ones. [`latest`] finds the newest one, and [`Checkpoint::load_bucket`] reads any rank's part of
 //! it in any layout. [`open_hf`] reads weights that others have published.
 //!
 //! ```
@@ -35,7 +35,7 @@
 //! };
 //! let request = SaveRequest {
 //!     dir, model: &model, mesh: &Mesh::new(Degrees::SERIAL, 1)?, stages: &[vec![layout.clone()]],
-//!     dtype: DType::F32, moments: &[], run: &run, tokenizer: None, keep_last: 2, storage: &Disk,
+//!     dtype: DType::F32, moments: &[], run: &run, tokenizer: None, storage: &Disk,
 //! };
 //! let weights = vec![0.5f32; layout.buckets[0].len];
 //! save(&request, &*SelfComm::new(), &mut |_, _| Ok(Buf::from_vec(weights.clone())))?;
@@ -62,7 +62,7 @@ mod tensors;
 mod writer;
 
 pub use error::{BoxError, CheckpointError};
-pub use folder::{Check, Latest, latest, list};
+pub use folder::{Check, Keep, Latest, latest, list, prune};
 pub use hf::{HfWeights, model_from_config, open_hf};
 pub use load::Checkpoint;
 pub use manifest::{FileRecord, Manifest, RunState};

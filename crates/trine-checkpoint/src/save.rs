@@ -39,8 +39,6 @@ pub struct SaveRequest<'a> {
     pub run: &'a RunState,
     /// The tokenizer to put beside the weights.
     pub tokenizer: Option<TokenizerFile<'a>>,
-    /// How many checkpoints are kept; the new one always is.
-    pub keep_last: usize,
     /// The file system, [`Disk`](crate::Disk) outside tests. Only rank 0 uses it.
     pub storage: &'a dyn Storage,
 }
@@ -77,8 +75,8 @@ pub fn estimate_bytes(
     Ok(data + headers as u64 + SMALL_FILES_BYTES)
 }
 
-/// Saves a checkpoint; a collective of `world`. It is complete and on the medium when this returns,
-/// and older ones beyond `keep_last` are gone; after an error they are all as they were.
+/// Saves a checkpoint; a collective of `world`. It is complete and on the medium when this returns;
+/// the older ones are as they were, whatever happens: [`prune`](crate::prune) removes them.
 ///
 /// Rank 0 writes, one bucket at a time, so it holds no more than one bucket of all tensor ranks at
 /// once. After each bucket all ranks learn whether to go on: nobody runs ahead, and when the disk
@@ -87,7 +85,7 @@ pub fn estimate_bytes(
 ///
 /// # Errors
 /// No disk space, a file system that refuses, layouts that do not hold the model, a bucket that is
-/// not what its layout says, a failed operation of `world`.
+/// not what its layout says, an element that is not finite, a failed operation of `world`.
 pub fn save(
     request: &SaveRequest<'_>,
     world: &dyn Communicator,

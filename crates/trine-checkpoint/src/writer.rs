@@ -145,6 +145,7 @@ impl<'a> Writer<'a> {
             (moment, Some(optimizer)) => (optimizer, (moment - 1) * self.plan.table.len()),
         };
         for (tensor, values) in whole {
+            check_finite(self.plan, round.quantity, tensor, &values)?;
             let start = before + self.plan.table.tensors[tensor].start;
             let at = out.data_start + (start * values.dtype().bytes()) as u64;
             out.file.write(at, values.slice().bytes())?;
@@ -180,8 +181,29 @@ impl<'a> Writer<'a> {
         let (storage, step) = (request.storage, request.run.step);
         storage.sync_dir(&self.dir).during("syncing", &self.dir)?;
         folder::publish(storage, request.dir, step)?;
-        folder::prune(storage, request.dir, request.keep_last, step)
+        Ok(())
     }
+}
+
+/// Refuses values with which no run could go on: they would take the place of good ones.
+fn check_finite(
+    plan: &Plan<'_>,
+    quantity: usize,
+    tensor: usize,
+    values: &Buf,
+) -> Result<(), CheckpointError> {
+    let found = match values.dtype() {
+        DType::F64 => values.typed::<f64>()?.iter().position(|value| !value.is_finite()),
+        DType::F32 => values.typed::<f32>()?.iter().position(|value| !value.is_finite()),
+        DType::Bf16 | DType::F16 | DType::U64 | DType::U32 | DType::U8 => None,
+    };
+    found.map_or(Ok(()), |element| {
+        Err(CheckpointError::NotFinite {
+            quantity: plan.quantities[quantity].into(),
+            tensor: plan.table.tensors[tensor].name.clone(),
+            element,
+        })
+    })
 }
 
 /// Refuses to begin what cannot end.

@@ -35,7 +35,7 @@ pub(crate) fn of_generate(args: &GenerateArgs) -> Result<Config, Failure> {
         ("--seed", "seed", &args.seed),
     ]);
     let file = Some(run_config(&args.run)?);
-    Ok(Config::load(&Typed { preset: None, file, settings })?)
+    Ok(Config::load(&Typed { file, settings, ..Typed::default() })?)
 }
 
 /// What the options that every configured command shares say.
@@ -54,7 +54,9 @@ pub(crate) fn typed(args: &ConfigArgs) -> Result<Typed, Failure> {
         ("--steps", "train.steps", &args.steps),
         ("--seed", "seed", &args.seed),
     ]));
-    Ok(Typed { preset: args.preset.clone(), file, settings: all })
+    let folder = args.config.as_deref().and_then(Path::parent).map(Path::to_path_buf);
+    let file_dir = folder.unwrap_or_default();
+    Ok(Typed { preset: args.preset.clone(), file, file_dir, settings: all })
 }
 
 /// One setting for each option that was given: (option, key, value).
@@ -76,7 +78,8 @@ fn config_file(path: &Path) -> Result<File, Failure> {
     })
 }
 
-/// Reads the configuration of a run directory.
+/// Reads the configuration of a run directory. Its paths are absolute; those that older releases stored
+/// start at the working directory.
 pub(crate) fn run_config(run: &Path) -> Result<File, Failure> {
     File::read(&run.join("config.toml")).map_err(|error| match error {
         ConfigError::Read { cause, .. } => Failure::usage(format!(

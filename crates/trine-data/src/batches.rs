@@ -99,15 +99,29 @@ impl Batches {
         share: Share,
         micro_batch: usize,
     ) -> Result<Batch, DataError> {
+        self.micro_batch_from(step * self.options.global_batch as u64, share, micro_batch)
+    }
+
+    /// The same of a step that begins with sample `first_sample` of the run: its number is no multiple
+    /// of the batch where the batch was another before.
+    ///
+    /// # Errors
+    /// As [`Batches::micro_batch`].
+    pub fn micro_batch_from(
+        &self,
+        first_sample: u64,
+        share: Share,
+        micro_batch: usize,
+    ) -> Result<Batch, DataError> {
         let rows = self.rows_per_micro_batch(share)?;
         check_below("data-parallel rank", share.dp_rank, share.dp)?;
         check_below("micro-batch", micro_batch, share.micro_batches)?;
         let first = ((share.dp_rank * share.micro_batches + micro_batch) * rows) as u64;
-        let BatchOptions { seq, global_batch, document_mask, .. } = self.options;
+        let BatchOptions { seq, document_mask, .. } = self.options;
         let places = first..first + rows as u64;
         let mut batch = Batch::blank(places.clone(), seq, self.stream.end_of_text(), document_mask);
         for (row, place) in places.enumerate() {
-            let window = self.window_of(step * global_batch as u64 + place);
+            let window = self.window_of(first_sample + place);
             let start = window * seq as u64;
             batch.set_row(row, seq, &self.stream, start..start + seq as u64);
         }
@@ -232,6 +246,19 @@ mod tests {
             assert_eq!(batch.inputs[row * 8..][..8], inputs);
         }
         assert_eq!(batch.valid_tokens(), 24 * 8);
+    }
+
+    #[test]
+    fn another_batch_goes_on_from_the_samples_seen() {
+        let (small, large) =
+            (batches(1000, OPTIONS), batches(1000, BatchOptions { global_batch: 48, ..OPTIONS }));
+        let tokens = |batch: Batch| (batch.inputs, batch.targets);
+        let whole = tokens(large.micro_batch_from(72, SERIAL, 0).unwrap());
+        let (mut inputs, mut targets) = tokens(small.micro_batch(3, SERIAL, 0).unwrap());
+        let next = tokens(small.micro_batch(4, SERIAL, 0).unwrap());
+        inputs.extend(next.0);
+        targets.extend(next.1);
+        assert_eq!(whole, (inputs, targets));
     }
 
     #[test]

@@ -54,14 +54,15 @@ impl LrSchedule {
 
     /// The rate of step `step` of `total`; steps count from 1. The first warm-up step already has
     /// `peak / warmup_steps`, the last step of a run has `min_ratio · peak`, and so have all after
-    /// it. A warm-up as long as the run or longer is cut off by its end.
+    /// it. A warm-up as long as the run or longer is cut off by its end. The only step of a run of one
+    /// is its first: without a warm-up it has the peak.
     pub fn rate(&self, peak: f64, step: u64, total: u64) -> f64 {
         if step < self.warmup_steps {
             return peak * step as f64 / self.warmup_steps as f64;
         }
         let from = self.decay_start(total);
         // From 0 on the last step at the peak to 1 on the last step of the run.
-        let progress = if step <= from {
+        let progress = if step <= from || (step, total) == (1, 1) {
             0.0
         } else if step >= total {
             1.0
@@ -123,13 +124,17 @@ mod tests {
             (LrKind::Linear, 200, 100, 100, 0.5),
             // Warm-up and decay meet: the decay is shortened.
             (LrKind::Wsd, 90, 95, 100, 0.55),
+            // A single step.
+            (LrKind::Cosine, 0, 1, 1, 1.0),
+            (LrKind::Linear, 1, 1, 1, 1.0),
+            (LrKind::Wsd, 2, 1, 1, 0.5),
         ];
         for (kind, warmup, step, total, expected) in cases {
             let rate = schedule(kind, warmup).rate(2.0, step, total);
             let what = format!("{kind:?} warm-up {warmup} step {step} of {total}: {rate}");
             assert!((rate - 2.0 * expected).abs() < 1e-12, "{what}");
         }
-        assert_eq!(cases.len(), 19);
+        assert_eq!(cases.len(), 22);
     }
 
     #[test]

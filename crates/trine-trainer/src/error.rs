@@ -106,13 +106,74 @@ pub enum TrainError {
     },
     /// A run cannot go on with other data.
     #[error(
-        "the run was made with the corpus {theirs}, this is {ours}: resume needs the same text"
+        "the run was made with the corpus {theirs}, this is {ours}: resume needs the same text. A folder \
+         may be moved or renamed as a whole; with files renamed, added or removed in it, it is another text"
     )]
     OtherData {
         /// This data's hash.
         ours: String,
         /// The checkpoint's.
         theirs: String,
+    },
+    /// A run cannot go on with the same text in other tokens.
+    #[error(
+        "the run was made with the tokenizer {theirs}, this is {ours}: its tokens would mean something \
+         else to the weights. {way}, or begin a new run with another --out"
+    )]
+    OtherTokenizer {
+        /// This tokenizer's hash.
+        ours: String,
+        /// The checkpoint's.
+        theirs: String,
+        /// What would do.
+        way: String,
+    },
+    /// A run cannot go on with another value of this key.
+    #[error(
+        "{key} = {ours}: the checkpoint of step {step} was made with {key} = {theirs}, and a run goes on \
+         with the same; leave {key} = {theirs}, or begin a new run with another --out"
+    )]
+    OtherSetting {
+        /// The key.
+        key: &'static str,
+        /// Its value now.
+        ours: String,
+        /// Its value in the checkpoint.
+        theirs: String,
+        /// The checkpoint's step.
+        step: u64,
+    },
+    /// The run has lost its checkpoints.
+    #[error(
+        "{} cannot go on: {why}. Bring its checkpoints back (is a disk not mounted?), or begin anew: \
+         trine train {}/config.toml --out NEW", run.display(), run.display()
+    )]
+    NothingToResume {
+        /// The run.
+        run: PathBuf,
+        /// What is there, and what is not.
+        why: String,
+    },
+    /// The loss on validation text is not a finite number.
+    #[error("step {step}: the validation loss is {loss}: the weights are ruined and are not saved")]
+    Validation {
+        /// The step, from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// The directory of a new run has files that are not a run's.
+    #[error(
+        "{} is not empty: it has {first}{}, and no run; choose another --out, or an empty folder",
+        path.display(), others(*entries)
+    )]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+        /// Files and folders in it.
+        entries: usize,
+        /// The first of them.
+        first: String,
     },
     /// The directory holds a run already.
     #[error(
@@ -248,6 +309,14 @@ pub enum TrainError {
     Buffer(#[from] BufferError),
 }
 
+fn others(entries: usize) -> String {
+    match entries {
+        0 | 1 => String::new(),
+        2 => " and 1 other".into(),
+        more => format!(" and {} others", more - 1),
+    }
+}
+
 fn kept(flight: Option<&Path>) -> String {
     flight.map_or_else(String::new, |folder| format!("\n  flight recorders: {}", folder.display()))
 }
@@ -296,6 +365,11 @@ impl TrainError {
                 | Self::NoManifest
                 | Self::Vocabulary { .. }
                 | Self::OtherData { .. }
+                | Self::OtherTokenizer { .. }
+                | Self::OtherSetting { .. }
+                | Self::NothingToResume { .. }
+                | Self::Occupied { .. }
+                | Self::Checkpoint(CheckpointError::OtherModel { .. })
                 | Self::RunExists(_)
                 | Self::NotARun(_)
                 | Self::InUse(_)

@@ -6,8 +6,8 @@ use std::io;
 use std::path::Path;
 use trine_buffer::{Buf, DType};
 use trine_checkpoint::{
-    BoxError, Check, Checkpoint, CheckpointError, Disk, FailingDisk, SaveRequest, Storage,
-    StorageFile, estimate_bytes, latest, save,
+    BoxError, Check, Checkpoint, CheckpointError, Disk, FailingDisk, Keep, SaveRequest, Storage,
+    StorageFile, estimate_bytes, latest, prune, save,
 };
 use trine_comm::threads;
 
@@ -25,7 +25,7 @@ fn fail_everywhere(step: u64) -> usize {
         let dir = tempfile::tempdir().unwrap();
         save_step(&world, dir.path(), &Options::step(1));
         let storage = FailingDisk::after(operations);
-        let options = Options { storage: &storage, keep_last: 1, ..Options::step(step) };
+        let options = Options { storage: &storage, ..Options::step(step) };
         let mut outcomes = save_each::<f32>(&world, dir.path(), &options);
         let found = latest(dir.path(), Check::Checksums).unwrap();
         let checkpoint = found.checkpoint.expect("there is always a whole one");
@@ -75,6 +75,45 @@ fn the_last_ones_are_kept_and_foreign_entries_too() {
     // The new one stays even where it is not the newest: a run that went back to an earlier step.
     save_step(&world, dir.path(), &Options { keep_last: 1, ..Options::step(7) });
     assert_eq!(names(dir.path()), [".tmp-mine", "notes", "step-7", "step-x"]);
+}
+
+#[test]
+fn the_best_one_stays_beside_the_last_ones() {
+    let world = World::new(&tiny_gpt(), 1, 1, 1);
+    let dir = tempfile::tempdir().unwrap();
+    for step in [5, 10, 15, 20] {
+        save_step(&world, dir.path(), &Options::step(step));
+    }
+    prune(&Disk, dir.path(), Keep { last: 2, step: 20, best: Some(5) }).unwrap();
+    assert_eq!(names(dir.path()), ["step-15", "step-20", "step-5"]);
+    // One of the last ones is the best: it is not counted twice.
+    prune(&Disk, dir.path(), Keep { last: 1, step: 20, best: Some(20) }).unwrap();
+    assert_eq!(names(dir.path()), ["step-20"]);
+}
+
+#[test]
+fn a_prune_that_fails_anywhere_leaves_whole_checkpoints_only() {
+    let world = World::new(&tiny_gpt(), 1, 1, 1);
+    let mut failures = 0;
+    for operations in 0..100 {
+        let dir = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3] {
+            save_step(&world, dir.path(), &Options::step(step));
+        }
+        let storage = FailingDisk::after(operations);
+        let pruned = prune(&storage, dir.path(), Keep { last: 1, step: 3, best: None });
+        let found = latest(dir.path(), Check::Checksums).unwrap();
+        assert!(found.damaged.is_empty(), "{operations}: {:?}", found.damaged);
+        assert_eq!(found.checkpoint.unwrap().manifest().run.step, 3, "{operations}");
+        if pruned.is_ok() {
+            assert_eq!(names(dir.path()), ["step-3"]);
+            break;
+        }
+        failures += 1;
+        save_step(&world, dir.path(), &Options { keep_last: 1, ..Options::step(4) });
+        assert_eq!(names(dir.path()), ["step-4"], "{operations}: what was left is cleared up");
+    }
+    assert_eq!(failures, 4, "two checkpoints, each renamed and removed");
 }
 
 /// A disk with this much space.
@@ -145,7 +184,6 @@ fn a_rank_that_cannot_hand_out_its_bucket_stops_the_world() {
             moments: &[],
             run: &run,
             tokenizer: None,
-            keep_last: 1,
             storage: &Disk,
         };
         let layout = world.layout(comm.rank());

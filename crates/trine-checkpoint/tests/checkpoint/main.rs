@@ -7,4 +7,5 @@ mod damage;
 mod hostile;
 mod hugging_face;
 mod layouts;
+mod ruined;
 mod world;

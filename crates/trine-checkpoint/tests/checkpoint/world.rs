@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 use trine_buffer::{Buf, Float, SliceMut};
 use trine_checkpoint::{
-    CheckpointError, Disk, RunState, SaveRequest, Storage, StorageFile, TokenizerFile, WEIGHTS,
-    save,
+    CheckpointError, Disk, Keep, RunState, SaveRequest, Storage, StorageFile, TokenizerFile, WEIGHTS,
+    prune, save,
 };
 use trine_comm::{Delivery, threads};
 use trine_mesh::{Degrees, Mesh};
@@ -246,7 +246,6 @@ pub(crate) fn save_each<T: Float>(
             moments: options.moments,
             run: &run,
             tokenizer: options.tokenizer,
-            keep_last: options.keep_last,
             storage: options.storage,
         };
         let layout = world.layout(comm.rank());
@@ -260,11 +259,13 @@ pub(crate) fn save_each<T: Float>(
     .unwrap()
 }
 
-/// Saves in f32; everything must go well.
+/// Saves in f32 and prunes; everything must go well.
 pub(crate) fn save_step(world: &World, dir: &Path, options: &Options<'_>) {
     for outcome in save_each::<f32>(world, dir, options) {
         outcome.unwrap();
     }
+    let keep = Keep { last: options.keep_last, step: options.step, best: None };
+    prune(options.storage, dir, keep).unwrap();
 }
 
 /// What every bucket of every rank should hold, by rank, bucket and quantity.

@@ -98,6 +98,7 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
             stop,
             started,
             cores: cores(),
+            commit: option_env!("TRINE_COMMIT"),
             machine: MachineSource(&find),
             memory: &limits,
             seams: Seams { wrap: &wrap, ..Seams::REAL },

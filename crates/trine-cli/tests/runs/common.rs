@@ -89,6 +89,11 @@ impl Scratch {
         self.command(args).output().unwrap()
     }
 
+    /// Runs `trine` in a folder of it.
+    pub(crate) fn trine_in(&self, folder: &str, args: &[&str]) -> Output {
+        self.command(args).current_dir(self.path(folder)).output().unwrap()
+    }
+
     /// Runs `trine`, which must succeed, and returns what it printed: (standard output, standard
     /// error).
     #[track_caller]
@@ -169,7 +174,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 /// All files below a folder with their contents.
-fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -288,7 +293,7 @@ impl Run {
         let timeless = |line: &Value| {
             let mut line = line.clone();
             let fields = line.as_object_mut().unwrap();
-            for time in ["tokens_per_s", "step_ms"] {
+            for time in ["tokens_per_s", "step_ms", "time"] {
                 assert!(fields.remove(time).is_some(), "{time}");
             }
             line.to_string()

@@ -24,6 +24,7 @@ fn a_run_directory_is_complete() {
     let expected = [".lock", "checkpoints", "config.toml", "metrics.jsonl", "summary.json"];
     assert_eq!(names(&run.path), expected);
     check_metrics(&run);
+    assert_eq!(run.metrics()[5]["val_loss"], run.summary()["val_loss"]);
     check_summary(&run.summary());
     check_checkpoints(&run);
     check_trace(&scratch);
@@ -32,12 +33,20 @@ fn a_run_directory_is_complete() {
 fn check_metrics(run: &Run) {
     let metrics = run.metrics();
     assert_eq!(metrics.len(), 6);
-    let mut fields =
-        BTreeSet::from(["step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "step_ms"]);
+    let mut fields = BTreeSet::from([
+        "step",
+        "loss",
+        "grad_norm",
+        "lr",
+        "tokens",
+        "tokens_per_s",
+        "step_ms",
+        "time",
+    ]);
     for (index, line) in metrics.iter().enumerate() {
         let step = index as u64 + 1;
-        // Every fourth step evaluates; the last step's evaluation is in the summary.
-        if step == 4 {
+        // Every fourth step evaluates, and the last one, whose loss is the summary's.
+        if step == 4 || step == 6 {
             fields.insert("val_loss");
         } else {
             fields.remove("val_loss");
@@ -45,13 +54,24 @@ fn check_metrics(run: &Run) {
         assert_eq!(keys(line), fields, "{line}");
         assert_eq!(line["step"], step);
         assert_eq!(line["tokens"], step * 4 * 32);
-        for name in &fields {
+        let time = line["time"].as_str().unwrap();
+        assert!(time.len() == 24 && time.ends_with('Z') && time > "2026", "{time}");
+        for name in fields.iter().filter(|name| **name != "time") {
             assert!(line[*name].as_f64().unwrap() > 0.0, "{name}: {line}");
         }
     }
 }
 
 fn check_summary(summary: &Value) {
+    let text = |name: &str| summary[name].as_str().unwrap();
+    assert!(text("started") < text("ended") && text("ended").ends_with('Z'), "{summary}");
+    assert_eq!(text("version"), env!("CARGO_PKG_VERSION"));
+    assert!(!text("host").is_empty());
+    let phases = summary["seconds"].as_object().unwrap();
+    assert_eq!(phases.len(), 5);
+    let sum: f64 = phases.values().map(|seconds| seconds.as_f64().unwrap()).sum();
+    assert!(phases.values().all(|seconds| seconds.as_f64().unwrap() > 0.0), "{phases:?}");
+    assert!(sum <= summary["wall_s"].as_f64().unwrap(), "{phases:?}");
     let hidden = 32;
     let block = 12 * hidden * hidden + 13 * hidden;
     // The longest sequence is the preset's 256; the head is the embedding.
@@ -247,6 +267,9 @@ fn time_cuts_the_steps_and_the_configuration_says_how_many() {
     assert!(config.contains(&format!("steps = {total}\nminutes_max = 0.0\n")), "{config}");
     let stop = "--set=train.steps=".to_owned() + &total.to_string();
     scratch.ok(&["train", "cut/config.toml", "--out", "again", &stop]);
-    let done = cut.timeless();
-    assert_eq!(scratch.at("again").timeless()[..done.len()], done);
+    let done = cut.loss_texts();
+    assert_eq!(scratch.at("again").loss_texts()[..done.len()], done);
+    let validated = cut.metrics().iter().filter(|line| !line["val_loss"].is_null()).count();
+    assert_eq!(validated, 1, "the last step's, whichever it was");
+    assert_eq!(cut.metrics().pop().unwrap()["val_loss"], cut.summary()["val_loss"]);
 }

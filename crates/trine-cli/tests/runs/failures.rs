@@ -88,7 +88,7 @@ fn directories_that_do_not_fit_are_refused() {
     assert_ne!(edited, text);
     fs::write(config, edited).unwrap();
     let parts = ["another model: model.hidden is 32 there and 64 here", "set model.hidden = 32"];
-    scratch.fails(&["train", "--resume", "wider"], 1, &parts);
+    scratch.fails(&["train", "--resume", "wider"], 2, &parts);
     fs::write(scratch.path("data/more.rs"), "fn more() {}\n".repeat(50)).unwrap();
     let parts = ["made with the corpus", "resume needs the same text"];
     scratch.fails(&["train", "--resume", "run"], 2, &parts);

@@ -5,6 +5,7 @@
 
 mod auto;
 mod bytes;
+mod changed;
 mod common;
 mod contents;
 mod data;
@@ -17,4 +18,6 @@ mod memory;
 mod mpi;
 mod planned;
 mod resume;
+mod ruined;
+mod saves;
 mod signals;

@@ -99,7 +99,6 @@ fn step(config: &EngineConfig, batch: &Batch, dir: &Path) -> Result<GradientStep
                 trainer: serde_json::Value::Null,
             },
             tokenizer: None,
-            keep_last: 1,
             storage: &Disk,
         },
         &**engine.world(),

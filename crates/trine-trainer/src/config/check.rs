@@ -119,7 +119,7 @@ impl Check<'_> {
     }
 
     fn numbers(&mut self) {
-        let Config { train, optimizer, lr, comm, log, sample, .. } = self.config;
+        let Config { train, optimizer, lr, checkpoint, comm, log, sample, .. } = self.config;
         let rows = [
             ("train.minutes_max", train.minutes_max, Range::NotNegative),
             ("train.clip_norm", train.clip_norm, Range::NotNegative),
@@ -131,6 +131,7 @@ impl Check<'_> {
             ("optimizer.momentum", optimizer.momentum, Range::BelowOne),
             ("lr.min_ratio", lr.min_ratio, Range::UpToOne),
             ("lr.decay_fraction", lr.decay_fraction, Range::UpToOne),
+            ("checkpoint.minutes", checkpoint.minutes, Range::NotNegative),
             ("comm.deadline_s", comm.deadline_s, Range::Positive { nearest: 60.0 }),
             ("comm.long_deadline_s", comm.long_deadline_s, Range::Positive { nearest: 600.0 }),
             ("log.every_seconds", log.every_seconds, Range::Positive { nearest: 5.0 }),
@@ -343,7 +344,7 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
         Kind::Count => single,
         Kind::Counts => value.as_array().map_or(single, Vec::as_slice),
         Kind::Number => return beyond_f32(key, value, at),
-        Kind::Flag | Kind::Text | Kind::Choice(_) | Kind::Texts => return None,
+        Kind::Flag | Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Texts => return None,
     };
     let largest = items.iter().filter_map(toml::Value::as_integer).max()?;
     (largest > max).then(|| Violation::Rule {

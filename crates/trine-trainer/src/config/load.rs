@@ -62,7 +62,7 @@ fn assignments(
     violations: &mut Vec<Violation>,
 ) -> Result<Vec<Assignment>, ConfigError> {
     let mut all = match &typed.file {
-        Some(file) => read_file(file, violations)?,
+        Some(file) => read_file(file, &typed.file_dir, violations)?,
         None => Vec::new(),
     };
     let in_file = |path: &str| all.iter().find(|assignment| assignment.key.path == path);
@@ -276,5 +276,19 @@ pub(super) fn lookup<'a>(table: &'a toml::Table, path: &str) -> Option<&'a Value
     match path.split_once('.') {
         None => table.get(path),
         Some((section, name)) => table.get(section)?.as_table()?.get(name),
+    }
+}
+
+/// Puts another value at a dotted path.
+pub(super) fn replace(table: &mut toml::Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.into(), value);
+        }
+        Some((section, name)) => {
+            if let Some(section) = table.get_mut(section).and_then(Value::as_table_mut) {
+                section.insert(name.into(), value);
+            }
+        }
     }
 }

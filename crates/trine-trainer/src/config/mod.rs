@@ -48,6 +48,7 @@ pub use trine_optim::LrKind;
 pub use trine_schedule::ScheduleKind;
 
 use serde::{Deserialize, Serialize};
+use toml::Value;
 use trine_spec::ModelSpec;
 
 /// The preset of a run that asks for none.
@@ -158,6 +159,38 @@ impl Config {
         // The writer accepts numbers that no reader does; a table does not.
         self.to_table()?;
         toml::to_string(self).map_err(|error| ConfigError::Write { cause: error.to_string() })
+    }
+
+    /// The configuration as a run stores it: with absolute paths, so that it means the same from any
+    /// folder, and without the run directory, which a new run must not claim.
+    ///
+    /// # Errors
+    /// As [`Config::to_toml`], or a working directory that is gone.
+    pub fn stored(&self) -> Result<Self, ConfigError> {
+        let write = |cause: String| ConfigError::Write { cause };
+        let mut table = self.to_table()?;
+        for key in keys::keys().filter(|key| !key.shorthand) {
+            let value = load::lookup(&table, key.path).expect("invariant: every key has a value");
+            let Some(path) = typed::path_of(key, value) else { continue };
+            let path = std::path::absolute(path).map_err(|error| write(error.to_string()))?;
+            let path = path.to_string_lossy().into_owned();
+            load::replace(&mut table, key.path, path.into());
+        }
+        let config: Self = table.try_into().map_err(|e: toml::de::Error| write(e.to_string()))?;
+        Ok(Self { output: Output { dir: Default::default() }, ..config })
+    }
+
+    /// The keys whose values differ, each with the value in `before` and here, as TOML.
+    pub(crate) fn differences(
+        &self,
+        before: &Self,
+    ) -> Result<Vec<(&'static str, String, String)>, ConfigError> {
+        let (before, after) = (before.to_table()?, self.to_table()?);
+        let text =
+            |table, path| load::lookup(table, path).map_or_else(String::new, Value::to_string);
+        let rows = keys::keys().filter(|key| !key.shorthand).map(|key| key.path);
+        let rows = rows.map(|path| (path, text(&before, path), text(&after, path)));
+        Ok(rows.filter(|(_, before, after)| before != after).collect())
     }
 
     fn to_table(&self) -> Result<toml::Table, ConfigError> {

@@ -96,7 +96,7 @@ fn general(preset: &Preset) -> Config {
         optimizer: optimizer(rate(params)),
         lr: Lr { kind: LrKind::Cosine, warmup_steps: 100, min_ratio: 0.1, decay_fraction: 0.2 },
         eval: Eval { every: 100, windows_max: 64, final_windows_max: 0 },
-        checkpoint: Checkpoint { every: 0, keep_last: 2 },
+        checkpoint: Checkpoint { every: 0, minutes: 10.0, keep_last: 2, keep_best: false },
         comm: Comm { deadline_s: 60.0, long_deadline_s: 600.0, checksum: false },
         log: Log { every_seconds: 5.0 },
         output: Output { dir: "".into() },

@@ -14,6 +14,8 @@ pub enum Kind {
     Flag,
     /// A text.
     Text,
+    /// The path of a file or folder. In a file, a relative one starts at the file.
+    Path,
     /// One of these texts.
     Choice(&'static [&'static str]),
     /// A list of whole numbers.
@@ -30,6 +32,7 @@ impl Kind {
             Self::Number => "a number".into(),
             Self::Flag => "true or false".into(),
             Self::Text => "a text in quotes".into(),
+            Self::Path => "a path in quotes".into(),
             Self::Choice(choices) => format!("one of {}", quoted(choices)),
             Self::Counts => "a list of whole numbers".into(),
             Self::Texts => "a list of texts in quotes".into(),
@@ -42,7 +45,7 @@ impl Kind {
             Self::Count => value.as_integer().is_some_and(|number| number >= 0),
             Self::Number => value.is_float() || value.is_integer(),
             Self::Flag => value.is_bool(),
-            Self::Text | Self::Choice(_) => value.is_str(),
+            Self::Text | Self::Path | Self::Choice(_) => value.is_str(),
             Self::Counts => all(value, |item| Self::Count.has_type(item)),
             Self::Texts => all(value, toml::Value::is_str),
         }
@@ -95,7 +98,7 @@ fields! {
     f64 => Number,
     bool => Flag,
     String => Text,
-    PathBuf => Text,
+    PathBuf => Path,
     Vec<usize> => Counts,
     Vec<String> => Texts,
 }

@@ -20,21 +20,26 @@ pub enum Source {
 
 impl From<String> for Source {
     fn from(text: String) -> Self {
-        if text == "crates" { Self::Crates } else { Self::Path(text.into()) }
+        if text == Self::CRATES { Self::Crates } else { Self::Path(text.into()) }
     }
 }
 
 impl From<Source> for String {
     fn from(source: Source) -> Self {
         match source {
-            Source::Crates => "crates".into(),
+            Source::Crates => Source::CRATES.into(),
             Source::Path(path) => path.to_string_lossy().into_owned(),
         }
     }
 }
 
+impl Source {
+    /// The word that stands for [`Source::Crates`].
+    pub(super) const CRATES: &'static str = "crates";
+}
+
 impl Field for Source {
-    const KIND: Kind = Kind::Text;
+    const KIND: Kind = Kind::Path;
 }
 
 choice! {
@@ -230,10 +235,14 @@ section! {
 section! {
     /// `[checkpoint]`: saving.
     Checkpoint in "checkpoint" {
-        /// steps between checkpoints; 0: only the last step's
+        /// steps between checkpoints; 0: by time alone
         every: usize, "any";
+        /// minutes between checkpoints, from one to the next; 0: by steps alone. The last step is always saved
+        minutes: f64, "0 or more";
         /// checkpoints kept; older ones are removed
         keep_last: usize, "at least 1";
+        /// keep also the checkpoint with the lowest validation loss; each new lowest one is saved at once
+        keep_best: bool, "any";
     }
 }
 

@@ -9,7 +9,7 @@ use trine_schedule::{KindInfo, Purpose, ScheduleKind};
 fn typed(file: &str, settings: &[&str]) -> Typed {
     let file = (!file.is_empty()).then(|| File { name: "run.toml".into(), text: file.into() });
     let settings = settings.iter().map(|text| Setting::set(text)).collect();
-    Typed { preset: None, file, settings }
+    Typed { file, settings, ..Typed::default() }
 }
 
 fn load(file: &str, settings: &[&str]) -> Config {
@@ -32,6 +32,36 @@ fn options_win_over_the_file_and_the_file_over_the_preset() {
     assert_eq!(Config::load(&by_option).unwrap().model.layers, 24);
     by_option.preset = Some("rust-default".into());
     assert_eq!(Config::load(&by_option).unwrap().model.layers, 4);
+}
+
+#[test]
+fn paths_in_a_file_start_at_the_file_and_those_of_options_do_not() {
+    let dir = std::env::temp_dir();
+    let text = "[data]\nsource = \"a.txt\"\nmanifest = \"\"\ncache = \"/c\"\n";
+    let mut typed = typed(text, &["output.dir=runs/x"]);
+    typed.file_dir = dir.clone();
+    let config = Config::load(&typed).unwrap();
+    assert_eq!(config.data.source, Source::Path(dir.join("a.txt")));
+    assert_eq!((config.data.manifest, config.data.cache), ("".into(), "/c".into()));
+    assert_eq!(config.output.dir, std::path::PathBuf::from("runs/x"));
+    // The word for the default corpus is no path; what is only there from here on is found.
+    typed.file.as_mut().unwrap().text = "data.source = \"crates\"\ndata.cache = \"src\"".into();
+    let config = Config::load(&typed).unwrap();
+    assert_eq!((config.data.source, config.data.cache), (Source::Crates, "src".into()));
+}
+
+#[test]
+fn a_stored_configuration_means_the_same_from_any_folder() {
+    let config = load("", &["data.source=a/b.txt", "output.dir=run", "data.cache=cache"]);
+    let stored = config.stored().unwrap();
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(stored.data.source, Source::Path(here.join("a/b.txt")));
+    assert_eq!(stored.data.cache, here.join("cache"));
+    assert_eq!((&stored.output.dir, &stored.data.manifest), (&"".into(), &"".into()));
+    assert_eq!(stored.stored().unwrap(), stored);
+    let changed = load("", &["lr.warmup_steps=3", "data.source=a/b.txt", "data.cache=cache"]);
+    let rows = changed.stored().unwrap().differences(&stored).unwrap();
+    assert_eq!(rows, [("lr.warmup_steps", "250".to_owned(), "3".to_owned())]);
 }
 
 #[test]

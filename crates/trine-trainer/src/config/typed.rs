@@ -2,8 +2,8 @@
 
 use super::error::{ConfigError, Origin, Violation};
 use super::schema::{Key, Kind, quoted};
-use super::{check, keys};
-use std::path::Path;
+use super::{Source, check, keys};
+use std::path::{Path, PathBuf};
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
@@ -19,6 +19,8 @@ pub struct Typed {
     pub preset: Option<String>,
     /// A configuration file.
     pub file: Option<File>,
+    /// Where relative paths in the file start; empty: at the working directory, as those of options do.
+    pub file_dir: PathBuf,
     /// Options, in order.
     pub settings: Vec<Setting>,
 }
@@ -81,6 +83,7 @@ pub(super) struct Assignment {
 /// Reads a file's keys in order of appearance; what is wrong goes to `violations`.
 pub(super) fn read_file(
     file: &File,
+    dir: &Path,
     violations: &mut Vec<Violation>,
 ) -> Result<Vec<Assignment>, ConfigError> {
     let syntax = |error: toml::de::Error| ConfigError::Syntax {
@@ -95,7 +98,26 @@ pub(super) fn read_file(
     reader.table("", places.get_ref(), &values);
     let mut found = reader.found;
     found.sort_by_key(|(offset, _)| *offset);
-    Ok(found.into_iter().map(|(_, assignment)| assignment).collect())
+    Ok(found.into_iter().map(|(_, assignment)| placed(assignment, dir)).collect())
+}
+
+/// A relative path in a file starts at the file's folder. What is only there from the working directory
+/// on, where older releases looked, is still found.
+fn placed(mut assignment: Assignment, dir: &Path) -> Assignment {
+    if let Some(path) = path_of(assignment.key, &assignment.value) {
+        let (at_file, at_caller) = (dir.join(path), Path::new(path));
+        if at_file.exists() || !at_caller.exists() {
+            assignment.value = Value::String(at_file.to_string_lossy().into_owned());
+        }
+    }
+    assignment
+}
+
+/// The path that a value is, if it is one: a word may stand in its place, and none at all.
+pub(super) fn path_of<'a>(key: &Key, value: &'a Value) -> Option<&'a str> {
+    let text = value.as_str().filter(|_| key.kind == Kind::Path)?;
+    let is_word = key.path == "data.source" && text == Source::CRATES;
+    (!text.is_empty() && !is_word).then_some(text)
 }
 
 impl File {
@@ -152,8 +174,8 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violatio
         let rule = "the key's path is missing before `=`".to_owned();
         return Err(Box::new(Violation::Option { at, rule, example }));
     }
-    let wants_text =
-        keys::find(path).is_some_and(|key| matches!(key.kind, Kind::Text | Kind::Choice(_)));
+    let wants_text = keys::find(path)
+        .is_some_and(|key| matches!(key.kind, Kind::Text | Kind::Path | Kind::Choice(_)));
     let value = match text.parse::<Value>() {
         // A text may look like a number or a date.
         Ok(value) if wants_text && !value.is_str() => Value::String(text.clone()),

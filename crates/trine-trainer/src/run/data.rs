@@ -7,7 +7,6 @@ use crate::run::events::report;
 use crate::run::{Event, Reporter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use trine_checkpoint::RunState;
 use trine_checkpoint::TokenizerFile;
 use trine_data::{
     BatchOptions, Batches, Bigram, CorpusManifest, CorpusReport, Dataset, PrepareOptions,
@@ -97,15 +96,15 @@ impl RunData {
         }
     }
 
-    /// The samples of one data-parallel rank at a step.
+    /// One data-parallel rank's samples of the step that begins with sample `first_sample` of the run.
     pub(crate) fn batch(
         &self,
-        step: u64,
+        first_sample: u64,
         engine: &EngineConfig,
         dp_rank: usize,
     ) -> Result<Batch, TrainError> {
         let share = Share { dp_rank, dp: engine.degrees.dp, micro_batches: 1 };
-        Ok(converted(self.batches.micro_batch(step, share, 0)?))
+        Ok(converted(self.batches.micro_batch_from(first_sample, share, 0)?))
     }
 
     /// The validation windows: those of the end of a run, or those used on the way.
@@ -142,13 +141,9 @@ impl RunData {
         Ok((bits(&seen), bits(&full)))
     }
 
-    /// Refuses to go on with a run on other data.
-    pub(crate) fn check_same(&self, run: &RunState) -> Result<(), TrainError> {
-        let (ours, theirs) = (&self.dataset.report.corpus_hash, &run.data_hash);
-        if ours == theirs {
-            return Ok(());
-        }
-        Err(TrainError::OtherData { ours: ours.clone(), theirs: theirs.clone() })
+    /// Tokens of so many samples.
+    pub(crate) fn tokens(&self, samples: u64) -> u64 {
+        samples * self.seq as u64
     }
 
     /// Tokens of a step.

@@ -2,40 +2,14 @@
 
 use crate::TrainError;
 use crate::config::Config;
-use crate::run::Summary;
-use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
+use crate::run::metrics::{self, Metrics};
+use crate::run::{MetricsLine, Summary};
+use std::fs::{File, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use trine_checkpoint::{Check, CheckpointError, Disk, Latest, Storage, estimate_bytes, latest};
 use trine_files::TEXT_BYTES_MAX;
-use trine_spec::ModelSpec;
-
-/// Bytes of the longest metrics: 16 million steps.
-const METRICS_BYTES_MAX: u64 = 4 << 30;
-
-/// One line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MetricsLine {
-    /// The step, from 1.
-    pub step: u64,
-    /// Nats per token over the step's samples.
-    pub loss: f64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the update.
-    pub lr: f64,
-    /// Training tokens since the run began.
-    pub tokens: u64,
-    /// Tokens of the step over its wall time.
-    pub tokens_per_s: f64,
-    /// Wall time of the step in milliseconds.
-    pub step_ms: f64,
-    /// Nats per token on the validation windows, at the steps that evaluate.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub val_loss: Option<f64>,
-}
 
 /// A run directory, held exclusively until it is dropped.
 #[derive(Debug)]
@@ -44,10 +18,11 @@ pub struct RunDirectory {
     /// Locked by the operating system, so that no crash leaves it locked; `None` for the ranks of
     /// other processes than rank 0's.
     _lock: Option<File>,
-    metrics: Mutex<Option<File>>,
+    /// Once the run has begun.
+    metrics: Mutex<Option<Metrics>>,
 }
 
-fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
+pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
     move |source| TrainError::Io { what, path: path.to_path_buf(), source }
 }
 
@@ -56,29 +31,57 @@ impl RunDirectory {
     /// `output.dir` a new run gets `runs/NAME`, or the first free `runs/NAME-2`, …
     ///
     /// # Errors
-    /// A directory in use, one that already holds a run, one that cannot be written, or one without
-    /// the space for a checkpoint.
+    /// A directory in use, one that already holds a run or somebody's files, one that cannot be
+    /// written, or one without the space for a checkpoint.
     pub fn open(config: &Config, resume: bool) -> Result<Self, TrainError> {
         let given = &config.output.dir;
-        let path =
-            if given.as_os_str().is_empty() { free_name(&config.name) } else { given.clone() };
-        if resume && !path.join("config.toml").is_file() {
-            return Err(TrainError::NotARun(path));
+        let directory = match (resume, given.as_os_str().is_empty()) {
+            (true, _) if !given.join(CONFIG).is_file() => {
+                return Err(TrainError::NotARun(given.clone()));
+            }
+            (true, _) => Self::lock(given)?,
+            (false, false) => Self::claim(given)?,
+            (false, true) => Self::claim_first(&config.name)?,
+        };
+        directory.check_space(config)?;
+        Ok(directory)
+    }
+
+    /// The first of `runs/NAME`, `runs/NAME-2`, … that nobody has. Of two runs that want the same at the
+    /// same moment, the lock decides.
+    fn claim_first(name: &str) -> Result<Self, TrainError> {
+        let runs = Path::new("runs");
+        let first = std::iter::once(runs.join(name));
+        for path in first.chain((2u64..).map(|number| runs.join(format!("{name}-{number}")))) {
+            match Self::claim(&path) {
+                Err(
+                    TrainError::RunExists(_) | TrainError::InUse(_) | TrainError::Occupied { .. },
+                ) => {}
+                claimed => return claimed,
+            }
         }
-        if !resume && path.join("config.toml").exists() {
-            return Err(TrainError::RunExists(path));
-        }
-        std::fs::create_dir_all(&path).map_err(io("create the run directory", &path))?;
-        let lock_path = path.join(".lock");
+        unreachable!("invariant: numbers do not end")
+    }
+
+    /// Makes the directory of a new run.
+    fn claim(path: &Path) -> Result<Self, TrainError> {
+        check_free(path)?;
+        std::fs::create_dir_all(path).map_err(io("create the run directory", path))?;
+        let directory = Self::lock(path)?;
+        // Another run may have been faster, and have ended since.
+        check_free(path)?;
+        Ok(directory)
+    }
+
+    fn lock(path: &Path) -> Result<Self, TrainError> {
+        let lock_path = path.join(LOCK);
         let lock = trine_files::open_lock(&lock_path).map_err(io("open", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(path)),
+            Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(path.to_path_buf())),
             Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
         }
-        let directory = Self { path, _lock: Some(lock), metrics: Mutex::new(None) };
-        directory.check_space(config)?;
-        Ok(directory)
+        Ok(Self { path: path.to_path_buf(), _lock: Some(lock), metrics: Mutex::new(None) })
     }
 
     /// The directory that another process holds, to read from.
@@ -93,35 +96,48 @@ impl RunDirectory {
 
     /// Where checkpoints go.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 
-    /// The newest whole checkpoint, if one is wanted and there is one, and what is wrong with those
-    /// that are newer.
-    pub(crate) fn latest_checkpoint(
-        &self,
-        wanted: bool,
-        model: &ModelSpec,
-    ) -> Result<Latest, TrainError> {
-        if !wanted {
-            return Ok(Latest { checkpoint: None, damaged: Vec::new() });
+    /// What is wrong with going on without a checkpoint, if anything is: steps that were done, or
+    /// checkpoints that cannot be looked at.
+    pub(crate) fn lost_checkpoints(&self) -> Result<Option<String>, TrainError> {
+        let checkpoints = self.checkpoints();
+        if let Ok(target) = std::fs::read_link(&checkpoints)
+            && !checkpoints.exists()
+        {
+            let target = target.display();
+            return Ok(Some(format!("its checkpoints are a link to {target}, which is not there")));
         }
-        let found = newest(&self.path)?;
-        if let Some(checkpoint) = &found.checkpoint {
-            checkpoint.check_model(model)?;
+        if checkpoints.join(NONE_YET).is_file() {
+            return Ok(None);
         }
-        Ok(found)
+        let (steps, summary) = (metrics::last_step(&self.path)?, self.summary());
+        let step = steps.or(summary.map(|summary| summary.steps));
+        Ok(step.map(|step| format!("it has done {step} steps, and has no whole checkpoint")))
     }
 
-    /// Writes the configuration, and cuts the metrics back to the steps before `first_step`.
+    /// Makes the directory that of a run, from `first_step` on: writes the configuration, and cuts the
+    /// metrics back. A run that goes on is begun by the first step that it does, and not before: until
+    /// then nothing is lost.
     pub(crate) fn begin(&self, config: &Config, first_step: u64) -> Result<(), TrainError> {
-        self.write_config(config)?;
-        let path = self.path.join("metrics.jsonl");
-        let kept = metrics_until(&self.path, first_step)?;
-        replace(&path, kept.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(io("open", &path))?;
-        *self.metrics.lock().expect("invariant: no panic while the lock is held") = Some(file);
+        *self.metrics() = Some(self.begun(config, first_step)?);
         Ok(())
+    }
+
+    fn begun(&self, config: &Config, first_step: u64) -> Result<Metrics, TrainError> {
+        self.write_config(config)?;
+        if first_step == 0 {
+            let checkpoints = self.checkpoints();
+            std::fs::create_dir_all(&checkpoints).map_err(io("create", &checkpoints))?;
+            let mark = checkpoints.join(NONE_YET);
+            std::fs::write(&mark, "").map_err(io("write", &mark))?;
+        }
+        Metrics::open(&self.path, first_step)
+    }
+
+    fn metrics(&self) -> MutexGuard<'_, Option<Metrics>> {
+        self.metrics.lock().expect("invariant: no panic while the lock is held")
     }
 
     /// Refuses a run whose first checkpoint would not fit: better now than after hours. Each save
@@ -137,16 +153,27 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// Appends a step's line.
-    pub(crate) fn append(&self, line: &MetricsLine) -> Result<(), TrainError> {
-        let text = serde_json::to_string(line).map_err(|e| TrainError::Json(e.to_string()))? + "\n";
-        let mut metrics = self.metrics.lock().expect("invariant: no panic while the lock is held");
-        match metrics.as_mut() {
-            Some(file) => {
-                let path = self.path.join("metrics.jsonl");
-                file.write_all(text.as_bytes()).map_err(io("write to", &path))
-            }
-            None => Ok(()),
+    /// Appends a step's line; the first one of a run that goes on begins it.
+    pub(crate) fn append(&self, config: &Config, line: &MetricsLine) -> Result<(), TrainError> {
+        let mut metrics = self.metrics();
+        let metrics = match metrics.as_mut() {
+            Some(metrics) => metrics,
+            None => metrics.insert(self.begun(config, line.step - 1)?),
+        };
+        metrics.append(line)
+    }
+
+    /// Puts a line in the place of the last one, which is of the same step.
+    pub(crate) fn amend(&self, line: &MetricsLine) -> Result<(), TrainError> {
+        self.metrics().as_mut().map_or(Ok(()), |metrics| metrics.amend(line))
+    }
+
+    /// A checkpoint has been saved.
+    pub(crate) fn saved(&self) -> Result<(), TrainError> {
+        let mark = self.checkpoints().join(NONE_YET);
+        match std::fs::remove_file(&mark) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", &mark)(error)),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
@@ -169,30 +196,51 @@ impl RunDirectory {
         serde_json::from_str(&text).ok()
     }
 
-    pub(crate) fn write_config(&self, config: &Config) -> Result<(), TrainError> {
-        let mut config = config.clone();
-        // Fed back, the file starts a new run and must not claim this directory.
-        config.output.dir = PathBuf::new();
-        replace(&self.path.join("config.toml"), config.to_toml()?.as_bytes())
+    fn write_config(&self, config: &Config) -> Result<(), TrainError> {
+        replace(&self.path.join(CONFIG), config.stored()?.to_toml()?.as_bytes())
     }
 }
 
-/// The lines of a run's metrics up to `step`, as they were written; a line cut off by a crash is
-/// left out.
-///
-/// # Errors
-/// A file that cannot be read.
-fn metrics_until(run: &Path, step: u64) -> Result<String, TrainError> {
-    let path = run.join("metrics.jsonl");
-    let text = match trine_files::read(&path, METRICS_BYTES_MAX) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
-        Err(error) => return Err(io("read", &path)(error)),
+/// Where checkpoints are.
+const CHECKPOINTS: &str = "checkpoints";
+
+/// The configuration of a run: what makes a folder one.
+pub(super) const CONFIG: &str = "config.toml";
+
+/// Held while a process works in the directory.
+const LOCK: &str = ".lock";
+
+/// Beside checkpoints before there is one. A run that has it can begin again and lose nothing; one
+/// without it has lost its checkpoints.
+const NONE_YET: &str = "none-yet";
+
+/// What a start that was refused, or that failed, may have left.
+const LEFT_BY_STARTS: &[&str] = &[LOCK, "flight", "config.tmp"];
+
+/// Refuses the directory of a run, and one that has somebody's files.
+fn check_free(path: &Path) -> Result<(), TrainError> {
+    if path.join(CONFIG).exists() {
+        return Err(TrainError::RunExists(path.to_path_buf()));
+    }
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io("use as the run directory", path)(error)),
     };
-    let is_kept = |line: &&str| {
-        serde_json::from_str::<MetricsLine>(line).is_ok_and(|metrics| metrics.step <= step)
-    };
-    Ok(text.lines().filter(is_kept).map(|line| line.to_owned() + "\n").collect())
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(io("list", path))?.file_name().to_string_lossy().into_owned();
+        // Checkpoints may be a link to a larger disk, made beforehand.
+        let is_room = name == CHECKPOINTS && trine_checkpoint::list(&path.join(&name))?.is_empty();
+        if !LEFT_BY_STARTS.contains(&name.as_str()) && !is_room {
+            found.push(name);
+        }
+    }
+    found.sort_unstable();
+    let path = path.to_path_buf();
+    found.first().map_or(Ok(()), |first| {
+        Err(TrainError::Occupied { path, entries: found.len(), first: first.clone() })
+    })
 }
 
 /// The newest whole checkpoint of a run, and what is wrong with those that are newer.
@@ -200,23 +248,31 @@ fn metrics_until(run: &Path, step: u64) -> Result<String, TrainError> {
 /// # Errors
 /// A folder that cannot be read, or damaged checkpoints only.
 pub(crate) fn newest(run: &Path) -> Result<Latest, TrainError> {
-    let mut found = latest(&run.join("checkpoints"), Check::Checksums)?;
+    let mut found = latest(&run.join(CHECKPOINTS), Check::Checksums)?;
     if found.checkpoint.is_none() && !found.damaged.is_empty() {
         return Err(found.damaged.swap_remove(0).into());
     }
     Ok(found)
 }
 
-fn free_name(name: &str) -> PathBuf {
-    let runs = Path::new("runs");
-    let first = runs.join(name);
-    let numbered = (2..).map(|number| runs.join(format!("{name}-{number}")));
-    let free = |path: &PathBuf| !path.join("config.toml").exists();
-    std::iter::once(first).chain(numbered).find(free).expect("invariant: numbers do not end")
+/// Which checkpoints a run has, newest first, and how another than the newest is taken.
+pub(super) fn kept(run: &Path) -> Result<String, TrainError> {
+    let all = trine_checkpoint::list(&run.join(CHECKPOINTS))?;
+    let names: Vec<String> = all.iter().map(|(step, _)| format!("step-{step}")).collect();
+    Ok(match names.as_slice() {
+        [] => format!("{} has no checkpoints", run.display()),
+        [one] => format!("checkpoints of {}: {one} alone", run.display()),
+        [newest, ..] => format!(
+            "checkpoints of {}: {}; --resume takes the newest whole one: move {newest} away for an \
+             earlier one",
+            run.display(),
+            names.join(", ")
+        ),
+    })
 }
 
 /// Writes a file so that a crash leaves the old one or the new one.
-fn replace(path: &Path, contents: &[u8]) -> Result<(), TrainError> {
+pub(super) fn replace(path: &Path, contents: &[u8]) -> Result<(), TrainError> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary).map_err(io("create", &temporary))?;
     file.write_all(contents).and_then(|()| file.sync_all()).map_err(io("write to", &temporary))?;

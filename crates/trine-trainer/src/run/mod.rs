@@ -1,25 +1,29 @@
 //! A run: data, ranks, the loop, and what it leaves behind.
 
+mod clock;
 mod data;
 mod directory;
 mod events;
 mod flight;
 mod loader;
 pub(crate) mod measure;
+mod metrics;
 mod prepare;
 mod process;
 mod rank;
+mod resume;
 mod sample;
 mod summary;
 mod trace;
 
 pub use data::unused_rows_planned;
-pub use directory::{MetricsLine, RunDirectory};
+pub use directory::RunDirectory;
 pub use events::{Event, Reporter, Work};
 pub use flight::write_post_mortem;
+pub use metrics::MetricsLine;
 pub use process::{Process, Ranks};
 pub use sample::{Completion, complete};
-pub use summary::{DataSummary, RankSummary, Summary};
+pub use summary::{DataSummary, PhaseSeconds, RankSummary, Summary};
 
 use crate::TrainError;
 use crate::bench::Wrap;
@@ -73,6 +77,8 @@ pub struct TrainRequest<'a> {
     pub started: Instant,
     /// Cores to share among the ranks.
     pub cores: usize,
+    /// The commit that the program was built from, where that is known.
+    pub commit: Option<&'a str>,
     /// The machine that the plan is for, or why none is known. Asked once, by rank 0, when everything that may be
     /// refused has passed and no rank computes yet.
     pub machine: MachineSource<'a>,
@@ -119,6 +125,7 @@ pub fn train(
         trace: trace.as_ref(),
         host: ranks.host(),
         cores: request.cores as f64 / ranks.ranks_here(world) as f64,
+        data_s: prepared.data_s,
     };
     ranks.agree(if ranks.is_first() { shared.begin() } else { Ok(()) })?;
     shared.tell_start();
@@ -129,12 +136,14 @@ pub fn train(
             let options =
                 WorldOptions { deadline: request.config.deadline(), ..Default::default() };
             threads::run_explained(world, &options, |comm| shared.run(comm))
-                .map_err(|failed| explain(&shared, failed))?
+                .map_err(|failed| explain(&shared, failed))
+                .inspect_err(|_| tell_kept(&shared))?
                 .swap_remove(0)
         }
         Ranks::Process(process) => shared
             .run(process.world().clone())
-            .map_err(|error| TrainError::Begun(Box::new(error)))?,
+            .map_err(|error| TrainError::Begun(Box::new(error)))
+            .inspect_err(|_| tell_kept(&shared))?,
     };
     let traced = ranks.agree(trace.as_ref().map_or(Ok(()), Trace::finish));
     if !ranks.is_first() {
@@ -191,6 +200,13 @@ fn explain(shared: &RankRun<'_>, failed: Explained<TrainError>) -> TrainError {
     TrainError::Ranks { diagnosis: Box::new(post_mortem.diagnosis), flight }
 }
 
+/// What a run that failed can go on from.
+fn tell_kept(shared: &RankRun<'_>) {
+    if let Ok(text) = directory::kept(shared.directory.path()) {
+        report(shared.reporter, &Event::Note(text));
+    }
+}
+
 /// Ends the trace of a run whose ranks have all written theirs.
 fn close_trace(shared: &RankRun<'_>) -> Result<(), TrainError> {
     let Some(path) = &shared.request.trace else { return Ok(()) };
@@ -211,16 +227,14 @@ fn conclude(shared: &RankRun<'_>, run: &RunResult) -> Result<Summary, TrainError
     let summary = Summary::new(shared, run)?;
     directory.finish(&summary, &request.config)?;
     report(shared.reporter, &Event::Finished { summary: &summary, directory: directory.path() });
-    if summary.stopped_early.is_none() {
-        let found = directory.latest_checkpoint(true, &shared.engine.model)?;
-        if let Some(checkpoint) = found.checkpoint {
-            let (config, cores) = (&request.config, request.cores);
-            let tokenizer = shared.data.tokenizer();
-            for prompt in &config.sample.prompts {
-                let completion =
-                    complete(&checkpoint, tokenizer, prompt, config, cores, &mut |_| {})?;
-                report(shared.reporter, &Event::Sample(&completion));
-            }
+    if summary.stopped_early.is_none()
+        && let Some(checkpoint) = directory::newest(directory.path())?.checkpoint
+    {
+        let (config, cores) = (&request.config, request.cores);
+        let tokenizer = shared.data.tokenizer();
+        for prompt in &config.sample.prompts {
+            let completion = complete(&checkpoint, tokenizer, prompt, config, cores, &mut |_| {})?;
+            report(shared.reporter, &Event::Sample(&completion));
         }
     }
     Ok(summary)

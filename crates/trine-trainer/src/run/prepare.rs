@@ -4,9 +4,11 @@ use crate::TrainError;
 use crate::engine::EngineConfig;
 use crate::memory::{self, MemoryPlan};
 use crate::run::data::RunData;
+use crate::run::directory::{kept, newest};
 use crate::run::events::report;
-use crate::run::{Event, Ranks, Reporter, RunDirectory, TrainRequest};
+use crate::run::{Event, Ranks, Reporter, RunDirectory, TrainRequest, resume};
 use std::sync::Mutex;
+use std::time::Instant;
 use trine_checkpoint::Checkpoint;
 
 /// What is made before the ranks start.
@@ -16,6 +18,8 @@ pub(super) struct Prepared {
     pub(super) directory: RunDirectory,
     pub(super) restored: Option<Checkpoint>,
     pub(super) data: RunData,
+    /// Seconds that making the data ready took.
+    pub(super) data_s: f64,
 }
 
 /// Rank 0 has the directory, the first rank of each machine prepares the data there, and all others
@@ -35,29 +39,60 @@ pub(super) fn prepare(
     let path = own.as_ref().map_or_else(String::new, |own| own.path().display().to_string());
     let path = ranks.rank_0_says(path)?;
     let directory = own.unwrap_or_else(|| RunDirectory::follow(path.into()));
-    let restored = restored(request, ranks, &directory, &engine, reporter)?;
+    let restored = restored(request, ranks, &directory, reporter)?;
+    let before = restored.as_ref().map(|checkpoint| {
+        let manifest = checkpoint.manifest();
+        let before = resume::configuration(manifest, directory.path())?;
+        Ok::<_, TrainError>((checkpoint, before))
+    });
+    let before = ranks.agree(before.transpose())?;
+    let lines = before.as_ref().map(|(found, before)| resume::check(config, before, found));
+    let lines = ranks.agree(lines.transpose())?.unwrap_or_default();
+    let began = Instant::now();
     let open = || RunData::open(config, request.cores, reporter);
     let leader = ranks.agree(ranks.is_first_here().then(open).transpose())?;
     let data = ranks.agree(leader.map_or_else(open, Ok))?;
     ranks.check_same("corpus", &data.report().corpus_hash)?;
-    let run = restored.as_ref().map(|checkpoint| &checkpoint.manifest().run);
-    ranks.agree(run.map_or(Ok(()), |run| data.check_same(run)))?;
-    Ok(Prepared { engine, memory, directory, restored, data })
+    ranks.agree(before.as_ref().map_or(Ok(()), |(found, before)| {
+        resume::check_data(config, before, &data, &found.manifest().run)
+    }))?;
+    // Told when nothing refuses any more.
+    for line in lines.into_iter().filter(|_| ranks.is_first()) {
+        report(reporter, &Event::Note(line));
+    }
+    let data_s = began.elapsed().as_secs_f64();
+    Ok(Prepared { engine, memory, directory, restored, data, data_s })
 }
 
 /// The checkpoint to go on from: the first rank reads all checksums, the others open what it has
-/// found whole.
+/// found whole. None is fine where none was saved yet.
 fn restored(
     request: &TrainRequest<'_>,
     ranks: Ranks<'_>,
     directory: &RunDirectory,
-    engine: &EngineConfig,
     reporter: &Mutex<dyn Reporter + '_>,
 ) -> Result<Option<Checkpoint>, TrainError> {
     let find = || {
-        let found = directory.latest_checkpoint(request.resume, &engine.model)?;
+        if !request.resume {
+            return Ok(None);
+        }
+        let found = newest(directory.path())?;
         for damage in &found.damaged {
             report(reporter, &Event::Note(damage.to_string()));
+        }
+        if found.checkpoint.is_none() {
+            match directory.lost_checkpoints()? {
+                Some(why) => {
+                    let run = directory.path().to_path_buf();
+                    return Err(TrainError::NothingToResume { run, why });
+                }
+                None => {
+                    let text = "no checkpoint was saved yet: the run begins again at step 1";
+                    report(reporter, &Event::Note(text.into()));
+                }
+            }
+        } else if !found.damaged.is_empty() {
+            report(reporter, &Event::Note(kept(directory.path())?));
         }
         Ok(found.checkpoint)
     };

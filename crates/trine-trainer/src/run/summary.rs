@@ -2,10 +2,13 @@
 
 use crate::TrainError;
 use crate::planned::PlanCheck;
-use crate::run::measure::replayed_bubble;
-use crate::run::rank::{RankReport, RankRun, RunResult, one_pipeline};
+use crate::run::clock::rfc3339;
+use crate::run::measure::{peak_rss_bytes, replayed_bubble};
+use crate::run::rank::{RankReport, RankRun, RunResult, Times, one_pipeline};
+use rustix::system::uname;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 use trine_data::{CorpusReport, Skips};
 use trine_schedule::{Delivery, UniformCosts, simulate};
 use trine_spec::RankBytes;
@@ -55,6 +58,33 @@ impl From<&CorpusReport> for DataSummary {
     }
 }
 
+/// Where the wall time of a run's process went, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseSeconds {
+    /// Making the data ready.
+    pub data: f64,
+    /// Everything else before the first step: configuration, model, restoring.
+    pub start: f64,
+    /// Training steps.
+    pub training: f64,
+    /// Evaluations, on the way and at the end.
+    pub evaluation: f64,
+    /// Checkpoints.
+    pub saving: f64,
+}
+
+impl PhaseSeconds {
+    fn new(data: f64, times: &Times) -> Self {
+        Self {
+            data,
+            start: (times.before.as_secs_f64() - data).max(0.0),
+            training: times.train.as_secs_f64(),
+            evaluation: times.evaluate.as_secs_f64(),
+            saving: times.save.as_secs_f64(),
+        }
+    }
+}
+
 /// What a run came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
@@ -75,6 +105,12 @@ pub struct Summary {
     pub tokens: u64,
     /// Loss of the last step, nats per token.
     pub final_loss: f64,
+    /// The step with the lowest validation loss, where `checkpoint.keep_best` keeps its checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
+    /// That loss, over the windows that are used on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_val_loss: Option<f64>,
     /// Validation loss at the end, nats per token.
     pub val_loss: Option<f64>,
     /// The same in bits per byte of raw text.
@@ -89,6 +125,24 @@ pub struct Summary {
     pub model_flops_per_s: f64,
     /// Wall time of the whole process so far, in seconds.
     pub wall_s: f64,
+    /// Where that time went.
+    #[serde(default)]
+    pub seconds: PhaseSeconds,
+    /// When the process began: UTC by RFC 3339.
+    #[serde(default)]
+    pub started: String,
+    /// When it had done its last step and saved.
+    #[serde(default)]
+    pub ended: String,
+    /// The machine of rank 0.
+    #[serde(default)]
+    pub host: String,
+    /// The release of trine.
+    #[serde(default)]
+    pub version: String,
+    /// The commit that it was built from, where the build knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Most memory that the processes held, added up, in bytes, where the system tells.
     pub peak_rss_bytes: Option<u64>,
     /// The pipeline's bubble when the simulator replays the measured CPU times of all actions.
@@ -117,15 +171,16 @@ impl Summary {
         let predicted = simulate(&schedule, Delivery::Buffered, &uniform)?.bubble_fraction();
         let (bigram, full) = match run.validation {
             Some(_) => {
-                let samples = run.steps_done * engine.global_batch as u64;
-                let (bigram, full) = data.bigram_bits_per_byte(samples)?;
+                let (bigram, full) = data.bigram_bits_per_byte(run.samples)?;
                 (Some(bigram), Some(full))
             }
             None => (None, None),
         };
+        let (elapsed, ended) = (shared.request.started.elapsed(), SystemTime::now());
         let nats_to_bits = |sum: f64| sum / std::f64::consts::LN_2;
         let bytes = data.validation_bytes(true) as f64;
-        let tokens_per_s = run.trained_tokens as f64 / run.train_wall_s.max(1e-9);
+        let train_wall_s = run.times.train.as_secs_f64();
+        let tokens_per_s = run.trained_tokens as f64 / train_wall_s.max(1e-9);
         let cores: f64 = ranks.iter().map(|rank| rank.cores.min(engine.threads as f64)).sum();
         let cpu: f64 = ranks.iter().map(|rank| rank.train_cpu_s).sum();
         let summary = Self {
@@ -135,20 +190,28 @@ impl Summary {
             steps_total: run.steps_total,
             steps_cut: run.steps_cut,
             stopped_early: run.stopped_early.clone(),
-            tokens: run.steps_done * data.tokens_per_step(engine),
+            tokens: data.tokens(run.samples),
             final_loss: run.final_loss,
+            best_step: run.best.map(|best| best.step),
+            best_val_loss: run.best.map(|best| best.val_loss),
             val_loss: run.validation.map(|loss| loss.mean()),
             val_bits_per_byte: run.validation.map(|loss| nats_to_bits(loss.sum) / bytes),
             bigram_bits_per_byte: bigram,
             bigram_full_bits_per_byte: full,
             tokens_per_s,
             model_flops_per_s: tokens_per_s * engine.model.flops_per_token(engine.seq),
-            wall_s: shared.request.started.elapsed().as_secs_f64(),
-            peak_rss_bytes: peak_rss_bytes(ranks),
+            wall_s: elapsed.as_secs_f64(),
+            seconds: PhaseSeconds::new(shared.data_s, &run.times),
+            started: rfc3339(ended.checked_sub(elapsed).unwrap_or(ended)),
+            ended: rfc3339(ended),
+            host: uname().nodename().to_string_lossy().into_owned(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: shared.request.commit.map(str::to_owned),
+            peak_rss_bytes: peak_rss_bytes_of(ranks),
             bubble_measured: replayed_bubble(&schedule, &one_pipeline(ranks))?,
             bubble_predicted: predicted,
             // Helper threads of a rank compute too, and are not counted in its thread's time.
-            wait_share: (1.0 - cpu * engine.threads as f64 / (run.train_wall_s.max(1e-9) * cores))
+            wait_share: (1.0 - cpu * engine.threads as f64 / (train_wall_s.max(1e-9) * cores))
                 .clamp(0.0, 1.0),
             ranks: ranks
                 .iter()
@@ -177,6 +240,12 @@ impl Summary {
             tokens_per_s: earlier.tokens_per_s,
             model_flops_per_s: earlier.model_flops_per_s,
             wall_s: earlier.wall_s,
+            seconds: earlier.seconds,
+            started: earlier.started,
+            ended: earlier.ended,
+            host: earlier.host,
+            version: earlier.version,
+            commit: earlier.commit,
             peak_rss_bytes: earlier.peak_rss_bytes,
             bubble_measured: earlier.bubble_measured,
             wait_share: earlier.wait_share,
@@ -186,10 +255,15 @@ impl Summary {
     }
 }
 
-/// Most memory of all processes together.
-fn peak_rss_bytes(ranks: &[RankReport]) -> Option<u64> {
+/// Most memory of all processes together; of this one, until now.
+fn peak_rss_bytes_of(ranks: &[RankReport]) -> Option<u64> {
     // Ranks that are threads of one process have the same memory.
     let one = |rank: &RankReport| Some(((rank.host.clone(), rank.process), rank.peak_rss_bytes?));
     let processes: Option<BTreeMap<_, _>> = ranks.iter().map(one).collect();
-    Some(processes?.values().sum())
+    let mut processes = processes?;
+    let here = (ranks.first()?.host.clone(), std::process::id());
+    if let (Some(bytes), Some(now)) = (processes.get_mut(&here), peak_rss_bytes()) {
+        *bytes = now.max(*bytes);
+    }
+    Some(processes.values().sum())
 }

@@ -12,6 +12,8 @@ use trine_comm::{Name, ReduceOp};
 pub(super) struct Decision {
     /// Why the run stops here, if it does.
     pub(super) stop: StopReason,
+    /// Whether so much time has passed since the last checkpoint that there is to be another.
+    pub(super) save: bool,
     /// Steps of the whole run: the configured ones, or fewer when time is short.
     pub(super) total: u64,
 }
@@ -31,33 +33,40 @@ impl RankRun<'_> {
         engine: &Engine,
         progress: &Progress,
     ) -> Result<Decision, TrainError> {
-        let mut own = Decision { stop: StopReason::None, total: 0 };
+        let mut own = Decision { stop: StopReason::None, save: false, total: 0 };
         if is_first(engine) {
             own = self.decision(progress);
         }
         if self.request.stop.load(Ordering::Relaxed) {
             own.stop = StopReason::Asked;
         }
-        let words = Buf::from_vec(vec![own.stop as u64, own.total]);
+        let words = Buf::from_vec(vec![own.stop as u64, own.total, u64::from(own.save)]);
         let words = engine.world().all_reduce(words, ReduceOp::Max, Name::new("go on"))?;
         let words = words.typed::<u64>()?;
         let reasons = [StopReason::None, StopReason::Time, StopReason::Asked];
         let stop = reasons[(words[0] as usize).min(reasons.len() - 1)];
-        Ok(Decision { stop, total: words[1] })
+        Ok(Decision { stop, save: words[2] == 1, total: words[1] })
     }
 
     fn decision(&self, progress: &Progress) -> Decision {
-        let total = progress.total;
+        let (total, save) = (progress.total, self.is_time_to_save(progress));
         let minutes = self.request.config.train.minutes_max;
         if minutes <= 0.0 {
-            return Decision { stop: StopReason::None, total };
+            return Decision { stop: StopReason::None, save, total };
         }
         let left = minutes * 60.0 - self.request.started.elapsed().as_secs_f64();
         // A run has at least one step: without any there is nothing to save or to measure.
         if left <= 0.0 && progress.step > 0 {
-            return Decision { stop: StopReason::Time, total };
+            return Decision { stop: StopReason::Time, save, total };
         }
-        Decision { stop: StopReason::None, total: self.fitting_steps(progress, left) }
+        let total = self.fitting_steps(progress, left);
+        Decision { stop: StopReason::None, save, total }
+    }
+
+    /// Whether a checkpoint is due by the clock.
+    fn is_time_to_save(&self, progress: &Progress) -> bool {
+        let seconds = 60.0 * self.request.config.checkpoint.minutes;
+        seconds > 0.0 && progress.saved_when.elapsed().as_secs_f64() >= seconds
     }
 
     /// How many steps there will be. Decided once, while the learning rate still warms up: until
@@ -68,7 +77,7 @@ impl RankRun<'_> {
         if progress.fitted || !self.is_fitting_due(progress) {
             return progress.total;
         }
-        let each_s = progress.train_wall.as_secs_f64() / done as f64;
+        let each_s = progress.times.train.as_secs_f64() / done as f64;
         // Evaluations on the way and the speed's own fluctuation are in the margin.
         let fit = progress.step + (left_s * TIME_MARGIN / each_s) as u64;
         progress.total.min(fit.max(progress.step + 1))

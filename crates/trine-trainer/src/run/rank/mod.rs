@@ -12,20 +12,21 @@ pub(crate) use report::{CHECK_STEPS_MIN, RankReport, RunResult, one_pipeline};
 use crate::TrainError;
 use crate::config::Pin;
 use crate::cores::rank_team;
-use crate::engine::{Engine, EngineConfig, RankPlan};
+use crate::engine::{Engine, EngineConfig, Loss, RankPlan};
 use crate::outlook::Outlook;
-use crate::planned::Machine;
+use crate::planned::{Machine, PlanCheck};
 use crate::run::data::RunData;
 use crate::run::events::report;
 use crate::run::loader::Loader;
 use crate::run::measure::{ActionClock, rss_bytes};
+use crate::run::resume::steps_total;
 use crate::run::trace::Trace;
-use crate::run::{Event, Reporter, RunDirectory, TrainRequest, Work};
+use crate::run::{Event, MetricsLine, Reporter, RunDirectory, TrainRequest, Work};
 use decide::StopReason;
-use report::{CHECK_STEPS, Outcome};
+use report::CHECK_STEPS;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use trine_checkpoint::Checkpoint;
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
@@ -50,6 +51,8 @@ pub(crate) struct RankRun<'a> {
     pub(crate) host: &'a str,
     /// A rank's share of this machine's cores.
     pub(crate) cores: f64,
+    /// Seconds that making the data ready took.
+    pub(crate) data_s: f64,
 }
 
 /// The loop's own numbers.
@@ -57,15 +60,49 @@ struct Progress {
     step: u64,
     total: u64,
     started_at: u64,
-    train_wall: Duration,
+    /// Samples of the whole run so far: where it is in the data, whatever its batch was before.
+    samples: u64,
+    times: Times,
     train_cpu_s: f64,
     /// Wall seconds of each step of this process until the plan is checked.
     step_seconds: Vec<f64>,
     final_loss: f64,
     stopped: StopReason,
     saved_at: Option<u64>,
+    /// When the last checkpoint was saved, or the loop began.
+    saved_when: Instant,
+    /// The step whose weights have been evaluated last, and gave a finite loss.
+    evaluated_at: Option<u64>,
+    /// Whether old checkpoints wait until the newest has been shown to be good.
+    prune_due: bool,
+    /// The lowest validation loss so far, where its checkpoint is kept.
+    best: Option<Best>,
+    /// The metrics of the last step of this process.
+    line: Option<MetricsLine>,
+    /// The validation loss at the end.
+    validation: Option<Loss>,
     /// Whether the number of steps has been fitted to the time limit: that happens once.
     fitted: bool,
+}
+
+/// Where the wall time of the loop goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Times {
+    /// From the start of the process to the loop.
+    pub(crate) before: Duration,
+    /// Training steps.
+    pub(crate) train: Duration,
+    /// Evaluations.
+    pub(crate) evaluate: Duration,
+    /// Checkpoints.
+    pub(crate) save: Duration,
+}
+
+/// A step and its validation loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Best {
+    pub(crate) step: u64,
+    pub(crate) val_loss: f64,
 }
 
 impl<'a> RankRun<'a> {
@@ -73,9 +110,13 @@ impl<'a> RankRun<'a> {
         self.restored.map_or(0, |checkpoint| checkpoint.manifest().run.step)
     }
 
-    /// Makes the directory ready. Called once a run.
+    /// Makes the directory of a new run ready; one that goes on is left as it is until it has done a step.
+    /// Called once a run.
     pub(crate) fn begin(&self) -> Result<(), TrainError> {
-        self.directory.begin(&self.request.config, self.first_step())
+        if self.request.resume {
+            return Ok(());
+        }
+        self.directory.begin(&self.request.config, 0)
     }
 
     /// Tells that the ranks start. Called once a process.
@@ -89,6 +130,23 @@ impl<'a> RankRun<'a> {
         };
         report(self.reporter, &started);
         report(self.reporter, &Event::Outlook(self.outlook));
+        let (steps, warmup) = (self.steps_total(), self.request.config.lr.warmup_steps as u64);
+        if warmup > steps {
+            let reached = 100.0 * steps as f64 / warmup as f64;
+            let text = format!(
+                "lr.warmup_steps = {warmup} is longer than the run of {steps} steps: the rate ends at \
+                 {reached:.0} % of its peak"
+            );
+            report(self.reporter, &Event::Note(text));
+        }
+    }
+
+    /// Steps of the whole run, as far as they are known before it.
+    fn steps_total(&self) -> u64 {
+        let config = &self.request.config;
+        self.restored.map_or(config.train.steps as u64, |checkpoint| {
+            steps_total(config, &checkpoint.manifest().run).0
+        })
     }
 
     /// A rank's life, to its end or to its failure. An error that all ranks have been told, of one of
@@ -124,50 +182,75 @@ impl<'a> RankRun<'a> {
         let mut progress = self.restore(&mut engine)?;
         let mut clock = self.clock(&engine);
         let mut loader = self.loader(scope, &engine, &progress)?;
-        let mut plan = None;
-        while progress.step < progress.total {
-            recorder.begin_phase(Name::new("training").with("step", progress.step + 1));
-            let decision = self.decide(&engine, &progress)?;
-            if decision.total != progress.total {
-                self.note(
-                    &engine,
-                    format!(
-                        "time limit: {} of {} steps fit into {} minutes",
-                        decision.total, progress.total, self.request.config.train.minutes_max
-                    ),
-                );
-                progress.total = decision.total;
-            }
-            progress.fitted |= self.is_fitting_due(&progress);
-            if decision.stop != StopReason::None {
-                progress.stopped = decision.stop;
-                break;
-            }
-            let mut line = self.step(&mut engine, &mut progress, &mut clock, &mut loader)?;
-            line.val_loss = self.evaluate_on_the_way(&mut engine, &progress)?;
-            if is_first(&engine) {
-                self.directory.append(&line)?;
-                let (steps, rss_bytes) = (progress.total, rss_bytes());
-                report(self.reporter, &Event::Step { line: &line, steps, rss_bytes });
-            }
-            if progress.step - progress.started_at == CHECK_STEPS as u64 {
-                plan = self.check_plan(&engine, &progress, &clock)?;
-            }
-            let every = self.request.config.checkpoint.every as u64;
-            if every > 0 && progress.step.is_multiple_of(every) {
-                self.save(&engine, &mut progress)?;
-            }
-        }
-        let steps = progress.step - progress.started_at;
-        if (CHECK_STEPS_MIN..CHECK_STEPS as u64).contains(&steps) {
-            plan = self.check_plan(&engine, &progress, &clock)?;
+        let plan = self.steps(&mut engine, &mut progress, &mut clock, &mut loader)?;
+        if progress.validation.is_none() && progress.stopped != StopReason::Asked {
+            self.evaluate_at_last(&mut engine, &mut progress)?;
         }
         if progress.saved_at != Some(progress.step) {
             self.save(&engine, &mut progress)?;
         }
-        let asked = progress.stopped == StopReason::Asked;
-        let validation = if asked { None } else { Some(self.evaluate(&mut engine, true)?) };
-        self.result(&engine, progress, clock, Outcome { validation, plan })
+        self.result(&engine, progress, clock, plan)
+    }
+
+    /// Step by step, to the last one or to a reason to stop. Gives rank 0's check of the plan.
+    fn steps(
+        &self,
+        engine: &mut Engine,
+        progress: &mut Progress,
+        clock: &mut ActionClock,
+        loader: &mut Loader<'_>,
+    ) -> Result<Option<PlanCheck>, TrainError> {
+        let recorder = engine.world().recorder().clone();
+        let mut plan = None;
+        while progress.step < progress.total {
+            recorder.begin_phase(Name::new("training").with("step", progress.step + 1));
+            let decision = self.decide(engine, progress)?;
+            self.refit(engine, progress, decision.total);
+            if decision.stop != StopReason::None {
+                progress.stopped = decision.stop;
+                break;
+            }
+            let is_new = progress.step > progress.started_at;
+            if decision.save && is_new && progress.saved_at != Some(progress.step) {
+                self.save(engine, progress)?;
+            }
+            let mut line = self.step(engine, progress, clock, loader)?;
+            // The step's loss is that of the weights before it, and it is finite.
+            self.prune(engine, progress)?;
+            line.val_loss = self.evaluate_on_the_way(engine, progress)?;
+            if is_first(engine) {
+                self.directory.append(&self.request.config, &line)?;
+                self.report_step(&line, progress);
+            }
+            progress.line = Some(line);
+            if progress.step - progress.started_at == CHECK_STEPS as u64 {
+                plan = self.check_plan(engine, progress, clock)?;
+            }
+            if self.is_save_due(progress) {
+                self.save(engine, progress)?;
+            }
+        }
+        let steps = progress.step - progress.started_at;
+        if (CHECK_STEPS_MIN..CHECK_STEPS as u64).contains(&steps) {
+            plan = self.check_plan(engine, progress, clock)?;
+        }
+        Ok(plan)
+    }
+
+    fn report_step(&self, line: &MetricsLine, progress: &Progress) {
+        let (steps, rss_bytes) = (progress.total, rss_bytes());
+        report(self.reporter, &Event::Step { line, steps, rss_bytes });
+    }
+
+    /// Takes over the number of steps that fit into the time.
+    fn refit(&self, engine: &Engine, progress: &mut Progress, total: u64) {
+        if total != progress.total {
+            let (before, minutes) = (progress.total, self.request.config.train.minutes_max);
+            let text = format!("time limit: {total} of {before} steps fit into {minutes} minutes");
+            self.note(engine, text);
+            progress.total = total;
+        }
+        progress.fitted |= self.is_fitting_due(progress);
     }
 
     /// Measures the actions of the rank's list, for the trace too.
@@ -188,8 +271,10 @@ impl<'a> RankRun<'a> {
         'a: 'env,
     {
         let (data, config, dp) = (self.data, self.engine, engine.plan().coordinate.dp);
-        let steps = progress.step..progress.total;
-        Loader::start(scope, steps, move |step| data.batch(step, config, dp))
+        let (steps, samples) = (progress.step..progress.total, progress.samples);
+        let (first, each) = (progress.step, config.global_batch as u64);
+        let batch = move |step| data.batch(samples + (step - first) * each, config, dp);
+        Loader::start(scope, steps, batch)
     }
 
     /// Tells what the ranks of this process are at: one of them does.

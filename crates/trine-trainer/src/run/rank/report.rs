@@ -1,7 +1,7 @@
 //! What ranks have measured, brought together: the plan's check on the way, the result at the end.
 
 use super::decide::StopReason;
-use super::{Progress, RankRun, is_first};
+use super::{Best, Progress, RankRun, Times, is_first};
 use crate::TrainError;
 use crate::engine::{Engine, Loss, RankPlan};
 use crate::planned::{Measured, PlanCheck, RankCheck, RankMemory};
@@ -36,22 +36,21 @@ pub(crate) struct RankReport {
 pub(crate) struct RunResult {
     /// Of every rank.
     pub(crate) ranks: Vec<RankReport>,
-    pub(crate) train_wall_s: f64,
+    /// Where the time of the loop went.
+    pub(crate) times: Times,
     pub(crate) trained_tokens: u64,
+    /// Samples of the whole run.
+    pub(crate) samples: u64,
     pub(crate) steps_done: u64,
     pub(crate) steps_total: u64,
     pub(crate) steps_cut: bool,
     pub(crate) stopped_early: Option<String>,
     pub(crate) final_loss: f64,
     pub(crate) validation: Option<Loss>,
+    /// The lowest validation loss, where its checkpoint is kept.
+    pub(crate) best: Option<Best>,
     /// Of rank 0, if there were enough steps.
     pub(crate) plan: Option<PlanCheck>,
-}
-
-/// What is known at the end beside the loop's own numbers.
-pub(super) struct Outcome {
-    pub(super) validation: Option<Loss>,
-    pub(super) plan: Option<PlanCheck>,
 }
 
 impl RankRun<'_> {
@@ -88,13 +87,14 @@ impl RankRun<'_> {
         engine: &Engine,
         progress: Progress,
         clock: ActionClock,
-        outcome: Outcome,
+        plan: Option<PlanCheck>,
     ) -> Result<RunResult, TrainError> {
         let steps = progress.step - progress.started_at;
         let own = self.report(engine, &progress, clock.means());
         Ok(RunResult {
             ranks: self.exchange(engine, own)?,
-            train_wall_s: progress.train_wall.as_secs_f64(),
+            times: progress.times,
+            samples: progress.samples,
             trained_tokens: steps * self.data.tokens_per_step(self.engine),
             steps_done: progress.step,
             steps_total: progress.total,
@@ -106,8 +106,9 @@ impl RankRun<'_> {
                 StopReason::Time => Some("the time limit was reached".into()),
             },
             final_loss: progress.final_loss,
-            validation: outcome.validation,
-            plan: outcome.plan,
+            validation: progress.validation,
+            best: progress.best,
+            plan,
         })
     }
 

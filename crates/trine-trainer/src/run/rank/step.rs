@@ -4,10 +4,11 @@ use super::report::CHECK_STEPS;
 use super::{Progress, RankRun};
 use crate::TrainError;
 use crate::engine::Engine;
+use crate::run::clock::rfc3339;
 use crate::run::loader::Loader;
 use crate::run::measure::{ActionClock, thread_cpu_seconds};
 use crate::run::{MetricsLine, Work};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use trine_pipeline::Moment;
 
 /// How often it is told how far a step is.
@@ -48,9 +49,10 @@ impl RankRun<'_> {
             engine.check_replicas()?;
         }
         progress.step += 1;
+        progress.samples += self.engine.global_batch as u64;
         progress.final_loss = loss.mean();
         let took = wall.elapsed();
-        progress.train_wall += took;
+        progress.times.train += took;
         if progress.step_seconds.len() < CHECK_STEPS {
             progress.step_seconds.push(took.as_secs_f64());
         }
@@ -61,10 +63,11 @@ impl RankRun<'_> {
             loss: loss.mean(),
             grad_norm: updated.norm.norm(),
             lr,
-            tokens: progress.step * tokens,
+            tokens: self.data.tokens(progress.samples),
             tokens_per_s: tokens as f64 / took.as_secs_f64(),
             step_ms: took.as_secs_f64() * 1e3,
             val_loss: None,
+            time: rfc3339(SystemTime::now()),
         })
     }
 

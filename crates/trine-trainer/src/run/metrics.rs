@@ -1,0 +1,131 @@
+//! `metrics.jsonl`: one line a step.
+
+use crate::TrainError;
+use crate::run::directory::{io, replace};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Bytes of the longest metrics: 16 million steps.
+const BYTES_MAX: u64 = 4 << 30;
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricsLine {
+    /// The step, from 1.
+    pub step: u64,
+    /// Nats per token over the step's samples.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub lr: f64,
+    /// Training tokens since the run began.
+    pub tokens: u64,
+    /// Tokens of the step over its wall time.
+    pub tokens_per_s: f64,
+    /// Wall time of the step in milliseconds.
+    pub step_ms: f64,
+    /// Nats per token on the validation windows, at the steps that evaluate and at the last one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub val_loss: Option<f64>,
+    /// When the step was done: UTC by RFC 3339. Empty in lines of releases that did not say.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub time: String,
+}
+
+/// All that is read of a line to find its place.
+#[derive(Deserialize)]
+struct Place {
+    step: u64,
+}
+
+/// The metrics of a run, to append to.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Those of the run in `run`, cut back to `step`.
+    pub(super) fn open(run: &Path, step: u64) -> Result<Self, TrainError> {
+        let path = run.join("metrics.jsonl");
+        let text = read(&path)?;
+        replace(&path, until(&text, step))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(io("open", &path))?;
+        Ok(Self { path, file })
+    }
+
+    pub(super) fn append(&mut self, line: &MetricsLine) -> Result<(), TrainError> {
+        self.file.write_all(written(line)?.as_bytes()).map_err(io("write to", &self.path))
+    }
+
+    /// Puts `line` in the place of the last one, which is of the same step.
+    pub(super) fn amend(&mut self, line: &MetricsLine) -> Result<(), TrainError> {
+        let text = read(&self.path)?;
+        let mut amended = until(&text, line.step - 1).to_vec();
+        amended.extend(written(line)?.into_bytes());
+        replace(&self.path, &amended)?;
+        let file = OpenOptions::new().append(true).open(&self.path);
+        self.file = file.map_err(io("open", &self.path))?;
+        Ok(())
+    }
+}
+
+/// The last step that the metrics of a run tell of.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(super) fn last_step(run: &Path) -> Result<Option<u64>, TrainError> {
+    Ok(lines(&read(&run.join("metrics.jsonl"))?).filter_map(|(step, _)| step).max())
+}
+
+fn written(line: &MetricsLine) -> Result<String, TrainError> {
+    Ok(serde_json::to_string(line).map_err(|error| TrainError::Json(error.to_string()))? + "\n")
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
+    match trine_files::read(path, BYTES_MAX) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(io("read", path)(error)),
+    }
+}
+
+/// The complete lines: the step of each, if it can be read, and the byte that it ends at.
+fn lines(text: &[u8]) -> impl Iterator<Item = (Option<u64>, usize)> + '_ {
+    let complete = text.split_inclusive(|byte| *byte == b'\n').filter(|l| l.ends_with(b"\n"));
+    complete.scan(0, |end, line| {
+        *end += line.len();
+        Some((serde_json::from_slice(line).ok().map(|place: Place| place.step), *end))
+    })
+}
+
+/// The metrics up to the line of `step`, as they were written, lines between that cannot be read
+/// included. A line cut off by a crash comes after it.
+fn until(text: &[u8], step: u64) -> &[u8] {
+    let kept = lines(text).filter(|(line, _)| line.is_some_and(|line| line <= step));
+    &text[..kept.last().map_or(0, |(_, end)| end)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_cut_to_the_byte() {
+        let text =
+            b"{\"step\":1}\n{\"step\":2,\"x\":\xff}\n{\"step\":3}\n{\"step\":4}\n{\"step\":5";
+        let first = &text[..11];
+        assert_eq!(until(text, 0), b"");
+        assert_eq!(until(text, 1), first);
+        // The second line is damaged: it does not count, and is not lost.
+        assert_eq!(until(text, 2), first);
+        assert_eq!(until(text, 3).len(), text.len() - 11 - 9);
+        assert_eq!(until(text, 9).len(), text.len() - 9);
+        let steps: Vec<Option<u64>> = lines(text).map(|(step, _)| step).collect();
+        assert_eq!(steps, [Some(1), None, Some(3), Some(4)]);
+    }
+}
