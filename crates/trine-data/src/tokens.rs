@@ -2,6 +2,7 @@
 
 use crate::DataError;
 use std::ops::Range;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Tokens of a split in memory, each in as few bytes as the vocabulary allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +118,14 @@ impl TokenStream {
     /// whole split.
     pub fn pairs(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         std::iter::once(self.end_of_text).chain(self.iter()).zip(self.iter())
+    }
+
+    /// XXH3-128 of the tokens, each as four little-endian bytes: equal streams stand for equal text,
+    /// whatever its files are called.
+    pub fn hash(&self) -> String {
+        let mut hash = Xxh3::new();
+        self.iter().for_each(|token| hash.update(&token.to_le_bytes()));
+        format!("{:032x}", hash.digest128())
     }
 
     pub(crate) fn tokens(&self) -> &Tokens {

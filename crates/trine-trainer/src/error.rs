@@ -106,8 +106,8 @@ pub enum TrainError {
     },
     /// A run cannot go on with other data.
     #[error(
-        "the run was made with the corpus {theirs}, this is {ours}: resume needs the same text. A folder \
-         may be moved or renamed as a whole; with files renamed, added or removed in it, it is another text"
+        "the run was made with the corpus {theirs}, this is {ours}: resume needs the same text. A file \
+         or folder may be moved or renamed as a whole; with files renamed, added or removed in it, it is another text"
     )]
     OtherData {
         /// This data's hash.

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 use trine_buffer::{Buf, Float, SliceMut};
 use trine_checkpoint::{
-    CheckpointError, Disk, Keep, RunState, SaveRequest, Storage, StorageFile, TokenizerFile, WEIGHTS,
-    prune, save,
+    CheckpointError, Disk, Keep, RunState, SaveRequest, Storage, StorageFile, TokenizerFile,
+    WEIGHTS, prune, save,
 };
 use trine_comm::{Delivery, threads};
 use trine_mesh::{Degrees, Mesh};

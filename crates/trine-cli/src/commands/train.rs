@@ -128,7 +128,8 @@ pub(crate) fn cores() -> usize {
 /// Every key with its type, its default and its rule.
 fn key_list() -> String {
     let mut text = String::from(
-        "# Every key of a configuration, as TOML with the defaults of preset rust-default.\n",
+        "# Every key of a configuration, as TOML with the defaults of preset rust-default.\n\
+         # Relative paths in a file start at the folder of the file.\n",
     );
     let mut section = "";
     for key in config::keys() {

@@ -148,6 +148,29 @@ fn paths_mean_the_same_from_any_folder() {
 }
 
 #[test]
+fn data_may_be_moved_and_renamed_as_a_whole() {
+    let scratch = Scratch::new();
+    let run = scratch.train("run", &[SERIAL, &["--steps=2"]].concat());
+    fs::rename(scratch.path("data"), scratch.path("elsewhere")).unwrap();
+    scratch.resume("run", &["--steps=3", "--data=elsewhere"]);
+    assert_eq!(run.lines().len(), 3);
+    let from = scratch.path("elsewhere/part0000.rs");
+    fs::rename(from, scratch.path("elsewhere/zzz.rs")).unwrap();
+    let parts = ["made with the corpus", "renamed as a whole; with files renamed"];
+    scratch.fails(&["train", "--resume", "run"], 2, &parts);
+    // One file is its text, whatever it is called.
+    fs::copy(scratch.path("elsewhere/zzz.rs"), scratch.path("one.rs")).unwrap();
+    let args = [SERIAL, &["--steps=2", "--data=one.rs", "--set=data.vocab=280"]].concat();
+    let run = scratch.train("file", &args);
+    fs::rename(scratch.path("one.rs"), scratch.path("other.rs")).unwrap();
+    scratch.resume("file", &["--steps=3", "--data=other.rs"]);
+    assert_eq!(run.lines().len(), 3);
+    let text = fs::read_to_string(scratch.path("other.rs")).unwrap();
+    fs::write(scratch.path("other.rs"), text + "// more\n").unwrap();
+    scratch.fails(&["train", "--resume", "file"], 2, &["made with the corpus"]);
+}
+
+#[test]
 fn a_folder_with_files_of_somebody_is_refused() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.path("mine")).unwrap();

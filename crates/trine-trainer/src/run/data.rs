@@ -86,6 +86,13 @@ impl RunData {
         &self.dataset.tokenizer
     }
 
+    /// What identifies the text of one file by its tokens alone, so that the file may get another name.
+    /// Of several files the names count too: they decide the order, and what is held out.
+    pub(crate) fn tokens_hash(&self) -> Option<String> {
+        let is_one_file = self.dataset.report.train_documents == 1;
+        is_one_file.then(|| self.dataset.train.hash())
+    }
+
     /// The tokenizer's file, and how texts end in it.
     pub(crate) fn tokenizer_file(&self) -> TokenizerFile<'_> {
         let tokenizer = self.tokenizer();

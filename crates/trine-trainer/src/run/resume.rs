@@ -17,6 +17,8 @@ pub(super) const STEPS_TOTAL: &str = "total_steps";
 pub(super) const FITTED: &str = "fitted";
 /// The last step's loss.
 pub(super) const LOSS: &str = "loss";
+/// What identifies the tokens of a text that is one file.
+pub(super) const TOKENS_HASH: &str = "tokens_hash";
 /// The step with the lowest validation loss so far, where `checkpoint.keep_best` asks for it.
 pub(super) const BEST_STEP: &str = "best_step";
 /// That loss.
@@ -111,6 +113,12 @@ fn check_optimizer(config: &Config, manifest: &Manifest) -> Result<(), TrainErro
     Ok(())
 }
 
+/// Whether the text is that of the run, and only its one file is called something else.
+fn is_renamed(data: &RunData, run: &RunState) -> bool {
+    let theirs = run.trainer.get(TOKENS_HASH).and_then(|hash| hash.as_str());
+    theirs.is_some_and(|theirs| data.tokens_hash().is_some_and(|ours| ours == theirs))
+}
+
 /// Refuses other text, and the same text in other tokens.
 pub(super) fn check_data(
     config: &Config,
@@ -119,7 +127,7 @@ pub(super) fn check_data(
     run: &RunState,
 ) -> Result<(), TrainError> {
     let (ours, theirs) = (&data.report().corpus_hash, &run.data_hash);
-    if ours != theirs {
+    if ours != theirs && !is_renamed(data, run) {
         return Err(TrainError::OtherData { ours: ours.clone(), theirs: theirs.clone() });
     }
     let ours = data.tokenizer().hash()?;

@@ -77,6 +77,7 @@ impl RankRun<'_> {
     /// How far the run is.
     fn run_state(&self, progress: &Progress) -> Result<RunState, TrainError> {
         let config = &self.request.config;
+        let tokens_hash = self.data.tokens_hash();
         Ok(RunState {
             step: progress.step,
             consumed_samples: progress.samples,
@@ -89,6 +90,7 @@ impl RankRun<'_> {
                 resume::STEPS_TOTAL: progress.total,
                 resume::FITTED: progress.fitted,
                 resume::LOSS: progress.final_loss,
+                resume::TOKENS_HASH: tokens_hash,
                 resume::BEST_STEP: progress.best.map(|best| best.step),
                 resume::BEST_LOSS: progress.best.map(|best| best.val_loss),
             }),
