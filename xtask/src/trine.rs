@@ -30,7 +30,8 @@ pub(crate) fn train(workspace: &Workspace, args: &[OsString]) -> anyhow::Result<
     let corpus = cache.join("corpus.json");
     write_corpus(&corpus, workspace.registry_packages()?)?;
 
-    let mut trine = Command::new(binary);
+    let mut trine = Command::new(&binary);
+    name_as_typed(&mut trine, &binary);
     match &launch {
         Some(Launch { launch, train }) => trine.arg("launch").args(launch).arg("--").args(train),
         None => trine.arg("train").args(args),
@@ -147,6 +148,19 @@ fn corpus_manifest(packages: Vec<Package>) -> CorpusManifest {
         .collect();
     CorpusManifest { packages }
 }
+
+/// Lets the program know itself as a person here would type it, for the commands that it prints.
+#[cfg(unix)]
+fn name_as_typed(program: &mut Command, binary: &Path) {
+    use std::os::unix::process::CommandExt;
+    let here = std::env::current_dir().ok();
+    if let Some(below) = here.and_then(|here| binary.strip_prefix(here).ok()) {
+        program.arg0(Path::new(".").join(below));
+    }
+}
+
+#[cfg(not(unix))]
+fn name_as_typed(_: &mut Command, _: &Path) {}
 
 /// Replaces this process: exit code, terminal, signals and the process id are then the program's own.
 #[cfg(unix)]

@@ -1,6 +1,8 @@
 //! The command line.
 
+use crate::examples;
 use crate::plan_args::whole;
+use crate::terminal::Volume;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -11,38 +13,71 @@ use std::path::PathBuf;
     name = "trine",
     version,
     about = "Trains transformers with tensor, pipeline and data parallelism",
-    disable_help_subcommand = true
+    after_help = examples::TRINE
 )]
 pub(crate) struct Cli {
+    /// Say notes and errors only; results are printed as ever
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more: a line for each step, and every rank's planned memory
+    #[arg(short, long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// How much is to be said.
+    pub(crate) fn volume(&self) -> Volume {
+        match (self.quiet, self.verbose) {
+            (true, _) => Volume::Quiet,
+            (false, true) => Volume::Verbose,
+            (false, false) => Volume::Normal,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Train a model
+    #[command(after_help = examples::TRAIN)]
     Train(Box<TrainArgs>),
     /// Start the processes of a run by mpirun, and watch over them
+    #[command(after_help = examples::LAUNCH)]
     Launch(LaunchArgs),
     /// Find the best layout of a model on a machine: time, memory, days and cost, before a device is used
+    #[command(after_help = examples::PLAN)]
     Plan(Box<crate::plan_args::PlanArgs>),
     /// Make datasets
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::DATA)]
     Data(DataCommand),
     /// List what can be trained: parameters, shapes, sane layouts
+    #[command(after_help = examples::PRESETS)]
     Presets(PresetsArgs),
     /// Look at pipeline schedules
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::SCHEDULE)]
     Schedule(ScheduleCommand),
     /// Continue a text with a trained model
+    #[command(after_help = examples::GENERATE)]
     Generate(GenerateArgs),
     /// Say what is in a run directory
+    #[command(after_help = examples::INSPECT)]
     Inspect(InspectArgs),
     /// Say what this machine has and lacks, and check its numbers: every kernel, and a layout
+    #[command(after_help = examples::DOCTOR)]
     Doctor(DoctorArgs),
     /// Measure
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::BENCH)]
     Bench(Bench),
+    /// Print what completes commands and options in a shell
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(CompletionsArgs),
+    /// Print the JSON schema of a configuration, for editors
+    #[command(after_help = examples::SCHEMA)]
+    Schema,
+    /// Print the manual page, or write those of all commands
+    #[command(after_help = examples::MAN)]
+    Man(ManArgs),
 }
 
 /// What makes a configuration. Values are texts here: the configuration checks them all alike.
@@ -119,9 +154,9 @@ pub(crate) struct TrainArgs {
     /// and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Print every key of a configuration with its default and its rule, and stop
-    #[arg(long)]
-    pub(crate) help_config: bool,
+    /// Print the keys of a configuration with their defaults and rules, and stop; only those that contain WORD
+    #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) help_config: Option<String>,
     /// The packages behind data.source = "crates" (data.manifest)
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) corpus_manifest: Option<String>,
@@ -218,9 +253,9 @@ pub(crate) struct ShowArgs {
     /// Print it as text instead, to be changed and verified
     #[arg(long, conflicts_with = "svg")]
     pub(crate) text: bool,
-    /// Width of the drawing in characters
-    #[arg(long, value_name = "N", default_value_t = 120)]
-    pub(crate) columns: usize,
+    /// Width of the drawing in characters [default: the terminal's, else 120]
+    #[arg(long, value_name = "N")]
+    pub(crate) columns: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -260,6 +295,23 @@ pub(crate) struct InspectArgs {
     /// Run directory
     #[arg(value_name = "RUN_DIR")]
     pub(crate) run: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Write a page of each command into this folder instead
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -385,6 +437,10 @@ mod tests {
     fn list(command: &clap::Command, path: &str, lines: &mut Vec<String>) {
         let name = format!("{path}{}", command.get_name());
         for argument in command.get_arguments() {
+            // Options of every command are listed once.
+            if argument.is_global_set() && !path.is_empty() {
+                continue;
+            }
             let value = argument.get_value_names().map(|names| format!(" {}", names[0]));
             let takes_value = argument.get_num_args().is_none_or(|n| n.takes_values());
             let value = value.filter(|_| takes_value).unwrap_or_default();
@@ -395,6 +451,42 @@ mod tests {
         for below in command.get_subcommands() {
             list(below, &format!("{name} "), lines);
         }
+    }
+
+    /// The examples of a command and of those below it.
+    fn examples(command: &clap::Command, found: &mut Vec<String>) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let lines = help.lines().filter_map(|line| line.strip_prefix("  "));
+        // What it does stands behind two spaces, a shell's part behind these signs.
+        let command_of = |line: &str| {
+            let line = line.split("  ").next().unwrap_or_default();
+            line.split(['|', '>']).next().unwrap_or_default().trim().to_owned()
+        };
+        found.extend(lines.map(command_of));
+        command.get_subcommands().for_each(|below| examples(below, found));
+    }
+
+    #[test]
+    fn the_examples_are_commands() {
+        let command = Cli::command();
+        let mut found = Vec::new();
+        examples(&command, &mut found);
+        for line in &found {
+            let words = line.split(' ').map(|word| word.trim_matches('\''));
+            let parsed =
+                Cli::try_parse_from(words.filter(|word| *word != "main()" && *word != "{"));
+            assert!(
+                parsed.is_ok(),
+                "{line}: {}",
+                parsed.err().map_or_else(String::new, |e| e.to_string())
+            );
+        }
+        let commands = command.get_subcommands().filter(|one| one.get_name() != "help");
+        for one in commands {
+            let name = format!("trine {}", one.get_name());
+            assert!(found.iter().any(|line| line.starts_with(&name)), "{name} has no example");
+        }
+        assert!(found.len() > 25, "{}", found.len());
     }
 
     /// Options are promises: each is added or removed on purpose.

@@ -1,6 +1,7 @@
 //! How a command ends when it does not succeed: one message, one exit code.
 
 use crate::output;
+use crate::terminal::{Paint, Style};
 use std::fmt::Display;
 use std::process::ExitCode;
 use trine_trainer::TrainError;
@@ -47,10 +48,14 @@ impl Failure {
     }
 
     /// Prints the message once, without a backtrace, and gives the exit code.
-    pub(crate) fn report(self) -> ExitCode {
+    pub(crate) fn report(self, paint: Paint) -> ExitCode {
         let code = self.code();
         if let Self::Usage(error) | Self::Run(error) = &self {
-            output::complain(&format!("error: {}", said_once(error)));
+            output::complain_painted(&format!(
+                "{} {}",
+                paint.text(Style::Error, "error:"),
+                said_once(error)
+            ));
         }
         ExitCode::from(code)
     }

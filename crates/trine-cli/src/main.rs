@@ -16,7 +16,9 @@ mod corpus;
 #[cfg(test)]
 mod documented;
 mod dry_run;
+mod examples;
 mod failure;
+mod foreign;
 mod launcher;
 mod layout;
 mod machine;
@@ -26,24 +28,28 @@ mod mpi;
 mod mpirun;
 mod out_of_memory;
 mod output;
+mod parse;
 mod plan_args;
 mod plan_check;
 mod progress;
+mod report;
 mod select;
 #[cfg(feature = "mpi")]
 mod side;
 mod signals;
+mod terminal;
+mod width;
 
 use anyhow::Context;
-use args::{Bench, Cli, Command, DataCommand, ScheduleCommand};
-use clap::Parser;
+use args::{Bench, Command, DataCommand, ScheduleCommand};
 use failure::Failure;
 use out_of_memory::OutOfMemory;
 use signal_hook::consts::SIGXFSZ;
-use std::borrow::Cow;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use terminal::Terminal;
 use trine_kernels::LargeBlocks;
 
 #[global_allocator]
@@ -53,21 +59,17 @@ fn main() -> ExitCode {
     let memory = Arc::new(OutOfMemory::new());
     let end = memory.clone();
     BLOCKS.when_refused(move |bytes| end.end(bytes));
-    let parsed = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
-    match heed_file_sizes().and_then(|()| run(&parsed.command, &memory)) {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match parse::parse(&words) {
+        Ok(cli) => cli,
+        Err(error) => return parse::report(&error),
+    };
+    let env = |name: &str| std::env::var(name).ok();
+    let terminal = Terminal::new(words.first().map(OsString::as_os_str), cli.volume(), &env);
+    match heed_file_sizes().and_then(|()| run(&cli.command, &terminal, &memory)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(terminal.errors),
     }
-}
-
-/// Ends with what the parser of arguments has to say, which repeats them.
-fn refuse(error: &clap::Error) -> ! {
-    let text = error.render().to_string();
-    if let Cow::Owned(shown) = output::printable(&text) {
-        output::complain(shown.trim_end());
-        std::process::exit(error.exit_code());
-    }
-    error.exit()
 }
 
 /// A file that may not grow (`ulimit -f`) is an error of the call that writes it, not the end of the process.
@@ -77,18 +79,21 @@ fn heed_file_sizes() -> Result<(), Failure> {
     Ok(())
 }
 
-fn run(command: &Command, memory: &OutOfMemory) -> Result<(), Failure> {
+fn run(command: &Command, terminal: &Terminal, memory: &OutOfMemory) -> Result<(), Failure> {
     match command {
-        Command::Train(args) => commands::train::run(args, memory),
-        Command::Launch(args) => commands::launch::run(args),
+        Command::Train(args) => commands::train::run(args, terminal, memory),
+        Command::Launch(args) => commands::launch::run(args, terminal),
         Command::Plan(args) => commands::plan::run(args),
-        Command::Data(DataCommand::Build(args)) => commands::data::build(args),
+        Command::Data(DataCommand::Build(args)) => commands::data::build(args, terminal),
         Command::Presets(args) => commands::presets::run(args),
-        Command::Schedule(ScheduleCommand::Show(args)) => commands::schedule::show(args),
+        Command::Schedule(ScheduleCommand::Show(args)) => commands::schedule::show(args, terminal),
         Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),
         Command::Generate(args) => commands::generate::run(args),
-        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Inspect(args) => commands::inspect::run(args, terminal),
         Command::Doctor(args) => commands::doctor::run(args),
+        Command::Completions(args) => commands::shell::completions(args),
+        Command::Schema => commands::schema::run(),
+        Command::Man(args) => commands::shell::man(args),
         Command::Bench(Bench::Layouts(args)) => commands::bench_layouts::run(args),
         Command::Bench(Bench::Step(args)) => commands::bench::step(args),
         Command::Bench(Bench::Comm(args)) => commands::bench_comm::run(args),

@@ -8,9 +8,10 @@ use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
 use crate::side::{self, Side};
 use crate::signals::Heeding;
+use crate::terminal::Terminal;
 use crate::{dry_run, layout, output, select};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
 use trine_mesh::{Mesh, Placement};
@@ -27,20 +28,21 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Joins the other processes and trains with them. One of them speaks for all.
 pub(crate) fn run(
     args: &TrainArgs,
+    terminal: &Terminal,
     launched: Option<&Launched>,
     started: Instant,
     memory: &OutOfMemory,
 ) -> Result<(), Failure> {
     let options = MpiOptions { deadline: DEADLINE, ..MpiOptions::default() };
     let world = World::join(options).map_err(|error| Failure::Run(error.into()))?;
-    let outcome = live(&world, args, launched, started, memory);
+    let outcome = live(&world, args, terminal, launched, started, memory);
     let Err(failure) = outcome else {
         return world.leave().map_err(|error| Failure::Run(error.into()));
     };
     // Said before anybody leaves: mpirun ends all ranks as soon as one has ended, this one included.
     let (code, cause) = (failure.code(), failure.to_string());
     let has_failed = matches!(failure, Failure::Run(_));
-    failure.report();
+    failure.report(terminal.errors);
     if has_failed {
         world.comm().abort(&cause);
         world.flush(FAREWELL);
@@ -54,6 +56,7 @@ pub(crate) fn run(
 fn live(
     world: &World,
     args: &TrainArgs,
+    terminal: &Terminal,
     launched: Option<&Launched>,
     started: Instant,
     memory: &OutOfMemory,
@@ -77,7 +80,7 @@ fn live(
     }
     let env = |name: &str| std::env::var(name).ok();
     let supervisor = spoken(&process, side::supervisor(&env))?;
-    let side = Side::open(&process, &config, supervisor, args.interface);
+    let side = Side::open(&process, &config, supervisor, args.interface, terminal.program());
     let side = spoken(&process, side)?;
     if process.world().rank() == 0 {
         let by = launched.map_or("no launcher", |launched| &launched.by);
@@ -89,8 +92,9 @@ fn live(
         }
     }
     let reporter = Mutex::new(Told {
-        screen: (process.world().rank() == 0)
-            .then(|| Screen::new(config.log.every_seconds, side.resume_by())),
+        screen: (process.world().rank() == 0).then(|| {
+            Screen::new(terminal, config.log.every_seconds, side.resume_by(terminal.program()))
+        }),
         side: &side,
         is_stepping: false,
     });
@@ -103,11 +107,12 @@ fn live(
     let run = Run { config, args, started, ranks, machine: None, memory, heeding };
     let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
     let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
-    drop(reporter);
+    let told = reporter.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let shown = told.screen.map_or(Ok(()), Screen::end);
     match outcome {
         Ok(()) => {
             side.farewell();
-            Ok(())
+            shown
         }
         Err(failure @ Failure::Usage(_)) => {
             side.farewell();

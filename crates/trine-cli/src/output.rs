@@ -1,6 +1,7 @@
 //! What is printed: text that may end in a closed pipe, tables, numbers for people.
 
 use crate::failure::Failure;
+use crate::terminal::Style;
 use indicatif::HumanCount;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -33,6 +34,26 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// The same for text in which [`Paint`](crate::terminal::Paint) has put colour, which stays.
+pub(crate) fn print_painted(text: &str) -> Result<(), Failure> {
+    write(&painted(text))
+}
+
+/// Text as [`printable`] shows it, with the colours of trine.
+pub(crate) fn painted(text: &str) -> String {
+    let mut pieces = text.split('\x1b');
+    let mut shown = printable(pieces.next().unwrap_or_default()).into_owned();
+    for piece in pieces {
+        if Style::is_sequence(piece) {
+            shown.push('\x1b');
+        } else {
+            shown.push_str("\\u{1b}");
+        }
+        shown.push_str(&printable(piece));
+    }
+    shown
+}
+
 fn write(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -46,6 +67,11 @@ fn write(text: &str) -> Result<(), Failure> {
 /// Prints a line to standard error, for people; if that is closed, nobody can be told.
 pub(crate) fn complain(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", printable(line));
+}
+
+/// The same with colours of trine.
+pub(crate) fn complain_painted(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", painted(line));
 }
 
 /// On which side of a column its cells stand.

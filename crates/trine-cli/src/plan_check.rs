@@ -6,6 +6,30 @@ use trine_trainer::{PlanCheck, RankCheck, RankMemory};
 /// More ranks than this are shown by the first of each stage.
 const RANKS_SHOWN_MAX: usize = 8;
 
+/// The same in a line: what was planned, and how far it was off.
+pub(crate) fn line(check: &PlanCheck) -> String {
+    let measured = 1e3 * check.step_s_measured;
+    let step = match (check.step_s_planned, &check.unplanned) {
+        (Some(planned), _) => format!(
+            "a step takes {measured:.1} ms, planned {:.1} ms ({:.2}); bubble {:.1} %, planned {}",
+            1e3 * planned,
+            check.step_s_measured / planned,
+            100.0 * check.bubble_measured,
+            check
+                .bubble_planned
+                .map_or_else(|| "–".into(), |share| format!("{:.1} %", 100.0 * share)),
+        ),
+        (None, Some(why)) => format!("a step takes {measured:.1} ms, not planned: {why}"),
+        (None, None) => format!("a step takes {measured:.1} ms"),
+    };
+    let off = check.ranks.iter().filter(|rank| !is_exact(rank)).count();
+    let memory = match off {
+        0 => "memory is as planned".to_owned(),
+        off => format!("{off} of {} ranks hold other bytes than planned", check.ranks.len()),
+    };
+    format!("plan: {step}; {memory} (--verbose shows it by rank)")
+}
+
 /// The table of a run's first steps.
 pub(crate) fn table(check: &PlanCheck) -> String {
     let mut text = format!(

@@ -1,35 +1,53 @@
-//! A run as a person sees it: a live line on a terminal, plain lines elsewhere.
+//! A run as a person sees it: a bar and a trail of evaluations on a terminal, plain lines elsewhere.
 
 use crate::corpus;
+use crate::failure::Failure;
 use crate::output::{self, grouped, human_bytes};
+use crate::report::{self, NextCommands};
+use crate::terminal::{Style, Terminal, Volume};
+use crate::width;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
-use std::path::Path;
 use std::time::{Duration, Instant};
-use trine_data::Progress;
-use trine_trainer::run::{DataSummary, Event, MetricsLine, Reporter, Summary, Work};
+use trine_data::{CorpusReport, Progress};
+use trine_trainer::config::Config;
+use trine_trainer::engine::EngineConfig;
+use trine_trainer::run::{Completion, DataSummary, Event, MetricsLine, Reporter, Work};
+
+/// How often a live line moves by itself, so that a long step does not look like a dead one.
+const TICK: Duration = Duration::from_millis(125);
+
+/// The validation loss after a step.
+#[derive(Debug, Clone, Copy)]
+struct Evaluation {
+    step: u64,
+    loss: f64,
+}
 
 /// Shows a run's events on standard error; samples and the summary go to standard output.
 pub(crate) struct Screen {
+    terminal: Terminal,
     live: Option<ProgressBar>,
     every: Duration,
     last: Option<Instant>,
     last_data: Option<Instant>,
-    val_loss: Option<f64>,
+    evaluation: Option<Evaluation>,
+    best: Option<Evaluation>,
     first_step: u64,
     started: Instant,
-    resume_by: &'static str,
+    next: NextCommands,
+    /// The first failure to print a result.
+    failed: Option<Failure>,
 }
 
 impl Screen {
     /// Live on a terminal, else a line every `every_seconds`. `resume_by` and a run directory go on
     /// with a run as it was started.
-    pub(crate) fn new(every_seconds: f64, resume_by: &'static str) -> Self {
-        let live = std::io::stderr().is_terminal().then(|| {
+    pub(crate) fn new(terminal: &Terminal, every_seconds: f64, resume_by: String) -> Self {
+        let live = terminal.is_live.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(
-                ProgressStyle::with_template("{wide_msg}").expect("invariant: a valid template"),
-            );
+            let style = ProgressStyle::with_template("{spinner} {wide_msg}");
+            bar.set_style(style.expect("invariant: a valid template"));
+            bar.enable_steady_tick(TICK);
             bar
         });
         Self {
@@ -37,29 +55,46 @@ impl Screen {
             every: Duration::from_secs_f64(every_seconds),
             last: None,
             last_data: None,
-            val_loss: None,
+            evaluation: None,
+            best: None,
             first_step: 0,
             started: Instant::now(),
-            resume_by,
+            next: NextCommands::new(terminal, resume_by),
+            failed: None,
+            terminal: terminal.clone(),
         }
+    }
+
+    /// The run is over: takes the live line away, and says whether all results could be printed.
+    pub(crate) fn end(self) -> Result<(), Failure> {
+        if let Some(bar) = &self.live {
+            bar.finish_and_clear();
+        }
+        self.failed.map_or(Ok(()), Err)
     }
 
     /// A line that stays.
     fn say(&self, line: &str) {
         match &self.live {
-            Some(bar) => bar.println(output::printable(line)),
+            Some(bar) => {
+                let folded = width::folded(line, self.terminal.error_columns());
+                bar.println(output::printable(&folded));
+            }
             None => output::complain(line),
         }
     }
 
-    /// A line that the next one replaces; elsewhere than on a terminal it is said if it is time.
-    fn show(&mut self, line: String) {
-        if let Some(bar) = &self.live {
-            bar.set_message(output::printable(&line).into_owned());
-            bar.tick();
-        } else if self.last.is_none_or(|last| last.elapsed() >= self.every) {
-            self.last = Some(Instant::now());
-            self.say(&line);
+    /// The same, unless nobody wants to know how it goes.
+    fn tell(&self, line: &str) {
+        if self.terminal.volume != Volume::Quiet {
+            self.say(line);
+        }
+    }
+
+    /// Prints a part of the result.
+    fn print(&mut self, text: &str) {
+        if let Err(failure) = output::print_painted(text) {
+            self.failed.get_or_insert(failure);
         }
     }
 
@@ -96,7 +131,32 @@ impl Screen {
             // The data crate may tell more in the future.
             _ => return,
         };
-        self.say(&text);
+        self.tell(&text);
+    }
+
+    fn start(&mut self, config: &Config, engine: &EngineConfig, data: &CorpusReport) {
+        let summary = DataSummary::from(data);
+        self.tell(&format!("data: {}, corpus {}", corpus::taken(&summary), data.corpus_hash));
+        if let Some(left_out) = corpus::left_out(&summary) {
+            self.tell(&format!("data: {left_out}"));
+        }
+        self.started = Instant::now();
+        self.next.set_prompt(config);
+        let from = match self.first_step {
+            0 => String::new(),
+            step => format!(", from step {step}"),
+        };
+        self.tell(&format!(
+            "run: {} · {} parameters · {} = {} ranks × {} thread(s) · {} · {} steps of {} tokens{from}",
+            self.next.directory(),
+            grouped(engine.model.param_count()),
+            engine.degrees,
+            engine.degrees.world(),
+            engine.threads,
+            engine.compute,
+            config.train.steps,
+            grouped(config.tokens_per_step() as u64),
+        ));
     }
 
     /// How far it is with what takes longer than the usual interval.
@@ -105,41 +165,132 @@ impl Screen {
             Work::Step { step, steps, actions_done, actions, elapsed }
                 if *elapsed >= self.every =>
             {
-                self.show(format!(
+                self.work_line(format!(
                     "step {step}/{steps}: {actions_done} of {actions} actions in {}",
                     clock(*elapsed)
                 ));
             }
             Work::Evaluating { batches_done, batches } if *batches_done > 0 => {
-                self.show(format!("evaluating: {batches_done} of {batches} batches"));
+                self.work_line(format!("evaluating: {batches_done} of {batches} batches"));
             }
             Work::Building | Work::Step { .. } | Work::Evaluating { .. } | Work::Saving { .. } => {}
         }
     }
 
+    /// A line that the next one replaces; elsewhere than on a terminal it is said if it is time.
+    fn work_line(&mut self, line: String) {
+        if let Some(bar) = &self.live {
+            bar.set_message(output::printable(&line).into_owned());
+        } else if self.last.is_none_or(|last| last.elapsed() >= self.every) {
+            self.last = Some(Instant::now());
+            self.tell(&line);
+        }
+    }
+
     fn step(&mut self, line: &MetricsLine, steps: u64, rss: Option<u64>) {
-        self.val_loss = line.val_loss.or(self.val_loss);
+        let before = self.evaluation;
+        if let Some(loss) = line.val_loss {
+            let now = Evaluation { step: line.step, loss };
+            self.evaluation = Some(now);
+            self.best = self.best.filter(|best| best.loss <= loss).or(Some(now));
+        }
         let done = (line.step - self.first_step).max(1);
         let each = self.started.elapsed().as_secs_f64() / done as f64;
-        let eta = Duration::from_secs_f64(each * (steps - line.step) as f64);
-        let val = self.val_loss.map_or_else(|| "–".into(), |loss| format!("{loss:.3}"));
-        let memory = rss.map_or_else(String::new, |bytes| format!(" · {}", human_bytes(bytes)));
-        let text = format!(
-            "step {}/{} · loss {:.3} · val {val} · {} tokens/s · ETA {}{memory}",
-            line.step,
-            steps,
-            line.loss,
-            grouped(line.tokens_per_s as u64),
-            clock(eta),
-        );
-        if line.step == steps && self.live.is_none() {
-            self.last = None;
+        let left = Duration::from_secs_f64(each * (steps - line.step) as f64);
+        match &self.live {
+            Some(bar) => {
+                if line.val_loss.is_some() {
+                    let trail = self.trail(line, steps, before);
+                    bar.println(trail);
+                }
+                let columns = self.terminal.error_columns().saturating_sub(2);
+                let part = line.step as f64 / steps.max(1) as f64;
+                let fields = self.fields(line, steps, left, rss);
+                bar.set_message(width::bar_line(&fields, part, columns, self.terminal.errors));
+            }
+            None => self.plain_step(line, steps, left, rss),
         }
-        self.show(text);
+    }
+
+    /// A line if it is time, or if it says more than the next one.
+    fn plain_step(&mut self, line: &MetricsLine, steps: u64, left: Duration, rss: Option<u64>) {
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= self.every);
+        let is_wanted = line.val_loss.is_some() || line.step == steps;
+        let is_verbose = self.terminal.volume == Volume::Verbose;
+        if is_due || is_wanted || is_verbose {
+            self.last = Some(Instant::now());
+            let mut fields: Vec<String> =
+                self.fields(line, steps, left, rss).into_iter().map(|field| field.text).collect();
+            if is_verbose {
+                fields.push(format!("gradient norm {:.3}", line.grad_norm));
+                fields.push(format!("rate {:.3e}", line.lr));
+                fields.push(format!("{:.0} ms", line.step_ms));
+            }
+            self.tell(&fields.join(" · "));
+        }
+    }
+
+    /// What a step says, most important first where the place is short.
+    fn fields(
+        &self,
+        line: &MetricsLine,
+        steps: u64,
+        left: Duration,
+        rss: Option<u64>,
+    ) -> Vec<width::Field> {
+        let validation = match self.evaluation {
+            None => "val –".into(),
+            Some(Evaluation { step, loss }) if step == line.step => format!("val {loss:.3}"),
+            Some(Evaluation { step, loss }) => format!("val {loss:.3} (step {step})"),
+        };
+        let field = |rank, text: String| width::Field { rank, text };
+        let mut fields = vec![
+            field(0, format!("step {}/{steps}", line.step)),
+            field(1, format!("loss {:.3}", line.loss)),
+            field(3, validation),
+            field(4, format!("{} tokens/s", grouped(line.tokens_per_s as u64))),
+            field(2, format!("ETA {}", clock(left))),
+        ];
+        fields.extend(rss.map(|bytes| field(5, human_bytes(bytes))));
+        fields
+    }
+
+    /// An evaluation as a line that stays: the loss, and what has become of it.
+    fn trail(&self, line: &MetricsLine, steps: u64, before: Option<Evaluation>) -> String {
+        let (Some(now), Some(best)) = (self.evaluation, self.best) else { return String::new() };
+        let paint = self.terminal.errors;
+        let change = before.map_or(0.0, |before| now.loss - before.loss);
+        let change = match before {
+            None => String::new(),
+            Some(_) if best.step == now.step => {
+                paint.text(Style::Good, &format!("{change:+.3}, the best"))
+            }
+            Some(_) => {
+                let text = format!("{change:+.3}, best {:.3} at step {}", best.loss, best.step);
+                paint.text(Style::Warning, &text)
+            }
+        };
+        let digits = steps.to_string().len();
+        let line = format!(
+            "{} step {:>digits$}  loss {:.3}  validation {}  {change}",
+            paint.text(Style::Faint, &format!("{:>7}", clock(self.started.elapsed()))),
+            now.step,
+            line.loss,
+            paint.text(Style::Validation, &format!("{:.3}", now.loss)),
+        );
+        line.trim_end().to_owned()
+    }
+
+    fn sample(&mut self, completion: &Completion) {
+        let paint = self.terminal.output;
+        let head = paint.text(Style::Faint, &format!("--- completion of {:?}", completion.prompt));
+        let prompt = paint.text(Style::Strong, &completion.prompt);
+        self.print(&format!("\n{head}\n{prompt}{}\n", completion.text));
     }
 }
 
-fn clock(time: Duration) -> String {
+/// Minutes and seconds, from an hour on hours too.
+pub(crate) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     if seconds < 3600 {
         format!("{}:{:02}", seconds / 60, seconds % 60)
@@ -154,115 +305,28 @@ impl Reporter for Screen {
             Event::Data(progress) => self.data(progress),
             Event::Started { config, engine, data, directory, first_step } => {
                 self.first_step = *first_step;
-                self.started = Instant::now();
-                let summary = DataSummary::from(*data);
-                self.say(&format!(
-                    "data: {}, corpus {}",
-                    corpus::taken(&summary),
-                    data.corpus_hash
-                ));
-                if let Some(left_out) = corpus::left_out(&summary) {
-                    self.say(&format!("data: {left_out}"));
-                }
-                let from = if *first_step > 0 {
-                    format!(", from step {first_step}")
-                } else {
-                    String::new()
-                };
-                self.say(&format!(
-                    "run: {} · {} parameters · {} = {} ranks × {} thread(s) · {} · {} steps of {} tokens{from}",
-                    directory.display(),
-                    grouped(engine.model.param_count()),
-                    engine.degrees,
-                    engine.degrees.world(),
-                    engine.threads,
-                    engine.compute,
-                    config.train.steps,
-                    grouped(config.tokens_per_step() as u64),
-                ));
+                self.next.set_directory(directory);
+                self.start(config, engine, data);
             }
-            Event::Outlook(outlook) => self.say(&format!("plan    {outlook}")),
+            Event::Outlook(outlook) => self.tell(&format!("plan    {outlook}")),
             Event::Work(work) => self.work(work),
             Event::Step { line, steps, rss_bytes } => self.step(line, *steps, *rss_bytes),
-            Event::PlanChecked(check) => self.say(crate::plan_check::table(check).trim_end()),
+            Event::PlanChecked(check) if self.live.is_some() => {
+                self.say(&crate::plan_check::line(check));
+            }
+            Event::PlanChecked(check) => self.tell(crate::plan_check::table(check).trim_end()),
             Event::Note(text) => self.say(text),
-            Event::Saved { path } => self.say(&format!("saved {}", path.display())),
+            Event::Saved { path } => self.tell(&format!("saved {}", path.display())),
             Event::Finished { summary, directory } => {
                 if let Some(bar) = &self.live {
                     bar.finish_and_clear();
                 }
-                // A closed standard output is no failure of the run.
-                let _ = output::print(&summary_text(summary, directory, self.resume_by));
+                self.next.set_directory(directory);
+                self.print(&report::summary(summary, &self.next));
             }
-            Event::Sample(completion) => {
-                let text = format!(
-                    "\n--- completion of {:?}\n{}{}\n",
-                    completion.prompt, completion.prompt, completion.text
-                );
-                let _ = output::print(&text);
-            }
+            Event::Sample(completion) => self.sample(completion),
             // The trainer may tell more in the future.
             _ => {}
         }
     }
-}
-
-fn summary_text(summary: &Summary, directory: &Path, resume_by: &str) -> String {
-    let optional = |value: Option<f64>| value.map_or_else(|| "–".into(), |v| format!("{v:.4}"));
-    let mut text = String::from("\n");
-    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<28} {value}\n"));
-    line("parameters", grouped(summary.params));
-    line("layout", summary.layout.clone());
-    line(
-        "steps",
-        match &summary.stopped_early {
-            Some(why) => format!("{} ({why})", grouped(summary.steps)),
-            None if summary.steps_cut => {
-                format!("{} (cut to fit the time limit)", grouped(summary.steps))
-            }
-            None => grouped(summary.steps),
-        },
-    );
-    line("tokens", grouped(summary.tokens));
-    line("loss", format!("{:.4} nats per token", summary.final_loss));
-    line("validation loss", optional(summary.val_loss));
-    line("validation bits per byte", optional(summary.val_bits_per_byte));
-    line("  bigram, same tokens", optional(summary.bigram_bits_per_byte));
-    line("  bigram, whole split", optional(summary.bigram_full_bits_per_byte));
-    if let Some((model, bigram)) = summary.val_bits_per_byte.zip(summary.bigram_bits_per_byte) {
-        line("  model / bigram", format!("{:.3}", model / bigram));
-    }
-    line("tokens per second", grouped(summary.tokens_per_s as u64));
-    line("model GFLOP/s", format!("{:.1}", summary.model_flops_per_s / 1e9));
-    line("wall time", format!("{:.0} s", summary.wall_s));
-    line("peak memory", summary.peak_rss_bytes.map_or_else(|| "–".into(), human_bytes));
-    line(
-        "bubble",
-        format!(
-            "{:.1} % measured, {:.1} % predicted",
-            100.0 * summary.bubble_measured,
-            100.0 * summary.bubble_predicted
-        ),
-    );
-    line("cores idle", format!("{:.1} %", 100.0 * summary.wait_share));
-    for rank in &summary.ranks {
-        let (planned, measured) = (rank.bytes_planned.total(), rank.bytes_measured.total());
-        line(
-            &match rank.host.as_str() {
-                "" => format!("rank {} ({})", rank.rank, rank.place),
-                host => format!("rank {} ({}) on {host}", rank.rank, rank.place),
-            },
-            format!(
-                "{} planned, {} held, {} activations at most",
-                human_bytes(planned as u64),
-                human_bytes(measured as u64),
-                human_bytes(rank.activation_bytes_max as u64),
-            ),
-        );
-    }
-    let run = directory.display();
-    text.push_str(&format!(
-        "\n  resume:   {resume_by} {run}\n  generate: trine generate --run {run} --prompt \"fn main() {{\"\n  inspect:  trine inspect {run}\n"
-    ));
-    text
 }

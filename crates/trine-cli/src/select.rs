@@ -2,6 +2,8 @@
 
 use crate::args::{ConfigArgs, GenerateArgs, TrainArgs};
 use crate::failure::Failure;
+use crate::parse;
+use crate::terminal::quoted_path;
 use std::path::Path;
 use trine_trainer::config::{Config, ConfigError, File, Loaded, Setting, Typed};
 
@@ -10,8 +12,12 @@ pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
     let mut typed = typed(&args.config)?;
     let resumed = match &args.resume {
         Some(dir) => {
+            let Some(text) = dir.to_str() else {
+                let dir = parse::shown(dir.as_os_str());
+                return Err(Failure::usage(format!("--resume {dir}: {}", parse::NOT_UTF8)));
+            };
             typed.file = Some(run_config(dir)?);
-            Some(dir.display().to_string())
+            Some(text.to_owned())
         }
         None => None,
     };
@@ -22,7 +28,7 @@ pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
         ("--corpus-manifest", "data.manifest", &args.corpus_manifest),
         ("--cache", "data.cache", &args.cache),
     ]));
-    Ok(Loaded::load(&typed)?)
+    Loaded::load(&typed).map_err(|error| refused(error, typed.file.as_ref()))
 }
 
 /// The configuration of a run, its sampling changed by the options of `trine generate`.
@@ -67,15 +73,65 @@ fn settings(table: &[(&str, &str, &Option<String>)]) -> Vec<Setting> {
     table.iter().filter_map(given).collect()
 }
 
-/// Reads a configuration file; a preset's name in its place is a likely mistake.
+/// Reads a configuration file; a preset's name, a run or a folder of texts in its place is a likely
+/// mistake.
 fn config_file(path: &Path) -> Result<File, Failure> {
     File::read(path).map_err(|error| {
         let name = path.to_string_lossy();
+        let shell = quoted_path(path);
         if trine_spec::presets::find(&name).is_ok() {
             return Failure::usage(format!("{name} is a preset, not a file: --preset {name}"));
         }
+        if path.join("config.toml").is_file() {
+            return Failure::usage(format!(
+                "{name}: cannot read a configuration: it is a run directory; to go on with the run: \
+                 trine train --resume {shell}"
+            ));
+        }
+        if path.is_dir() {
+            return Failure::usage(format!(
+                "{name}: cannot read a configuration: it is a folder; to train on its texts: \
+                 trine train --data {shell}"
+            ));
+        }
         error.into()
     })
+}
+
+/// Why there is no configuration; a file that is no TOML may be meant otherwise.
+fn refused(error: ConfigError, file: Option<&File>) -> Failure {
+    let (ConfigError::Syntax { .. }, Some(file)) = (&error, file) else { return error.into() };
+    let about = "a configuration is TOML (`trine train --help-config` shows one)";
+    let advice = match format_of(file) {
+        Format::Toml => return error.into(),
+        Format::Json => format!("the file is JSON, and {about}"),
+        Format::Yaml => format!("the file is YAML, and {about}"),
+        Format::Text => format!(
+            "{about}; to train on a text: trine train --data {}",
+            quoted_path(file.name.as_ref())
+        ),
+    };
+    Failure::usage(format!("{error}; {advice}"))
+}
+
+/// What a file that was handed in as a configuration seems to be.
+enum Format {
+    Toml,
+    Json,
+    Yaml,
+    Text,
+}
+
+/// By its name, or else by its text.
+fn format_of(file: &File) -> Format {
+    let extension = Path::new(&file.name).extension().map(|text| text.to_ascii_lowercase());
+    match extension.as_ref().and_then(|text| text.to_str()) {
+        Some("toml") => Format::Toml,
+        Some("json") => Format::Json,
+        Some("yaml" | "yml") => Format::Yaml,
+        _ if file.text.trim_start().starts_with('{') => Format::Json,
+        _ => Format::Text,
+    }
 }
 
 /// Reads the configuration of a run directory. Its paths are absolute; those that older releases stored

@@ -3,6 +3,7 @@
 use crate::commands::launch::{DIRECTORY, STEPPING, STORE, TOKEN, keep};
 use crate::failure::Failure;
 use crate::output;
+use crate::terminal::quoted_path;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,9 +15,6 @@ use trine_trainer::{Process, TrainError};
 
 /// The code of a run that may be started again: `EX_TEMPFAIL`.
 pub(crate) const TRY_AGAIN: u8 = 75;
-
-/// What goes on with a run that another launcher has started, before its directory.
-const RESUME_BY: &str = "start it as before, with: trine train --resume";
 
 /// How long a rank that is told to stop has to say its last.
 const GRACE: Duration = Duration::from_secs(1);
@@ -39,6 +37,8 @@ pub(crate) struct Side {
     directory: Arc<OnceLock<String>>,
     /// Whether this rank has said why the run has ended.
     explained: Arc<AtomicBool>,
+    /// What goes on with the run where nobody supervises it, before its directory.
+    start_again: String,
 }
 
 /// Where the supervisor listens, if there is one.
@@ -59,6 +59,7 @@ impl Side {
         config: &Config,
         supervisor: Option<(SocketAddr, Token)>,
         interface: Option<IpAddr>,
+        program: &str,
     ) -> Result<Self, TrainError> {
         let unwatched = |error: RendezvousError| TrainError::Unwatched(error.to_string());
         let is_first = process.world().rank() == 0;
@@ -89,6 +90,8 @@ impl Side {
         let directory = Arc::new(OnceLock::new());
         let explained = Arc::new(AtomicBool::new(false));
         let (run, said) = (directory.clone(), explained.clone());
+        let start_again = format!("start it as before, with: {program} train --resume");
+        let again = start_again.clone();
         let first_host = process.hosts()[0].clone();
         let on_stop = move |stop: Stop| {
             flag.store(true, Ordering::Release);
@@ -102,7 +105,7 @@ impl Side {
             // launchers than ours end all ranks as soon as one has ended.
             let speaks = rank == 0 || (rank == 1 && cause.rank == 0);
             if !supervised && speaks && !said.swap(true, Ordering::AcqRel) {
-                explain(&cause, run.get());
+                explain(&cause, run.get(), &again);
             }
             world.abort(&cause.to_string());
             std::thread::sleep(GRACE);
@@ -112,7 +115,7 @@ impl Side {
         let watch = client.watch(process.world().recorder(), on_stop).map_err(unwatched);
         let watch = process.agree(watch, TrainError::is_usage)?;
         let store = store.map(|(store, _)| store);
-        Ok(Self { client, watch, store, stopped, supervised, directory, explained })
+        Ok(Self { client, watch, store, stopped, supervised, directory, explained, start_again })
     }
 
     /// Whether the run is watched over from outside.
@@ -121,8 +124,12 @@ impl Side {
     }
 
     /// What goes on with the run, before its directory.
-    pub(crate) fn resume_by(&self) -> &'static str {
-        if self.supervised { "trine launch -- --resume" } else { RESUME_BY }
+    pub(crate) fn resume_by(&self, program: &str) -> String {
+        if self.supervised {
+            format!("{program} launch -- --resume")
+        } else {
+            self.start_again.clone()
+        }
     }
 
     /// Tells where the run is.
@@ -162,7 +169,7 @@ impl Side {
             if let Some(cause) = &diagnosis
                 && !self.explained.swap(true, Ordering::AcqRel)
             {
-                explain(cause, self.directory.get());
+                explain(cause, self.directory.get(), &self.start_again);
             }
             let records = store.records_within(RECORDS_WITHIN);
             match (diagnosis, self.directory.get()) {
@@ -193,10 +200,10 @@ fn unheard(host: &str, own: Diagnosis) -> Diagnosis {
 }
 
 /// Says why the run has ended, and how it goes on.
-fn explain(cause: &Diagnosis, directory: Option<&String>) {
+fn explain(cause: &Diagnosis, directory: Option<&String>, start_again: &str) {
     output::complain(&format!("error: {cause}"));
     if let Some(directory) = directory {
-        output::complain(&format!("resume: {RESUME_BY} {directory}"));
+        output::complain(&format!("resume: {start_again} {}", quoted_path(directory.as_ref())));
     }
 }
 

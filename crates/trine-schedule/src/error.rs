@@ -30,9 +30,7 @@ pub enum ScheduleError {
         nearest: usize,
     },
     /// A kind of schedule is not defined for so many stages on a rank.
-    #[error(
-        "{name} has {fewest} to {most} stages on each rank, not {asked}; the nearest is {nearest}"
-    )]
+    #[error("{name} has {} on each rank, not {asked}; the nearest is {nearest}", stages(*fewest, *most))]
     Chunks {
         /// The kind's name.
         name: &'static str,
@@ -47,7 +45,7 @@ pub enum ScheduleError {
     },
     /// A kind of schedule takes micro-batches in groups of as many as there are ranks.
     #[error(
-        "{name} takes micro-batches in groups of as many as ranks ({ranks}); {asked} is no multiple, \
+        "{name} takes micro-batches in multiples of its {ranks} ranks, not {asked}; \
          the nearest is {nearest}"
     )]
     Groups {
@@ -114,4 +112,13 @@ pub enum ScheduleError {
     /// A schedule is wrong.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+}
+
+/// `2 stages`, or `1 to 4 stages`.
+fn stages(fewest: usize, most: usize) -> String {
+    match (fewest, most) {
+        (1, 1) => "1 stage".into(),
+        (fewest, most) if fewest == most => format!("{fewest} stages"),
+        (fewest, most) => format!("{fewest} to {most} stages"),
+    }
 }

@@ -197,8 +197,8 @@ fn the_fast_simulator_agrees_with_the_full_one() {
 #[test]
 fn shapes_that_are_not_defined_name_the_nearest() {
     for (kind, chunks, m, said) in [
-        (ScheduleKind::ZbV, 1, 4, "zb-v has 2 to 2 stages on each rank, not 1; the nearest is 2"),
-        (ScheduleKind::ZbH1, 3, 4, "zb-h1 has 1 to 1 stages on each rank, not 3; the nearest is 1"),
+        (ScheduleKind::ZbV, 1, 4, "zb-v has 2 stages on each rank, not 1; the nearest is 2"),
+        (ScheduleKind::ZbH1, 3, 4, "zb-h1 has 1 stage on each rank, not 3; the nearest is 1"),
         (ScheduleKind::Interleaved, 2, 9, "9 is no multiple, the nearest is 8"),
         (ScheduleKind::Interleaved, 2, 1, "1 is no multiple, the nearest is 4"),
     ] {

@@ -6,6 +6,7 @@ use crate::corpus;
 use crate::failure::Failure;
 use crate::output::{self, grouped};
 use crate::progress::Screen;
+use crate::terminal::Terminal;
 use trine_data::{Dataset, PrepareOptions, Selection, Source};
 use trine_trainer::TrainError;
 use trine_trainer::run::{DataSummary, Event, Reporter};
@@ -14,7 +15,7 @@ use trine_trainer::run::{DataSummary, Event, Reporter};
 const LINE_EVERY_S: f64 = 5.0;
 
 /// `trine data build`: makes the folder and says what is in it.
-pub(crate) fn build(args: &DataBuildArgs) -> Result<(), Failure> {
+pub(crate) fn build(args: &DataBuildArgs, terminal: &Terminal) -> Result<(), Failure> {
     let source = match args.sources.as_slice() {
         [only] => Source::at(only).map_err(TrainError::from)?,
         several => Source::Several(several.to_vec()),
@@ -26,25 +27,26 @@ pub(crate) fn build(args: &DataBuildArgs) -> Result<(), Failure> {
         selection,
         ..PrepareOptions::new(args.vocab, cores())
     };
-    let mut screen = Screen::new(LINE_EVERY_S, "trine train --resume");
+    let mut screen = Screen::new(terminal, LINE_EVERY_S, String::new());
     let dataset = trine_data::build(&source, &options, &args.out, &mut |progress| {
         screen.event(&Event::Data(progress));
     });
-    output::print(&report(args, &dataset.map_err(TrainError::from)?))
+    screen.end()?;
+    output::print(&report(args, &dataset.map_err(TrainError::from)?, terminal))
 }
 
-fn report(args: &DataBuildArgs, dataset: &Dataset) -> String {
+fn report(args: &DataBuildArgs, dataset: &Dataset, terminal: &Terminal) -> String {
     let data = DataSummary::from(&dataset.report);
     let left_out = corpus::left_out(&data).map_or_else(String::new, |text| format!("{text}\n"));
     let entries = dataset.tokenizer.vocab_size();
     format!(
         "{}\n{left_out}{} training and {} validation tokens, {} entries, corpus {}\n\
-         trine train --data {} --set model.vocab={entries}\n",
+         {} --set model.vocab={entries}\n",
         corpus::taken(&data),
         grouped(dataset.train.len()),
         grouped(dataset.validation.len()),
         grouped(entries as u64),
         dataset.report.corpus_hash,
-        args.out.display(),
+        terminal.command("train --data", &args.out),
     )
 }

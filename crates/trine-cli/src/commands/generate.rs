@@ -21,9 +21,12 @@ fn generate(config: &Config, run: &Path, prompt: &str) -> Result<(), Failure> {
     let tokenizer = Tokenizer::load(&checkpoint.dir().join("tokenizer.json"))
         .map_err(|error| Failure::Run(error.into()))?;
     output::print_data(prompt)?;
+    let mut shown = Ok(());
     complete(&checkpoint, &tokenizer, prompt, config, cores(), &mut |text| {
-        // A closed standard output ends the text, not the program's success.
-        let _ = output::print_data(text);
+        if shown.is_ok() {
+            shown = output::print_data(text);
+        }
     })?;
+    shown?;
     output::print("\n")
 }

@@ -2,14 +2,14 @@
 //! starts mpirun, hears the ranks' heartbeats, says why a run has failed, leaves no process behind,
 //! and starts it again if it may.
 
-use crate::args::{Cli, Command, LaunchArgs, TrainArgs};
+use crate::args::{Command, LaunchArgs, TrainArgs};
 use crate::failure::Failure;
 use crate::layout::{self, Decided};
 use crate::mpirun::{Mpirun, TICK, orphans};
-use crate::output;
 use crate::signals::{self, BEFORE_STEPS, INTERRUPTED};
+use crate::terminal::{PROGRAM, Terminal, Volume};
+use crate::{output, parse};
 use anyhow::Context;
-use clap::Parser;
 use signal_hook::consts::SIGUSR1;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ enum End {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
+pub(crate) fn run(args: &LaunchArgs, terminal: &Terminal) -> Result<(), Failure> {
     let (typed, decided) = checked(args)?;
     let (mut config, chosen) = (decided.config, decided.chosen);
     orphans::adopt()?;
@@ -71,7 +71,7 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
     let mut train = as_typed.clone();
     let mut place = Place::new(&config);
     for attempt in 0.. {
-        match once(args, &config, &train, &place, &signals)? {
+        match once(args, &config, &train, &place, &signals, terminal)? {
             End::Well => return Ok(()),
             End::Usage(code) => return Err(Failure::Silent(code)),
             End::Interrupted => return Err(Failure::Silent(INTERRUPTED)),
@@ -172,7 +172,8 @@ fn is_same(one: &Path, other: &Path) -> bool {
 /// The arguments of `trine train`, refused here rather than by every rank.
 fn checked(args: &LaunchArgs) -> Result<(Box<TrainArgs>, Decided), Failure> {
     let words = ["trine".into(), "train".into()].into_iter().chain(args.train.iter().cloned());
-    let typed = match Cli::try_parse_from(words).map(|cli| cli.command) {
+    let words: Vec<OsString> = words.collect();
+    let typed = match parse::parse(&words).map(|cli| cli.command) {
         Ok(Command::Train(typed)) => typed,
         Ok(_) => return Err(Failure::usage("after `--` come arguments of `trine train`")),
         Err(error) => error.exit(),
@@ -227,6 +228,7 @@ fn once(
     train: &[OsString],
     place: &Place,
     signals: &Signals,
+    terminal: &Terminal,
 ) -> Result<End, Failure> {
     let token = Token::generate().context("no token for the run")?;
     let options = StoreOptions {
@@ -235,14 +237,20 @@ fn once(
         ..StoreOptions::new((args.interface, 0).into(), config.world(), token.clone())
     };
     let store = Store::bind(options).map_err(|error| Failure::Usage(error.into()))?;
-    let variables = [(STORE, store.address().to_string()), (TOKEN, token.reveal())];
-    let mut mpirun = Mpirun::start(args, config.world(), train, &variables)?;
+    let variables = [
+        (STORE, store.address().to_string()),
+        (TOKEN, token.reveal()),
+        (PROGRAM, terminal.program().to_owned()),
+    ];
+    let volume = volume_option(terminal.volume).map(OsString::from);
+    let train: Vec<OsString> = train.iter().cloned().chain(volume).collect();
+    let mut mpirun = Mpirun::start(args, config.world(), &train, &variables)?;
     let watched = watch(&mut mpirun, &store, signals, config.deadline());
     let records = store.records_within(Duration::from_millis(200));
     let all_ended = mpirun.end_all();
     let end = match watched? {
         Watched::Interrupted => End::Interrupted,
-        Watched::Failed(cause) => failed(place, &store, &cause, records),
+        Watched::Failed(cause) => failed(place, terminal, &store, &cause, records),
         Watched::Ended(status, cause) => {
             let cause = cause.or_else(|| store.cause_within(Duration::ZERO));
             match (cause, status.code()) {
@@ -250,28 +258,39 @@ fn once(
                 (None, Some(code @ 2)) => End::Usage(code as u8),
                 // Also by the first one, if it came before the ranks could heed it.
                 (None, _) if signals.count() > 0 => End::Interrupted,
-                (Some(cause), None) if !store.is_loss() => failed(place, &store, &cause, records),
+                (Some(cause), None) if !store.is_loss() => {
+                    failed(place, terminal, &store, &cause, records)
+                }
                 // Its ranks end with it: none of them is to blame.
                 (_, None) => {
                     let how = mpirun.how(status);
                     output::complain(&format!("error: {how}, and the ranks ended with it"));
                     let directory = directory(place, &store);
-                    say_how_to_resume(directory.as_deref());
+                    say_how_to_resume(terminal, directory.as_deref());
                     End::Failed { has_lost_a_rank: false, directory }
                 }
                 (Some(cause), Some(_)) => {
                     let cause = told(&store, cause, &mpirun.how(status));
-                    failed(place, &store, &cause, records)
+                    failed(place, terminal, &store, &cause, records)
                 }
                 (None, Some(_)) => {
                     let how = mpirun.how(status);
-                    output::complain(&format!("error: {}", unexplained(&how, args, train)));
+                    output::complain(&format!("error: {}", unexplained(&how, args, &train)));
                     End::Failed { has_lost_a_rank: false, directory: directory(place, &store) }
                 }
             }
         }
     };
     all_ended.map(|()| end)
+}
+
+/// What tells the ranks how much is to be said.
+fn volume_option(volume: Volume) -> Option<&'static str> {
+    match volume {
+        Volume::Quiet => Some("--quiet"),
+        Volume::Normal => None,
+        Volume::Verbose => Some("--verbose"),
+    }
 }
 
 /// A rank that is gone cannot say how it went; mpirun's end does.
@@ -285,6 +304,7 @@ fn told(store: &Store, cause: Diagnosis, how: &str) -> Diagnosis {
 /// Says why an attempt has failed, and keeps what is known of it.
 fn failed(
     place: &Place,
+    terminal: &Terminal,
     store: &Store,
     diagnosis: &Diagnosis,
     records: Vec<trine_comm::FlightRecord>,
@@ -294,13 +314,14 @@ fn failed(
     if let Some(directory) = &directory {
         keep(directory, &PostMortem { diagnosis: diagnosis.clone(), records });
     }
-    say_how_to_resume(directory.as_deref());
+    say_how_to_resume(terminal, directory.as_deref());
     End::Failed { has_lost_a_rank: true, directory }
 }
 
-fn say_how_to_resume(directory: Option<&str>) {
+fn say_how_to_resume(terminal: &Terminal, directory: Option<&str>) {
     if let Some(directory) = directory {
-        output::complain(&format!("resume: trine launch -- --resume {directory}"));
+        let resume = terminal.command("launch -- --resume", directory.as_ref());
+        output::complain(&format!("resume: {resume}"));
     }
 }
 

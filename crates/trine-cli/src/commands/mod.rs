@@ -14,4 +14,6 @@ pub(crate) mod launch;
 pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod schedule;
+pub(crate) mod schema;
+pub(crate) mod shell;
 pub(crate) mod train;

@@ -3,6 +3,7 @@
 use crate::args::{ShowArgs, VerifyArgs};
 use crate::failure::Failure;
 use crate::output;
+use crate::terminal::Terminal;
 use anyhow::Context;
 use trine_schedule::{
     Delivery, Schedule, ScheduleKind, Shape, UniformCosts, draw, lower, simulate,
@@ -16,7 +17,7 @@ const STAGES_MAX: usize = 4096;
 const PAIRS_MAX: usize = 1 << 20;
 
 /// Draws a schedule: forward 1, input gradient 1 and weight gradient 1 unit of time, messages free.
-pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
+pub(crate) fn show(args: &ShowArgs, terminal: &Terminal) -> Result<(), Failure> {
     let kind: ScheduleKind = args.name.parse().map_err(Failure::usage)?;
     let shape = Shape {
         ranks: args.stages,
@@ -42,7 +43,10 @@ pub(crate) fn show(args: &ShowArgs) -> Result<(), Failure> {
                 args.micro_batches
             ))
         }
-        None => output::print(&draw::ascii(&timeline, args.columns)),
+        None => output::print(&draw::ascii(
+            &timeline,
+            args.columns.unwrap_or_else(|| terminal.output_columns()),
+        )),
     }
 }
 

@@ -7,35 +7,45 @@ use crate::layout::{self, Decided};
 use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
 use crate::signals::{Heeding, Wishes};
+use crate::terminal::Terminal;
 use crate::{dry_run, machine, output};
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use trine_comm::Communicator;
-use trine_trainer::config::{self, Config};
+use trine_trainer::config::{self, Config, Key};
 use trine_trainer::run::{MachineSource, Reporter, Seams};
 use trine_trainer::{Machine, MemoryPlan, Ranks, TrainError, TrainRequest};
 
 /// Runs the command.
-pub(crate) fn run(args: &TrainArgs, memory: &OutOfMemory) -> Result<(), Failure> {
+pub(crate) fn run(
+    args: &TrainArgs,
+    terminal: &Terminal,
+    memory: &OutOfMemory,
+) -> Result<(), Failure> {
     let started = Instant::now();
-    if args.help_config {
-        return output::print(&key_list());
+    if let Some(word) = &args.help_config {
+        return output::print(&key_list(word)?);
     }
     let env = |name: &str| std::env::var(name).ok();
     let launched = launcher::find(&env)?;
     match launcher::choose(&args.backend, launched.as_ref(), &env, cfg!(feature = "mpi"))? {
-        Backend::Threads => alone(args, started, memory),
+        Backend::Threads => alone(args, terminal, started, memory),
         #[cfg(feature = "mpi")]
-        Backend::Mpi => crate::mpi::run(args, launched.as_ref(), started, memory),
+        Backend::Mpi => crate::mpi::run(args, terminal, launched.as_ref(), started, memory),
         #[cfg(not(feature = "mpi"))]
         Backend::Mpi => unreachable!("refused by `choose`"),
     }
 }
 
 /// Trains with ranks that are threads.
-fn alone(args: &TrainArgs, started: Instant, memory: &OutOfMemory) -> Result<(), Failure> {
+fn alone(
+    args: &TrainArgs,
+    terminal: &Terminal,
+    started: Instant,
+    memory: &OutOfMemory,
+) -> Result<(), Failure> {
     let Decided { config, chosen, machine } = layout::decide(args, None)?;
     if args.dry_run {
         let report = dry_run::report(&config, None, chosen.as_deref(), args.machine.as_deref())?;
@@ -44,9 +54,12 @@ fn alone(args: &TrainArgs, started: Instant, memory: &OutOfMemory) -> Result<(),
     if let Some(chosen) = chosen {
         output::complain(&chosen);
     }
-    let screen = Mutex::new(Screen::new(config.log.every_seconds, "trine train --resume"));
+    let resume_by = format!("{} train --resume", terminal.program());
+    let screen = Mutex::new(Screen::new(terminal, config.log.every_seconds, resume_by));
     let (ranks, heeding) = (Ranks::Threads, Heeding::default());
-    train(Run { config, args, started, ranks, machine, memory, heeding }, &screen)
+    let trained = train(Run { config, args, started, ranks, machine, memory, heeding }, &screen);
+    let shown = screen.into_inner().unwrap_or_else(PoisonError::into_inner).end();
+    trained.and(shown)
 }
 
 /// What to train, and with which ranks.
@@ -125,14 +138,22 @@ pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Every key with its type, its default and its rule.
-fn key_list() -> String {
-    let mut text = String::from(
-        "# Every key of a configuration, as TOML with the defaults of preset rust-default.\n\
-         # Relative paths in a file start at the folder of the file.\n",
+/// The keys that contain `word` in their path or in what is said of them, with type, default and
+/// rule; all of them if it is empty.
+fn key_list(word: &str) -> Result<String, Failure> {
+    let word = word.to_lowercase();
+    let found: Vec<&Key> = config::keys().filter(|key| speaks_of(key, &word)).collect();
+    if found.is_empty() {
+        let all = "without a word all keys are listed";
+        return Err(Failure::usage(format!("--help-config {word}: no key speaks of it; {all}")));
+    }
+    let which = if word.is_empty() { "Every key" } else { "Keys" };
+    let mut text = format!(
+        "# {which} of a configuration, as TOML with the defaults of preset rust-default.\n\
+         # Relative paths in a file start at the folder of the file.\n"
     );
     let mut section = "";
-    for key in config::keys() {
+    for key in found {
         let (own, name) = key.path.split_once('.').unwrap_or(("", key.path));
         if own != section {
             text.push_str(&format!("\n[{own}]\n"));
@@ -146,5 +167,10 @@ fn key_list() -> String {
             None => text.push_str(&format!("# {name} = …\n")),
         }
     }
-    text
+    Ok(text)
+}
+
+fn speaks_of(key: &Key, word: &str) -> bool {
+    key.path.contains(word)
+        || [key.about, key.rule].iter().any(|text| text.to_lowercase().contains(word))
 }

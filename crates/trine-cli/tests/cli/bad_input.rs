@@ -13,6 +13,13 @@ const FILES: &[(&str, &str)] = &[
     ("preset.toml", "preset = \"gpt2-124\"\n"),
     ("several.toml", "sed = 1\n[layout]\ntp = true\n[data]\nvokab = 3\n"),
     ("good.toml", "[train]\nsteps = 10\n"),
+    ("both.toml", "seeed = 1\n[layout]\ntp = 3\n[optimizer]\nlr = -1\n"),
+    ("doubt.toml", "[model]\nheds = 3\n[layout]\ntp = 3\n"),
+    ("a book.txt", "Call me Ishmael. Some years ago\n"),
+    ("run.yaml", "train:\n  steps: 10\n"),
+    ("run.json", "{\"train\": {\"steps\": 10}}\n"),
+    ("pasted", "{\"train\": {\"steps\": 10}}\n"),
+    ("large.toml", "seed = 18446744073709551615\n"),
 ];
 
 /// What is typed after `trine`, and what the message must hold: what, where, nearest.
@@ -45,7 +52,37 @@ const CASES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["train", "missing.toml"], &["missing.toml", "cannot read", "trine presets"]),
-    (&["train", "."], &[".: cannot read"]),
+    (&["train", "."], &[".: cannot read", "a folder", "trine train --data ."]),
+    (
+        &["train", "both.toml"],
+        &[
+            "3 problems",
+            "both.toml:1:1: unknown key seeed; nearest: seed",
+            "both.toml:3:1: layout.tp = 3: tp must divide the 4 query heads",
+            "both.toml:5:1: optimizer.lr = -1: must be above 0",
+        ],
+    ),
+    // Whether tp divides the heads is not known before their key is.
+    (&["train", "doubt.toml"], &["error: doubt.toml:2:1: unknown key model.heds"]),
+    (
+        &["train", "a book.txt"],
+        &["a book.txt:1:6: not valid TOML", "to train on a text: trine train --data 'a book.txt'"],
+    ),
+    (&["train", "run.yaml"], &["not valid TOML", "the file is YAML", "--help-config"]),
+    (&["train", "run.json"], &["not valid TOML", "the file is JSON"]),
+    (&["train", "pasted"], &["not valid TOML", "the file is JSON"]),
+    (&["train", "large.toml"], &["large.toml:1:8: "]),
+    (
+        &["train", "--seed", "18446744073709551615"],
+        &["seed = 18446744073709551615: must be at most 9223372036854775807"],
+    ),
+    (
+        &["train", "--set", "train.steps=18446744073709551615"],
+        &["train.steps = 18446744073709551615: must be at most 4294967296"],
+    ),
+    (&["train", "--lr", "1"], &["'--lr'", "tip: --set optimizer.lr=RATE"]),
+    (&["train", "--help-config", "xyzzy"], &["--help-config xyzzy: no key"]),
+    (&["fit"], &["'fit'", "tip: trine train"]),
     (&["train", "gpt2-124m"], &["gpt2-124m is a preset", "--preset gpt2-124m"]),
     (&["train", "--preset", "lama2-7b"], &["--preset lama2-7b", "nearest: \"llama2-7b\""]),
     (
@@ -151,7 +188,7 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["schedule", "show", "zb-v", "--virtual", "3"], &["zb-v", "not 3", "the nearest is 2"]),
     (
         &["schedule", "show", "interleaved", "--micro-batches", "9"],
-        &["groups of as many as ranks (4)", "the nearest is 8"],
+        &["in multiples of its 4 ranks, not 9", "the nearest is 8"],
     ),
     (&["plan", "--model", "frontier-2t"], &["frontier-2t", "frontier-1t"]),
     (&["plan", "--cluster", "frontear"], &["no cluster is called", "frontear", "frontier"]),
@@ -193,7 +230,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 68);
+    assert_eq!(cases, 80);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

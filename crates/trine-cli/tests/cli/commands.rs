@@ -235,37 +235,103 @@ fn schedules_are_drawn_written_and_verified() {
     assert!(text.contains("bubble 8.6 %"), "{text}");
 }
 
+/// A line of metrics.
+fn metrics(step: u64, loss: f64, val_loss: Option<f64>) -> String {
+    let val_loss = val_loss.map_or_else(String::new, |loss| format!(",\"val_loss\":{loss}"));
+    format!(
+        "{{\"step\":{step},\"loss\":{loss},\"grad_norm\":0.5,\"lr\":1e-3,\"tokens\":{},\
+         \"tokens_per_s\":2000.0,\"step_ms\":50.0{val_loss}}}\n",
+        step * 100
+    )
+}
+
 #[test]
 fn inspect_says_what_a_run_holds() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     fs::create_dir_all(run.join("checkpoints/step-9")).unwrap();
-    fs::create_dir_all(run.join("checkpoints/step-10")).unwrap();
-    fs::create_dir_all(run.join("checkpoints/step-11.part")).unwrap();
-    fs::write(run.join("config.toml"), "preset = \"gpt2-124m\"\n").unwrap();
-    fs::write(run.join("checkpoints/step-10/a"), [0; 2048]).unwrap();
-    let text = ok(folder.path(), &["inspect", "run"]);
-    assert!(
-        text.contains("124,439,808 parameters") && text.contains("metrics: none yet"),
-        "{text}"
-    );
+    fs::create_dir_all(run.join("checkpoints/.tmp-step-11")).unwrap();
+    fs::write(run.join("config.toml"), "preset = \"gpt2-124m\"\ntrain.steps = 40\n").unwrap();
+    let inspect = || ok(folder.path(), &["inspect", "run"]);
+    let text = inspect();
+    for part in
+        ["run        run\n", "no step is done; 0 of 40", "124,439,808 parameters", "damaged: "]
+    {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    assert!(!text.contains("runs/"), "a directory that does not exist: {text}");
 
-    // A killed run leaves half a line behind it.
-    fs::write(
-        run.join("metrics.jsonl"),
-        "{\"step\":1,\"loss\":9.5}\n{\"step\":2,\"loss\":8.25}\n{\"st",
-    )
-    .unwrap();
-    fs::write(run.join("summary.json"), "{\"final_loss\":8.25,\"ranks\":[1,2]}").unwrap();
-    let text = ok(folder.path(), &["inspect", "run"]);
-    assert!(
-        text.contains("last metrics: ") && text.contains("step 2") && text.contains("loss 8.25"),
-        "{text}"
-    );
-    assert!(text.contains("  final_loss 8.25\n") && !text.contains("ranks ["), "{text}");
-    let checkpoints =
-        "checkpoints:\n  run/checkpoints/step-9: 0 B\n  run/checkpoints/step-10: 2.0 KiB\n";
-    assert!(text.ends_with(checkpoints), "{text}");
+    // Bytes that are no text, a line of something else, and half a line of a killed run.
+    let mut file = Vec::new();
+    for step in 1..=30 {
+        let loss = 9.0 - step as f64 / 5.0;
+        let val_loss = (step % 10 == 0).then_some(if step == 20 { 4.5 } else { 5.5 });
+        file.extend(metrics(step, loss, val_loss).bytes());
+    }
+    file.extend(b"\xff\xfe\n{\"loss\":1}\n{\"step\":31,");
+    fs::write(run.join("metrics.jsonl"), file).unwrap();
+    let text = inspect();
+    for part in [
+        "ended without a summary: killed, or the machine went down; 30 of 40 steps",
+        "2 line(s) that are no metrics, left out here: 31, 32",
+        "the last line of metrics.jsonl is cut off",
+        "last step  30: loss 3.0000",
+        "5.5000 at step 30, best 4.5000 at step 20",
+        "2,000 tokens/s, 0.050 s a step (medians of the last 30); 3,000 tokens in 0:01",
+        "trine train --resume run\n",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    check_curve(&text);
+
+    fs::write(run.join("summary.json"), "{\"steps\":30,\"stopped_early\":\"a signal\"}").unwrap();
+    assert!(inspect().contains("stopped (a signal); 30 of 40"));
+    fs::write(run.join("summary.json"), "{\"steps\":30,\"steps_total\":30,\"val_loss\":5.25}")
+        .unwrap();
+    let text = inspect();
+    assert!(text.contains("complete; 30 of 30") && text.contains("5.2500 at the end"), "{text}");
+    fs::create_dir(run.join("flight")).unwrap();
+    fs::write(run.join("flight/diagnosis.txt"), "rank 3: it was the disk\n").unwrap();
+    let text = inspect();
+    assert!(text.contains("failed: rank 3: it was the disk; 30 of"), "{text}");
+
+    let json = ok(folder.path(), &["inspect", "run", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["state"], &json["steps_done"]), (&"failed".into(), &30.into()));
+    assert_eq!(json["best"], serde_json::json!({"step": 20, "val_loss": 4.5}));
+    assert_eq!(json["evaluations"].as_array().unwrap().len(), 3);
+    assert_eq!(json["config"]["train"]["steps"], 40);
+    assert_eq!(json["checkpoints"][0]["step"], 9);
+    assert_eq!(json["notes"].as_array().unwrap().len(), 2);
+}
+
+/// The losses fall from the upper left to the lower right, between the right numbers.
+fn check_curve(text: &str) {
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains(['┤', '│'])).collect();
+    assert_eq!(rows.len(), 12, "{text}");
+    assert!(rows[0].starts_with("   8.800 ┤·"), "{text}");
+    assert!(rows[11].starts_with("   3.000 ┤") && rows[11].ends_with('·'), "{text}");
+    let drawn = |what: char| rows.iter().flat_map(|row| row.chars()).filter(|c| *c == what).count();
+    assert!(drawn('·') >= 25 && drawn('o') == 3, "{text}");
+}
+
+#[test]
+fn keys_are_found_by_a_word() {
+    let text = ok(here(), &["train", "--help-config", "warm"]);
+    assert!(text.contains("warmup_steps = 250") && !text.contains("[layout]"), "{text}");
+    // The rule of tensor parallelism is there as the check has it.
+    let text = ok(here(), &["train", "--help-config", "layout.tp"]);
+    assert!(text.contains("ranks that share a KV head divide model.head_dim"), "{text}");
+}
+
+#[test]
+fn manual_pages_are_written_for_each_command() {
+    let folder = tempfile::tempdir().unwrap();
+    ok(folder.path(), &["man", "--out", "man pages"]);
+    for page in ["trine.1", "trine-train.1", "trine-schedule-show.1"] {
+        let text = fs::read_to_string(folder.path().join("man pages").join(page)).unwrap();
+        assert!(text.contains(".TH trine"), "{page}: {text}");
+    }
 }
 
 /// `trine presets | head -1` is no failure.
@@ -286,11 +352,21 @@ fn a_closed_pipe_is_no_failure() {
 
 #[test]
 fn help_and_version_end_well() {
-    for args in
-        [&["--help"][..], &["--version"], &["train", "--help"], &["bench", "layouts", "--help"]]
-    {
+    let cases = [
+        &["--help"][..],
+        &["--version"],
+        &["train", "--help"],
+        &["help", "train"],
+        &["bench", "layouts", "--help"],
+        &["help", "bench", "layouts"],
+        &["man"],
+        &["completions", "bash"],
+        &["completions", "fish"],
+    ];
+    for args in cases {
         assert!(ok(here(), args).contains("trine"), "{args:?}");
     }
+    assert_eq!(ok(here(), &["help", "train"]), ok(here(), &["train", "--help"]));
     // Flags of xtask are not the user's business.
     assert!(!ok(here(), &["train", "--help"]).contains("corpus-manifest"));
     assert_eq!(trine(here(), &[]).status.code(), Some(2));

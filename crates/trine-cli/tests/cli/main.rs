@@ -1,5 +1,7 @@
 //! The binary, from outside: one test program, so that it is linked once.
 
+#![expect(clippy::unwrap_used, reason = "a failing call fails the test, in its helpers too")]
+
 mod bad_input;
 mod bench_gradients;
 mod bench_kernels;
@@ -9,3 +11,4 @@ mod commands;
 mod common;
 mod hostile;
 mod plan;
+mod schema;

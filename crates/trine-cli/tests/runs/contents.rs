@@ -1,6 +1,6 @@
 //! What a run leaves behind, and the commands that read it.
 
-use crate::common::{ALL_AXES, Run, SERIAL, Scratch, names};
+use crate::common::{ALL_AXES, Run, SERIAL, Scratch, names, small, wait_for};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -234,10 +234,29 @@ fn text_is_generated_by_seed() {
     assert_eq!(generate(&["--temperature", "0", "--seed", "6"]), greedy);
     assert_eq!(generate(&["--top-k", "1", "--seed", "7"]), greedy);
     let inspected = scratch.ok(&["inspect", "run"]).0;
-    let loss = run.summary()["final_loss"].to_string();
-    for part in ["step 20", &format!("final_loss {loss}"), "run/checkpoints/step-20: "] {
+    let loss = format!("20: loss {:.4}", run.summary()["final_loss"].as_f64().unwrap());
+    for part in ["complete; 20 of 20 steps", &loss, "whole, checksums right; last"] {
         assert!(inspected.contains(part), "{inspected}\n  expected: {part}");
     }
+}
+
+#[test]
+fn a_run_is_inspected_while_it_goes_on_and_after_it_was_killed() {
+    let scratch = Scratch::new();
+    let args = [SERIAL, &["--steps=100000", "--set=checkpoint.every=5"]].concat();
+    let started = scratch.start(&small("run", &args));
+    let run = scratch.at("run");
+    wait_for("a checkpoint", || run.checkpoints().join("step-5/manifest.json").exists());
+    let (text, _) = scratch.ok(&["inspect", "run"]);
+    assert!(text.contains("state      running; ") && text.contains(" left\n"), "{text}");
+    started.kill();
+    let (text, _) = scratch.ok(&["inspect", "run"]);
+    assert!(text.contains("state      ended without a summary"), "{text}");
+    let (json, _) = scratch.ok(&["inspect", "run", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["state"], "killed");
+    let last = json["checkpoints"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["verified"], &last["last"]), (&"checksums".into(), &true.into()));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod memory;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod planned;
+mod printed;
 mod resume;
 mod ruined;
 mod saves;

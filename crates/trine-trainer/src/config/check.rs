@@ -347,12 +347,18 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
         Kind::Flag | Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Texts => return None,
     };
     let largest = items.iter().filter_map(toml::Value::as_integer).max()?;
-    (largest > max).then(|| Violation::Rule {
+    (largest > max).then(|| above_limit(key, value, at))
+}
+
+/// A whole number above the limit of its key.
+pub(super) fn above_limit(key: &Key, value: impl ToString, at: &Origin) -> Violation {
+    let max = limit(key.path);
+    Violation::Rule {
         at: at.clone(),
-        what: format!("{} = {value}", key.path),
+        what: format!("{} = {}", key.path, value.to_string()),
         rule: format!("must be at most {max}"),
         nearest: max.to_string(),
-    })
+    }
 }
 
 /// Reports a number that is infinite in f32 only. Ranges refuse what is so in every type.

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// More problems than this are counted, not listed.
+pub(super) const LISTED_MAX: usize = 50;
+
 /// Where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -132,11 +135,32 @@ pub enum ConfigError {
     },
 }
 
+impl Violation {
+    /// Whether a rule may be broken only because the value that this one is about was not
+    /// understood, and the preset's stands in its place.
+    pub(super) fn may_explain(&self, rule: &Self) -> bool {
+        let meant = match self {
+            Self::UnknownKey { nearest, .. } => nearest.trim_matches(['[', ']']),
+            Self::Type { key, .. } | Self::Choice { key, .. } => key,
+            Self::Option { .. } | Self::Rule { .. } => return false,
+        };
+        let Self::Rule { what, rule, .. } = rule else { return false };
+        let speaks_of = |path: &str| what.starts_with(path) || rule.contains(path);
+        // Rules of the layout speak of the model's sizes without their keys.
+        let is_of_layout = meant.starts_with("model") && what.starts_with("layout.");
+        speaks_of(meant) || is_of_layout
+    }
+}
+
 fn list(violations: &[Violation]) -> String {
     match violations {
         [one] => one.to_string(),
         all => {
-            let lines: Vec<String> = all.iter().map(|one| format!("  {one}")).collect();
+            let shown = all.iter().take(LISTED_MAX);
+            let mut lines: Vec<String> = shown.map(|one| format!("  {one}")).collect();
+            if all.len() > LISTED_MAX {
+                lines.push(format!("  … and {} more", all.len() - LISTED_MAX));
+            }
             format!("{} problems in the configuration:\n{}", all.len(), lines.join("\n"))
         }
     }

@@ -3,10 +3,13 @@
 use super::error::{ConfigError, Origin, Violation};
 use super::keys::{self, DEGREES, DEGREES_EACH, MICRO_BATCHES, MODEL_PRESET, PRESET};
 use super::typed::{Assignment, Typed, read_file, read_setting};
-use super::{Config, DEFAULT_PRESET, LayoutBy, Loaded, check, presets};
+use super::{Config, DEFAULT_PRESET, LayoutBy, Loaded, Source, check, presets};
 use std::collections::BTreeMap;
 use toml::Value;
 use trine_spec::ModelSpec;
+
+/// Beginnings of validation documents that are completed where the text has no prompts.
+const DOCUMENTS_COMPLETED: usize = 3;
 
 /// Where each key's value was given.
 #[derive(Debug, Default)]
@@ -32,23 +35,26 @@ struct Draft {
 pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     let mut violations = Vec::new();
     let assignments = assignments(typed, &mut violations)?;
-    let draft = Draft::from_preset(typed, &assignments, &mut violations)?;
-    let Some(mut draft) = draft.filter(|_| violations.is_empty()) else {
+    let Some(mut draft) = Draft::from_preset(typed, &assignments, &mut violations)? else {
         return Err(ConfigError::Invalid(violations));
     };
     for assignment in assignments {
         draft.put(assignment.key.path, assignment.value, assignment.at);
     }
-    draft.follow(&mut violations);
+    let mut broken = Vec::new();
+    draft.follow(&mut broken);
+    draft.suit_prompts();
     let micro_is_given =
         !draft.untouched("batch.micro") || draft.values.contains_key(MICRO_BATCHES);
-    draft.divide_batch(&mut violations);
-    let layout_by = draft.layout_by(&mut violations);
-    if !violations.is_empty() {
-        return Err(ConfigError::Invalid(violations));
-    }
+    draft.divide_batch(&mut broken);
+    let layout_by = draft.layout_by(&mut broken);
     let config = draft.typed()?;
-    violations.extend(check::violations(&config, &draft.origins));
+    if broken.is_empty() {
+        broken = check::violations(&config, &draft.origins);
+    }
+    // A rule says nothing of a key whose value was not understood.
+    broken.retain(|rule| !violations.iter().any(|unread| unread.may_explain(rule)));
+    violations.extend(broken);
     if violations.is_empty() {
         Ok(Loaded { config, layout_by, micro_is_given })
     } else {
@@ -174,6 +180,17 @@ impl Draft {
             if self.untouched(path) {
                 self.put(path, integer(value), at.clone());
             }
+        }
+    }
+
+    /// Prompts of the preset are Rust: another text is completed from beginnings of its own.
+    fn suit_prompts(&mut self) {
+        let source = self.values.get("data.source").and_then(Value::as_str);
+        let is_own = source.is_some_and(|source| Source::from(source.to_owned()) != Source::Crates);
+        if is_own && self.untouched("sample.prompts") && self.untouched("sample.documents") {
+            let at = self.origins.of("data.source");
+            self.put("sample.prompts", Value::Array(Vec::new()), at.clone());
+            self.put("sample.documents", integer(DOCUMENTS_COMPLETED), at);
         }
     }
 

@@ -134,6 +134,7 @@ fn sample() -> Sample {
     let prompts = ["/// Returns the number of", "impl<T> Iterator for", "#[test]\nfn"];
     Sample {
         prompts: prompts.map(String::from).into(),
+        documents: 0,
         tokens: 64,
         temperature: 0.8,
         top_k: 40,

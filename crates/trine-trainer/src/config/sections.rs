@@ -130,7 +130,7 @@ section! {
         /// pipeline stages
         pp: usize, "1..=model.layers";
         /// tensor-parallel shards of each layer
-        tp: usize, "divides model.heads and model.ffn; it and model.kv_heads divide one another";
+        tp: usize, "divides model.heads and model.ffn; it and model.kv_heads divide one another; ranks that share a KV head divide model.head_dim";
         /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198) where tp divides those of a micro-batch
         sequence_parallel: bool, "any";
         /// order of work in the pipeline
@@ -277,8 +277,10 @@ section! {
 section! {
     /// `[sample]`: the completions at the end of a run, and the defaults of `trine generate`.
     Sample in "sample" {
-        /// what is completed
+        /// what is completed; where the text is not "crates" and neither this nor sample.documents is given, nothing
         prompts: Vec<String>, "any";
+        /// validation documents whose beginnings are completed too; 3 where the text is not "crates" and sample.prompts is not given
+        documents: usize, "any";
         /// tokens of a completion
         tokens: usize, "at least 1";
         /// 1 draws from the model's distribution, less sharpens it; 0: always the likeliest token

@@ -122,6 +122,19 @@ fn a_resolved_configuration_gives_itself() {
 }
 
 #[test]
+fn prompts_suit_the_text_unless_they_are_given() {
+    let sample = |file: &str| {
+        let sample = load(file, &[]).sample;
+        (sample.prompts.len(), sample.documents)
+    };
+    assert_eq!(sample(""), (3, 0));
+    assert_eq!(sample("data.source = \"crates\"\n"), (3, 0));
+    assert_eq!(sample("data.source = \"book.txt\"\n"), (0, 3));
+    assert_eq!(sample("data.source = \"b\"\nsample.prompts = [\"x\"]\n"), (1, 0));
+    assert_eq!(sample("data.source = \"b\"\nsample.documents = 0\n"), (3, 0));
+}
+
+#[test]
 fn micro_batches_set_the_micro_batch() {
     assert_eq!(load("", &["batch.micro_batches=2"]).batch.micro, 4);
     assert_eq!(load("", &["batch.micro_batches=8"]).micro_batches(), 8);
@@ -191,6 +204,40 @@ fn unknown_keys_name_place_and_nearest_key() {
     assert_eq!(cases.len(), 9);
     let text = error("", &["optimiser.lr=1"]);
     assert_eq!(text, "--set optimiser.lr=1: unknown key optimiser.lr; nearest: optimizer.lr");
+}
+
+#[test]
+fn everything_that_is_wrong_is_listed_unless_it_may_follow_from_another() {
+    let text = error("seeed = 1\n[train]\nsteps = 0\n[data]\nseq = 4000\n", &["train.steps=x"]);
+    for part in ["2 problems", "unknown key seeed", "train.steps must be a whole number"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let text = error("seeed = 1\n[data]\nseq = 4000\n", &[]);
+    for part in ["2 problems", "unknown key seeed", "run.toml:3:1: data.seq = 4000: a sequence"] {
+        assert!(text.contains(part), "{text}");
+    }
+    // What was meant by the unknown key may make these right.
+    for file in [
+        "[model]\nsekmax = 4096\n[data]\nseq = 4000\n",
+        "[model]\nseq_max = \"4096\"\n[data]\nseq = 4000\n",
+        "[model]\nlayer = 9\n[layout]\npp = 8\n",
+        "[batch]\nglobl = 24\n[layout]\ndp = 3\n",
+    ] {
+        let text = error(file, &[]);
+        assert!(text.starts_with("run.toml:2:1: ") && !text.contains('\n'), "{text}");
+    }
+}
+
+#[test]
+fn many_problems_are_counted_in_no_time() {
+    let file: String = (0..40_000).map(|key| format!("key{key} = 1\n")).collect();
+    let started = std::time::Instant::now();
+    let text = error(&file, &[]);
+    assert!(text.starts_with("40000 problems in the configuration:\n  run.toml:1:1: "), "{text}");
+    assert!(text.ends_with("\n  … and 39950 more"), "{text}");
+    assert_eq!(text.lines().count(), 52);
+    // Linear: with the place of each counted from the start it took minutes.
+    assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
 }
 
 #[test]

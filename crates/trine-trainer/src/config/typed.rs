@@ -1,6 +1,6 @@
 //! A configuration as typed: a preset's name, a file's text, options; nothing is resolved yet.
 
-use super::error::{ConfigError, Origin, Violation};
+use super::error::{ConfigError, LISTED_MAX, Origin, Violation};
 use super::schema::{Key, Kind, quoted};
 use super::{Source, check, keys};
 use std::path::{Path, PathBuf};
@@ -153,7 +153,9 @@ impl FileReader<'_> {
             {
                 self.table(&path, places, values);
             } else if let Some(value) = values.get(word) {
-                match checked(&path, value.clone(), at) {
+                // Looking for the nearest key takes time, and nobody reads thousands of them.
+                let is_counted = self.violations.len() >= LISTED_MAX;
+                match checked(&path, value.clone(), at, is_counted) {
                     Ok(assignment) => self.found.push((name.span().start, assignment)),
                     Err(violation) => self.violations.push(*violation),
                 }
@@ -176,6 +178,9 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violatio
     }
     let wants_text = keys::find(path)
         .is_some_and(|key| matches!(key.kind, Kind::Text | Kind::Path | Kind::Choice(_)));
+    if let Some(violation) = too_long(path, text, &at) {
+        return Err(Box::new(violation));
+    }
     let value = match text.parse::<Value>() {
         // A text may look like a number or a date.
         Ok(value) if wants_text && !value.is_str() => Value::String(text.clone()),
@@ -190,16 +195,22 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violatio
             return Err(Box::new(Violation::Option { at, rule, example }));
         }
     };
-    checked(path, value, at)
+    checked(path, value, at, false)
 }
 
-/// Looks the key up and checks the value.
-fn checked(path: &str, value: Value, at: Origin) -> Result<Assignment, Box<Violation>> {
+/// Looks the key up and checks the value; of a problem that `is_counted` only, no nearest key is
+/// looked for.
+fn checked(
+    path: &str,
+    value: Value,
+    at: Origin,
+    is_counted: bool,
+) -> Result<Assignment, Box<Violation>> {
     let Some(key) = keys::find(path) else {
         return Err(Box::new(if keys::is_section(path) {
             section_as_value(path, &value, at)
         } else {
-            let nearest = nearest_key(path, &value);
+            let nearest = if is_counted { String::new() } else { nearest_key(path, &value) };
             Violation::UnknownKey { at, key: path.to_owned(), nearest }
         }));
     };
@@ -207,6 +218,13 @@ fn checked(path: &str, value: Value, at: Origin) -> Result<Assignment, Box<Viola
         Some(violation) => Err(Box::new(violation)),
         None => Ok(Assignment { key, value, at }),
     }
+}
+
+/// Reports a whole number with more digits than TOML has: it would pass for a text.
+fn too_long(path: &str, text: &str, at: &Origin) -> Option<Violation> {
+    let key = keys::find(path).filter(|key| key.kind == Kind::Count)?;
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && text.parse::<i64>().is_err()).then(|| check::above_limit(key, text, at))
 }
 
 /// What is wrong with a value by itself: its type, its word if it is a choice, its size.

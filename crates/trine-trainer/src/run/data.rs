@@ -13,6 +13,9 @@ use trine_data::{
     Selection, Share, Tokenizer, ValidationWindows, prepare,
 };
 
+/// Tokens of the beginning of a document that is completed.
+const BEGINNING_TOKENS: usize = 8;
+
 /// Tokens, batches and validation windows.
 #[derive(Debug)]
 pub(crate) struct RunData {
@@ -101,6 +104,17 @@ impl RunData {
             end_of_text: tokenizer.end_of_text(),
             end_of_text_name: tokenizer.end_of_text_name(),
         }
+    }
+
+    /// The first words of the first `count` validation documents.
+    pub(crate) fn beginnings(&self, count: usize) -> Vec<String> {
+        let (stream, tokenizer) = (&self.dataset.validation, self.tokenizer());
+        let beginning = |start: &u64| {
+            let tokens = stream.iter().skip(*start as usize).take(BEGINNING_TOKENS);
+            let own = tokens.take_while(|token| *token != tokenizer.end_of_text());
+            tokenizer.decode(&own.collect::<Vec<_>>())
+        };
+        stream.document_starts().iter().take(count).map(beginning).collect()
     }
 
     /// One data-parallel rank's samples of the step that begins with sample `first_sample` of the run.

@@ -243,6 +243,12 @@ fn check_free(path: &Path) -> Result<(), TrainError> {
     })
 }
 
+/// Whether a process holds the directory of a run right now.
+pub fn is_in_use(run: &Path) -> bool {
+    let lock = trine_files::open(&run.join(LOCK)).map(|file| file.try_lock_shared());
+    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
+}
+
 /// The newest whole checkpoint of a run, and what is wrong with those that are newer.
 ///
 /// # Errors

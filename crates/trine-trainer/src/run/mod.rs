@@ -17,7 +17,7 @@ mod summary;
 mod trace;
 
 pub use data::unused_rows_planned;
-pub use directory::RunDirectory;
+pub use directory::{RunDirectory, is_in_use};
 pub use events::{Event, Reporter, Work};
 pub use flight::write_post_mortem;
 pub use metrics::MetricsLine;
@@ -232,7 +232,8 @@ fn conclude(shared: &RankRun<'_>, run: &RunResult) -> Result<Summary, TrainError
     {
         let (config, cores) = (&request.config, request.cores);
         let tokenizer = shared.data.tokenizer();
-        for prompt in &config.sample.prompts {
+        let beginnings = shared.data.beginnings(config.sample.documents);
+        for prompt in config.sample.prompts.iter().chain(&beginnings) {
             let completion = complete(&checkpoint, tokenizer, prompt, config, cores, &mut |_| {})?;
             report(shared.reporter, &Event::Sample(&completion));
         }

@@ -1,0 +1,269 @@
+//! `trine inspect`: what a run directory holds, for people and for programs.
+
+mod checkpoints;
+mod curve;
+mod history;
+mod state;
+
+use crate::args::InspectArgs;
+use crate::corpus;
+use crate::failure::Failure;
+use crate::output::{self, grouped};
+use crate::progress::clock;
+use crate::report::NextCommands;
+use crate::select;
+use crate::terminal::{Style, Terminal};
+use crate::width;
+use anyhow::Context;
+use checkpoints::Saved;
+use history::History;
+use serde_json::{Value, json};
+use state::State;
+use std::path::Path;
+use std::time::Duration;
+use trine_trainer::config::{Config, Source, Typed};
+use trine_trainer::run::DataSummary;
+
+/// Columns and rows of the curve at most.
+const CURVE_COLUMNS_MAX: usize = 100;
+const CURVE_ROWS: usize = 12;
+
+/// Everything that is known of a run.
+struct Inspected<'a> {
+    directory: &'a Path,
+    config: Config,
+    history: History,
+    state: State,
+    /// What the run came to, if a process has come to its end.
+    summary: Option<Value>,
+    checkpoints: Vec<Saved>,
+    /// What could not be read.
+    notes: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<(), Failure> {
+    let inspected = Inspected::read(&args.run)?;
+    let mut next = NextCommands::new(terminal, format!("{} train --resume", terminal.program()));
+    next.set_directory(&args.run);
+    next.set_prompt(&inspected.config);
+    if args.json {
+        let value = inspected.as_json(&next)?;
+        let text = serde_json::to_string_pretty(&value).context("cannot write JSON")?;
+        return output::print_data(&(text + "\n"));
+    }
+    output::print_painted(&inspected.as_text(&next, terminal))
+}
+
+impl<'a> Inspected<'a> {
+    fn read(directory: &'a Path) -> Result<Self, Failure> {
+        let file = Some(select::run_config(directory)?);
+        let config = Config::load(&Typed { file, ..Typed::default() })?;
+        let history = History::read(&directory.join("metrics.jsonl"))?;
+        let mut notes = history.notes();
+        let summary = state::summary(directory, &mut notes)?;
+        let done = history.lines.last().map_or(0, |line| line.step);
+        let state = State::of(directory, done, summary.as_ref());
+        let checkpoints = checkpoints::read(directory, &history)?;
+        Ok(Self { directory, config, history, state, summary, checkpoints, notes })
+    }
+
+    fn as_text(&self, next: &NextCommands, terminal: &Terminal) -> String {
+        let columns = terminal.folded_columns();
+        let paint = terminal.output;
+        let mut rows = vec![("run", self.directory.display().to_string())];
+        rows.push(("state", paint.text(self.state.style(), &self.progress())));
+        rows.extend(configured(&self.config));
+        rows.extend(self.text().map(|text| ("text", text)));
+        let mut text = listed(&rows, columns);
+        let curve_columns = columns.min(CURVE_COLUMNS_MAX);
+        if let Some(curve) = curve::draw(&self.history, curve_columns, CURVE_ROWS, paint) {
+            text.push_str(&format!("\n{curve}"));
+        }
+        let reached = self.reached();
+        if !reached.is_empty() {
+            text.push_str(&format!("\n{}", listed(&reached, columns)));
+        }
+        text.push_str(&format!("\n{}", checkpoints::table(&self.checkpoints)));
+        for note in &self.notes {
+            let note = width::folded(&format!("note: {note}"), columns);
+            text.push_str(&format!("\n{}\n", paint.text(Style::Warning, &note)));
+        }
+        text.push_str(&format!("\n{:<10} {}\n", "resume", next.resume()));
+        if self.checkpoints.iter().any(Saved::is_whole) {
+            text.push_str(&format!("{:<10} {}\n", "generate", next.generate()));
+        }
+        text
+    }
+
+    /// The state, and how far the run has come.
+    fn progress(&self) -> String {
+        let done = self.history.lines.last().map_or(0, |line| line.step);
+        let steps = self.steps();
+        let mut text = format!("{}; {} of {} steps", self.state, grouped(done), grouped(steps));
+        if let (State::Running, Some(speed)) = (&self.state, self.history.speed()) {
+            let left = steps.saturating_sub(done) as f64 * speed.step_s;
+            text.push_str(&format!(", about {} left", clock(Duration::from_secs_f64(left))));
+        }
+        text
+    }
+
+    /// Steps that the run has when nothing stops it.
+    fn steps(&self) -> u64 {
+        let total = self.summary.as_ref().and_then(|summary| summary["steps_total"].as_u64());
+        total
+            .filter(|_| !matches!(self.state, State::Running))
+            .unwrap_or(self.config.train.steps as u64)
+    }
+
+    /// What the steps so far have brought.
+    fn reached(&self) -> Vec<(&'static str, String)> {
+        let Some(last) = self.history.lines.last() else { return Vec::new() };
+        let mut rows = vec![(
+            "last step",
+            format!(
+                "{}: loss {:.4}, gradient norm {:.3}, rate {:.3e}",
+                last.step, last.loss, last.grad_norm, last.lr
+            ),
+        )];
+        rows.extend(self.validation().map(|text| ("validation", text)));
+        if let Some(speed) = self.history.speed() {
+            let wall: f64 = self.history.lines.iter().map(|line| line.step_ms / 1e3).sum();
+            rows.push((
+                "speed",
+                format!(
+                    "{} tokens/s, {:.3} s a step (medians of the last {}); {} tokens in {} of steps",
+                    grouped(speed.tokens_per_s as u64),
+                    speed.step_s,
+                    speed.steps,
+                    grouped(last.tokens),
+                    clock(Duration::from_secs_f64(wall)),
+                ),
+            ));
+        }
+        rows
+    }
+
+    /// What was taken of the data, and what was not; summaries of older versions do not say.
+    fn text(&self) -> Option<String> {
+        let data = self.summary.as_ref()?["data"].clone();
+        let data = serde_json::from_value::<DataSummary>(data).ok()?;
+        let left_out = corpus::left_out(&data).map(|text| format!("; {text}"));
+        Some(corpus::taken(&data) + &left_out.unwrap_or_default())
+    }
+
+    fn validation(&self) -> Option<String> {
+        let of_summary = |name: &str| self.summary.as_ref().and_then(|all| all[name].as_f64());
+        let mut parts = Vec::new();
+        if let Some((step, loss)) = self.history.evaluations().next_back() {
+            parts.push(format!("{loss:.4} at step {step}"));
+        }
+        if let Some((step, loss)) = self.history.best() {
+            parts.push(format!("best {loss:.4} at step {step}"));
+        }
+        parts.extend(of_summary("val_loss").map(|loss| format!("{loss:.4} at the end")));
+        parts
+            .extend(of_summary("val_bits_per_byte").map(|bits| format!("{bits:.3} bits per byte")));
+        parts.extend(of_summary("bigram_bits_per_byte").map(|bits| format!("a bigram {bits:.3}")));
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
+    fn as_json(&self, next: &NextCommands) -> Result<Value, Failure> {
+        let config = serde_json::to_value(&self.config).context("cannot write JSON")?;
+        let last = serde_json::to_value(self.history.lines.last()).context("cannot write JSON")?;
+        let evaluation = |(step, loss): (u64, f64)| json!({"step": step, "val_loss": loss});
+        let evaluations: Vec<Value> = self.history.evaluations().map(evaluation).collect();
+        Ok(json!({
+            "directory": self.directory.to_string_lossy(),
+            "state": self.state.word(),
+            "why": self.state.why(),
+            "steps": self.steps(),
+            "steps_done": self.history.lines.last().map_or(0, |line| line.step),
+            "last": last,
+            "evaluations": evaluations,
+            "best": self.history.best().map(evaluation),
+            "tokens_per_s": self.history.speed().map(|speed| speed.tokens_per_s),
+            "step_s": self.history.speed().map(|speed| speed.step_s),
+            "checkpoints": self.checkpoints.iter().map(Saved::as_json).collect::<Vec<_>>(),
+            "config": config,
+            "summary": self.summary,
+            "notes": self.notes,
+            "resume": next.resume(),
+        }))
+    }
+}
+
+/// Rows of a name and a text, which goes on under itself.
+fn listed(rows: &[(&str, String)], columns: usize) -> String {
+    let row = |(name, text): &(&str, String)| {
+        let text = width::folded(text, columns.saturating_sub(11).max(20));
+        format!("{name:<10} {}\n", text.replace('\n', "\n         "))
+    };
+    rows.iter().map(row).collect()
+}
+
+/// The configuration in a few lines.
+fn configured(config: &Config) -> Vec<(&'static str, String)> {
+    let Config { model, layout, train, lr, batch, data, eval, checkpoint, .. } = config;
+    let every = |steps: usize| match steps {
+        0 => "at the end".to_owned(),
+        steps => format!("every {steps} steps"),
+    };
+    let source = match &data.source {
+        Source::Crates => "crates (Rust sources of dependencies)".to_owned(),
+        Source::Path(path) => path.display().to_string(),
+    };
+    let minutes = match train.minutes_max {
+        0.0 => String::new(),
+        minutes => format!(" or {minutes} minutes"),
+    };
+    let family = format!("{:?}", model.family).to_lowercase();
+    let numerics = format!("{:?}", train.numerics).to_lowercase();
+    vec![
+        (
+            "model",
+            format!(
+                "{family}, {} parameters: {} layers, hidden {}, {} heads ({} KV), vocabulary {}",
+                grouped(model.param_count()),
+                model.layers,
+                model.hidden,
+                model.heads,
+                model.kv_heads,
+                model.vocab,
+            ),
+        ),
+        (
+            "layout",
+            format!(
+                "{} ranks: {}; {}, ZeRO-{}; {}, {numerics} numerics",
+                grouped(config.world() as u64),
+                config.degrees(),
+                layout.schedule,
+                train.zero,
+                train.precision,
+            ),
+        ),
+        (
+            "data",
+            format!(
+                "{source}; a step has {} sequences of {}, {} tokens",
+                batch.global,
+                data.seq,
+                grouped(config.tokens_per_step() as u64),
+            ),
+        ),
+        (
+            "steps",
+            format!(
+                "{}{minutes}; {:?} rate, peak {} after {} steps; validation {}, checkpoints {}",
+                grouped(train.steps as u64),
+                lr.kind,
+                config.optimizer.lr,
+                lr.warmup_steps,
+                every(eval.every),
+                every(checkpoint.every),
+            )
+            .to_lowercase(),
+        ),
+    ]
+}

@@ -1,0 +1,61 @@
+//! `trine schema`: the configuration as a JSON schema, for editors and other programs.
+
+use crate::failure::Failure;
+use crate::output;
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+use trine_trainer::config::{self, Key, Kind};
+
+/// Prints the schema.
+pub(crate) fn run() -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(&schema()).context("cannot write JSON")?;
+    output::print(&(text + "\n"))
+}
+
+/// One object a section, with a property for each key; nothing else is allowed.
+fn schema() -> Value {
+    let mut root = Map::new();
+    for key in config::keys() {
+        let value = property(key);
+        match key.path.split_once('.') {
+            None => {
+                root.insert(key.path.into(), value);
+            }
+            Some((section, name)) => {
+                let section = root.entry(section).or_insert_with(|| object(Map::new()));
+                section["properties"][name] = value;
+            }
+        }
+    }
+    let mut schema = object(root);
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "Configuration of trine train".into();
+    schema
+}
+
+fn object(properties: Map<String, Value>) -> Value {
+    json!({"type": "object", "properties": properties, "additionalProperties": false})
+}
+
+fn property(key: &Key) -> Value {
+    let mut property = of_kind(key.kind);
+    property["description"] = format!("{}. Rule: {}.", key.about.trim(), key.rule).into();
+    // Shorthands have none of their own.
+    if let Some(default) = config::default_value(key.path) {
+        property["default"] = json!(default);
+    }
+    property
+}
+
+fn of_kind(kind: Kind) -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    match kind {
+        Kind::Count => count,
+        Kind::Number => json!({"type": "number"}),
+        Kind::Flag => json!({"type": "boolean"}),
+        Kind::Text | Kind::Path => json!({"type": "string"}),
+        Kind::Choice(words) => json!({"enum": words}),
+        Kind::Counts => json!({"type": "array", "items": count}),
+        Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
+    }
+}
