@@ -22,7 +22,7 @@ NEW_TOKENS_MAX = 40
 
 def versions():
     found = {}
-    for name in ["torch", "transformers", "tokenizers", "safetensors", "lm_eval"]:
+    for name in ["torch", "transformers", "tokenizers", "safetensors", "lm_eval", "accelerate"]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

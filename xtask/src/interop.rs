@@ -107,8 +107,8 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> anyhow::Result<ExitCode
     for (family, options) in FAMILIES {
         interop.family(family, options)?;
     }
-    if versions["lm_eval"].is_null() {
-        println!("lm-eval is not installed: left out");
+    if ["lm_eval", "accelerate"].iter().any(|name| versions[name].is_null()) {
+        println!("lm-eval, or accelerate that it needs, is not installed: left out");
     } else {
         interop.lm_eval()?;
     }

@@ -12,8 +12,7 @@ use trine_schedule::{
 /// Bytes of the longest schedule that is read: a million actions.
 const SCHEDULE_BYTES_MAX: u64 = 32 << 20;
 
-/// The most stages of a drawing, and the most pairs of stage and micro-batch.
-const STAGES_MAX: usize = 4096;
+/// The most pairs of stage and micro-batch of a drawing.
 const PAIRS_MAX: usize = 1 << 20;
 
 /// Draws a schedule: forward 1, input gradient 1 and weight gradient 1 unit of time, messages free.
@@ -52,23 +51,15 @@ pub(crate) fn show(args: &ShowArgs, terminal: &Terminal) -> Result<(), Failure> 
 
 /// Refuses what would be too large to look at, and would take minutes to make.
 fn check_drawable(shape: Shape) -> Result<(), Failure> {
-    let stages = shape.ranks.saturating_mul(shape.chunks);
-    if stages > STAGES_MAX {
-        let most = STAGES_MAX / shape.chunks.clamp(1, STAGES_MAX);
-        return Err(Failure::usage(format!(
-            "--stages {}: a drawing has at most {STAGES_MAX} stages; nearest valid: {most}",
-            shape.ranks
-        )));
+    let Shape { ranks, chunks, micro_batches } = shape;
+    let pairs = ranks.saturating_mul(chunks).saturating_mul(micro_batches);
+    if pairs <= PAIRS_MAX {
+        return Ok(());
     }
-    if stages.saturating_mul(shape.micro_batches) > PAIRS_MAX {
-        return Err(Failure::usage(format!(
-            "--micro-batches {}: a drawing has at most {PAIRS_MAX} pairs of stage and micro-batch; \
-             nearest valid: {}",
-            shape.micro_batches,
-            PAIRS_MAX / stages
-        )));
-    }
-    Ok(())
+    Err(Failure::usage(format!(
+        "{ranks} ranks × {chunks} stages × {micro_batches} micro-batches: {pairs} pairs of stage and \
+         micro-batch; a drawing has at most {PAIRS_MAX}"
+    )))
 }
 
 /// Proves a schedule that was written as text.
