@@ -251,7 +251,7 @@ fn an_interrupt_before_the_first_step_ends_at_once() {
     let scratch = Scratch::new();
     let late = stand_in(&scratch, "sleep 30; exec mpirun \"$@\"");
     let args = [ONE_GROUP, LONG].concat();
-    for (options, name) in [(&[&*late][..], "-TERM"), (&[], "-HUP")] {
+    for (options, name) in [(&[&*late][..], "-TERM"), (&[][..], "-HUP")] {
         let mut run = Supervised::start(&scratch, TRINE, &launch(options, "run", &args));
         wait_for("mpirun", || !children(run.child.id()).is_empty());
         signal(&run.child.id().to_string(), name);
@@ -279,8 +279,10 @@ fn a_signal_to_any_rank_saves() {
     // The processes' traces have come together.
     let trace = fs::read_to_string(scratch.path("t.json")).unwrap();
     let events: Vec<serde_json::Value> = serde_json::from_str(&trace).unwrap();
-    let of = |rank: u64| events.iter().filter(|event| event["tid"] == rank && event["ph"] == "X");
-    assert!(of(0).count() > 4 && of(0).count() == of(1).count(), "{}", events.len());
+    let of = |rank: u64| {
+        events.iter().filter(move |event| event["tid"] == rank && event["ph"] == "X").count()
+    };
+    assert!(of(0) > 4 && of(0) == of(1), "{} and {}", of(0), of(1));
     assert!(!scratch.path("t.json.rank-1").exists());
 }
 
