@@ -49,12 +49,25 @@ fn explained(mut error: clap::Error, words: &[OsString]) -> clap::Error {
         ErrorKind::InvalidUtf8 => return not_utf8(words).unwrap_or(error),
         _ => None,
     };
+    show_controls(&mut error);
     if let Some(tip) = tip {
         error.remove(ContextKind::SuggestedArg);
         error.remove(ContextKind::SuggestedSubcommand);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
     error
+}
+
+/// What was typed may hold control characters, which clap drops or passes on: they are shown.
+fn show_controls(error: &mut clap::Error) {
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand, ContextKind::InvalidValue]
+    {
+        if let Some(ContextValue::String(text)) = error.get(kind)
+            && let Cow::Owned(shown) = output::printable(text)
+        {
+            error.insert(kind, ContextValue::String(shown));
+        }
+    }
 }
 
 /// What to type instead of an argument that the command does not have.

@@ -113,7 +113,10 @@ fn nothing_that_is_printed_works_on_the_terminal() {
         assert!(!output.status.success() && errors.contains("error: "), "{args:?}: {errors}");
         let raw = output.stderr.iter().chain(&output.stdout).find(|byte| **byte == 0x1b);
         assert!(raw.is_none(), "{args:?}: {errors:?}");
-        assert!(errors.to_lowercase().contains("1b"), "shown, not dropped: {args:?}: {errors}");
+        // The parser of TOML says where the text is wrong and does not repeat it.
+        let is_repeated = !args.contains(&"evil.toml");
+        let is_shown = errors.to_lowercase().contains("1b");
+        assert_eq!(is_shown, is_repeated, "shown, not dropped: {args:?}: {errors}");
     }
 }
 

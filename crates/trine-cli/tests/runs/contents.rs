@@ -130,10 +130,12 @@ fn check_checkpoints(run: &Run) {
     assert_eq!(run.summary()["corpus_hash"], state.data_hash);
     let files = [
         "config.json",
+        "generation_config.json",
         "manifest.json",
         "model.safetensors",
         "optimizer.safetensors",
         "tokenizer.json",
+        "tokenizer_config.json",
     ];
     for step in ["step-4", "step-6"] {
         assert_eq!(names(&run.checkpoints().join(step)), files);

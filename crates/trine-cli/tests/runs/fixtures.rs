@@ -116,7 +116,7 @@ fn runs_are_inspected_and_generated_from() {
     let scratch = written();
     for (name, text) in RUNS {
         let (said, _) = scratch.ok(&["inspect", name]);
-        for part in ["6 steps, 384 tokens", "val_loss", "step-3"] {
+        for part in ["complete; 6 of 6 steps", "384 tokens in ", "validation ", "step-3"] {
             assert!(said.contains(part), "{name}: {said}");
         }
         let args = ["generate", "--run", name, "--prompt=the ", "--seed=7", "--tokens=24"];

@@ -33,7 +33,8 @@ fn the_best_checkpoint_is_kept() {
     let summary = run.summary();
     assert_eq!((&summary["best_step"], &summary["best_val_loss"]), (&6.into(), &best));
     let (shown, _) = scratch.ok(&["inspect", "run"]);
-    assert!(shown.contains("best_step 6"), "{shown}");
+    let best_row = shown.lines().find(|line| line.starts_with("step-6 ")).unwrap();
+    assert!(best_row.ends_with("; best") && shown.contains(" at step 6, "), "{shown}");
     // It goes on from the newest, and without it from the best.
     scratch.resume("run", &["--steps=11"]);
     assert_eq!(names(&run.checkpoints()), ["step-11", "step-6"]);
