@@ -199,8 +199,8 @@ fn shapes_that_are_not_defined_name_the_nearest() {
     for (kind, chunks, m, said) in [
         (ScheduleKind::ZbV, 1, 4, "zb-v has 2 stages on each rank, not 1; the nearest is 2"),
         (ScheduleKind::ZbH1, 3, 4, "zb-h1 has 1 stage on each rank, not 3; the nearest is 1"),
-        (ScheduleKind::Interleaved, 2, 9, "9 is no multiple, the nearest is 8"),
-        (ScheduleKind::Interleaved, 2, 1, "1 is no multiple, the nearest is 4"),
+        (ScheduleKind::Interleaved, 2, 9, "multiples of its 4 ranks, not 9; the nearest is 8"),
+        (ScheduleKind::Interleaved, 2, 1, "multiples of its 4 ranks, not 1; the nearest is 4"),
     ] {
         let shape = Shape { ranks: 4, chunks, micro_batches: m };
         let error = kind.generate_shape(shape).unwrap_err();

@@ -44,7 +44,7 @@ about = "of a test"
 device = "D"
 sources = []
 dollars_per_device_hour = 0
-levels = [{ name = "node", devices = 8, bandwidth = 3e11, latency = 3e-6, link = "inside" }]
+level = [{ name = "node", devices = 8, bandwidth = 3e11, latency = 3e-6, link = "inside" }]
 "#;
 
 /// A list of crates.

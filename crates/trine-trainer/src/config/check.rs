@@ -143,7 +143,7 @@ impl Check<'_> {
                 self.report(key, value, rule, nearest);
             }
         }
-        if train.minutes_max > MINUTES_MAX {
+        if train.minutes_max.is_finite() && train.minutes_max > MINUTES_MAX {
             self.report("train.minutes_max", train.minutes_max, "must be at most 1e9", MINUTES_MAX);
         }
         for (key, seconds) in [
@@ -151,7 +151,7 @@ impl Check<'_> {
             ("comm.long_deadline_s", comm.long_deadline_s),
             ("log.every_seconds", log.every_seconds),
         ] {
-            if seconds > DEADLINE_S_MAX {
+            if seconds.is_finite() && seconds > DEADLINE_S_MAX {
                 self.report(key, seconds, "must be at most a year", DEADLINE_S_MAX);
             }
         }

@@ -93,7 +93,8 @@ impl RunData {
     /// Of several files the names count too: they decide the order, and what is held out.
     pub(crate) fn tokens_hash(&self) -> Option<String> {
         let is_one_file = self.dataset.report.train_documents == 1;
-        is_one_file.then(|| self.dataset.train.hash())
+        let hashes = || self.dataset.train.hash() + &self.dataset.validation.hash();
+        is_one_file.then(hashes)
     }
 
     /// The tokenizer's file, and how texts end in it.
