@@ -122,11 +122,14 @@ impl Heeding {
         };
         match seen.awaited() {
             Some(awaited) => {
-                // The supervisor's goes to all ranks, and one of them speaks.
-                if signal != SIGUSR1 || self.who.is_empty() {
-                    let text = format!("{}{name}: {awaited}; again to end at once", self.who);
+                let text = format!("{}{name}: {awaited}; again to end at once", self.who);
+                if self.who.is_empty() {
                     let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
                     reporter.event(&Event::Note(text));
+                } else if signal != SIGUSR1 {
+                    // The other ranks have no screen. The supervisor's signal goes to all of them, and rank 0
+                    // speaks.
+                    output::complain(&text);
                 }
             }
             None if self.supervised => {}

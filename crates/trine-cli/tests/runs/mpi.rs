@@ -120,7 +120,7 @@ fn processes_have_the_losses_of_threads() {
     let reference = threads(&scratch);
     let (out, said) = scratch.ok(&launch(&[], "mpi", &[ALL_AXES, COMMON].concat()));
     assert!(said.contains("8 ranks on ") && said.contains("OMPI_COMM_WORLD_SIZE=8"), "{said}");
-    assert!(out.contains("resume:   trine launch -- --resume mpi"), "{out}");
+    assert!(out.contains("resume:   ") && out.contains("trine launch -- --resume mpi"), "{out}");
     let run = scratch.at("mpi");
     assert_same(&run, &reference);
     let summary = run.summary();
