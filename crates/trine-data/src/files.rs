@@ -1,7 +1,7 @@
 //! Opening files: only regular ones, and only of a size that can be meant.
 
 use crate::DataError;
-use std::fs::{File, FileType, Metadata};
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
@@ -18,7 +18,10 @@ pub(crate) fn regular(path: &Path) -> Result<Metadata, DataError> {
     if metadata.is_file() {
         return Ok(metadata);
     }
-    Err(DataError::NotRegular { path: path.to_owned(), found: describe(metadata.file_type()) })
+    Err(DataError::NotRegular {
+        path: path.to_owned(),
+        found: trine_files::describe(metadata.file_type()),
+    })
 }
 
 /// Opens a regular file.
@@ -50,21 +53,4 @@ pub(crate) fn read_small(path: &Path, bytes_max: u64) -> Result<String, DataErro
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to(),
     })
-}
-
-fn describe(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        return "a folder";
-    }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        if kind.is_fifo() {
-            return "a pipe";
-        }
-        if kind.is_socket() {
-            return "a socket";
-        }
-    }
-    "a device"
 }

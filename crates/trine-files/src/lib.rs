@@ -128,8 +128,13 @@ fn regular(found: FileType) -> Result<()> {
     if found.is_file() {
         return Ok(());
     }
-    let what = if found.is_dir() { "a folder" } else { special(found) };
+    let what = describe(found);
     Err(Error::new(ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
+}
+
+/// What a path that is no regular file is, for a message: "a folder", "a pipe".
+pub fn describe(found: FileType) -> &'static str {
+    if found.is_dir() { "a folder" } else { special(found) }
 }
 
 /// What a path that is neither a file nor a folder is.
