@@ -15,7 +15,8 @@ struct Step {
     name: &'static str,
     when: When,
     env: &'static [(&'static str, &'static str)],
-    /// Arguments of cargo; `{crate}` makes one command for every crate that can be published, `{published}` excludes the others.
+    /// Arguments of cargo; `{crate}` makes one command for every crate that can be published, `{published}` excludes
+    /// the others.
     cargo: &'static [&'static str],
 }
 
@@ -35,12 +36,13 @@ enum When {
     TwoHosts,
     /// Only with `--full`, where Python has transformers.
     Interop,
-    /// Always; but what is counted is compared only with numbers of the same compiler, and the line of the step says so.
+    /// Always; but what is counted is compared only with numbers of the same compiler, and the line of the step says
+    /// so.
     Counts,
 }
 
-/// Cheap steps first; then those that share artefacts in one target folder: clippy, documents and the single crates use the
-/// same checked dependencies, the tests build them once more with code.
+/// Cheap steps first; then those that share artefacts in one target folder: clippy, documents and the single crates use
+/// the same checked dependencies, the tests build them once more with code.
 const STEPS: &[Step] = &[
     Step { name: "fmt", when: When::Always, env: &[], cargo: &["fmt", "--all", "--check"] },
     Step { name: "tidy", when: When::Always, env: &[], cargo: &["xtask", "tidy"] },
@@ -52,7 +54,8 @@ const STEPS: &[Step] = &[
     },
     Step { name: "test", when: When::Always, env: &[], cargo: &["test", "--workspace"] },
     Step { name: "counts", when: When::Counts, env: &[], cargo: &["xtask", "counts"] },
-    // Miri sees more than the sanitizer, and is slow: the threads and what is portable, not the kernels' tests over shapes.
+    // Miri sees more than the sanitizer, and is slow: the threads and what is portable, not the kernels' tests over
+    // shapes.
     Step { name: "sanitize", when: When::Always, env: &[], cargo: &["xtask", "sanitize"] },
     Step {
         name: "miri",
@@ -69,8 +72,9 @@ const STEPS: &[Step] = &[
     },
     // Users depend on single crates; a feature that only another member switches on would be missed by --workspace.
     Step { name: "alone", when: When::Always, env: &[], cargo: &["check", "--package", "{crate}"] },
-    // All in one call: as long as the crates are in no registry, `cargo package --package X` cannot resolve the ones that X
-    // uses, but --workspace serves them to each other as if they were. It resolves each crate alone, from its own archive.
+    // All in one call: as long as the crates are in no registry, `cargo package --package X` cannot resolve the ones
+    // that X uses, but --workspace serves them to each other as if they were. It resolves each crate alone, from its
+    // own archive.
     Step {
         name: "package",
         when: When::Always,

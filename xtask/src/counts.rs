@@ -1,9 +1,9 @@
 //! `cargo xtask counts`: the instructions of kernel calls against counts.toml.
 //!
-//! A slower kernel shows in its time only beyond what the neighbours on the machine take; the number of its instructions is the
-//! same in every run. valgrind's callgrind counts those of one function of the example `counted` of trine-kernels. gungraun
-//! (formerly iai-callgrind) would do the same and needs a runner of its own to be installed, of the version of its library; called
-//! directly, valgrind is all that is needed.
+//! A slower kernel shows in its time only beyond what the neighbours on the machine take; the number of its
+//! instructions is the same in every run. valgrind's callgrind counts those of one function of the example `counted` of
+//! trine-kernels. gungraun (formerly iai-callgrind) would do the same and needs a runner of its own to be installed, of
+//! the version of its library; called directly, valgrind is all that is needed.
 //!
 //! Instructions are not time: caches, ports and other instruction sets than AVX2 are for `cargo xtask bench kernels`.
 

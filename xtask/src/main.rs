@@ -65,7 +65,12 @@ enum Command {
         bless: bool,
     },
     /// Nearly right inputs for every parser, and for checkpoints and datasets with right checksums
-    Fuzz(fuzz::Args),
+    #[command(disable_help_flag = true)]
+    Fuzz {
+        /// Handed to the fuzzer as they are; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
     /// Checkpoints of the binary in the Python library transformers, and in lm-eval if it is installed
     Interop(interop::Args),
     /// The tests of trine-kernels under AddressSanitizer
@@ -95,7 +100,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench { bench } => bench::run(&workspace, &bench),
         Command::Ci { full } => ci::run(&workspace, full),
         Command::Counts { bless } => counts::run(&workspace, bless),
-        Command::Fuzz(args) => fuzz::run(&workspace, &args),
+        Command::Fuzz { args } => fuzz::run(&workspace, &args),
         Command::Interop(args) => interop::run(&workspace, &args),
         Command::Sanitize => sanitize::run(&workspace),
         Command::Tidy { bless } => tidy::run(&workspace, bless),

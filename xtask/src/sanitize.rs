@@ -1,7 +1,7 @@
 //! `cargo xtask sanitize`: the tests of trine-kernels, where all unsafe code lives, under AddressSanitizer.
 //!
-//! It finds accesses outside of an allocation and after its end, on every instruction set of the machine. What AMX reads and
-//! writes it does not see: the tiles are loaded and stored by inline assembly.
+//! It finds accesses outside of an allocation and after its end, on every instruction set of the machine. What AMX
+//! reads and writes it does not see: the tiles are loaded and stored by inline assembly.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -24,7 +24,8 @@ fn command(workspace: &Workspace, host: &str) -> Command {
     cargo.args(["test", "--package", "trine-kernels", "--lib", "--tests"]);
     // With a target named, flags are for what runs there, not for procedural macros.
     cargo.args(["--target", host]);
-    // The variable makes build scripts run again; in the common folder they would do so at every change between the two.
+    // The variable makes build scripts run again; in the common folder they would do so at every change between the
+    // two.
     cargo.arg("--target-dir").arg(workspace.target.join("sanitize"));
     // The stable compiler has the sanitizers, and calls the flag unstable.
     cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");

@@ -106,7 +106,8 @@ impl Workspace {
         command
     }
 
-    /// The packages from registries that a build for this machine uses, in the locked versions, sorted by name and version.
+    /// The packages from registries that a build for this machine uses, in the locked versions, sorted by name and
+    /// version.
     pub(crate) fn registry_packages(&self) -> anyhow::Result<Vec<Package>> {
         let host = host_triple()?;
         let metadata = cargo_metadata(&self.root, &["--locked", "--filter-platform", &host])?;
@@ -159,8 +160,8 @@ fn parse_host(version: &str) -> Option<String> {
     version.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
 }
 
-/// Lets cargo build and returns where it put the binary or example `name`, which a moved target folder or a set build target
-/// would change.
+/// Lets cargo build and returns where it put the binary or example `name`, which a moved target folder or a set build
+/// target would change.
 pub(crate) fn executable(mut cargo: Command, name: &str) -> anyhow::Result<PathBuf> {
     cargo.arg("--message-format=json-render-diagnostics");
     let messages = output(&mut cargo).with_context(|| format!("cannot build `{name}`"))?;

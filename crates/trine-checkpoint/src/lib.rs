@@ -10,8 +10,9 @@
 //!
 //! [`save`] writes it under a temporary name, syncs everything, and renames it: whatever happens
 //! meanwhile, the checkpoints that were there before are intact, and what is called `step-N` is
-//! whole and has only finite values. [`prune`] removes old ones. [`latest`] finds the newest one, and [`Checkpoint::load_bucket`] reads any rank's part of
-//! it in any layout. [`open_hf`] reads weights that others have published.
+//! whole and has only finite values. [`prune`] removes old ones. [`latest`] finds the newest one, and
+//! [`Checkpoint::load_bucket`] reads any rank's part of it in any layout. [`open_hf`] reads weights that others have
+//! published.
 //!
 //! ```
 //! use trine_buffer::{Buf, DType};

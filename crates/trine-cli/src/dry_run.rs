@@ -9,7 +9,7 @@ use trine_schedule::Schedule;
 use trine_spec::{Piece, RankBytes};
 use trine_trainer::config::Config;
 use trine_trainer::engine::EngineConfig;
-use trine_trainer::{MemoryPlan, RankMemory, Time, planned_step};
+use trine_trainer::{MemoryPlan, RankMemory, Time, planned_step, plural};
 
 /// More ranks than this are shown as groups of equal ones.
 const RANKS_SHOWN_MAX: usize = 32;
@@ -55,8 +55,8 @@ impl Holding {
 }
 
 /// The resolved configuration, and, as comments in the same TOML, the layout, its bytes and, with
-/// `hosts` of all ranks, their placement, why the layout was `chosen`, and the step that is planned for `machine`: the whole text is a
-/// configuration file again.
+/// `hosts` of all ranks, their placement, why the layout was `chosen`, and the step that is planned for `machine`: the
+/// whole text is a configuration file again.
 pub(crate) fn report(
     config: &Config,
     hosts: Option<&[String]>,
@@ -121,10 +121,11 @@ fn step(config: &Config, path: &Path) -> Result<String, Failure> {
     let engine = config.engine(machine.cluster.devices())?;
     Ok(match planned_step(&engine, &machine)? {
         Ok(planned) => format!(
-            "a step on {machine}: {:.3} s, {} for {} steps, {} tokens/s, bubble {:.1} %\n",
+            "a step on {machine}: {:.3} s, {} for {} {}, {} tokens/s, bubble {:.1} %\n",
             planned.step,
             Time(planned.step * config.train.steps as f64),
             config.train.steps,
+            plural(config.train.steps as u64, "step"),
             grouped((config.tokens_per_step() as f64 / planned.step) as u64),
             100.0 * planned.bubble_fraction
         ),
@@ -139,9 +140,9 @@ pub(crate) fn summary(config: &Config) -> String {
     let zero_or = |number: f64, text: String| if number == 0.0 { String::new() } else { text };
     format!(
         "model   {} parameters (unique, without padding): {}, {} layers, hidden {}, {} heads ({} KV), vocabulary {}\n\
-         layout  {} ranks: {}{}; {}, ZeRO-{}\n\
+         layout  {} {}: {}{}; {}, ZeRO-{}\n\
          step    {} tokens: {} sequences of {}; each rank {} micro-batches of {}\n\
-         run     {} steps{}, {} tokens; {}, {} numerics; in {}\n",
+         run     {} {}{}, {} tokens; {}, {} numerics; in {}\n",
         grouped(model.param_count()),
         lower(model.family),
         model.layers,
@@ -150,6 +151,7 @@ pub(crate) fn summary(config: &Config) -> String {
         model.kv_heads,
         model.vocab,
         grouped(config.world() as u64),
+        plural(config.world() as u64, "rank"),
         config.degrees(),
         if config.splits_tokens() { ", tokens split over tp" } else { "" },
         config.layout.schedule,
@@ -160,6 +162,7 @@ pub(crate) fn summary(config: &Config) -> String {
         config.micro_batches(),
         config.batch.micro,
         train.steps,
+        plural(train.steps as u64, "step"),
         zero_or(train.minutes_max, format!(" or {} minutes", train.minutes_max)),
         grouped(config.tokens_per_step() as u64 * train.steps as u64),
         train.precision,
@@ -291,8 +294,7 @@ fn pieces(pieces: &[Piece]) -> String {
 /// `embedding, 4 blocks`: for stages that differ only in which blocks they hold.
 fn kinds(pieces: &[Piece]) -> String {
     let blocks = pieces.iter().filter(|piece| matches!(piece, Piece::Block(_))).count();
-    let plural = if blocks == 1 { "" } else { "s" };
-    with_ends(pieces, Some(format!("{blocks} block{plural}")))
+    with_ends(pieces, Some(format!("{blocks} {}", plural(blocks as u64, "block"))))
 }
 
 fn with_ends(pieces: &[Piece], blocks: Option<String>) -> String {

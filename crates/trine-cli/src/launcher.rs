@@ -83,7 +83,7 @@ fn read(env: Env<'_>, variables: &Variables) -> Result<Option<Launched>, Failure
         let Some(text) = env(name) else { return Ok(None) };
         let number = text.trim().parse();
         number.map(Some).map_err(|_| {
-            Failure::usage(format!("{name}={text:?} is not a number: who has set it?"))
+            Failure::usage(format!("{name}={text:?} is not a number; only a launcher sets it"))
         })
     };
     let Some(rank) = number(variables.rank)? else { return Ok(None) };

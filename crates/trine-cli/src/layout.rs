@@ -3,7 +3,7 @@
 use crate::args::TrainArgs;
 use crate::commands::train::cores;
 use crate::failure::Failure;
-use crate::{machine, memory, select};
+use crate::{machine, memory, output, select, signals};
 use trine_trainer::config::{Config, LayoutBy, Loaded};
 use trine_trainer::run::MachineSource;
 use trine_trainer::{Choices, Fastest, Machine};
@@ -37,12 +37,19 @@ pub(crate) fn decide(args: &TrainArgs, ranks: Option<usize>) -> Result<Decided, 
     let Loaded { config, layout_by, micro_is_given } = select::of_train(args)?;
     match layout_by {
         LayoutBy::Configuration => Ok(Decided { config, chosen: None, machine: None }),
-        LayoutBy::Machine => Ok(fastest(args, &config, ranks, !micro_is_given)),
+        LayoutBy::Machine => {
+            signals::ending_at_once(|| fastest(args, &config, ranks, !micro_is_given))
+        }
     }
 }
 
 fn fastest(args: &TrainArgs, config: &Config, ranks: Option<usize>, micro: bool) -> Decided {
-    let find = || machine_of(args, config);
+    let find = || {
+        if args.machine.is_none() && !args.dry_run {
+            output::complain("layout  measuring this machine; --machine FILE takes no time");
+        }
+        machine_of(args, config)
+    };
     let choices = Choices { cores: cores(), ranks, micro, limits: &memory::limits() };
     let found = Fastest::find(config, choices, MachineSource(&find));
     let other = match found.config.degrees() == config.degrees() {

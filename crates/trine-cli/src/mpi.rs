@@ -17,7 +17,7 @@ use trine_comm_mpi::{MpiOptions, World};
 use trine_mesh::{Mesh, Placement};
 use trine_trainer::config::{Config, File, LayoutBy, Typed};
 use trine_trainer::run::{Event, Reporter, Work};
-use trine_trainer::{Process, Ranks, TrainError};
+use trine_trainer::{Process, Ranks, TrainError, plural};
 
 /// How long a rank waits in one operation at last; before that, heartbeats tell who is stuck.
 const DEADLINE: Duration = Duration::from_secs(3600);
@@ -84,8 +84,8 @@ fn live(
     let side = spoken(&process, side)?;
     if process.world().rank() == 0 {
         let by = launched.map_or("no launcher", |launched| &launched.by);
-        let library = trine_comm_mpi::library();
-        output::complain(&format!("{} ranks on {library}, by {by}", world.size()));
+        let (library, size) = (trine_comm_mpi::library(), process.world().size());
+        output::complain(&format!("{size} {} on {library}, by {by}", plural(size as u64, "rank")));
         output::complain(&hosts_line(placement.hosts()));
         if let Some(chosen) = chosen {
             output::complain(&chosen);

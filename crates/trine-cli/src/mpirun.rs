@@ -33,7 +33,7 @@ impl Mpirun {
         train: &[OsString],
         variables: &[(&str, String)],
     ) -> Result<Self, Failure> {
-        let trine = std::env::current_exe().context("where is this program?")?;
+        let trine = std::env::current_exe().context("cannot find the path of this program")?;
         let mut command = Command::new(&args.mpirun);
         command.args(["-n", &ranks.to_string()]);
         if is_open_mpi(&args.mpirun) {

@@ -127,7 +127,8 @@ pub(crate) struct TaskArgs {
 
 /// The most devices that can be asked for.
 const DEVICES_MAX: usize = 1 << 24;
-/// The largest numbers of a configuration (`trine train`): sequences of a batch, tokens of a sequence, ranks of an axis.
+/// The largest numbers of a configuration (`trine train`): sequences of a batch, tokens of a sequence, ranks of an
+/// axis.
 const BATCH_MAX: usize = 1 << 24;
 const SEQ_MAX: usize = 1 << 22;
 const DEGREE_MAX: usize = 1 << 16;

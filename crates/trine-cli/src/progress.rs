@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use trine_data::{CorpusReport, Progress};
 use trine_trainer::config::Config;
 use trine_trainer::engine::EngineConfig;
+use trine_trainer::plural;
 use trine_trainer::run::{Completion, DataSummary, Event, MetricsLine, Reporter, Work};
 
 /// How often a live line moves by itself, so that a long step does not look like a dead one.
@@ -146,15 +147,19 @@ impl Screen {
             0 => String::new(),
             step => format!(", from step {step}"),
         };
+        let (ranks, steps) = (engine.degrees.world(), config.train.steps);
         self.tell(&format!(
-            "run: {} · {} parameters · {} = {} ranks × {} thread(s) · {} · {} steps of {} tokens{from}",
+            "run: {} · {} parameters · {} = {} {} × {} {} · {} · {} {} of {} tokens{from}",
             self.next.directory(),
             grouped(engine.model.param_count()),
             engine.degrees,
-            engine.degrees.world(),
+            ranks,
+            plural(ranks as u64, "rank"),
             engine.threads,
+            plural(engine.threads as u64, "thread"),
             engine.compute,
-            config.train.steps,
+            steps,
+            plural(steps as u64, "step"),
             grouped(config.tokens_per_step() as u64),
         ));
     }

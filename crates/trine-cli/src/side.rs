@@ -46,7 +46,11 @@ pub(crate) fn supervisor(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<(SocketAddr, Token)>, TrainError> {
     let (Some(address), Some(token)) = (env(STORE), env(TOKEN)) else { return Ok(None) };
-    let refused = |what: &str| TrainError::Refused(format!("{what}: who has set it?"));
+    let refused = |what: &str| {
+        TrainError::Refused(format!(
+            "{what}: only `trine launch` sets it; unset it to start without"
+        ))
+    };
     let address = address.parse().map_err(|_| refused(&format!("{STORE}={address}")))?;
     let token = token.parse().map_err(|_| refused(TOKEN))?;
     Ok(Some((address, token)))

@@ -100,6 +100,31 @@ impl Wishes {
     }
 }
 
+/// Does some work that comes before the run. A signal meanwhile ends the process, and says so. When the work is done,
+/// [`Wishes`] takes over.
+pub(crate) fn ending_at_once<T>(work: impl FnOnce() -> T) -> Result<T, Failure> {
+    let mut signals = Signals::new(of_people()).map_err(|error| {
+        Failure::Run(anyhow::Error::from(error).context("cannot watch signals"))
+    })?;
+    thread::scope(|scope| {
+        let _closing = Closing(signals.handle());
+        scope.spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                output::complain(&format!("{}: {BEFORE_STEPS}", name(signal)));
+                low_level::exit(c_int::from(INTERRUPTED));
+            }
+        });
+        Ok(work())
+    })
+}
+
+fn name(signal: c_int) -> &'static str {
+    match signal {
+        SIGUSR1 => "asked to stop",
+        _ => low_level::signal_name(signal).unwrap_or("a signal"),
+    }
+}
+
 /// Ends the wait for signals, also when what was done meanwhile panics.
 struct Closing(Handle);
 
@@ -116,10 +141,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Heeding {
     /// Says what the wish waits for, or ends the process.
     fn heed(&self, signal: c_int, seen: &Seen, reporter: &Mutex<dyn Reporter + '_>) {
-        let name = match signal {
-            SIGUSR1 => "asked to stop",
-            _ => low_level::signal_name(signal).unwrap_or("a signal"),
-        };
+        let name = name(signal);
         match seen.awaited() {
             Some(awaited) => {
                 let text = format!("{}{name}: {awaited}; again to end at once", self.who);

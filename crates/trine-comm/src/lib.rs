@@ -3,8 +3,8 @@
 //! Ranks exchange buffers through a [`Communicator`]: messages between two ranks, collectives among
 //! all ranks of a group, and subgroups by [`split`](trait.Communicator.html#method.split). Every
 //! operation carries its group, its sequence number, its type and length, a [`Name`] and its call
-//! site, so that ranks that disagree, or that wait for each other in a circle, get an error that
-//! says who is where, instead of a hang.
+//! site. So ranks that disagree, or wait for each other in a circle, get an error that says who is
+//! where, instead of a hang.
 //!
 //! * A [`Request`] owns its buffers; a [`Pending`] operation holds them and gives them back.
 //! * [`SelfComm`] is the group of one rank: free, for every axis of degree 1.

@@ -38,11 +38,12 @@ struct Chains {
     flops_per_step: usize,
 }
 
-/// Multiply-adds on registers alone: as fast as a product of matrices of a type could be on a team with an instruction set.
+/// Multiply-adds on registers alone: as fast as a product of matrices of a type could be on a team with an instruction
+/// set.
 ///
 /// That is `vfmadd` in AVX2 and AVX-512, for bf16 `vdpbf16ps` where the instruction set has it and
-/// `tdpbf16ps` on the tiles of AMX, where a product of f32 takes six of them. Elsewhere bf16 is multiplied as f32, and counts like it; the
-/// portable loop is the compiler's, with what the target guarantees.
+/// `tdpbf16ps` on the tiles of AMX, where a product of f32 takes six of them. Elsewhere bf16 is multiplied as f32, and
+/// counts like it; the portable loop is the compiler's, with what the target guarantees.
 #[derive(Debug)]
 pub struct MultiplyAdds<'a> {
     team: &'a Team,
@@ -275,7 +276,10 @@ mod x86 {
 
     /// Chains `sum = multiply_add(sum)` in as many registers as `$chains`, as in `portable_loop`.
     macro_rules! chains {
-        ($name:ident, $features:literal, $chains:literal, $set:ident, |$sum:ident, $factor:ident, $term:ident| $next:expr) => {
+        (
+            $name:ident, $features:literal, $chains:literal, $set:ident,
+            |$sum:ident, $factor:ident, $term:ident| $next:expr
+        ) => {
             #[target_feature(enable = $features)]
             pub(super) fn $name(steps: usize) {
                 let ($factor, $term) = ($set(black_box(0.5)), $set(black_box(1.0)));

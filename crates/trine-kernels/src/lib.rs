@@ -3,9 +3,9 @@
 //! [`CpuOps`] computes on the host: SIMD found at run time ([`Isa`]), threads handed in ([`Team`]),
 //! no global state. Layers hold an `&dyn Ops` and never learn which device is behind it.
 //!
-//! *What the numbers depend on.* Every output element has one order of summation, fixed by the
-//! shapes of the mathematics (the length of a row, of a chain, of a head), never by tiles, threads,
-//! or how many rows a call covers. See [`Ops`].
+//! *What the numbers depend on.* Every output element has one order of summation. The shapes of the
+//! mathematics fix it: the length of a row, of a chain, of a head. Tiles, threads and the number of
+//! rows of a call do not. See [`Ops`].
 //!
 //! ```
 //! use trine_buffer::{Buf, Slice};

@@ -198,8 +198,8 @@ type Done = Result<(), KernelError>;
 /// f32 with AMX): row `r` of a call over many rows has the bits of a call over row `r` alone.
 ///
 /// *f32 on AMX.* A product of f32 is made of six products of bf16, each factor being the sum of three numbers of
-/// bf16. A sum's error is that of fused multiply-adds in f32 (less where a sum is long, up to twice it in a sum of a few
-/// terms), but numbers below 2⁻¹¹⁰ lose digits and count as zero below 2⁻¹²⁶, and an infinite factor, or one from
+/// bf16. A sum's error is that of fused multiply-adds in f32 (less where a sum is long, up to twice it in a sum of a
+/// few terms), but numbers below 2⁻¹¹⁰ lose digits and count as zero below 2⁻¹²⁶, and an infinite factor, or one from
 /// 3.39 · 10³⁸ on, gives a result that is not a number. [`Isa::without_tiles`](crate::Isa::without_tiles) is for those who
 /// cannot have that.
 ///
@@ -207,8 +207,8 @@ type Done = Result<(), KernelError>;
 pub trait Ops: Send + Sync + fmt::Debug {
     /// `C = A · B` in the form `product`, or `C += A · B`.
     ///
-    /// A and B hold `T`, C holds `T` or `Acc`. Each element of C is one chain of fused multiply-adds (on AMX: of groups)
-    /// over ascending `k`, started at zero or, to accumulate, at the old value: accumulating the
+    /// A and B hold `T`, C holds `T` or `Acc`. Each element of C is one chain of fused multiply-adds (on AMX: of
+    /// groups) over ascending `k`, started at zero or, to accumulate, at the old value: accumulating the
     /// products of consecutive row ranges of A and B in the [`Product::Tn`] form gives the bits of
     /// one product over all rows (in bf16, and in f32 on AMX: if the ranges begin at multiples of 32, and C is
     /// `Acc`).

@@ -1,8 +1,8 @@
 //! AdamW and SGD over the flat ranges that a rank owns, and learning-rate schedules.
 //!
-//! An optimizer sees ranges of bucket elements, never layers: whether a rank owns whole buckets
-//! (ZeRO-0) or one part of each (ZeRO-1) is a list of ranges that it is given, and the same
-//! elements get the same bits either way.
+//! An optimizer sees ranges of bucket elements, never layers. A list of ranges says whether a rank
+//! owns whole buckets (ZeRO-0) or one part of each (ZeRO-1). The same elements get the same bits
+//! either way.
 //!
 //! * [`OptimizerConfig`]: which algorithm, with its constants.
 //! * [`Optimizer`]: the state of the owned ranges (f32 master weights beside bf16 ones, moments),

@@ -42,10 +42,10 @@ impl Network<'_> {
         seconds / hops as f64
     }
 
-    /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings through all members, as NCCL and
-    /// RCCL build them. (P − 1) / P of the tensor passes between any two neighbours; the k members inside a unit share out
-    /// what crosses to the next unit among their k links (k rings). The slowest level decides. A ring waits for every member in turn, for each of the
-    /// `calls` that the bytes are cut into.
+    /// Seconds of an all-gather or a reduce-scatter of `bytes` (the whole tensor): rings through all members, as NCCL
+    /// and RCCL build them. (P − 1) / P of the tensor passes between any two neighbours; the k members inside a unit
+    /// share out what crosses to the next unit among their k links (k rings). The slowest level decides. A ring waits
+    /// for every member in turn, for each of the `calls` that the bytes are cut into.
     pub(crate) fn gather_s(&self, bytes: f64, calls: f64, group: Group) -> f64 {
         let (transfer, ring, _) = self.parts_s(bytes, group);
         transfer + calls * ring

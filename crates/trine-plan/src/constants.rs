@@ -18,7 +18,10 @@ pub struct ConstantInfo {
 }
 
 macro_rules! constants {
-    ($(#[$about:meta])* $owner:ident, $count:literal: $($name:ident = $low:literal ..= $high:literal, $meaning:literal;)*) => {
+    (
+        $(#[$about:meta])* $owner:ident, $count:literal:
+        $($name:ident = $low:literal ..= $high:literal, $meaning:literal;)*
+    ) => {
         $(#[$about])*
         #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]

@@ -5,8 +5,8 @@ use crate::{Attention, Device, DeviceConstants, Precision};
 /// Output tile of a product on the devices at hand; the constants are relative to it.
 const TILE: f64 = 128.0 * 256.0;
 
-/// How much longer a product takes than its work alone: whole waves of whole tiles, and a start and an end (`tail` waves
-/// of the largest tile); with the tile that wastes least. Small tiles read more for each product.
+/// How much longer a product takes than its work alone: whole waves of whole tiles, and a start and an end (`tail`
+/// waves of the largest tile); with the tile that wastes least. Small tiles read more for each product.
 fn waves_s(m: f64, n: f64, units: f64, tail: f64) -> f64 {
     let mut best = f64::INFINITY;
     for (rows, columns, efficiency) in
@@ -94,8 +94,8 @@ impl Kernels<'_> {
             return self.stored_attention(kind, tokens, seq, heads, head_dim);
         }
         let c = self.constants;
-        // Half of the scores are masked, and skipped. Kernels exist for heads of 32, 64, 96 and 128, then of multiples of
-        // 64: others are padded. Heads narrower than a tile of 128 waste part of it.
+        // Half of the scores are masked, and skipped. Kernels exist for heads of 32, 64, 96 and 128, then of multiples
+        // of 64: others are padded. Heads narrower than a tile of 128 waste part of it.
         let step = if head_dim <= 128.0 { 32.0 } else { 64.0 };
         let padded = (head_dim / step).ceil() * step;
         let flops = 4.0 * tokens * seq * heads * padded / 2.0;

@@ -111,7 +111,8 @@ impl Layout {
         self.pipeline.generate_shape(self.shape())
     }
 
-    /// Activations that a pipeline rank holds at most, as a multiple of those of one micro-batch through its whole stage.
+    /// Activations that a pipeline rank holds at most, as a multiple of those of one micro-batch through its whole
+    /// stage.
     pub fn in_flight(&self, rank: usize) -> f64 {
         self.pipeline.in_flight_max(&self.shape(), rank) as f64 / self.virtual_stages as f64
     }

@@ -56,9 +56,9 @@ impl StageTime {
 /// and drains through the others once. In 1F1B, stages behind the slowest may work while it does, and W by itself lets
 /// the next stage begin sooner: up to 2 % less.
 ///
-/// `others` is the sum over all ranks but the slowest; a rank waits `blocked` for each message, which arrives `transfer`
-/// after it was sent. `steps_overlap`: ranks begin the next step one after the other, so that what a rank takes by
-/// itself counts.
+/// `others` is the sum over all ranks but the slowest; a rank waits `blocked` for each message, which arrives
+/// `transfer` after it was sent. `steps_overlap`: ranks begin the next step one after the other, so that what a rank
+/// takes by itself counts.
 pub(crate) fn bubble_s(
     layout: &Layout,
     others: StageTime,

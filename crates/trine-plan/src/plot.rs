@@ -159,8 +159,8 @@ fn number(value: f64) -> String {
     if value >= 1e4 && power.len() < plain.len() { power } else { plain }
 }
 
-/// Time and memory of every row, predicted over published, on logarithmic axes, a mark a source; the lines are equality and
-/// 15 % off. `fit` says which rows the constants were fitted on: they are left out.
+/// Time and memory of every row, predicted over published, on logarithmic axes, a mark a source; the lines are equality
+/// and 15 % off. `fit` says which rows the constants were fitted on: they are left out.
 pub fn evaluation_svg(compared: &[Compared<'_>], fit: &[bool]) -> String {
     let outside = || compared.iter().zip(fit).filter(|(_, fit)| !**fit).map(|(row, _)| row);
     let time =

@@ -37,9 +37,9 @@ pub struct Sensitivity {
 type Values = Vec<(String, Change)>;
 type Change = Box<dyn Fn(&mut Layout)>;
 
-/// Analyses the layouts around `base`, with 1F1B and whole blocks recomputed, over the grid of the paper's search (175B:
-/// tensor 4 or 8, pipeline 1 to 16, micro-batch up to 20, 5 or 10 micro-batches, 12 or 16 nodes, ZeRO-1 or none), its
-/// degrees and devices taken relative to `base`.
+/// Analyses the layouts around `base`, with 1F1B and whole blocks recomputed, over the grid of the paper's search
+/// (175B: tensor 4 or 8, pipeline 1 to 16, micro-batch up to 20, 5 or 10 micro-batches, 12 or 16 nodes, ZeRO-1 or
+/// none), its degrees and devices taken relative to `base`.
 pub fn sensitivity(planner: &Planner<'_>, base: &Layout, headroom: f64) -> Sensitivity {
     let factors = grid(planner, base);
     let sizes: Vec<usize> = factors.iter().map(|(_, values)| values.len()).collect();

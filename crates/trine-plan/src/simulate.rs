@@ -6,7 +6,8 @@ use trine_schedule::{ScheduleError, Shape, StageCosts, StepTimes, step_times};
 
 /// A step with more actions (a forward and two backwards of every stage and micro-batch) is not simulated as a whole.
 const ACTIONS_MAX: usize = 1 << 18;
-/// So many micro-batches for each rank after the pipeline has filled, every further one takes as long as the one before.
+/// So many micro-batches for each rank after the pipeline has filled, every further one takes as long as the one
+/// before.
 const FILLED: usize = 4;
 
 /// A step whose pipeline was simulated.

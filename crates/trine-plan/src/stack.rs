@@ -39,8 +39,8 @@ pub enum Partition {
     ShortEnds,
     /// Embedding, blocks, final norm and head are one list that is cut evenly; the first stages take one more.
     AllLayers,
-    /// By work, the output layer's included, where a rank has one stage ([`trine_spec::stage_blocks`]); blocks alone where
-    /// it has several.
+    /// By work, the output layer's included, where a rank has one stage ([`trine_spec::stage_blocks`]); blocks alone
+    /// where it has several.
     Work,
 }
 

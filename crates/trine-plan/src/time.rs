@@ -209,8 +209,8 @@ impl Planner<'_> {
         layout.recompute.whole_blocks(blocks).min(blocks) / blocks
     }
 
-    /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: two norms read and write the
-    /// stream (4 h), two residual additions (6 h), rotary or the split into heads (2 (q + 2 kv)), the activation
+    /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: two norms read and write
+    /// the stream (4 h), two residual additions (6 h), rotary or the split into heads (2 (q + 2 kv)), the activation
     /// (2 or 3 f). Backward reads what was saved beside the gradients that it reads and writes: twice as many.
     fn element_wise(&self, layout: &Layout, kernels: &Kernels<'_>) -> Passes {
         let spec = &self.model.spec;
@@ -317,8 +317,8 @@ impl Planner<'_> {
     }
 
     /// Exposed traffic over replicas. ZeRO-0: one all-reduce of the gradients; ZeRO-1: reduce-scatter and all-gather
-    /// of the weights; ZeRO-2: the same, but whole gradients are not kept, so every micro-batch reduces its own; ZeRO-3:
-    /// weights gathered around each block, forward and backward, in every micro-batch.
+    /// of the weights; ZeRO-2: the same, but whole gradients are not kept, so every micro-batch reduces its own;
+    /// ZeRO-3: weights gathered around each block, forward and backward, in every micro-batch.
     fn data_s(
         &self,
         layout: &Layout,

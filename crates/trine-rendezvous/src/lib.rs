@@ -1,8 +1,8 @@
 //! A side channel between the processes of a run, beside the communicator that moves their tensors.
 //!
 //! One process (the supervisor, or that of rank 0) has a [`Store`]; every rank has a [`Client`]. The
-//! ranks send heartbeats there; the store judges them ([`trine_comm::judge`]), keeps the **first**
-//! cause of a failure and tells everybody, so that a run in which one rank is killed, hangs or fails
+//! ranks send heartbeats there. The store judges them ([`trine_comm::judge`]), keeps the **first**
+//! cause of a failure and tells everybody. So a run in which one rank is killed, hangs or fails
 //! ends everywhere within seconds with the same diagnosis. It collects flight recorders, and holds
 //! small values under keys, for what processes have to agree on before they can talk.
 //!
@@ -19,7 +19,8 @@
 //!
 //! let token = Token::generate()?;
 //! let bind = "127.0.0.1:0".parse()?;
-//! let store = Store::bind(StoreOptions { deadline: Duration::from_secs(60), ..StoreOptions::new(bind, 2, token.clone()) })?;
+//! let options = StoreOptions::new(bind, 2, token.clone());
+//! let store = Store::bind(StoreOptions { deadline: Duration::from_secs(60), ..options })?;
 //!
 //! // In each rank's process:
 //! let timeout = Duration::from_secs(5);

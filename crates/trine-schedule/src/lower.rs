@@ -24,8 +24,8 @@ pub fn lower(schedule: &Schedule, sync: Option<&SyncPlan>) -> Result<Schedule, S
 /// Adds the sends and receives that the placement asks for.
 ///
 /// The lists of all ranks are traced together. A send follows what produced it (a gradient after W
-/// when every W of the schedule stands right behind its B, for then they are one unit), a receive comes as late as it can: where the
-/// next compute action needs it. Only when every rank waits is a message received early. A transfer
+/// when every W of the schedule stands right behind its B, for then they are one unit), a receive comes as late as it
+/// can: where the next compute action needs it. Only when every rank waits is a message received early. A transfer
 /// is put into the lists of both ends at the same moment of the trace, so each list is a part of one
 /// common order; hence no rank can wait for another in a circle, even if a send completes only when
 /// it is received.

@@ -43,8 +43,8 @@ pub struct ElementBytes {
 }
 
 impl ElementBytes {
-    /// Bytes that a rank needs beside its buckets of `elements` elements together to exchange them: with several owners,
-    /// its own part of every gradient bucket, which are all under way at once, and then of every weight bucket.
+    /// Bytes that a rank needs beside its buckets of `elements` elements together to exchange them: with several
+    /// owners, its own part of every gradient bucket, which are all under way at once, and then of every weight bucket.
     pub fn exchanged(&self, elements: usize) -> usize {
         match self.owners {
             0 | 1 => 0,
@@ -96,8 +96,8 @@ pub struct StageShape {
     pub bucket_elements: usize,
 }
 
-/// Elements that each piece of a model takes in a bucket on one tensor-parallel rank, from an aligned start: the same on
-/// all ranks of the group.
+/// Elements that each piece of a model takes in a bucket on one tensor-parallel rank, from an aligned start: the same
+/// on all ranks of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PieceSizes {
     /// The embedding: with the token table first, and without it.

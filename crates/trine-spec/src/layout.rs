@@ -236,10 +236,10 @@ impl StageLayout {
 }
 
 /// Blocks on stage `stage` of `pp` where a run does not give them: so that the stage with the most work, which sets the
-/// pace of a pipeline, has as little as possible. Work is counted in model FLOPs at the model's longest sequence; the last
-/// stage also has the output layer, which in a small model is worth several blocks, and takes fewer of them for it.
-/// Earlier stages take what is left over, and of splits that are equally good it is the most even one. Every stage has a
-/// block.
+/// pace of a pipeline, has as little as possible. Work is counted in model FLOPs at the model's longest sequence; the
+/// last stage also has the output layer, which in a small model is worth several blocks, and takes fewer of them for
+/// it. Earlier stages take what is left over, and of splits that are equally good it is the most even one. Every stage
+/// has a block.
 ///
 /// `1 ≤ pp ≤ model.layers` and `stage < pp`, as [`ModelSpec::check_layout`] has it.
 pub fn stage_blocks(model: &ModelSpec, pp: usize, stage: usize) -> usize {

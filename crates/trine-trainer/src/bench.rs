@@ -127,7 +127,8 @@ pub fn steps(config: &Config, request: StepRequest) -> Result<StepTimes, TrainEr
     steps_through(config, request, &|comm| comm)
 }
 
-/// [`steps`], turn after turn of so many steps: `is_next` is called with each turn that is over, and says whether there is another.
+/// [`steps`], turn after turn of so many steps: `is_next` is called with each turn that is over, and says whether there
+/// is another.
 ///
 /// It may take its time. The other ranks wait for rank 0 meanwhile, as long as the configuration's deadline lets them.
 ///

@@ -2,6 +2,7 @@
 
 use crate::TrainError;
 use crate::engine::EngineConfig;
+use crate::outlook::plural;
 use crate::planned::RankMemory;
 use crate::run::{Ranks, TrainRequest};
 use std::collections::BTreeMap;
@@ -53,8 +54,8 @@ impl MemoryPlan {
         all.clone().tightest(&all, limits)
     }
 
-    /// The plan of this process's ranks, `own`, and of those of all processes of its machine, `here`: the one whose limit
-    /// is tighter.
+    /// The plan of this process's ranks, `own`, and of those of all processes of its machine, `here`: the one whose
+    /// limit is tighter.
     fn of_processes(
         engine: &EngineConfig,
         own: &[usize],
@@ -108,9 +109,8 @@ impl MemoryPlan {
 impl Display for MemoryPlan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let least = if self.is_least { "at least " } else { "" };
-        let plural = if self.ranks == 1 { "" } else { "s" };
         let (bytes, ranks) = (gigabytes(self.bytes), self.ranks);
-        write!(f, "needs {least}{bytes} of memory for {ranks} rank{plural}, ")?;
+        write!(f, "needs {least}{bytes} of memory for {ranks} {}, ", plural(ranks, "rank"))?;
         match &self.limit {
             Some(limit) => write!(f, "{} may be used ({})", gigabytes(limit.bytes), limit.by),
             None => write!(f, "this system does not tell how much may be used"),

@@ -35,21 +35,37 @@ impl Outlook {
     }
 }
 
+impl Outlook {
+    /// `1 step`, `1000 steps`.
+    fn count(&self) -> String {
+        format!("{} {}", self.steps, plural(self.steps, "step"))
+    }
+}
+
 impl Display for Outlook {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match (&self.step_s, self.limit_s) {
             (Ok(step), Some(limit)) if step * self.steps as f64 > limit => {
                 let fit = (limit / step) as u64;
-                write!(f, "about {} a step, {fit} of {} steps", Time(*step), self.steps)?;
+                write!(f, "about {} a step, {fit} of {}", Time(*step), self.count())?;
                 write!(f, " in the {} that it may take", Time(limit))?;
             }
             (Ok(step), _) => {
                 let all = Time(step * self.steps as f64);
-                write!(f, "about {} a step, {all} for {} steps", Time(*step), self.steps)?;
+                write!(f, "about {} a step, {all} for {}", Time(*step), self.count())?;
             }
             (Err(why), _) => write!(f, "no time is planned: {why}")?,
         }
         write!(f, "; {}", self.memory)
+    }
+}
+
+/// A noun for so many: `plural(1, "rank")` is `rank`, `plural(8, "batch")` is `batches`.
+pub fn plural(number: u64, noun: &str) -> String {
+    match number {
+        1 => noun.to_owned(),
+        _ if noun.ends_with("ch") => format!("{noun}es"),
+        _ => format!("{noun}s"),
     }
 }
 
@@ -96,6 +112,8 @@ mod tests {
             outlook(Err("no machine".into()), None),
             format!("no time is planned: no machine{rest}")
         );
+        let one = Outlook { step_s: Ok(2.0), steps: 1, limit_s: None, memory: memory.clone() };
+        assert_eq!(one.to_string(), format!("about 2.0 s a step, 2.0 s for 1 step{rest}"));
         let long = [7199.0, 86400.0, 1e6].map(|seconds| Time(seconds).to_string());
         assert_eq!(long, ["120.0 minutes", "24.0 hours", "11.6 days"]);
     }

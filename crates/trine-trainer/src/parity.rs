@@ -28,8 +28,8 @@ pub struct LayoutCheck {
     pub bound: f64,
 }
 
-/// What is compared, and how far it may be from the serial run: in reference numerics from that of the same type, in fast
-/// numerics from that in f64. A wrong number is off by its own size.
+/// What is compared, and how far it may be from the serial run: in reference numerics from that of the same type, in
+/// fast numerics from that in f64. A wrong number is off by its own size.
 const CHECKED: [(DType, Numerics, f64); 4] = [
     (DType::F32, Numerics::Reference, 0.0),
     (DType::F64, Numerics::Fast, 1e-12),

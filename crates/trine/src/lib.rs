@@ -1,8 +1,8 @@
 //! trine in one dependency: each of its libraries under a short name.
 //!
 //! A module is a crate, and a feature of the same name takes it with what it needs. All are on by default, except for
-//! `mpi` (ranks as processes, as `comm_mpi`) and `candle` (layers written in candle), which need more than Rust. Whoever
-//! wants a part says so:
+//! `mpi` (ranks as processes, as `comm_mpi`) and `candle` (layers written in candle), which need more than Rust.
+//! Whoever wants a part says so:
 //!
 //! ```toml
 //! trine = { version = "0.1", default-features = false, features = ["schedule"] }

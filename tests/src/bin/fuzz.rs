@@ -11,6 +11,7 @@ use trine_tests::fuzz::{Budget, Failure, Found, Target, run, targets};
 
 /// Nearly right inputs for every parser and for checkpoints and datasets with right checksums.
 #[derive(Debug, Parser)]
+#[command(name = "cargo xtask fuzz", args_override_self = true)]
 struct Args {
     /// Time of all targets together
     #[arg(long, value_name = "N", default_value_t = 60)]

@@ -7,6 +7,7 @@
 
 mod folders;
 mod mutate;
+mod store;
 mod targets;
 
 pub use targets::{Shape, Target, targets};

@@ -2,6 +2,7 @@
 
 use super::folders::{Folder, written};
 use super::mutate::{self, Dice};
+use super::store;
 use std::fmt::{self, Debug, Display};
 use std::path::Path;
 use trine_buffer::SliceMut;
@@ -50,7 +51,8 @@ level = [{ name = "node", devices = 8, bandwidth = 3e11, latency = 3e-6, link = 
 /// A list of crates.
 const CORPUS: &str = r#"{ "packages": [{ "name": "a", "version": "1.0.0", "root": "a-1.0.0" }] }"#;
 
-type Read = Box<dyn Fn(&[u8]) -> Result<(), String> + Send>;
+/// Accepts an input, or refuses it and says why.
+pub(super) type Read = Box<dyn Fn(&[u8]) -> Result<(), String> + Send>;
 
 /// A reader, and inputs that it accepts.
 pub struct Target {
@@ -100,6 +102,7 @@ pub fn targets() -> Vec<Target> {
         row("tokenizer", Shape::Json, tokenizers(), Box::new(tokenizer)),
         row("metrics", Shape::Json, metrics(), Box::new(metrics_line)),
         row("summary", Shape::Json, vec![written("gpt/summary.json")], Box::new(summary)),
+        row("store", Shape::Json, store::seeds(), store::conversation()),
         row("corpus", Shape::Json, vec![CORPUS.into()], in_file("corpus.json", corpus)),
         row("hf-config", Shape::Json, hf_configs(), in_file("config.json", hf_config)),
     ];
@@ -157,7 +160,7 @@ fn in_file(name: &'static str, read: fn(&Path) -> Result<(), String>) -> Read {
     })
 }
 
-fn said(error: impl Display) -> String {
+pub(super) fn said(error: impl Display) -> String {
     error.to_string()
 }
 

@@ -37,8 +37,8 @@ pub(super) enum Of {
 pub(super) enum Variant {
     Eager,
     Compiled,
-    /// glibc's malloc is told to keep memory: as it comes, it gives large tensors back to the system and takes them anew in
-    /// every step.
+    /// glibc's malloc is told to keep memory: as it comes, it gives large tensors back to the system and takes them
+    /// anew in every step.
     EagerMalloc,
     CompiledMalloc,
 }
@@ -107,8 +107,8 @@ pub(super) static CASES: &[Case] = &[
     case("llama-4x512-f32", (LLAMA, 4, 512, "f32"), &[TWICE]),
 ];
 
-/// What to run: the cases of these names, or all; each with the instruction set asked for, or with every one that a target of
-/// it is stated for.
+/// What to run: the cases of these names, or all; each with the instruction set asked for, or with every one that a
+/// target of it is stated for.
 pub(super) fn plan(names: &[String], isa: Option<Isa>) -> Vec<(&'static Case, Isa)> {
     let is_asked_for = |case: &&Case| names.is_empty() || names.iter().any(|n| n == case.name);
     let runs = CASES.iter().filter(is_asked_for).flat_map(|case| {

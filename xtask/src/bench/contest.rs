@@ -72,15 +72,16 @@ impl Score {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rounds {
     pub(super) all: usize,
-    /// Rounds until all programs are started anew. Memory lies otherwise in every process, which may make it faster or slower.
-    /// Programs that run for more than one take a turn for each line of their input, and print a line then.
+    /// Rounds until all programs are started anew. Memory lies otherwise in every process, which may make it faster or
+    /// slower. Programs that run for more than one take a turn for each line of their input, and print a line then.
     pub(super) of_a_process: usize,
 }
 
 /// Gives each contestant a turn a round. The first is the one the others are compared with.
 ///
-/// Only the one whose turn it is computes. Who begins changes from round to round, so that nobody always runs on the machine as
-/// the same neighbour left it. One that fails is not run again; it ends when there is nobody left to compare.
+/// Only the one whose turn it is computes. Who begins changes from round to round, so that nobody always runs on the
+/// machine as the same neighbour left it. One that fails is not run again; it ends when there is nobody left to
+/// compare.
 pub(super) fn alternate(
     title: &str,
     contestants: &[Contestant],

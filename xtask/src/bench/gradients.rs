@@ -25,8 +25,8 @@ const SCRIPT: &str = "benches/peers/torch_gradients.py";
 /// A step in f64 on a slow machine takes no longer.
 const STEP_MAX_S: f64 = 3000.0;
 
-/// By how much the f64 gradients of both sides may differ, relative to their norm: they compute the same function from the same
-/// f32 weights, in other orders of sums.
+/// By how much the f64 gradients of both sides may differ, relative to their norm: they compute the same function from
+/// the same f32 weights, in other orders of sums.
 const SAME_FUNCTION_MAX: f64 = 1e-9;
 
 /// Parameters that are listed of a case.

@@ -19,8 +19,8 @@ use crate::trine;
 use crate::workspace::Workspace;
 use process::Runner;
 
-/// A process that takes longer than this beside the time it measures hangs: the slowest, `torch.compile` with nothing in its
-/// cache, takes minutes.
+/// A process that takes longer than this beside the time it measures hangs: the slowest, `torch.compile` with nothing
+/// in its cache, takes minutes.
 const HANGS_AFTER: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Subcommand)]

@@ -124,8 +124,8 @@ const STATUS: &str = "Status: ";
 /// Underscores from which on a name in code style is taken for that of a test: tests are called by a sentence.
 const UNDERSCORES_OF_TESTS_MIN: usize = 4;
 
-/// Tests that Markdown names, as `file.rs: name` or, where the name is a sentence, alone: each is a function of that file, or
-/// of any.
+/// Tests that Markdown names, as `file.rs: name` or, where the name is a sentence, alone: each is a function of that
+/// file, or of any.
 pub(super) fn check_tests_named(files: &[TextFile]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for file in files.iter().filter(|file| file.is_markdown()) {

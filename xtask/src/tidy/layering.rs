@@ -126,8 +126,8 @@ fn check_dev_edge(table: &Table, row: &Row, dependency: &Dependency) -> Option<S
     if matches!(used.kind, Kind::Binary | Kind::Tool) {
         return Some(format!("has a dev-dependency on {name}, which is no library"));
     }
-    // cargo drops a dev-dependency without a version from the archive. One with a version would have to be published first,
-    // while it waits for this crate itself.
+    // cargo drops a dev-dependency without a version from the archive. One with a version would have to be published
+    // first, while it waits for this crate itself.
     let is_below = table.crates.iter().position(|other| other.name == *name)
         < table.crates.iter().position(|other| other.name == row.name);
     let is_fine = row.kind == Kind::Tool || dependency.req == "*" || is_below;

@@ -1,6 +1,7 @@
 //! Splits Rust source into code and comments, so that rules can look at one without being fooled by the other.
 //!
-//! Not a parser: it knows comments, strings and characters, and nothing else. Both halves keep every line break and column.
+//! Not a parser: it knows comments, strings and characters, and nothing else. Both halves keep every line break and
+//! column.
 
 /// A source with everything but code, and one with everything but comments, replaced by spaces.
 #[derive(Debug, PartialEq, Eq)]

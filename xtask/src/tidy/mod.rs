@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: the rules of the repository that no lint knows. Each is a function from inputs to problems.
 
+mod columns;
 mod commands;
 mod docs;
 mod layering;
@@ -104,6 +105,7 @@ fn check(workspace: &Workspace, table: &Table, files: &[TextFile]) -> Vec<Proble
     problems.extend(docs::check_links(files, exists));
     problems.extend(docs::check_decisions(files));
     problems.extend(docs::check_tests_named(files));
+    problems.extend(columns::check(files));
     problems.extend(docs::check_commands(files));
     problems
 }

@@ -7,15 +7,15 @@ use super::table::Table;
 use super::{Problem, TextFile};
 use crate::workspace::Package;
 
-/// Files beside each published manifest. Links to those of the root, so that each text exists once; cargo packs what they
-/// lead to.
+/// Files beside each published manifest. Links to those of the root, so that each text exists once; cargo packs what
+/// they lead to.
 const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-MIT"];
 
 /// Keywords that a registry takes.
 const KEYWORDS_MAX: usize = 5;
 
-/// The manifests of all members; `folder_of` says where a member lies, relative to the root, and `exists` answers for a path
-/// relative to it.
+/// The manifests of all members; `folder_of` says where a member lies, relative to the root, and `exists` answers for a
+/// path relative to it.
 pub(super) fn check_manifests(
     table: &Table,
     members: &[Package],

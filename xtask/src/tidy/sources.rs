@@ -37,7 +37,8 @@ enum Scope {
     Libraries,
 }
 
-// The patterns that are searched for in strings too, or in all text, are written in two parts: this file is no exception.
+// The patterns that are searched for in strings too, or in all text, are written in two parts: this file is no
+// exception.
 const BANS: &[Ban] = &[
     Ban {
         rule: "unfinished",

@@ -8,6 +8,7 @@ use crate::select;
 use std::time::Duration;
 use trine_trainer::bench::{CoreTime, Overhead, Part, StepRequest, StepTimes, steps};
 use trine_trainer::config::{Config, Setting};
+use trine_trainer::plural;
 
 /// Optimizer steps of a turn, unless the options say otherwise.
 const STEPS: &str = "train.steps=10";
@@ -93,11 +94,12 @@ fn turn(config: &Config) -> Result<StepTimes, Failure> {
 fn head(serial: &Config, layouts: &[Config], args: &BenchLayoutsArgs) -> String {
     let names: Vec<String> = layouts.iter().map(|config| config.degrees().to_string()).collect();
     format!(
-        "{} in {}: one rank with {} thread(s) against {}, {} steps of {} tokens a turn in \
+        "{} in {}: one rank with {} {} against {}, {} steps of {} tokens a turn in \
          micro-batches of {} × {}, recompute {}, {} turns each\n",
         serial.name,
         serial.train.precision.dtype(),
         cores(),
+        plural(cores() as u64, "thread"),
         names.join(", "),
         serial.train.steps,
         serial.tokens_per_step(),

@@ -12,8 +12,8 @@ use trine_nn::Numerics;
 use trine_nn::oracle::{self, Agreement, Sizes};
 use trine_trainer::parity::{self, LayoutCheck};
 
-/// The types that kernels are checked in, and how far a result may be from candle's in f64 on the same numbers, relative to
-/// the largest: a few roundings. A wrong number is off by its own size.
+/// The types that kernels are checked in, and how far a result may be from candle's in f64 on the same numbers,
+/// relative to the largest: a few roundings. A wrong number is off by its own size.
 const BOUNDS: [(DType, f64); 3] = [(DType::F64, 1e-12), (DType::F32, 1e-4), (DType::Bf16, 0.05)];
 
 /// Wide enough for whole vectors and tiles, with a rest that fills none: heads of 68 features, 102 to 204 in a layer.

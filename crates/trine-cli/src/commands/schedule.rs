@@ -8,6 +8,7 @@ use anyhow::Context;
 use trine_schedule::{
     Delivery, Schedule, ScheduleKind, Shape, UniformCosts, draw, lower, simulate,
 };
+use trine_trainer::plural;
 
 /// Bytes of the longest schedule that is read: a million actions.
 const SCHEDULE_BYTES_MAX: u64 = 32 << 20;
@@ -36,10 +37,12 @@ pub(crate) fn show(args: &ShowArgs, terminal: &Terminal) -> Result<(), Failure> 
             let cannot = || format!("cannot write {}", path.display());
             std::fs::write(path, draw::svg(&timeline)).with_context(cannot)?;
             output::print(&format!(
-                "{}: {} stages, {} micro-batches\n",
+                "{}: {} {}, {} {}\n",
                 path.display(),
                 shape.stages(),
-                args.micro_batches
+                plural(shape.stages() as u64, "stage"),
+                args.micro_batches,
+                plural(args.micro_batches as u64, "micro-batch"),
             ))
         }
         None => output::print(&draw::ascii(

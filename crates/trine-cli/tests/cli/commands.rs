@@ -273,7 +273,7 @@ fn inspect_says_what_a_run_holds() {
     let text = inspect();
     for part in [
         "ended without a summary: killed, or the machine went down; 30 of 40 steps",
-        "2 line(s) that are no metrics, left out here: 31, 32",
+        "left out here: 2 lines of metrics.jsonl that are no metrics (31, 32)",
         "the last line of metrics.jsonl is cut off",
         "last step  30: loss 3.0000",
         "5.5000 at step 30, best 4.5000 at step 20",

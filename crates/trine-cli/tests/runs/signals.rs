@@ -92,6 +92,19 @@ fn a_signal_before_the_first_step_ends_the_run_and_leaves_nothing_half_done() {
 }
 
 #[test]
+fn a_signal_while_the_machine_is_measured_says_that_nothing_was_saved() {
+    let scratch = Scratch::new();
+    let args = small("run", &["--layout=auto", "--set=train.steps=2"]);
+    let (started, log) = scratch.start_logged(&args);
+    wait_for("the measurement", || said(&log).contains("measuring this machine"));
+    started.signal("TERM");
+    assert_eq!(started.code(), Some(130));
+    let told = said(&log);
+    assert!(told.contains("SIGTERM: ended before the first step"), "{told}");
+    assert!(!scratch.path("run").exists());
+}
+
+#[test]
 fn a_long_step_shows_how_far_it_is() {
     let scratch = Scratch::new();
     let (started, log) = scratch.start_logged(&small("run", &[ALL_AXES, LONG_STEPS].concat()));

@@ -10,8 +10,8 @@ use bytemuck::Zeroable;
 
 /// Steps of `k` between two packings: a panel of B then stays in the second-level cache.
 const STEPS: usize = 512;
-/// Rows of A packed at a time: with a panel of B they fill the second-level cache of a server's core (less than 1 MiB of f32),
-/// and B comes from the third-level cache once for all of them.
+/// Rows of A packed at a time: with a panel of B they fill the second-level cache of a server's core (less than 1 MiB
+/// of f32), and B comes from the third-level cache once for all of them.
 const MC: usize = 384;
 /// Columns of B packed at a time: they stay in the third-level cache, and the packing of A, done
 /// once for each such block, is small beside the products.

@@ -254,19 +254,34 @@ macro_rules! gemm_element {
 
 type GenericF64 = Generic<f64, 4, 8>;
 type GenericF32 = Generic<f32, 4, 16>;
-gemm_element!(f64: Portable => GenericF64, Neon => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64, Avx512Bf16 => GenericF64, Amx => GenericF64);
+gemm_element!(
+    f64: Portable => GenericF64, Neon => GenericF64, Avx2 => GenericF64, Avx512 => GenericF64,
+    Avx512Bf16 => GenericF64, Amx => GenericF64
+);
 #[cfg(target_arch = "x86_64")]
-gemm_element!(f32: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32; Amx);
+gemm_element!(
+    f32: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32,
+    Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512F32; Amx
+);
 #[cfg(target_arch = "x86_64")]
-gemm_element!(bf16: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32, Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512Bf16Pairs; Amx);
+gemm_element!(
+    bf16: Portable => GenericF32, Neon => GenericF32, Avx2 => x86::Avx2F32,
+    Avx512 => x86::Avx512F32, Avx512Bf16 => x86::Avx512Bf16Pairs; Amx
+);
 #[cfg(target_arch = "aarch64")]
 type NeonF32 = neon::NeonF32;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 type NeonF32 = GenericF32;
 #[cfg(not(target_arch = "x86_64"))]
-gemm_element!(f32: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
+gemm_element!(
+    f32: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32,
+    Avx512Bf16 => GenericF32, Amx => GenericF32
+);
 #[cfg(not(target_arch = "x86_64"))]
-gemm_element!(bf16: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32, Avx512Bf16 => GenericF32, Amx => GenericF32);
+gemm_element!(
+    bf16: Portable => GenericF32, Neon => NeonF32, Avx2 => GenericF32, Avx512 => GenericF32,
+    Avx512Bf16 => GenericF32, Amx => GenericF32
+);
 
 /// Prefetches rows of `cols` elements, wherever they are, where there is an instruction for it.
 #[inline(always)]

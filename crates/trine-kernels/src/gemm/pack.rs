@@ -36,7 +36,8 @@ pub(super) fn panels<M: Feed<T>, T: Num>(
     }
 }
 
-/// Panels that are filled side by side where rows run across `k`: so much of a row is read at once, from memory that lies together.
+/// Panels that are filled side by side where rows run across `k`: so much of a row is read at once, from memory that
+/// lies together.
 const PANELS: usize = 8;
 
 /// Packs panels of `width`, each with `lanes` rows or columns: along `k` one panel, across it any number.

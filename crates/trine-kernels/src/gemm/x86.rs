@@ -172,8 +172,8 @@ unsafe fn widened_avx2(x: *const bf16) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
 }
 
-/// [`transpose_words`] with AVX2 of elements that `load` makes eight f32 of, rows being `stride` elements apart: `steps` is a
-/// multiple of `AVX2_BLOCK`.
+/// [`transpose_words`] with AVX2 of elements that `load` makes eight f32 of, rows being `stride` elements apart:
+/// `steps` is a multiple of `AVX2_BLOCK`.
 ///
 /// # Safety
 /// `x` points to `lanes` rows of `steps` elements, `out` to `steps` times `width ≥ lanes`.

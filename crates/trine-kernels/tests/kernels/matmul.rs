@@ -182,7 +182,8 @@ fn linear_in<T: Float, Y: Float>() {
     assert_eq!(cases, 8);
 }
 
-/// Tiles cut k behind 4096 only (in f32, whose sums lie in C, behind 1024), and keep packed rows until their memory is full.
+/// Tiles cut k behind 4096 only (in f32, whose sums lie in C, behind 1024), and keep packed rows until their memory is
+/// full.
 #[test]
 fn tiles_go_on_behind_their_longest_part_and_their_kept_rows() {
     let mut cases = 0;
@@ -357,8 +358,8 @@ fn error_of_f32(
     (errors.sum::<f64>() / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
 }
 
-/// Products of f32 in parts of bf16 are as good as chains of multiply-adds of f32: for sums of every length, for factors
-/// over many powers of two, for small factors of large ones.
+/// Products of f32 in parts of bf16 are as good as chains of multiply-adds of f32: for sums of every length, for
+/// factors over many powers of two, for small factors of large ones.
 #[test]
 fn products_of_f32_are_no_worse_than_chains_of_multiply_adds() {
     let mut cases = 0;

@@ -222,8 +222,8 @@ pub fn total(grads: &mut GradStore, ctx: &Context<'_>) -> Result<Vec<f64>, NnErr
     }
 }
 
-/// The largest difference, relative to the largest exact value; infinite if the lengths differ, not a number if a value is
-/// none.
+/// The largest difference, relative to the largest exact value; infinite if the lengths differ, not a number if a value
+/// is none.
 pub fn error(values: &[f64], exact: &[f64]) -> f64 {
     if values.len() != exact.len() {
         return f64::INFINITY;

@@ -50,8 +50,8 @@ fn rust_default(preset: &Preset) -> Config {
     (config.batch.global, config.batch.micro) = (16, 4);
     config.train.steps = 3000;
     config.train.minutes_max = 4.25;
-    // Gradients of 2,048 tokens are noisy: their squares are averaged over a hundred steps, and nothing moves fast before
-    // that average is one.
+    // Gradients of 2,048 tokens are noisy: their squares are averaged over a hundred steps, and nothing moves fast
+    // before that average is one.
     (config.optimizer.lr, config.optimizer.beta2) = (2.5e-3, 0.99);
     config.lr = Lr { kind: LrKind::Linear, warmup_steps: 250, min_ratio: 0.01, ..config.lr };
     config.eval = Eval { every: 100, windows_max: 64, final_windows_max: 1024 };

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use anyhow::Context;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
+use trine_trainer::plural;
 use trine_trainer::run::MetricsLine;
 
 /// Steps that tell how fast the run is now.
@@ -64,8 +65,10 @@ impl History {
                 self.skipped.iter().take(NAMED_MAX).map(usize::to_string).collect();
             let more = if self.skipped.len() > NAMED_MAX { ", …" } else { "" };
             notes.push(format!(
-                "metrics.jsonl has {} line(s) that are no metrics, left out here: {}{more}",
+                "left out here: {} {} of metrics.jsonl that {} no metrics ({}{more})",
                 self.skipped.len(),
+                plural(self.skipped.len() as u64, "line"),
+                if self.skipped.len() == 1 { "is" } else { "are" },
                 named.join(", ")
             ));
         }

@@ -22,6 +22,7 @@ use state::State;
 use std::path::Path;
 use std::time::Duration;
 use trine_trainer::config::{Config, Source, Typed};
+use trine_trainer::plural;
 use trine_trainer::run::DataSummary;
 
 /// Columns and rows of the curve at most.
@@ -100,7 +101,8 @@ impl<'a> Inspected<'a> {
     fn progress(&self) -> String {
         let done = self.history.lines.last().map_or(0, |line| line.step);
         let steps = self.steps();
-        let mut text = format!("{}; {} of {} steps", self.state, grouped(done), grouped(steps));
+        let (of, noun) = (grouped(steps), plural(steps, "step"));
+        let mut text = format!("{}; {} of {of} {noun}", self.state, grouped(done));
         if let (State::Running, Some(speed)) = (&self.state, self.history.speed()) {
             let left = steps.saturating_sub(done) as f64 * speed.step_s;
             text.push_str(&format!(", about {} left", clock(Duration::from_secs_f64(left))));
@@ -235,8 +237,9 @@ fn configured(config: &Config) -> Vec<(&'static str, String)> {
         (
             "layout",
             format!(
-                "{} ranks: {}; {}, ZeRO-{}; {}, {numerics} numerics",
+                "{} {}: {}; {}, ZeRO-{}; {}, {numerics} numerics",
                 grouped(config.world() as u64),
+                plural(config.world() as u64, "rank"),
                 config.degrees(),
                 layout.schedule,
                 train.zero,

@@ -22,8 +22,8 @@ const PARTS: usize = 3;
 /// Products of parts that a product takes.
 pub(crate) const F32_IN_BF16_PRODUCTS: usize = 6;
 
-/// The four products of tiles of one part of A with one part of B, numbered from the largest. The parts that are named are
-/// loaded; one that is not is still there from the products before.
+/// The four products of tiles of one part of A with one part of B, numbered from the largest. The parts that are named
+/// are loaded; one that is not is still there from the products before.
 #[rustfmt::skip]
 macro_rules! products {
     (@left $part:literal) => { concat!("tileloadd tmm6, [{b} + {line}*1 + 2048*", $part, "]\n") };
@@ -101,8 +101,8 @@ impl TileElement for f32 {
 
     // The smallest products of parts first.
     //
-    // A tile that is stored behind more than some 120 products of tiles holds up the processor on which this was measured,
-    // whatever tile it is, and no tile does that is stored sooner. So each step stores one for nothing.
+    // A tile that is stored behind more than some 120 products of tiles holds up the processor on which this was
+    // measured, whatever tile it is, and no tile does that is stored sooner. So each step stores one for nothing.
     unsafe fn kernel(
         steps: usize,
         a: Rows,

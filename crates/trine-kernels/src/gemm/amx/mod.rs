@@ -246,8 +246,8 @@ unsafe fn store_sums(c: *mut f32, stride: usize) {
     }
 }
 
-/// The body of a kernel: where sums start, `steps` times the instructions given, where sums go. Every kernel has the registers
-/// `upper` and `lower` (A's tiles), `b`, and `line` (bytes of a row); those given come on top.
+/// The body of a kernel: where sums start, `steps` times the instructions given, where sums go. Every kernel has the
+/// registers `upper` and `lower` (A's tiles), `b`, and `line` (bytes of a row); those given come on top.
 macro_rules! sum_over_steps {
     (
         ($steps:expr, $a:expr, $b:expr), ($c:expr, $c_stride:expr, $load:expr),
