@@ -12,6 +12,8 @@ pub struct Layout {
     pub degrees: Degrees,
     /// Order of work in the pipeline.
     pub schedule: ScheduleKind,
+    /// Stages on each rank.
+    pub virtual_stages: usize,
     /// What data-parallel ranks share out.
     pub zero: ZeroStage,
     /// Whether blocks are run again in backward.
@@ -21,14 +23,19 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The configuration of a serial run, run this way. Four stages get three micro-batches, of
+    /// The configuration of a serial run, run this way. Four stages on four ranks get three micro-batches, of
     /// several samples each.
     pub fn apply(&self, serial: &EngineConfig) -> EngineConfig {
         let each = serial.global_batch / self.degrees.dp;
         EngineConfig {
             degrees: self.degrees,
-            micro_batch: if self.degrees.pp == 4 { each / 3 } else { serial.micro_batch },
+            micro_batch: if self.degrees.pp == 4 && self.virtual_stages == 1 {
+                each / 3
+            } else {
+                serial.micro_batch
+            },
             schedule: self.schedule,
+            virtual_stages: self.virtual_stages,
             zero: self.zero,
             recompute: self.recompute,
             sequence_parallel: self.sequence_parallel,
@@ -67,6 +74,7 @@ pub fn all() -> Vec<Layout> {
                         layouts.push(Layout {
                             degrees,
                             schedule,
+                            virtual_stages: 1,
                             zero,
                             recompute,
                             sequence_parallel,
@@ -93,6 +101,7 @@ pub fn zero_bubble() -> Vec<Layout> {
             layouts.push(Layout {
                 degrees: Degrees { tp, pp, dp, ..Degrees::SERIAL },
                 schedule,
+                virtual_stages: 1,
                 zero,
                 recompute: dp == 2,
                 sequence_parallel: tp == 2,
@@ -102,12 +111,56 @@ pub fn zero_bubble() -> Vec<Layout> {
     layouts
 }
 
+/// Schedules with several stages on a rank, in loops and as a V, with each way to hold states and activations: on one
+/// rank, which then has both copies of a tied embedding, and on two. For at least five blocks.
+pub fn several_stages() -> Vec<Layout> {
+    let mut layouts = Vec::new();
+    for (schedule, chunks) in [
+        (ScheduleKind::Interleaved, [5, 2]),
+        (ScheduleKind::BreadthFirst, [3, 2]),
+        (ScheduleKind::ZbV, [2, 2]),
+    ] {
+        for (tp, pp, dp, zero) in [
+            (1, 1, 1, ZeroStage::Zero0),
+            (1, 2, 1, ZeroStage::Zero0),
+            (2, 2, 1, ZeroStage::Zero1),
+            (1, 2, 2, ZeroStage::Zero1),
+            (2, 2, 2, ZeroStage::Zero1),
+        ] {
+            layouts.push(Layout {
+                degrees: Degrees { tp, pp, dp, ..Degrees::SERIAL },
+                schedule,
+                virtual_stages: chunks[pp - 1],
+                zero,
+                recompute: dp == 2,
+                sequence_parallel: tp == 2,
+            });
+        }
+    }
+    layouts
+}
+
+/// The same on four ranks: for at least eight blocks.
+pub fn several_stages_on_four_ranks() -> Vec<Layout> {
+    let schedules = [ScheduleKind::Interleaved, ScheduleKind::BreadthFirst, ScheduleKind::ZbV];
+    let layout = |schedule| Layout {
+        degrees: Degrees { pp: 4, ..Degrees::SERIAL },
+        schedule,
+        virtual_stages: 2,
+        zero: ZeroStage::Zero0,
+        recompute: false,
+        sequence_parallel: false,
+    };
+    schedules.map(layout).to_vec()
+}
+
 /// Eight tensor-parallel ranks: alone with each way to hold the stream and to run blocks, then with stages or with
 /// replicas.
 pub fn eight_tensor_ranks() -> Vec<Layout> {
     let layout = |pp, dp, (recompute, sequence_parallel)| Layout {
         degrees: Degrees { tp: 8, pp, dp, ..Degrees::SERIAL },
         schedule: ScheduleKind::OneFOneB,
+        virtual_stages: 1,
         zero: if dp == 1 { ZeroStage::Zero0 } else { ZeroStage::Zero1 },
         recompute,
         sequence_parallel,

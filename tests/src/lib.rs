@@ -17,15 +17,16 @@ use std::sync::Arc;
 use trine_buffer::{Buf, DType};
 use trine_comm::{Communicator, threads};
 use trine_dp::ZeroStage;
-use trine_mesh::{Axis, Degrees, Mesh};
+use trine_mesh::Degrees;
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
 use trine_schedule::ScheduleKind;
 use trine_spec::ModelSpec;
 use trine_testkit::assemble::{Shards, Tensors, assemble};
 use trine_testkit::toy;
+use trine_trainer::RunPlan;
 use trine_trainer::TrainError;
-use trine_trainer::engine::{Batch, Engine, EngineConfig, RankPlan, WEIGHTS};
+use trine_trainer::engine::{Batch, Engine, EngineConfig, WEIGHTS};
 use trine_trainer::parity::gradients;
 
 /// A serial run of a toy model in f32: what layouts start from.
@@ -33,6 +34,7 @@ pub fn serial(model: ModelSpec) -> EngineConfig {
     EngineConfig {
         model,
         degrees: Degrees::SERIAL,
+        virtual_stages: 1,
         layers: None,
         sequence_parallel: false,
         schedule: ScheduleKind::OneFOneB,
@@ -76,8 +78,8 @@ pub struct Outcome {
 pub struct Mutation<'a> {
     /// Put in front of the world's communicator.
     pub wrap: &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync),
-    /// Changes a rank's plan before the rank is built.
-    pub edit: &'a (dyn Fn(&mut RankPlan) + Sync),
+    /// Changes the plan before the ranks are built.
+    pub edit: &'a dyn Fn(&mut RunPlan),
 }
 
 impl std::fmt::Debug for Mutation<'_> {
@@ -96,12 +98,12 @@ impl Mutation<'_> {
 /// # Errors
 /// The first failure of any rank, or ranks that disagree about an element that they share.
 pub fn step(config: &EngineConfig, mutation: &Mutation<'_>) -> Result<Outcome, String> {
-    let mesh = Mesh::new(config.degrees, config.degrees.world()).map_err(|e| e.to_string())?;
-    let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
-        let mut plan = RankPlan::new(config, comm.rank())?;
-        (mutation.edit)(&mut plan);
-        let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
-        let mut engine = Engine::from_plan(config, plan, (mutation.wrap)(comm))?;
+    let mut plan = RunPlan::new(config).map_err(|error| error.to_string())?;
+    (mutation.edit)(&mut plan);
+    let plan = Arc::new(plan);
+    let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
+        let batch = batch(config, plan.mesh.coordinate(comm.rank()).dp);
+        let mut engine = Engine::from_plan(plan.clone(), (mutation.wrap)(comm))?;
         let initial = weights(&engine)?;
         let loss = engine.backward(0, &batch, &mut |_, _, _| {})?;
         let grads = gradients(&engine)?;
@@ -139,7 +141,7 @@ pub fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
 }
 
 fn weights(engine: &Engine) -> Result<Shards, TrainError> {
-    let layout = engine.plan().layout.clone();
+    let layout = engine.layout().as_ref().clone();
     let whole = |bucket: usize| engine.full_bucket(WEIGHTS, bucket);
     let buckets: Vec<Buf> = (0..layout.buckets.len()).map(whole).collect::<Result<_, _>>()?;
     let valid = buckets.iter().map(|bucket| 0..bucket.len()).collect();

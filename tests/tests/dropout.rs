@@ -23,7 +23,14 @@ fn layouts() -> Vec<Layout> {
         for (recompute, sequence_parallel) in [(false, false), (true, true)] {
             let degrees = Degrees { tp, pp, dp, ..Degrees::SERIAL };
             let (schedule, zero) = (ScheduleKind::OneFOneB, ZeroStage::Zero1);
-            layouts.push(Layout { degrees, schedule, zero, recompute, sequence_parallel });
+            layouts.push(Layout {
+                degrees,
+                schedule,
+                virtual_stages: 1,
+                zero,
+                recompute,
+                sequence_parallel,
+            });
         }
     }
     layouts

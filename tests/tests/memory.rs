@@ -129,7 +129,7 @@ fn gradients_do_not_remember_the_step_before() {
     for config in layouts() {
         let mesh = Mesh::new(config.degrees, config.degrees.world()).unwrap();
         let gradients = |engine: &Engine| {
-            let layout = engine.plan().layout.clone();
+            let layout = engine.layout().clone();
             let bucket = |bucket: usize| {
                 let values = engine.grads().bucket(bucket).unwrap().to_f64_vec();
                 values[engine.reduced(bucket)].to_vec()

@@ -19,7 +19,8 @@ use trine_testkit::{tolerance, toy};
 use trine_tests::compare::Check::{Gradients, Loss, LossAfter, Norm, Run};
 use trine_tests::compare::{Check, Finding, findings};
 use trine_tests::{Mutation, Outcome, batch, serial, step};
-use trine_trainer::engine::{EngineConfig, RankPlan};
+use trine_trainer::RunPlan;
+use trine_trainer::engine::EngineConfig;
 
 /// What a mutant does to an operation between ranks.
 type Meddle = dyn Fn(&Group, &mut Request) -> Tapped + Send + Sync;
@@ -28,8 +29,8 @@ type Meddle = dyn Fn(&Group, &mut Request) -> Tapped + Send + Sync;
 enum Injection {
     /// In front of the communicator.
     Operation(Arc<Meddle>),
-    /// In each rank's plan.
-    Plan(Box<dyn Fn(&mut RankPlan) + Sync>),
+    /// In the plan.
+    Plan(Box<dyn Fn(&mut RunPlan)>),
 }
 
 struct Mutant {
@@ -70,7 +71,7 @@ fn change(
     }))
 }
 
-fn edit(edit: impl Fn(&mut RankPlan) + Sync + 'static) -> Injection {
+fn edit(edit: impl Fn(&mut RunPlan) + 'static) -> Injection {
     Injection::Plan(Box::new(edit))
 }
 
@@ -111,7 +112,8 @@ fn mean_of_means() -> Injection {
 /// A parameter's rows begin one earlier on the second tensor-parallel rank.
 fn shift(name: &'static str) -> Injection {
     edit(move |plan| {
-        for param in plan.layout.params.iter_mut().filter(|param| param.spec.name == name) {
+        let params = plan.ranks.iter_mut().flatten().flat_map(|layout| &mut layout.params);
+        for param in params.filter(|param| param.spec.name == name) {
             let rows = &mut param.ranges[0];
             if rows.start > 0 {
                 *rows = rows.start - 1..rows.end - 1;
@@ -121,9 +123,9 @@ fn shift(name: &'static str) -> Injection {
 }
 
 /// Removes actions from all ranks' lists.
-fn without(removed: impl Fn(&Action) -> bool + Sync + 'static) -> Injection {
+fn without(removed: impl Fn(&Action) -> bool + 'static) -> Injection {
     edit(move |plan| {
-        for actions in &mut Arc::make_mut(&mut plan.training).actions {
+        for actions in &mut plan.training.actions {
             actions.retain(|action| !removed(action));
         }
     })
@@ -284,7 +286,7 @@ fn in_the_placement() -> Vec<Mutant> {
             "the norm counts replicas twice",
             gpt(),
             edit(|plan| {
-                let params = plan.layout.params.iter_mut();
+                let params = plan.ranks.iter_mut().flatten().flat_map(|layout| &mut layout.params);
                 params.filter(|p| p.spec.tied_to.is_none()).for_each(|param| param.owner = true);
             }),
             &[Norm, LossAfter],
@@ -294,8 +296,9 @@ fn in_the_placement() -> Vec<Mutant> {
             "the norm counts nothing of the second tensor-parallel rank",
             gpt(),
             edit(|plan| {
-                let first = plan.coordinate.tp == 0;
-                plan.layout.params.iter_mut().for_each(|param| param.owner &= first);
+                for ranks in &mut plan.ranks {
+                    ranks[1].params.iter_mut().for_each(|param| param.owner = false);
+                }
             }),
             &[Norm, LossAfter],
             "instead of",

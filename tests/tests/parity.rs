@@ -114,6 +114,18 @@ fn zero_bubble_schedules_agree_with_the_serial_run() {
 }
 
 #[test]
+fn several_stages_on_a_rank_agree_with_the_serial_run() {
+    let layouts = layouts::several_stages();
+    assert_eq!(layouts.len(), 15);
+    assert_eq!(fast(&models(), &layouts), 3 * 2 * layouts.len());
+    assert_eq!(reference(&models(), DType::F32, &layouts), 3 * 2 * layouts.len());
+    let deep = [ModelSpec { layers: 9, ..toy::gpt() }, ModelSpec { layers: 8, ..toy::llama(2) }];
+    let layouts = layouts::several_stages_on_four_ranks();
+    assert_eq!(fast(&deep, &layouts), 2 * 2 * layouts.len());
+    assert_eq!(reference(&deep, DType::F32, &layouts), 2 * 2 * layouts.len());
+}
+
+#[test]
 #[ignore = "all layouts: minutes; `cargo xtask ci --full` runs it"]
 fn all_layouts_meet_the_bound_in_fast_numerics() {
     let layouts = layouts::all();

@@ -15,8 +15,9 @@ use trine_schedule::Action;
 use trine_testkit::toy;
 use trine_tests::layouts;
 use trine_tests::{ADAMW, batch, serial};
+use trine_trainer::RunPlan;
 use trine_trainer::TrainError;
-use trine_trainer::engine::{Engine, EngineConfig, RankPlan, WEIGHTS};
+use trine_trainer::engine::{Engine, EngineConfig, WEIGHTS};
 
 const STEPS: u64 = 3;
 const LR: f64 = 0.05;
@@ -43,7 +44,7 @@ fn steps(config: &EngineConfig, together: bool) -> Vec<After> {
         }
         let mut held = Vec::new();
         for quantity in std::iter::once(WEIGHTS).chain(engine.moments().iter().copied()) {
-            for bucket in 0..engine.plan().layout.buckets.len() {
+            for bucket in 0..engine.layout().buckets.len() {
                 held.push(engine.full_bucket(quantity, bucket)?.to_f64_vec());
             }
         }
@@ -106,7 +107,7 @@ fn poisoned(config: &EngineConfig, bucket: u64, value: f32) -> Vec<Stopped> {
             Tapped::Forward
         });
         let mut engine = Engine::new(config, tapped)?;
-        let buckets = 0..engine.plan().layout.buckets.len();
+        let buckets = 0..engine.layout().buckets.len();
         // A bucket whose gather is posted when the step stops is away: it was updated.
         let held = |engine: &Engine, bucket| engine.weights().bucket(bucket).map(Buf::to_f64_vec);
         let before: Vec<_> = buckets.clone().map(|bucket| held(&engine, bucket).unwrap()).collect();
@@ -131,7 +132,7 @@ fn a_gradient_that_is_not_finite_never_reaches_a_weight() {
             let degrees = Degrees { tp, pp, dp: 2, ..Degrees::SERIAL };
             let base = EngineConfig { optimizer: ADAMW, clip_norm: 0.0, ..serial(toy::gpt()) };
             let config = EngineConfig { degrees, zero, bucket_elements: 2_000, ..base };
-            let layout = config.layout_of(0, 0).unwrap();
+            let layout = RunPlan::new(&config).unwrap().ranks[0][0].clone();
             assert!(layout.buckets.len() > 2);
             // A bucket whose last element belongs to a parameter and is no padding.
             let last = |bucket: usize| {
@@ -173,15 +174,15 @@ fn a_bucket_that_is_not_awaited_exactly_once_is_an_error() {
         let degrees = Degrees { dp: 2, ..Degrees::SERIAL };
         let config = EngineConfig { degrees, clip_norm: 0.0, ..serial(toy::gpt()) };
         let run = threads::run(2, &Default::default(), |comm| {
-            let mut plan = RankPlan::new(&config, comm.rank())?;
+            let mut plan = RunPlan::new(&config)?;
             let batch = batch(&config, comm.rank());
-            for list in &mut Arc::make_mut(&mut plan.training).actions {
+            for list in &mut plan.training.actions {
                 let awaits = |action: &Action| matches!(action, Action::AwaitGrad { .. });
                 let at = list.iter().position(awaits).unwrap();
                 let action = list.remove(at);
                 list.splice(at..at, std::iter::repeat_n(action, times));
             }
-            let mut engine = Engine::from_plan(&config, plan, comm)?;
+            let mut engine = Engine::from_plan(Arc::new(plan), comm)?;
             engine.train(0, LR, &batch, &mut |_, _, _| {})?;
             Ok::<_, TrainError>(())
         });

@@ -129,7 +129,7 @@ pub enum CheckpointError {
         /// What there is.
         held: Vec<String>,
     },
-    /// The stages do not hold the model, or not as it was described.
+    /// The ranks do not hold the model, or not as it was described.
     #[error("the layout does not fit the model: {0}")]
     Layout(String),
     /// A bucket to save, or to load into, is not what the layout says.

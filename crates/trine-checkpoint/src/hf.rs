@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, SliceMut};
 use trine_files::TEXT_BYTES_MAX;
-use trine_spec::{Family, ModelSpec, StageLayout};
+use trine_spec::{Family, ModelSpec, RankLayout};
 
 /// A GPT that GPT-2's code cannot compute, under a name that nobody takes for it.
 const OUR_GPT: &str = "trine-gpt";
@@ -285,7 +285,7 @@ impl HfWeights {
     /// As there.
     pub fn load_bucket(
         &self,
-        layout: &StageLayout,
+        layout: &RankLayout,
         bucket: usize,
         out: SliceMut<'_>,
     ) -> Result<(), CheckpointError> {

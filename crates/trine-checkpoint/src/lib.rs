@@ -19,15 +19,15 @@
 //! use trine_checkpoint::{Check, Disk, RunState, SaveRequest, WEIGHTS, latest, save};
 //! use trine_comm::SelfComm;
 //! use trine_mesh::{Degrees, Mesh};
-//! use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest, presets};
+//! use trine_spec::{ModelSpec, RankLayout, RankRequest, StagePieces, presets};
 //!
 //! # let scratch = tempfile::tempdir()?;
 //! # let dir = scratch.path();
 //! let gpt2 = presets::find("gpt2-124m")?.model;
 //! let model = ModelSpec { hidden: 24, head_dim: 2, layers: 2, ffn: 96, vocab: 100, ..gpt2 };
-//! let pieces: Vec<Piece> = model.pieces().collect();
-//! let layout = StageLayout::new(&StageRequest {
-//!     model: &model, pieces: &pieces, tp: 1, tp_index: 0, dp: 1,
+//! let stages = [StagePieces::whole(&model)];
+//! let layout = RankLayout::new(&RankRequest {
+//!     model: &model, stages: &stages, tp: 1, tp_index: 0, dp: 1,
 //!     tied_apart: false, bucket_elements: 1 << 20,
 //! })?;
 //! let run = RunState {
@@ -35,7 +35,7 @@
 //!     trainer: Default::default(),
 //! };
 //! let request = SaveRequest {
-//!     dir, model: &model, mesh: &Mesh::new(Degrees::SERIAL, 1)?, stages: &[vec![layout.clone()]],
+//!     dir, model: &model, mesh: &Mesh::new(Degrees::SERIAL, 1)?, ranks: &[vec![layout.clone()]],
 //!     dtype: DType::F32, moments: &[], run: &run, tokenizer: None, storage: &Disk,
 //! };
 //! let weights = vec![0.5f32; layout.buckets[0].len];

@@ -7,7 +7,7 @@ use crate::tensors::{Located, TensorFile, key};
 use crate::{CheckpointError, MODEL_FILE, OPTIMIZER_FILE, WEIGHTS, checksum};
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, SliceMut};
-use trine_spec::{ModelSpec, StageLayout};
+use trine_spec::{ModelSpec, RankLayout};
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Checkpoint {
     pub fn load_bucket(
         &self,
         quantity: &str,
-        layout: &StageLayout,
+        layout: &RankLayout,
         bucket: usize,
         out: SliceMut<'_>,
     ) -> Result<(), CheckpointError> {
@@ -121,7 +121,7 @@ pub(crate) fn load(
     located: &Located,
     table: &Table,
     quantity: &str,
-    layout: &StageLayout,
+    layout: &RankLayout,
     bucket: usize,
     out: SliceMut<'_>,
 ) -> Result<(), CheckpointError> {

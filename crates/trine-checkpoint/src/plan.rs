@@ -3,7 +3,7 @@
 use crate::table::Table;
 use crate::{CheckpointError, SaveRequest, WEIGHTS};
 use trine_mesh::{Coordinate, Mesh};
-use trine_spec::{LocalParam, StageLayout};
+use trine_spec::{LocalParam, RankLayout};
 
 /// One bucket of one pipeline rank travels to the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +25,13 @@ pub(crate) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     pub(crate) fn new(request: &SaveRequest<'a>) -> Result<Self, CheckpointError> {
-        check_grid(request.mesh, request.stages)?;
+        check_grid(request.mesh, request.ranks)?;
         let table = Table::new(request.model);
         let quantities = quantities(request.moments)?;
         // Sorted by their first tensor, buckets nearly always fill the files from front to back.
         let mut buckets: Vec<(usize, usize, usize)> = Vec::new();
         let mut elements = vec![0; table.tensors.len()];
-        for (pp, ranks) in request.stages.iter().enumerate() {
+        for (pp, ranks) in request.ranks.iter().enumerate() {
             for bucket in 0..ranks[0].buckets.len() {
                 let mut first = None;
                 for param in ranks.iter().flat_map(|layout| owned(layout, bucket)) {
@@ -45,7 +45,7 @@ impl<'a> Plan<'a> {
         for (tensor, held) in table.tensors.iter().zip(elements) {
             if held != tensor.len() {
                 let (name, len) = (&tensor.name, tensor.len());
-                let why = format!("the stages hold {held} of the {len} elements of \"{name}\"");
+                let why = format!("the ranks hold {held} of the {len} elements of \"{name}\"");
                 return Err(CheckpointError::Layout(why));
             }
         }
@@ -59,7 +59,7 @@ impl<'a> Plan<'a> {
 }
 
 /// The parameters of a bucket that this rank writes.
-pub(crate) fn owned(layout: &StageLayout, bucket: usize) -> impl Iterator<Item = &LocalParam> {
+pub(crate) fn owned(layout: &RankLayout, bucket: usize) -> impl Iterator<Item = &LocalParam> {
     let params = layout.buckets[bucket].params.iter().map(|index| &layout.params[*index]);
     params.filter(|param| param.owner)
 }
@@ -83,19 +83,19 @@ pub(crate) fn quantities<'a>(moments: &[&'a str]) -> Result<Vec<&'a str>, Checkp
 
 /// One layout for each (pipeline, tensor) coordinate, with the same buckets along tensor
 /// parallelism.
-fn check_grid(mesh: &Mesh, stages: &[Vec<StageLayout>]) -> Result<(), CheckpointError> {
+fn check_grid(mesh: &Mesh, grid: &[Vec<RankLayout>]) -> Result<(), CheckpointError> {
     let degrees = mesh.degrees();
     let wrong = |why: String| Err(CheckpointError::Layout(why));
-    if stages.len() != degrees.pp || stages.iter().any(|ranks| ranks.len() != degrees.tp) {
+    if grid.len() != degrees.pp || grid.iter().any(|ranks| ranks.len() != degrees.tp) {
         let (pp, tp) = (degrees.pp, degrees.tp);
         return wrong(format!("layouts of {pp} pipeline × {tp} tensor ranks are needed"));
     }
-    for (pp, ranks) in stages.iter().enumerate() {
-        let lengths = |layout: &StageLayout| -> Vec<usize> {
+    for (pp, ranks) in grid.iter().enumerate() {
+        let lengths = |layout: &RankLayout| -> Vec<usize> {
             layout.buckets.iter().map(|bucket| bucket.len).collect()
         };
         if ranks.iter().any(|layout| lengths(layout) != lengths(&ranks[0])) {
-            return wrong(format!("the tensor ranks of stage {pp} have different buckets"));
+            return wrong(format!("the tensor ranks of pipeline rank {pp} have different buckets"));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use trine_buffer::{Buf, DType};
 use trine_comm::{Communicator, Name};
 use trine_mesh::Mesh;
-use trine_spec::{ModelSpec, StageLayout};
+use trine_spec::{ModelSpec, RankLayout};
 
 /// The world rank that writes.
 const WRITER: usize = 0;
@@ -28,9 +28,9 @@ pub struct SaveRequest<'a> {
     pub model: &'a ModelSpec,
     /// The layout of ranks.
     pub mesh: &'a Mesh,
-    /// What each rank holds: `stages[pp][tp]`. A pure function of the configuration, so every rank
+    /// What each rank holds: `ranks[pp][tp]`. A pure function of the configuration, so every rank
     /// knows it of every other.
-    pub stages: &'a [Vec<StageLayout>],
+    pub ranks: &'a [Vec<RankLayout>],
     /// The type of the buckets: f32, or f64.
     pub dtype: DType,
     /// What is saved beside [`WEIGHTS`](crate::WEIGHTS): the optimizer's moments by name.
@@ -55,7 +55,7 @@ pub struct TokenizerFile<'a> {
 }
 
 /// Hands out the calling rank's whole local bucket: quantity, bucket. It is called on every rank of
-/// a stage at the same time and in the same order, so it may gather what data-parallel ranks have
+/// a pipeline coordinate at the same time and in the same order, so it may gather what data-parallel ranks have
 /// shared out among themselves.
 pub type BucketSource<'a> = &'a mut dyn FnMut(&str, usize) -> Result<Buf, BoxError>;
 
@@ -125,7 +125,7 @@ fn write(
     agree(world, writer.map_or(Ok(()), Writer::finish))
 }
 
-/// Brings one bucket of a stage to the writer, which gets a buffer for each tensor rank that owns
+/// Brings one bucket of a pipeline rank to the writer, which gets a buffer for each tensor rank that owns
 /// something in it; other ranks get nothing.
 fn exchange(
     request: &SaveRequest<'_>,
@@ -135,7 +135,7 @@ fn exchange(
     bucket: BucketSource<'_>,
 ) -> Result<Vec<Option<Buf>>, CheckpointError> {
     let Round { quantity, pp, bucket: index } = round;
-    let (me, layouts) = (world.rank(), &request.stages[pp]);
+    let (me, layouts) = (world.rank(), &request.ranks[pp]);
     let quantity = plan.quantities[quantity];
     let mut mine = if request.mesh.coordinate(me).pp == pp {
         let buf = bucket(quantity, index);
@@ -164,7 +164,7 @@ fn exchange(
 }
 
 fn round_name(round: Round) -> Name {
-    Name::new("checkpoint").with("stage", round.pp as u64).with("bucket", round.bucket as u64)
+    Name::new("checkpoint").with("pp", round.pp as u64).with("bucket", round.bucket as u64)
 }
 
 /// Refuses a bucket that is not what its layout says.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, Float};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 // Files are little-endian, and buffers are written as they lie in memory.
 #[cfg(target_endian = "big")]
@@ -151,7 +151,7 @@ impl Located {
     pub(crate) fn load<T: Float>(
         &self,
         table: &Table,
-        layout: &StageLayout,
+        layout: &RankLayout,
         bucket: usize,
         out: &mut [T],
     ) -> Result<(), CheckpointError> {

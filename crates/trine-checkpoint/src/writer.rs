@@ -14,7 +14,7 @@ use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use trine_buffer::{Buf, DType, Element};
 use trine_files::TEXT_BYTES_MAX;
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes after which a file is synced while it grows: one sync of everything at the end could keep
@@ -132,7 +132,7 @@ impl<'a> Writer<'a> {
         round: Round,
         parts: &[Option<Buf>],
     ) -> Result<(), CheckpointError> {
-        let layouts = &self.request.stages[round.pp];
+        let layouts = &self.request.ranks[round.pp];
         let whole = match self.request.dtype {
             DType::F64 => assemble::<f64>(self.plan, layouts, round.bucket, parts)?,
             DType::F32 => assemble::<f32>(self.plan, layouts, round.bucket, parts)?,
@@ -223,7 +223,7 @@ fn check_space(request: &SaveRequest<'_>) -> Result<(), CheckpointError> {
 /// Joins the parts of a bucket that the tensor ranks hold to whole tensors, in file order.
 fn assemble<T: Element>(
     plan: &Plan<'_>,
-    layouts: &[StageLayout],
+    layouts: &[RankLayout],
     bucket: usize,
     parts: &[Option<Buf>],
 ) -> Result<Vec<(usize, Buf)>, CheckpointError> {

@@ -104,9 +104,12 @@ pub(crate) struct ConfigArgs {
     /// Data-parallel replicas (layout.dp)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) dp: Option<String>,
-    /// Pipeline schedule: 1f1b, gpipe, zb-h1 or zb-h2 (layout.schedule)
+    /// Pipeline schedule: 1f1b, gpipe, interleaved, breadth-first, zb-h1, zb-h2 or zb-v (layout.schedule)
     #[arg(long, value_name = "NAME")]
     pub(crate) schedule: Option<String>,
+    /// Stages of the pipeline on each rank, for schedules that take several (layout.virtual)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) r#virtual: Option<String>,
     /// Micro-batches of a rank in a step (sets batch.micro)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) micro_batches: Option<String>,

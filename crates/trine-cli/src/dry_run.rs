@@ -5,37 +5,34 @@ use crate::output::{Align, Table, grouped, human_bytes};
 use crate::{machine, memory};
 use anyhow::Context;
 use std::path::Path;
-use trine_schedule::Schedule;
-use trine_spec::{Piece, RankBytes};
+use trine_spec::{Piece, RankBytes, StagePieces};
 use trine_trainer::config::Config;
-use trine_trainer::engine::EngineConfig;
-use trine_trainer::{MemoryPlan, RankMemory, Time, planned_step, plural};
+use trine_trainer::{MemoryPlan, RankMemory, RunPlan, Time, planned_step, plural};
 
 /// More ranks than this are shown as groups of equal ones.
 const RANKS_SHOWN_MAX: usize = 32;
 
-/// What the data-parallel ranks of one (stage, tensor shard) hold, each.
+/// What the data-parallel ranks at one (pipeline, tensor) coordinate hold, each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Holding {
-    stage: usize,
+    pp: usize,
     tp: usize,
-    pieces: Vec<Piece>,
+    stages: Vec<StagePieces>,
     /// Elements of its parameters, without the padding of buckets.
     parameters: usize,
     memory: RankMemory,
 }
 
 impl Holding {
-    fn new(
-        engine: &EngineConfig,
-        training: &Schedule,
-        stage: usize,
-        tp: usize,
-    ) -> Result<Self, Failure> {
-        let layout = engine.layout_of(stage, tp).map_err(|error| Failure::Usage(error.into()))?;
-        let memory = RankMemory::planned(engine, stage, &layout, training);
+    fn new(plan: &RunPlan, pp: usize, tp: usize) -> Self {
+        let layout = &plan.ranks[pp][tp];
         let parameters = layout.params.iter().map(|param| param.len()).sum();
-        Ok(Self { stage, tp, pieces: layout.pieces, parameters, memory })
+        Self { pp, tp, stages: layout.stages.clone(), parameters, memory: plan.memory(pp, tp) }
+    }
+
+    /// The pieces of all its stages.
+    fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        self.stages.iter().flat_map(|stage| &stage.pieces).copied()
     }
 
     /// What a rank takes at most, if its activations are planned.
@@ -47,8 +44,9 @@ impl Holding {
     /// Whether two hold the same amounts of the same kinds between steps.
     fn is_like(&self, other: &Self) -> bool {
         let kinds = |holding: &Self| {
-            let ends = [Piece::Embedding, Piece::Head].map(|end| holding.pieces.contains(&end));
-            (ends, holding.pieces.len(), holding.parameters, holding.memory.state)
+            let pieces: Vec<Piece> = holding.pieces().collect();
+            let ends = [Piece::Embedding, Piece::Head].map(|end| pieces.contains(&end));
+            (ends, pieces.len(), holding.parameters, holding.memory.state)
         };
         kinds(self) == kinds(other)
     }
@@ -65,13 +63,10 @@ pub(crate) fn report(
 ) -> Result<String, Failure> {
     // Cores do not change what a rank holds.
     let engine = config.engine(1)?;
-    let training = engine.training_schedule().map_err(|error| Failure::Usage(error.into()))?;
-    let mut holdings = Vec::new();
-    for stage in 0..config.layout.pp {
-        for tp in 0..config.layout.tp {
-            holdings.push(Holding::new(&engine, &training, stage, tp)?);
-        }
-    }
+    let plan = RunPlan::new(&engine).map_err(|error| Failure::Usage(error.into()))?;
+    let place = |pp| (0..config.layout.tp).map(move |tp| (pp, tp));
+    let places = (0..config.layout.pp).flat_map(place);
+    let holdings: Vec<Holding> = places.map(|(pp, tp)| Holding::new(&plan, pp, tp)).collect();
     let table = if config.world() > RANKS_SHOWN_MAX {
         group_table(config, &holdings)
     } else {
@@ -154,7 +149,7 @@ pub(crate) fn summary(config: &Config) -> String {
         plural(config.world() as u64, "rank"),
         config.degrees(),
         if config.splits_tokens() { ", tokens split over tp" } else { "" },
-        config.layout.schedule,
+        config.order_of_work(),
         train.zero,
         grouped(config.tokens_per_step() as u64),
         config.batch.global,
@@ -181,7 +176,7 @@ fn rank_table(config: &Config, holdings: &[Holding]) -> Result<String, Failure> 
     let place = [
         ("rank", Align::Right),
         ("dp", Align::Right),
-        ("stage", Align::Right),
+        ("pp", Align::Right),
         ("tp", Align::Right),
         ("holds", Align::Left),
     ];
@@ -190,22 +185,22 @@ fn rank_table(config: &Config, holdings: &[Holding]) -> Result<String, Failure> 
     for rank in 0..mesh.world() {
         let at = mesh.coordinate(rank);
         let holding = &holdings[at.pp * config.layout.tp + at.tp];
-        let [rank, dp, stage, tp] = [rank, at.dp, at.pp, at.tp].map(|index| index.to_string());
-        let place = [rank, dp, stage, tp, pieces(&holding.pieces)];
+        let [rank, dp, pp, tp] = [rank, at.dp, at.pp, at.tp].map(|index| index.to_string());
+        let place = [rank, dp, pp, tp, stages(&holding.stages)];
         table.row(joined(place, amounts(std::slice::from_ref(holding))));
     }
     Ok(table.render())
 }
 
-/// Which ranks each host has, and of which stages.
+/// Which ranks each host has, and where they stand in the pipeline.
 fn placement(config: &Config, hosts: &[String]) -> String {
     let mut text = String::from("\n");
     let mut first = 0;
     for run in hosts.chunk_by(|one, other| one == other) {
         let last = first + run.len() - 1;
         let each = config.layout.dp * config.layout.tp;
-        let (ranks, stages) = (span(first, last), span(first / each, last / each));
-        text.push_str(&format!("host {}: ranks {ranks}, stages {stages}\n", run[0]));
+        let (ranks, pp) = (span(first, last), span(first / each, last / each));
+        text.push_str(&format!("host {}: ranks {ranks}, pp {pp}\n", run[0]));
         first = last + 1;
     }
     text
@@ -215,7 +210,7 @@ fn placement(config: &Config, hosts: &[String]) -> String {
 fn group_table(config: &Config, holdings: &[Holding]) -> String {
     let place = [
         ("ranks", Align::Right),
-        ("stages", Align::Right),
+        ("pp", Align::Right),
         ("tp", Align::Right),
         ("each holds", Align::Left),
     ];
@@ -223,8 +218,9 @@ fn group_table(config: &Config, holdings: &[Holding]) -> String {
     for group in holdings.chunk_by(Holding::is_like) {
         let (first, last) = (&group[0], &group[group.len() - 1]);
         let ranks = grouped((group.len() * config.layout.dp) as u64);
-        let stages = span(first.stage, last.stage);
-        let place = [ranks, stages, shards(group), kinds(&first.pieces)];
+        let pp = span(first.pp, last.pp);
+        let pieces: Vec<Piece> = first.pieces().collect();
+        let place = [ranks, pp, shards(group), kinds(&pieces)];
         table.row(joined(place, amounts(group)));
     }
     table.render()
@@ -262,7 +258,7 @@ fn joined<T, const A: usize, const B: usize, const N: usize>(one: [T; A], other:
     std::array::from_fn(|_| elements.next().expect("invariant: as many elements"))
 }
 
-/// The shards of a group: all of them, unless it lies within one stage.
+/// The shards of a group: all of them, unless it lies at one place of the pipeline.
 fn shards(group: &[Holding]) -> String {
     let (low, high) =
         group.iter().fold((usize::MAX, 0), |(low, high), h| (low.min(h.tp), high.max(h.tp)));
@@ -272,6 +268,15 @@ fn shards(group: &[Holding]) -> String {
 /// `3`, or `3–5`.
 fn span(first: usize, last: usize) -> String {
     if first == last { first.to_string() } else { format!("{first}–{last}") }
+}
+
+/// `embedding, blocks 0–3`; of several stages each, with its number: `0: embedding, block 0; 3: block 3, head`.
+fn stages(stages: &[StagePieces]) -> String {
+    let numbered = |held: &StagePieces| format!("{}: {}", held.stage, pieces(&held.pieces));
+    match stages {
+        [only] => pieces(&only.pieces),
+        several => several.iter().map(numbered).collect::<Vec<_>>().join("; "),
+    }
 }
 
 /// `embedding, blocks 0–3`.

@@ -54,6 +54,7 @@ pub(crate) fn typed(args: &ConfigArgs) -> Result<Typed, Failure> {
         ("--pp", "layout.pp", &args.pp),
         ("--dp", "layout.dp", &args.dp),
         ("--schedule", "layout.schedule", &args.schedule),
+        ("--virtual", "layout.virtual", &args.r#virtual),
         ("--micro-batches", "batch.micro_batches", &args.micro_batches),
         ("--precision", "train.precision", &args.precision),
         ("--numerics", "train.numerics", &args.numerics),

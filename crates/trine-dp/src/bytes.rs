@@ -3,7 +3,7 @@
 use crate::ZeroStage;
 use trine_buffer::DType;
 use trine_nn::{GradStore, ParamStore};
-use trine_spec::{ElementBytes, RankBytes, StageLayout};
+use trine_spec::{ElementBytes, RankBytes, RankLayout};
 
 /// What the stores and the optimizer hold now.
 pub fn measured_bytes(
@@ -19,7 +19,7 @@ pub fn measured_bytes(
 /// ranks), the ZeRO stage, the compute type, and how many moments the optimizer keeps for an
 /// element. It is the same for all data-parallel ranks.
 pub fn planned_bytes(
-    layout: &StageLayout,
+    layout: &RankLayout,
     zero: ZeroStage,
     dp: usize,
     compute: DType,

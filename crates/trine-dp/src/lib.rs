@@ -28,12 +28,12 @@
 //! use trine_dp::{GradNorm, GradSync, GradSyncOptions, Partition, ZeroStage, clip_scale};
 //! use trine_kernels::{CpuOps, Team};
 //! use trine_nn::{GradStore, Numerics};
-//! use trine_spec::{Piece, StageLayout, StageRequest, presets};
+//! use trine_spec::{Piece, RankLayout, RankRequest, StagePieces, presets};
 //!
 //! let model = presets::find("rust-default")?.model;
-//! let pieces = [Piece::Block(0)];
-//! let layout = Arc::new(StageLayout::new(&StageRequest {
-//!     model: &model, pieces: &pieces, tp: 1, tp_index: 0, dp: 1, tied_apart: false, bucket_elements: 1 << 16,
+//! let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(0)] }];
+//! let layout = Arc::new(RankLayout::new(&RankRequest {
+//!     model: &model, stages: &stages, tp: 1, tp_index: 0, dp: 1, tied_apart: false, bucket_elements: 1 << 16,
 //! })?);
 //! let (ops, numerics) = (CpuOps::new(Team::new(1)), Numerics::Fast);
 //! let mut grads = GradStore::new(layout.clone(), DType::F32, numerics);

@@ -8,7 +8,7 @@ use trine_comm::{Communicator, Name, ReduceOp};
 use trine_kernels::Ops;
 use trine_mesh::Axis;
 use trine_nn::{GradStore, Numerics};
-use trine_spec::{CANONICAL_BLOCKS, LocalParam, ModelSpec, StageLayout};
+use trine_spec::{CANONICAL_BLOCKS, LocalParam, ModelSpec, RankLayout};
 
 /// The factor on gradients that limits their norm to `max`: `min(1, max / (norm + 1e-6))`, as
 /// PyTorch has it. Handed to the optimizer, so that no pass over the gradients is needed.
@@ -99,7 +99,7 @@ impl GradNorm {
     /// canonical blocks.
     pub fn new(
         model: &ModelSpec,
-        layout: &StageLayout,
+        layout: &RankLayout,
         tp: usize,
         partition: Partition,
         numerics: Numerics,
@@ -295,7 +295,7 @@ mod tests {
     use super::*;
     use crate::ZeroStage;
     use trine_comm::SelfComm;
-    use trine_spec::{StageRequest, presets};
+    use trine_spec::{Piece, RankRequest, StagePieces, presets};
 
     fn model() -> ModelSpec {
         let mut model = presets::find("llama3-8b").unwrap().model;
@@ -314,10 +314,10 @@ mod tests {
     #[test]
     fn the_terms_of_all_ranks_count_every_element_once() {
         let model = model();
-        let pieces: Vec<_> = model.pieces().collect();
-        let elements: usize = pieces
-            .iter()
-            .flat_map(|piece| model.params(*piece, 1))
+        let stages = [StagePieces::whole(&model)];
+        let elements: usize = model
+            .pieces()
+            .flat_map(|piece| model.params(piece, 1))
             .map(|spec| spec.shape.iter().product::<usize>())
             .sum();
         let mut cases = 0;
@@ -325,9 +325,9 @@ mod tests {
             for (tp, dp) in [(1, 1), (1, 3), (2, 2), (4, 1), (4, 2)] {
                 let mut counted = 0;
                 for (tp_index, dp_index) in (0..tp).flat_map(|t| (0..dp).map(move |d| (t, d))) {
-                    let layout = StageLayout::new(&StageRequest {
+                    let layout = RankLayout::new(&RankRequest {
                         model: &model,
-                        pieces: &pieces,
+                        stages: &stages,
                         tp,
                         tp_index,
                         dp,
@@ -348,17 +348,17 @@ mod tests {
         assert_eq!(cases, 10);
     }
 
-    fn layout_of_block(model: &ModelSpec, bucket_elements: usize) -> StageLayout {
-        let request = StageRequest {
+    fn layout_of_block(model: &ModelSpec, bucket_elements: usize) -> RankLayout {
+        let request = RankRequest {
             model,
-            pieces: &[trine_spec::Piece::Block(1)],
+            stages: &[StagePieces { stage: 0, pieces: vec![Piece::Block(1)] }],
             tp: 1,
             tp_index: 0,
             dp: 1,
             tied_apart: false,
             bucket_elements,
         };
-        StageLayout::new(&request).expect("a block fits one rank")
+        RankLayout::new(&request).expect("a block fits one rank")
     }
 
     #[test]

@@ -6,7 +6,7 @@ use trine_buffer::Buf;
 use trine_comm::{Communicator, Name};
 use trine_mesh::Axis;
 use trine_nn::ParamStore;
-use trine_spec::{LocalParam, StageLayout};
+use trine_spec::{LocalParam, RankLayout};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The groups within which weights repeat.
@@ -59,7 +59,7 @@ fn held_slice(param: &LocalParam, index: usize) -> usize {
 
 /// Compares the hashes of some parameters among the ranks of `comm` that hold the same slice.
 fn compare(
-    layout: &StageLayout,
+    layout: &RankLayout,
     compared: &[usize],
     hashes: &[u64],
     comm: &dyn Communicator,

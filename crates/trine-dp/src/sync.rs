@@ -9,7 +9,7 @@ use trine_buffer::{Buf, Pool, Queue};
 use trine_comm::{Communicator, Name, Pending, ReduceOp};
 use trine_kernels::Ops;
 use trine_nn::{GradStore, Numerics, TakenGrads};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 /// What a [`GradSync`] is made of, beside the layout and the data-parallel communicator.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ impl GradSync {
     /// # Errors
     /// A partition of another group, or tied buckets that do not match the link to their copies.
     pub fn new(
-        layout: &StageLayout,
+        layout: &RankLayout,
         options: GradSyncOptions,
         comm: Arc<dyn Communicator>,
     ) -> Result<Self, DpError> {

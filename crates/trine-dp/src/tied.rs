@@ -13,7 +13,7 @@ use trine_buffer::Buf;
 use trine_comm::{Communicator, ReduceOp};
 use trine_kernels::Ops;
 use trine_nn::{GradStore, Numerics, TakenGrads};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 /// Where the two copies of a tied embedding are, seen by one stage.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) enum Tied {
 
 impl Tied {
     pub(crate) fn new(
-        layout: &StageLayout,
+        layout: &RankLayout,
         peer: Option<&Arc<dyn Communicator>>,
     ) -> Result<Self, DpError> {
         let tied = |index: &usize| layout.buckets[*index].tied;

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::SelfComm;
 use trine_kernels::{CpuOps, Team};
-use trine_models::{StageModel, StageParts};
+use trine_models::{RankParts, StageModel};
 use trine_nn::{Context, DecodeCache, Mode, Numerics, ParamStore, Rows};
 use trine_rng::Stream;
-use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest};
+use trine_spec::{ModelSpec, RankLayout, RankRequest, StagePieces};
 
 /// A bucket is closed after the first piece, so that weights are loaded piece by piece.
 const BUCKET_ELEMENTS: usize = 1;
 
 /// Where weights come from: fills one bucket of a layout, given the bucket's index.
-pub type LoadWeights<'a> = dyn FnMut(&StageLayout, usize, &mut [f32]) -> Result<(), LoadError> + 'a;
+pub type LoadWeights<'a> = dyn FnMut(&RankLayout, usize, &mut [f32]) -> Result<(), LoadError> + 'a;
 
 /// A model on one rank in f32, ready to continue prompts.
 #[derive(Debug)]
@@ -44,10 +44,10 @@ impl Generator {
             let rule = "must be at least 1";
             return Err(GenerateError::Value { field: "threads", value, rule, nearest });
         }
-        let pieces: Vec<Piece> = model.pieces().collect();
-        let layout = Arc::new(StageLayout::new(&StageRequest {
+        let (spec, whole) = (model.clone(), [StagePieces::whole(model)]);
+        let layout = Arc::new(RankLayout::new(&RankRequest {
             model,
-            pieces: &pieces,
+            stages: &whole,
             tp: 1,
             tp_index: 0,
             dp: 1,
@@ -59,7 +59,7 @@ impl Generator {
             let out = weights.bucket_mut(bucket)?.typed_mut::<f32>()?;
             load(&layout, bucket, out).map_err(|source| GenerateError::Load { bucket, source })?;
         }
-        let stage = StageModel::new(&StageParts {
+        let stages = StageModel::of_rank(&RankParts {
             model,
             layout: &layout,
             comm: SelfComm::new(),
@@ -70,7 +70,8 @@ impl Generator {
             seed: 0, // of dropout masks, which are off
         })?;
         let (ops, pool) = (CpuOps::new(Team::new(threads)), Pool::new());
-        Ok(Self { spec: model.clone(), model: stage, weights, ops, pool })
+        let model = stages.into_iter().next().expect("invariant: the layout has one stage");
+        Ok(Self { spec, model, weights, ops, pool })
     }
 
     /// Continues `prompt` by at most `tokens` tokens and returns them; `on_token` is told each as it

@@ -8,16 +8,16 @@ use trine_shard::{
     ColumnLinear, RowLinear, Section, ShardedAttention, StreamDropout, StreamNorm, TensorGroup,
     VocabEmbedding, VocabHead, VocabShard,
 };
-use trine_spec::{LocalParam, ModelSpec, Norm, StageLayout};
+use trine_spec::{LocalParam, ModelSpec, Norm, RankLayout};
 
-use crate::StageParts;
+use crate::RankParts;
 
 /// Builds sharded layers for one rank by the names of their parameters.
 #[derive(Debug)]
 pub struct Builder<'a> {
     /// The model.
     pub model: &'a ModelSpec,
-    layout: &'a StageLayout,
+    layout: &'a RankLayout,
     group: TensorGroup,
     numerics: Numerics,
     seed: u64,
@@ -29,7 +29,7 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// A compute type without an accumulator to make rotary tables in.
-    pub fn new(parts: &StageParts<'a>) -> Result<Self, NnError> {
+    pub fn new(parts: &RankParts<'a>) -> Result<Self, NnError> {
         let model = parts.model;
         let group = TensorGroup::new(parts.comm.clone(), parts.sequence_parallel);
         let rope =

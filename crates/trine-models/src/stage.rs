@@ -1,4 +1,4 @@
-//! The part of a model that one rank holds, in segments that a schedule can run one by one.
+//! The stages of a pipeline that one rank holds, in segments that a schedule can run one by one.
 
 use crate::{Builder, Head, families};
 use std::ops::Range;
@@ -8,15 +8,15 @@ use trine_comm::Communicator;
 use trine_nn::{
     Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Rows, Saved, WeightWork,
 };
-use trine_spec::{ModelSpec, Piece, StageLayout};
+use trine_spec::{ModelSpec, Piece, RankLayout, StagePieces};
 
-/// What a stage is built from.
+/// What the stages of a rank are built from.
 #[derive(Debug)]
-pub struct StageParts<'a> {
+pub struct RankParts<'a> {
     /// The model.
     pub model: &'a ModelSpec,
     /// What this rank holds of it.
-    pub layout: &'a StageLayout,
+    pub layout: &'a RankLayout,
     /// The tensor-parallel ranks.
     pub comm: Arc<dyn Communicator>,
     /// Split the residual stream by rows over them.
@@ -46,33 +46,52 @@ impl PieceLayer {
     }
 }
 
-/// One rank's stage. Input: token ids on the first stage, else the residual stream. Output: the loss
+/// One stage of a rank. Input: token ids on the first stage, else the residual stream. Output: the loss
 /// of each token on the last stage, else the residual stream.
 #[derive(Debug)]
 pub struct StageModel {
+    number: usize,
     pieces: Vec<(Piece, PieceLayer)>,
     segments: Vec<Range<usize>>,
 }
 
 impl StageModel {
-    /// Builds a stage. A collective call among the tensor-parallel ranks.
+    /// Builds the stages of a rank, in forward order. A collective call among the tensor-parallel ranks.
     ///
     /// # Errors
     /// A layout of another model, or a failed collective.
-    pub fn new(parts: &StageParts<'_>) -> Result<Self, NnError> {
+    pub fn of_rank(parts: &RankParts<'_>) -> Result<Vec<Self>, NnError> {
         let builder = Builder::new(parts)?;
+        parts.layout.stages.iter().map(|stage| Self::new(parts, &builder, stage)).collect()
+    }
+
+    fn new(
+        parts: &RankParts<'_>,
+        builder: &Builder<'_>,
+        stage: &StagePieces,
+    ) -> Result<Self, NnError> {
         let mut pieces = Vec::new();
-        for &piece in &parts.layout.pieces {
-            pieces.push((piece, build(&builder, piece, parts.recompute)?));
+        for &piece in &stage.pieces {
+            pieces.push((piece, build(builder, piece, parts.recompute)?));
         }
         // A segment is the run of pieces whose gradients share a bucket. The bucket of a tied
         // embedding, at the end, has none of its own: its segment is empty.
         let mut segments: Vec<Range<usize>> = Vec::new();
-        for bucket in &parts.layout.buckets {
+        for bucket in parts.layout.buckets_of(stage.stage) {
             let start = segments.last().map_or(0, |segment| segment.end);
             segments.push(start..start + bucket.pieces.len());
         }
-        Ok(Self { pieces, segments })
+        Ok(Self { number: stage.stage, pieces, segments })
+    }
+
+    /// Which stage of the pipeline it is.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Whether its output is the loss.
+    pub fn has_head(&self) -> bool {
+        self.pieces.last().is_some_and(|(piece, _)| *piece == Piece::Head)
     }
 
     /// The stage's pieces in forward order.
@@ -80,8 +99,8 @@ impl StageModel {
         self.pieces.iter().map(|(piece, _)| *piece).collect()
     }
 
-    /// Number of segments: runs of pieces with one gradient bucket each, in forward order. Segment
-    /// `i` fills bucket `i`.
+    /// Number of segments: runs of pieces with one gradient bucket each, in forward order. Which bucket a
+    /// segment fills, [`RankLayout::bucket`] says.
     pub fn segments(&self) -> usize {
         self.segments.len()
     }

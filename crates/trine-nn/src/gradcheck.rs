@@ -3,7 +3,7 @@
 use crate::{Context, GradStore, Layer, NnError, ParamStore};
 use std::sync::Arc;
 use trine_buffer::{Act, Buf};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 /// How far a layer's gradients are from central differences.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,7 +65,7 @@ pub fn check(
 
 fn check_bucket(
     bucket: usize,
-    layout: &Arc<StageLayout>,
+    layout: &Arc<RankLayout>,
     weights: &mut ParamStore,
     grads: &GradStore,
     report: &mut Report,
@@ -92,7 +92,7 @@ fn check_bucket(
 /// # Errors
 /// What the layer returns.
 pub fn activation(layer: crate::Activation, inputs: usize) -> Result<Report, NnError> {
-    let layout = Arc::new(StageLayout { params: vec![], buckets: vec![], pieces: vec![] });
+    let layout = Arc::new(RankLayout { params: vec![], buckets: vec![], stages: vec![] });
     let mut weights = ParamStore::zeros(layout, trine_buffer::DType::F64);
     let (ops, pool) =
         (trine_kernels::CpuOps::new(trine_kernels::Team::new(1)), trine_buffer::Pool::new());

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType, SliceMut};
 use trine_kernels::Ops;
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 /// A complete subtree of the sum over samples: `level` 0 is one sample; level l at `index` i sums
 /// the samples `i·2^l .. (i+1)·2^l` of the global batch.
@@ -120,7 +120,7 @@ impl Sum {
     /// were and `overwrites`. Says whether the elements must be added to.
     fn begin(
         &mut self,
-        layout: &StageLayout,
+        layout: &RankLayout,
         bucket: usize,
         span: &Range<usize>,
         overwrites: bool,
@@ -138,7 +138,7 @@ impl Sum {
     }
 
     /// Clears what nobody has written in this step.
-    fn complete(&mut self, layout: &StageLayout, bucket: usize) -> Result<(), NnError> {
+    fn complete(&mut self, layout: &RankLayout, bucket: usize) -> Result<(), NnError> {
         let len = layout.buckets[bucket].len;
         self.begin(layout, bucket, &(0..len), false)?;
         Ok(())
@@ -165,7 +165,7 @@ pub enum TakenGrads {
 /// type (contract C3). A bucket that is being reduced is absent: writing to it is an error.
 #[derive(Debug)]
 pub struct GradStore {
-    layout: Arc<StageLayout>,
+    layout: Arc<RankLayout>,
     dtype: DType,
     numerics: Numerics,
     buckets: Vec<Bucket>,
@@ -173,9 +173,9 @@ pub struct GradStore {
 
 impl GradStore {
     /// Gradients of zeros for weights of type `compute`.
-    pub fn new(layout: Arc<StageLayout>, compute: DType, numerics: Numerics) -> Self {
+    pub fn new(layout: Arc<RankLayout>, compute: DType, numerics: Numerics) -> Self {
         let dtype = compute.accumulator();
-        let empty = |bucket: &trine_spec::BucketLayout| match numerics {
+        let empty = |bucket: &trine_spec::Bucket| match numerics {
             Numerics::Fast => {
                 Bucket::Sum(Sum::new(Buf::zeros(dtype, bucket.len), bucket.params.len()))
             }
@@ -191,7 +191,7 @@ impl GradStore {
     }
 
     /// What is stored where.
-    pub fn layout(&self) -> &Arc<StageLayout> {
+    pub fn layout(&self) -> &Arc<RankLayout> {
         &self.layout
     }
 

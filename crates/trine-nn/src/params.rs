@@ -6,7 +6,7 @@ use std::sync::Arc;
 use trine_buffer::{Buf, DType, Slice};
 use trine_kernels::Ops;
 use trine_rng::Stream;
-use trine_spec::{Init, LocalParam, StageLayout};
+use trine_spec::{Init, LocalParam, RankLayout};
 
 /// A parameter's address in the stores: a run of elements of one bucket. Layers hold these instead
 /// of weights, so that weights can be resident, cast, or gathered just in time. Neighbouring fused
@@ -23,7 +23,7 @@ impl ParamId {
     ///
     /// # Errors
     /// A name that the stage does not hold, or parameters that are not neighbours.
-    pub fn find(layout: &StageLayout, names: &[&str]) -> Result<Self, NnError> {
+    pub fn find(layout: &RankLayout, names: &[&str]) -> Result<Self, NnError> {
         let mut found: Option<Self> = None;
         for name in names {
             let index = layout.find(name).ok_or_else(|| NnError::Unknown((*name).into()))?;
@@ -73,21 +73,21 @@ impl<'a> Lease<'a> {
 /// The weights of one rank's stage in the compute type, one buffer a bucket.
 #[derive(Debug)]
 pub struct ParamStore {
-    layout: Arc<StageLayout>,
+    layout: Arc<RankLayout>,
     compute: DType,
     buckets: Vec<Option<Buf>>,
 }
 
 impl ParamStore {
     /// Weights of zeros.
-    pub fn zeros(layout: Arc<StageLayout>, compute: DType) -> Self {
-        let zeros = |bucket: &trine_spec::BucketLayout| Some(Buf::zeros(compute, bucket.len));
+    pub fn zeros(layout: Arc<RankLayout>, compute: DType) -> Self {
+        let zeros = |bucket: &trine_spec::Bucket| Some(Buf::zeros(compute, bucket.len));
         let buckets = layout.buckets.iter().map(zeros).collect();
         Self { layout, compute, buckets }
     }
 
     /// What is stored where.
-    pub fn layout(&self) -> &Arc<StageLayout> {
+    pub fn layout(&self) -> &Arc<RankLayout> {
         &self.layout
     }
 
@@ -164,7 +164,7 @@ impl ParamStore {
 /// # Errors
 /// `dtype` is not f32 or f64.
 pub fn initial_weights(
-    layout: &StageLayout,
+    layout: &RankLayout,
     bucket: usize,
     seed: u64,
     dtype: DType,

@@ -15,12 +15,12 @@
 //! use trine_kernels::{CpuOps, Team};
 //! use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
 //! use trine_optim::{LrKind, LrSchedule, Optimizer, OptimizerConfig, Update};
-//! use trine_spec::{Piece, StageLayout, StageRequest, presets};
+//! use trine_spec::{Piece, RankLayout, RankRequest, StagePieces, presets};
 //!
 //! let model = presets::find("rust-default")?.model;
-//! let pieces = [Piece::Block(0)];
-//! let layout = Arc::new(StageLayout::new(&StageRequest {
-//!     model: &model, pieces: &pieces, tp: 1, tp_index: 0, dp: 1, tied_apart: false, bucket_elements: 1 << 16,
+//! let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(0)] }];
+//! let layout = Arc::new(RankLayout::new(&RankRequest {
+//!     model: &model, stages: &stages, tp: 1, tp_index: 0, dp: 1, tied_apart: false, bucket_elements: 1 << 16,
 //! })?);
 //! let ops = CpuOps::new(Team::new(1));
 //! let mut params = ParamStore::zeros(layout.clone(), DType::Bf16);

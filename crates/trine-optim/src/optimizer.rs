@@ -6,7 +6,7 @@ use std::ops::Range;
 use trine_buffer::{Buf, BufferError, DType};
 use trine_kernels::{AdamW, Ops, Sgd};
 use trine_nn::{GradStore, NnError, ParamStore};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 /// The name of the master weights among the quantities of [`Optimizer::state`].
 pub const MASTER: &str = "master";
@@ -57,7 +57,7 @@ impl Optimizer {
     /// # Errors
     /// Constants out of range, ranges that do not fit the layout, or what `initial` returns.
     pub fn new(
-        layout: &StageLayout,
+        layout: &RankLayout,
         own: Vec<Range<usize>>,
         compute: DType,
         config: OptimizerConfig,
@@ -170,7 +170,7 @@ impl Optimizer {
 
 impl BucketState {
     fn new(
-        layout: &StageLayout,
+        layout: &RankLayout,
         bucket: usize,
         own: Range<usize>,
         compute: DType,

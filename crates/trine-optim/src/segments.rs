@@ -1,7 +1,7 @@
 //! The runs of elements that are updated alike.
 
 use std::ops::Range;
-use trine_spec::{LocalParam, StageLayout};
+use trine_spec::{LocalParam, RankLayout};
 
 /// A run of bucket elements with one weight decay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(crate) struct Segment {
 
 /// The owned elements of a bucket that are trained, in order. Padding (rows beyond the vocabulary,
 /// gaps for alignment) is in no segment, so no rounding, decay or eps can ever change it.
-pub(crate) fn segments(layout: &StageLayout, bucket: usize, own: &Range<usize>) -> Vec<Segment> {
+pub(crate) fn segments(layout: &RankLayout, bucket: usize, own: &Range<usize>) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::new();
     for &index in &layout.buckets[bucket].params {
         let param = &layout.params[index];
@@ -46,16 +46,16 @@ fn valid_span(param: &LocalParam) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trine_spec::{Piece, StageRequest, presets};
+    use trine_spec::{RankRequest, StagePieces, presets};
 
-    fn layout(tp: usize, tp_index: usize) -> StageLayout {
+    fn layout(tp: usize, tp_index: usize) -> RankLayout {
         let mut model = presets::find("gpt2-124m").unwrap().model;
         (model.hidden, model.layers, model.ffn, model.vocab) = (8, 2, 12, 70);
         (model.heads, model.kv_heads, model.head_dim, model.seq_max) = (4, 4, 2, 5);
-        let pieces: Vec<Piece> = model.pieces().collect();
-        StageLayout::new(&StageRequest {
+        let stages = [StagePieces::whole(&model)];
+        RankLayout::new(&RankRequest {
             model: &model,
-            pieces: &pieces,
+            stages: &stages,
             tp,
             tp_index,
             dp: 4,

@@ -10,7 +10,7 @@ use trine_buffer::{Buf, DType};
 use trine_kernels::{CpuOps, Team};
 use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
 use trine_optim::{MASTER, OptimError, Optimizer, OptimizerConfig, Update};
-use trine_spec::{LocalParam, Piece, StageLayout, StageRequest, presets};
+use trine_spec::{LocalParam, RankLayout, RankRequest, StagePieces, presets};
 
 const ADAMW: OptimizerConfig =
     OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
@@ -18,21 +18,21 @@ const SGD: OptimizerConfig = OptimizerConfig::Sgd { momentum: 0.9, weight_decay:
 const PLAIN: OptimizerConfig = OptimizerConfig::Sgd { momentum: 0.0, weight_decay: 0.05 };
 
 /// A small tied GPT with a padded vocabulary, in several buckets.
-fn layout() -> Arc<StageLayout> {
+fn layout() -> Arc<RankLayout> {
     let mut model = presets::find("gpt2-124m").unwrap().model;
     (model.hidden, model.layers, model.ffn, model.vocab) = (16, 2, 24, 70);
     (model.heads, model.kv_heads, model.head_dim, model.seq_max) = (4, 4, 4, 5);
-    let pieces: Vec<Piece> = model.pieces().collect();
-    let request = StageRequest {
+    let stages = [StagePieces::whole(&model)];
+    let request = RankRequest {
         model: &model,
-        pieces: &pieces,
+        stages: &stages,
         tp: 1,
         tp_index: 0,
         dp: 4,
         tied_apart: false,
         bucket_elements: 1500,
     };
-    Arc::new(StageLayout::new(&request).unwrap())
+    Arc::new(RankLayout::new(&request).unwrap())
 }
 
 fn ops() -> CpuOps {
@@ -40,7 +40,7 @@ fn ops() -> CpuOps {
 }
 
 /// Some gradient for each element of each bucket; where padding is, zero.
-fn gradient(layout: &StageLayout, bucket: usize, step: u64) -> Vec<f32> {
+fn gradient(layout: &RankLayout, bucket: usize, step: u64) -> Vec<f32> {
     let mut values = vec![0.0; layout.buckets[bucket].len];
     for param in layout.buckets[bucket].params.iter().map(|index| &layout.params[*index]) {
         let valid = param.offset..param.offset + param.spec.unpadded_len();
@@ -51,19 +51,19 @@ fn gradient(layout: &StageLayout, bucket: usize, step: u64) -> Vec<f32> {
     values
 }
 
-fn is_padding(layout: &StageLayout, bucket: usize, at: usize) -> bool {
+fn is_padding(layout: &RankLayout, bucket: usize, at: usize) -> bool {
     let params = layout.buckets[bucket].params.iter().map(|index| &layout.params[*index]);
     let valid = |p: &LocalParam| p.offset..p.offset + p.spec.unpadded_len();
     !params.into_iter().any(|param| valid(param).contains(&at))
 }
 
-fn own(layout: &StageLayout, parts: usize, part: usize) -> Vec<Range<usize>> {
+fn own(layout: &RankLayout, parts: usize, part: usize) -> Vec<Range<usize>> {
     let cut = |len: usize| part * len / parts..(part + 1) * len / parts;
     layout.buckets.iter().map(|bucket| cut(bucket.len)).collect()
 }
 
 struct Run {
-    layout: Arc<StageLayout>,
+    layout: Arc<RankLayout>,
     params: ParamStore,
     optimizer: Optimizer,
 }

@@ -10,33 +10,36 @@ use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::threads::{self, Delivery, WorldError, WorldOptions};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_pipeline::{Execution, Moment, PipelineError, StageError, StageOps, execute};
-use trine_schedule::{Action, Payload, Schedule, ScheduleKind, SyncPlan, lower};
+use trine_schedule::{
+    Action, KindInfo, Payload, Purpose, Schedule, ScheduleKind, Shape, SyncPlan, lower,
+};
 
 const WIDTH: usize = 3;
 
-/// A stage `y = gain · x + mb`, whose only weight is the gain. Every micro-batch's input, output
+/// Stages `y = gain · x + mb`, whose only weight is the gain. Every micro-batch's input, output
 /// gradient and weight gradient is kept apart, so that a mix-up changes a number.
 struct Affine<'a> {
-    gain: f64,
-    last: bool,
+    /// Stages of the whole pipeline.
+    stages: usize,
     fail_at: Option<usize>,
-    inputs: BTreeMap<usize, Act>,
-    gradients: BTreeMap<usize, Act>,
-    weight: f64,
+    /// By stage and micro-batch.
+    inputs: BTreeMap<(usize, usize), Act>,
+    gradients: BTreeMap<(usize, usize), Act>,
+    weights: BTreeMap<usize, f64>,
     synced: Vec<Action>,
+    /// Of the last stage, by micro-batch.
     outputs: BTreeMap<usize, Vec<f64>>,
     pool: &'a Pool,
 }
 
 impl<'a> Affine<'a> {
-    fn new(stage: usize, stages: usize, pool: &'a Pool) -> Self {
+    fn new(stages: usize, pool: &'a Pool) -> Self {
         Self {
-            gain: 1.0 + stage as f64 / 8.0,
-            last: stage + 1 == stages,
+            stages,
             fail_at: None,
             inputs: BTreeMap::new(),
             gradients: BTreeMap::new(),
-            weight: 0.0,
+            weights: BTreeMap::new(),
             synced: vec![],
             outputs: BTreeMap::new(),
             pool,
@@ -51,42 +54,55 @@ impl<'a> Affine<'a> {
     }
 }
 
+fn gain(stage: usize) -> f64 {
+    1.0 + stage as f64 / 8.0
+}
+
 fn input(micro_batch: usize) -> Vec<f64> {
     (0..WIDTH).map(|i| (micro_batch * WIDTH + i) as f64).collect()
 }
 
 impl StageOps for Affine<'_> {
-    fn forward(&mut self, _: usize, mb: usize, x: Option<Act>) -> Result<Act, StageError> {
+    fn forward(&mut self, stage: usize, mb: usize, x: Option<Act>) -> Result<Act, StageError> {
         if self.fail_at == Some(mb) {
             return Err("out of paper".into());
         }
+        assert_eq!(x.is_none(), stage == 0, "the first stage takes the tokens");
         let x = x.unwrap_or_else(|| Act::new(Buf::from_vec(input(mb))));
-        let y = self.map(&x, |x| self.gain * x + mb as f64)?;
-        self.inputs.insert(mb, x);
-        self.outputs.insert(mb, y.to_f64_vec());
+        let y = self.map(&x, |x| gain(stage) * x + mb as f64)?;
+        self.inputs.insert((stage, mb), x);
+        if stage + 1 == self.stages {
+            self.outputs.insert(mb, y.to_f64_vec());
+        }
         Ok(y)
     }
 
     fn backward_input(
         &mut self,
-        _: usize,
+        stage: usize,
         mb: usize,
         segment: Option<usize>,
         dy: Option<Act>,
     ) -> Result<Option<Act>, StageError> {
         assert_eq!(segment.unwrap_or(0), 0, "one segment");
-        assert_eq!(dy.is_none(), self.last, "the last stage ends in the loss");
+        assert_eq!(dy.is_none(), stage + 1 == self.stages, "the last stage ends in the loss");
         // The loss is half the square of the output.
         let dy = dy.unwrap_or_else(|| Act::new(Buf::from_vec(self.outputs[&mb].clone())));
-        let dx = self.map(&dy, |dy| self.gain * dy)?;
-        self.gradients.insert(mb, dy);
+        let dx = self.map(&dy, |dy| gain(stage) * dy)?;
+        self.gradients.insert((stage, mb), dy);
         Ok(Some(dx))
     }
 
-    fn backward_weight(&mut self, _: usize, mb: usize, _: Option<usize>) -> Result<(), StageError> {
-        let (x, dy) = (self.inputs.remove(&mb).unwrap(), self.gradients.remove(&mb).unwrap());
+    fn backward_weight(
+        &mut self,
+        stage: usize,
+        mb: usize,
+        _: Option<usize>,
+    ) -> Result<(), StageError> {
+        let key = (stage, mb);
+        let (x, dy) = (self.inputs.remove(&key).unwrap(), self.gradients.remove(&key).unwrap());
         let products = x.to_f64_vec().into_iter().zip(dy.to_f64_vec()).map(|(x, dy)| x * dy);
-        self.weight += products.sum::<f64>();
+        *self.weights.entry(stage).or_default() += products.sum::<f64>();
         Ok(())
     }
 
@@ -106,66 +122,97 @@ fn serial(stages: usize, micro_batches: usize) -> (Vec<Vec<f64>>, Vec<f64>) {
     for mb in 0..micro_batches {
         let mut xs = vec![input(mb)];
         for stage in 0..stages {
-            let gain = 1.0 + stage as f64 / 8.0;
-            xs.push(xs[stage].iter().map(|x| gain * x + mb as f64).collect());
+            xs.push(xs[stage].iter().map(|x| gain(stage) * x + mb as f64).collect());
         }
         let mut dy = xs[stages].clone();
         for stage in (0..stages).rev() {
             weights[stage] += xs[stage].iter().zip(&dy).map(|(x, dy)| x * dy).sum::<f64>();
-            let gain = 1.0 + stage as f64 / 8.0;
-            dy.iter_mut().for_each(|dy| *dy *= gain);
+            dy.iter_mut().for_each(|dy| *dy *= gain(stage));
         }
         outputs.push(xs.pop().unwrap());
     }
     (outputs, weights)
 }
 
-fn schedule(kind: ScheduleKind, stages: usize, micro_batches: usize) -> Schedule {
-    let plan = SyncPlan { segments: vec![1; stages], tied: vec![] };
-    let schedule = lower(&kind.generate(stages, micro_batches).unwrap(), Some(&plan)).unwrap();
+fn schedule(kind: ScheduleKind, shape: Shape) -> Schedule {
+    let plan = SyncPlan { segments: vec![1; shape.stages()], tied: vec![] };
+    let schedule = lower(&kind.generate_shape(shape).unwrap(), Some(&plan)).unwrap();
     trine_schedule::verify(&schedule).unwrap();
     schedule
 }
 
+/// All kinds that train, each with up to three stages on a rank where it has several.
+fn kinds() -> Vec<(ScheduleKind, usize)> {
+    let trains = ScheduleKind::all().iter().filter(|info| info.purpose == Purpose::Train);
+    let each = |info: &KindInfo| {
+        let (kind, (fewest, most)) = (info.kind, info.chunks);
+        (fewest..=most.min(3)).map(move |chunks| (kind, chunks))
+    };
+    trains.flat_map(each).collect()
+}
+
 #[test]
 fn every_schedule_computes_what_one_stage_computes() {
-    let mut compared = 0;
-    for kind in [ScheduleKind::GPipe, ScheduleKind::OneFOneB] {
+    let (mut compared, mut several) = (0, 0);
+    for (kind, chunks) in kinds() {
         for delivery in [Delivery::Buffered, Delivery::Rendezvous] {
-            for stages in [1, 2, 3, 4] {
-                for micro_batches in [1, 2, 3, 5, 8] {
-                    let schedule = schedule(kind, stages, micro_batches);
-                    let options = WorldOptions { delivery, ..WorldOptions::default() };
-                    let ranks = threads::run(stages, &options, |comm| run(&schedule, &*comm));
-                    let (outputs, weights) = serial(stages, micro_batches);
-                    for (stage, (weight, own, in_flight)) in ranks.unwrap().into_iter().enumerate()
-                    {
-                        // Weight gradients are added in the order of micro-batches.
-                        assert_eq!(weight, weights[stage], "{kind:?} {stages} {micro_batches}");
-                        if stage + 1 == stages {
-                            assert_eq!(own, outputs);
-                        }
-                        assert!(in_flight <= schedule.in_flight_max[stage]);
+            for ranks in [1, 2, 3, 4] {
+                for micro_batches in [1, 2, 3, 4, 6, 8] {
+                    let shape = Shape { ranks, chunks, micro_batches };
+                    if kind.check_shape(&shape).is_err() {
+                        continue;
                     }
+                    let schedule = schedule(kind, shape);
+                    let options = WorldOptions { delivery, ..WorldOptions::default() };
+                    let done = threads::run(ranks, &options, |comm| run(&schedule, &*comm));
+                    compare(&schedule, done.unwrap());
                     compared += 1;
+                    several += usize::from(chunks > 1);
                 }
             }
         }
     }
-    assert_eq!(compared, 2 * 2 * 4 * 5);
+    // Interleaved schedules of several stages take whole groups of micro-batches.
+    let (any, grouped) = (6 + 2 + 1, 2 * (6 + 4 + 2 + 2));
+    assert_eq!(compared, 2 * (any * 4 * 6 + grouped));
+    assert_eq!(several, 200);
 }
 
-/// Gradient, outputs and most micro-batches in flight of one rank.
-fn run(
-    schedule: &Schedule,
-    comm: &dyn Communicator,
-) -> Result<(f64, Vec<Vec<f64>>, usize), PipelineError> {
+/// What one rank has done.
+struct Done {
+    /// The weight gradient of each of its stages.
+    weights: BTreeMap<usize, f64>,
+    /// Of the last stage.
+    outputs: Vec<Vec<f64>>,
+    in_flight_max: usize,
+}
+
+/// Weight gradients are added in the order of micro-batches, so that they are equal to the bit.
+fn compare(schedule: &Schedule, ranks: Vec<Done>) {
+    let (outputs, weights) = serial(schedule.stages(), schedule.micro_batches);
+    let mut seen = 0;
+    for (rank, done) in ranks.into_iter().enumerate() {
+        assert!(done.weights.keys().copied().eq(schedule.stages_of(rank)), "{}", schedule.name);
+        for (stage, weight) in &done.weights {
+            assert_eq!(*weight, weights[*stage], "{schedule}");
+            seen += 1;
+        }
+        if done.weights.contains_key(&(schedule.stages() - 1)) {
+            assert_eq!(done.outputs, outputs);
+        }
+        assert!(done.in_flight_max <= schedule.in_flight_max[rank]);
+    }
+    assert_eq!(seen, schedule.stages());
+}
+
+/// Runs one rank's list.
+fn run(schedule: &Schedule, comm: &dyn Communicator) -> Result<Done, PipelineError> {
     let pool = Pool::new();
-    let mut stage = Affine::new(comm.rank(), comm.size(), &pool);
+    let mut stages = Affine::new(schedule.stages(), &pool);
     let (mut seen, mut open, mut in_flight, mut in_flight_max) = (vec![], None, 0usize, 0);
     execute(
         &Execution { schedule, comm, pool: &pool },
-        &mut stage,
+        &mut stages,
         &mut |position, action, moment| match moment {
             Moment::Begin => {
                 assert_eq!(open.replace(position), None);
@@ -180,18 +227,20 @@ fn run(
         },
     )?;
     assert_eq!(seen, schedule.actions[comm.rank()], "observed from top to bottom");
-    assert_eq!(stage.synced.len(), 2, "the gradient is posted and awaited");
-    assert!(stage.inputs.is_empty() && stage.gradients.is_empty());
+    let held = schedule.stages_of(comm.rank()).count();
+    assert_eq!(stages.synced.len(), 2 * held, "each gradient is posted and awaited");
+    assert!(stages.inputs.is_empty() && stages.gradients.is_empty());
     assert_eq!(pool.stats().bytes_in_use, 0);
-    Ok((stage.weight, stage.outputs.into_values().collect(), in_flight_max))
+    let outputs = stages.outputs.into_values().collect();
+    Ok(Done { weights: stages.weights, outputs, in_flight_max })
 }
 
 #[test]
 fn a_failing_stage_is_named_with_rank_and_action_and_stops_the_others() {
-    let schedule = schedule(ScheduleKind::OneFOneB, 3, 4);
+    let schedule = schedule(ScheduleKind::OneFOneB, Shape::plain(3, 4));
     let error = threads::run(3, &Default::default(), |comm| {
         let pool = Pool::new();
-        let mut stage = Affine::new(comm.rank(), 3, &pool);
+        let mut stage = Affine::new(3, &pool);
         stage.fail_at = (comm.rank() == 1).then_some(2);
         let execution = Execution { schedule: &schedule, comm: &*comm, pool: &pool };
         execute(&execution, &mut stage, &mut |_, _, _| {})
@@ -210,14 +259,14 @@ fn a_failing_stage_is_named_with_rank_and_action_and_stops_the_others() {
 
 #[test]
 fn a_list_that_was_not_verified_names_the_missing_input() {
-    let mut broken = schedule(ScheduleKind::GPipe, 2, 1);
+    let mut broken = schedule(ScheduleKind::GPipe, Shape::plain(2, 1));
     for actions in &mut broken.actions {
         actions.retain(Action::is_compute);
     }
     let comms = threads::connect(2, &WorldOptions::default());
     for (comm, what) in comms.iter().zip(["output gradient", "input activation"]) {
         let pool = Pool::new();
-        let mut stage = Affine::new(comm.rank(), 2, &pool);
+        let mut stage = Affine::new(2, &pool);
         let execution = Execution { schedule: &broken, comm: &**comm, pool: &pool };
         let error = execute(&execution, &mut stage, &mut |_, _, _| {}).unwrap_err().to_string();
         assert!(error.contains(&format!("its {what} is not there")), "{error}");
@@ -226,10 +275,10 @@ fn a_list_that_was_not_verified_names_the_missing_input() {
 
 #[test]
 fn a_schedule_for_other_ranks_is_refused() {
-    let schedule = schedule(ScheduleKind::GPipe, 3, 2);
+    let schedule = schedule(ScheduleKind::GPipe, Shape::plain(3, 2));
     let error = threads::run(2, &Default::default(), |comm| {
         let pool = Pool::new();
-        let mut stage = Affine::new(comm.rank(), 2, &pool);
+        let mut stage = Affine::new(2, &pool);
         let execution = Execution { schedule: &schedule, comm: &*comm, pool: &pool };
         let refused = execute(&execution, &mut stage, &mut |_, _, _| {}).unwrap_err();
         assert!(stage.outputs.is_empty(), "nothing has run");

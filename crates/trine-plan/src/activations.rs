@@ -5,19 +5,19 @@
 //! products stay until W.
 
 use trine_schedule::{Action, Schedule};
-use trine_spec::{ModelSpec, Norm, Piece};
+use trine_spec::{Bucket, ModelSpec, Norm, Piece, RankLayout};
 
 /// One rank of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct ActivationRequest<'a> {
     /// The model.
     pub model: &'a ModelSpec,
-    /// The lowered schedule of a training step, one stage a rank.
+    /// The lowered schedule of a training step.
     pub schedule: &'a Schedule,
     /// The pipeline rank.
     pub rank: usize,
-    /// The pieces of each segment of its stage, in forward order.
-    pub segments: &'a [Vec<Piece>],
+    /// What it holds: the pieces of each of its stages, by segment.
+    pub layout: &'a RankLayout,
     /// Tokens of a micro-batch.
     pub tokens: usize,
     /// Tensor-parallel degree.
@@ -41,16 +41,17 @@ pub fn activation_peak(request: &ActivationRequest<'_>) -> usize {
     let mut memory = Held::default();
     for action in &request.schedule.actions[request.rank] {
         match *action {
-            Action::Forward { .. } => request.pieces(None).for_each(|piece| {
+            Action::Forward { stage, .. } => request.pieces(stage, None).for_each(|piece| {
                 memory.step(&sizes.forward(piece));
             }),
-            Action::BackwardInput { segment, .. } => {
-                request.pieces(segment).rev().for_each(|piece| {
+            Action::BackwardInput { stage, segment, .. } => {
+                request.pieces(stage, segment).rev().for_each(|piece| {
                     memory.step(&sizes.backward(piece));
                 })
             }
-            Action::BackwardWeight { segment, .. } => {
-                let work: usize = request.pieces(segment).map(|piece| sizes.work(piece)).sum();
+            Action::BackwardWeight { stage, segment, .. } => {
+                let pieces = request.pieces(stage, segment);
+                let work: usize = pieces.map(|piece| sizes.work(piece)).sum();
                 memory.add(-(work as i64));
             }
             Action::Recv(_) => memory.add(sizes.stream as i64),
@@ -63,9 +64,16 @@ pub fn activation_peak(request: &ActivationRequest<'_>) -> usize {
 }
 
 impl ActivationRequest<'_> {
-    fn pieces(&self, segment: Option<usize>) -> impl DoubleEndedIterator<Item = Piece> + '_ {
-        let all = segment.map_or(0..self.segments.len(), |segment| segment..segment + 1);
-        self.segments[all].iter().flatten().copied()
+    /// The pieces of a segment of a stage, or of all of them, in forward order.
+    fn pieces(
+        &self,
+        stage: usize,
+        segment: Option<usize>,
+    ) -> impl DoubleEndedIterator<Item = Piece> + '_ {
+        let is_meant = move |bucket: &&Bucket| {
+            bucket.stage == stage && segment.is_none_or(|segment| bucket.segment == segment)
+        };
+        self.layout.buckets.iter().filter(is_meant).flat_map(|bucket| &bucket.pieces).copied()
     }
 }
 

@@ -103,6 +103,12 @@ impl Layout {
         }
     }
 
+    /// The stages of a pipeline rank.
+    pub fn stages_of(&self, rank: usize) -> impl Iterator<Item = usize> + use<> {
+        let (shape, pipeline) = (self.shape(), self.pipeline);
+        (0..shape.chunks).map(move |chunk| pipeline.stage_of(&shape, rank, chunk))
+    }
+
     /// The compute-only lists of its pipeline.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! What one rank of a stage holds at its peak, item by item.
 
 use crate::pipeline::blocks_of;
+use crate::stack::Partition;
 use crate::{Attention, Layout, Planner, Precision, Recompute};
-use trine_spec::{BUCKET_ELEMENTS, ElementBytes, RankBytes, StageShape};
+use trine_spec::{BUCKET_ELEMENTS, ElementBytes, RankBytes, StageShape, stage_blocks};
 
 /// Bytes of one rank, itemised. Everything is live at the peak, except [`Memory::reserve`] and
 /// [`Memory::context`], which the allocator and the driver add.
@@ -120,26 +121,34 @@ impl Planner<'_> {
                 first,
                 last,
                 dp: d.dp * d.cp,
-                tied_apart: d.pp > 1,
+                tied_apart: layout.shape().stages() > 1,
                 bucket_elements: BUCKET_ELEMENTS,
             }) as f64,
         }
     }
 
-    /// What a rank of a stage of a trine run holds between steps, to the byte (contract C10): for stacks whose state
+    /// What a pipeline rank of a trine run holds between steps, to the byte (contract C10): for stacks whose state
     /// lies in buckets, under ZeRO-0 and -1.
-    pub fn rank_bytes(&self, layout: &Layout, stage: usize) -> Option<RankBytes> {
-        let (elements, each) = self.bucketed(layout, stage)?;
+    pub fn rank_bytes(&self, layout: &Layout, rank: usize) -> Option<RankBytes> {
+        let (elements, each) = self.bucketed(layout, rank)?;
         Some(RankBytes::planned(elements, &each))
     }
 
-    fn bucketed(&self, layout: &Layout, stage: usize) -> Option<(usize, ElementBytes)> {
+    fn bucketed(&self, layout: &Layout, rank: usize) -> Option<(usize, ElementBytes)> {
         if !self.stack.bucketed || layout.zero > 1 {
             return None;
         }
-        let p = layout.degrees.pp;
-        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
-        let elements = self.elements(layout, blocks, stage == 0, stage == p - 1);
+        let (spec, stages) = (&self.model.spec, layout.shape().stages());
+        let elements: f64 = if self.stack.partition == Partition::Work && stages <= spec.layers {
+            let of = |stage| {
+                let blocks = stage_blocks(spec, stages, stage) as f64;
+                self.elements(layout, blocks, stage == 0, stage == stages - 1)
+            };
+            layout.stages_of(rank).map(of).sum()
+        } else {
+            let blocks = blocks_of(spec, layout, self.stack, rank);
+            self.elements(layout, blocks, rank == 0, rank == layout.degrees.pp - 1)
+        };
         let state = self.stack.states(layout.precision);
         let each = ElementBytes {
             weights: state.weights as usize,

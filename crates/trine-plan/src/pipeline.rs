@@ -6,18 +6,21 @@ use trine_schedule::UniformStage;
 use trine_spec::{ModelSpec, stage_blocks};
 
 /// Blocks on a pipeline rank, over all its virtual stages.
-pub fn blocks_of(model: &ModelSpec, layout: &Layout, stack: &Stack, stage: usize) -> f64 {
+pub fn blocks_of(model: &ModelSpec, layout: &Layout, stack: &Stack, rank: usize) -> f64 {
     let (layers, ranks) = (model.layers, layout.degrees.pp);
     let (each, over) = (layers / ranks, layers % ranks);
     let blocks = match stack.partition {
-        Partition::Work if layout.virtual_stages == 1 => stage_blocks(model, ranks, stage),
-        Partition::Work | Partition::Blocks => each + usize::from(stage < over),
+        Partition::Work if layout.shape().stages() <= layers => {
+            let stages = layout.shape().stages();
+            layout.stages_of(rank).map(|stage| stage_blocks(model, stages, stage)).sum()
+        }
+        Partition::Work | Partition::Blocks => each + usize::from(rank < over),
         Partition::ShortEnds => {
             // Whoever is short: the last, then the first, then from the end.
-            let order = match stage {
+            let order = match rank {
                 0 => 1,
-                stage if stage == ranks - 1 => 0,
-                stage => ranks - stage,
+                rank if rank == ranks - 1 => 0,
+                rank => ranks - rank,
             };
             each + usize::from(over > 0 && order >= ranks - over)
         }
@@ -26,7 +29,7 @@ pub fn blocks_of(model: &ModelSpec, layout: &Layout, stack: &Stack, stage: usize
             let (each, over) = ((layers + 3) / ranks, (layers + 3) % ranks);
             let start = |stage: usize| stage * each + stage.min(over);
             let blocks = |end: usize| end.clamp(1, layers + 1);
-            blocks(start(stage + 1)) - blocks(start(stage))
+            blocks(start(rank + 1)) - blocks(start(rank))
         }
     };
     blocks as f64

@@ -18,20 +18,17 @@ fn runs_precision(precision: Precision) -> bool {
     matches!(precision, Precision::Bf16 | Precision::F32)
 }
 
-/// Whether trine runs a schedule: those of training with one stage on each rank.
+/// Whether trine runs a schedule: those of training.
 pub fn runs_schedule(kind: ScheduleKind) -> bool {
-    let info = kind.info();
-    info.purpose == Purpose::Train && info.chunks_usual == 1
+    kind.info().purpose == Purpose::Train
 }
 
 impl Layout {
-    /// Whether trine's own trainer runs it: one stage on each rank, ZeRO-0 or -1, blocks computed again as a whole or
-    /// not at all, no context parallelism, in bf16 or f32. Where the stream is split, each rank must have as many
-    /// tokens.
+    /// Whether trine's own trainer runs it: ZeRO-0 or -1, blocks computed again as a whole or not at all, no context
+    /// parallelism, in bf16 or f32. Where the stream is split, each rank must have as many tokens.
     pub fn is_runnable(&self) -> bool {
         let splits = self.sequence_parallel && self.degrees.tp > 1;
-        self.virtual_stages == 1
-            && self.degrees.cp == 1
+        self.degrees.cp == 1
             && runs_zero(self.zero)
             && runs_recompute(self.recompute)
             && runs_precision(self.precision)
@@ -44,10 +41,9 @@ impl Request {
     /// The nearest request that trine's trainer can meet: without the fixed values that it never runs, and in bf16
     /// instead of a type that it does not compute in.
     pub fn for_trine(&self) -> Self {
-        let Fixed { cp, virtual_stages, pipeline, zero, recompute, .. } = self.fixed;
+        let Fixed { cp, pipeline, zero, recompute, .. } = self.fixed;
         let fixed = Fixed {
             cp: cp.filter(|degree| *degree == 1),
-            virtual_stages: virtual_stages.filter(|stages| *stages == 1),
             pipeline: pipeline.filter(|kind| runs_schedule(*kind)),
             zero: zero.filter(|stage| runs_zero(*stage)),
             recompute: recompute.filter(|again| runs_recompute(*again)),

@@ -1,8 +1,10 @@
 //! A layout's step on the schedule that would be executed: the same lists, timed with the planned costs.
 
 use crate::pipeline::{StageTime, blocks_of};
+use crate::stack::Partition;
 use crate::{Estimate, Layout, PlanError, Planner};
 use trine_schedule::{ScheduleError, Shape, StageCosts, StepTimes, step_times};
+use trine_spec::stage_blocks;
 
 /// A step with more actions (a forward and two backwards of every stage and micro-batch) is not simulated as a whole.
 const ACTIONS_MAX: usize = 1 << 18;
@@ -46,10 +48,14 @@ impl Planner<'_> {
 }
 
 impl Planner<'_> {
-    /// Blocks of each virtual stage: those of its rank, as even as possible over its chunks. Where they do not divide,
-    /// the first chunks take one more, but on the first rank the last ones: its first has the embedding.
+    /// Blocks of each virtual stage: by work, where the stack cuts so. Else those of its rank, as even as possible
+    /// over its chunks. Where they do not divide, the first chunks take one more, but on the first rank the last
+    /// ones: its first has the embedding.
     fn stage_blocks(&self, layout: &Layout, placement: &[usize]) -> Vec<usize> {
-        let chunks = layout.virtual_stages;
+        let (spec, stages, chunks) = (&self.model.spec, placement.len(), layout.virtual_stages);
+        if self.stack.partition == Partition::Work && stages <= spec.layers {
+            return (0..stages).map(|stage| stage_blocks(spec, stages, stage)).collect();
+        }
         let mut seen = vec![0; layout.degrees.pp];
         let place = |&rank: &usize| {
             let blocks = blocks_of(&self.model.spec, layout, self.stack, rank) as usize;

@@ -173,16 +173,17 @@ fn batches_and_device_counts_that_cannot_be_get_the_nearest() {
 }
 
 #[test]
-fn layouts_that_trine_runs_have_one_stage_a_rank() {
+fn what_trine_never_runs_is_left_out() {
     let oak = Oak::new("frontier-22b");
     let planner = oak.planner();
     let fixed = Fixed { runnable: true, ..Fixed::default() };
     let found = search(&planner, &request(64, 512, fixed)).unwrap();
     for choice in &found.best {
         let layout = &choice.layout;
-        assert!(layout.virtual_stages == 1 && layout.zero <= 1 && layout.degrees.cp == 1);
+        assert!(layout.zero <= 1 && layout.degrees.cp == 1 && layout.is_runnable());
         assert_ne!(layout.recompute, Recompute::Selective);
     }
+    assert!(found.best.iter().any(|choice| choice.layout.virtual_stages > 1));
 }
 
 #[test]

@@ -172,6 +172,23 @@ impl ScheduleKind {
         (self.info().generate)(shape)
     }
 
+    /// The stage that is chunk `chunk` of a rank: in loops, or as a V. With [`Shape::ranks`] ranks of [`Shape::chunks`]
+    /// chunks each, every stage has one place.
+    pub fn stage_of(self, shape: &Shape, rank: usize, chunk: usize) -> usize {
+        let is_on_the_way_up = self == ScheduleKind::ZbV && chunk % 2 == 1;
+        let place = if is_on_the_way_up { shape.ranks - 1 - rank } else { rank };
+        chunk * shape.ranks + place
+    }
+
+    /// The rank of each stage.
+    pub fn placement(self, shape: &Shape) -> Vec<usize> {
+        let mut placement = vec![0; shape.stages()];
+        for rank in 0..shape.ranks {
+            (0..shape.chunks).for_each(|chunk| placement[self.stage_of(shape, rank, chunk)] = rank);
+        }
+        placement
+    }
+
     /// Says whether the kind is defined for a shape.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Whole tensors from the shards of all ranks, with every copy checked against every other.
 
-use crate::{LocalParam, StageLayout};
+use crate::{LocalParam, RankLayout};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use std::ops::Range;
 #[derive(Debug, Clone)]
 pub struct Shards {
     /// What the rank holds.
-    pub layout: StageLayout,
+    pub layout: RankLayout,
     /// The buckets.
     pub buckets: Vec<Vec<f64>>,
     /// The valid elements of each bucket.

@@ -12,7 +12,7 @@ use trine_mesh::{Axis, shard};
 /// bandwidth and not latency, small enough that several overlap the backward pass.
 pub const BUCKET_ELEMENTS: usize = 1 << 18;
 
-/// Bytes that one rank holds for its stage. Padding is included: it is allocated.
+/// Bytes that one rank holds for its stages. Padding is included: it is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RankBytes {
     /// Weights in the compute type.
@@ -88,11 +88,11 @@ pub struct StageShape {
     pub first: bool,
     /// Whether it has the head.
     pub last: bool,
-    /// As in [`crate::StageRequest`].
+    /// As in [`crate::RankRequest`].
     pub dp: usize,
-    /// As in [`crate::StageRequest`].
+    /// As in [`crate::RankRequest`].
     pub tied_apart: bool,
-    /// As in [`crate::StageRequest`].
+    /// As in [`crate::RankRequest`].
     pub bucket_elements: usize,
 }
 
@@ -133,7 +133,7 @@ impl PieceSizes {
         })
     }
 
-    /// Elements of all buckets of a stage, padding included: what [`crate::StageLayout::elements`] counts, without
+    /// Elements of all buckets of a stage, padding included: what [`crate::RankLayout::elements`] counts, without
     /// laying anything out.
     pub fn elements(&self, stage: &StageShape) -> usize {
         let apart = self.tied && stage.tied_apart;
@@ -185,7 +185,7 @@ fn local_len(spec: &ParamSpec, tp: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{StageLayout, StageRequest, presets, split_layers};
+    use crate::{RankLayout, RankRequest, presets, split_layers};
 
     fn models() -> Vec<ModelSpec> {
         let mut gpt = presets::find("gpt2-124m").unwrap().model;
@@ -208,10 +208,10 @@ mod tests {
                 for bucket_elements in [1, 5_000, 30_000, 1 << 18] {
                     for tied_apart in [pp > 1, true] {
                         let stages = split_layers(&model, pp, None).unwrap();
-                        for (stage, pieces) in stages.iter().enumerate() {
+                        for (stage, held) in stages.iter().enumerate() {
                             let ends = usize::from(stage == 0) + usize::from(stage + 1 == pp);
                             let shape = StageShape {
-                                blocks: pieces.len() - ends,
+                                blocks: held.pieces.len() - ends,
                                 first: stage == 0,
                                 last: stage + 1 == pp,
                                 dp,
@@ -219,16 +219,16 @@ mod tests {
                                 bucket_elements,
                             };
                             for tp_index in 0..tp {
-                                let request = StageRequest {
+                                let request = RankRequest {
                                     model: &model,
-                                    pieces,
+                                    stages: std::slice::from_ref(held),
                                     tp,
                                     tp_index,
                                     dp,
                                     tied_apart,
                                     bucket_elements,
                                 };
-                                let layout = StageLayout::new(&request).unwrap();
+                                let layout = RankLayout::new(&request).unwrap();
                                 assert_eq!(
                                     sizes.elements(&shape),
                                     layout.elements(),

@@ -1,4 +1,4 @@
-//! What one rank holds: its pieces, the local shape of each parameter, and the flat buckets.
+//! What one rank holds: its stages with their pieces, the local shape of each parameter, and the flat buckets.
 
 use crate::{ModelSpec, ParamSpec, Piece, SpecError, params::TOKEN_EMBEDDING};
 use std::ops::Range;
@@ -17,13 +17,29 @@ pub(crate) fn padded(len: usize, dp: usize) -> usize {
     len.next_multiple_of(dp * ALIGN_ELEMENTS)
 }
 
+/// The part of a model that one stage of a pipeline is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagePieces {
+    /// Its number, from the start of the pipeline.
+    pub stage: usize,
+    /// Its pieces, in forward order.
+    pub pieces: Vec<Piece>,
+}
+
+impl StagePieces {
+    /// The only stage of a model that is not cut.
+    pub fn whole(model: &ModelSpec) -> Self {
+        Self { stage: 0, pieces: model.pieces().collect() }
+    }
+}
+
 /// Which part of the model, and in which layout.
 #[derive(Debug, Clone)]
-pub struct StageRequest<'a> {
+pub struct RankRequest<'a> {
     /// The model.
     pub model: &'a ModelSpec,
-    /// The pieces of this stage, in forward order.
-    pub pieces: &'a [Piece],
+    /// The stages of this rank, in forward order.
+    pub stages: &'a [StagePieces],
     /// Tensor-parallel degree.
     pub tp: usize,
     /// This rank's tensor-parallel index.
@@ -31,7 +47,7 @@ pub struct StageRequest<'a> {
     /// Data-parallel degree: bucket lengths are multiples of it, so that ZeRO can split them.
     pub dp: usize,
     /// Keep a tied output layer as a parameter of its own even when the embedding is on this very
-    /// stage: always when the two lie on different stages, and in reference numerics, where both
+    /// rank: always when the two lie on different stages, and in reference numerics, where both
     /// uses must be summed apart as a pipeline would.
     pub tied_apart: bool,
     /// A bucket is closed once it holds this many elements.
@@ -43,7 +59,7 @@ pub struct StageRequest<'a> {
 pub struct LocalParam {
     /// The global parameter.
     pub spec: ParamSpec,
-    /// The piece it belongs to.
+    /// The piece it belongs to. Its stage is that of its bucket.
     pub piece: Piece,
     /// The slice of each global dimension that is held here.
     pub ranges: Vec<Range<usize>>,
@@ -84,8 +100,12 @@ impl LocalParam {
 
 /// A flat buffer of parameters that is reduced, sharded and updated as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BucketLayout {
-    /// Indices into [`StageLayout::params`], by offset.
+pub struct Bucket {
+    /// The stage whose gradients it holds.
+    pub stage: usize,
+    /// Which segment of that stage's backward pass fills it: its place among the stage's buckets.
+    pub segment: usize,
+    /// Indices into [`RankLayout::params`], by offset.
     pub params: Vec<usize>,
     /// Elements, padding included; a multiple of the data-parallel degree.
     pub len: usize,
@@ -96,36 +116,51 @@ pub struct BucketLayout {
     pub tied: bool,
 }
 
-impl BucketLayout {
+impl Bucket {
     /// One that holds nothing yet.
-    fn open() -> Self {
-        Self { params: vec![], len: 0, pieces: vec![], tied: false }
+    fn open(stage: usize, segment: usize) -> Self {
+        Self { stage, segment, params: vec![], len: 0, pieces: vec![], tied: false }
     }
 }
 
 /// Everything one rank holds of a model.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StageLayout {
+pub struct RankLayout {
     /// The parameters in bucket order.
     pub params: Vec<LocalParam>,
-    /// The buckets in forward order; tied ones last.
-    pub buckets: Vec<BucketLayout>,
-    /// The pieces of the stage.
-    pub pieces: Vec<Piece>,
+    /// The buckets, stage after stage; those of a stage in forward order, a tied one last.
+    pub buckets: Vec<Bucket>,
+    /// The stages, in forward order.
+    pub stages: Vec<StagePieces>,
 }
 
-impl StageLayout {
-    /// Lays out one stage for one tensor-parallel rank.
+impl RankLayout {
+    /// Lays out the stages of one tensor-parallel rank.
     ///
     /// # Errors
     /// A dimension that cannot be split over `tp`.
-    pub fn new(request: &StageRequest<'_>) -> Result<Self, SpecError> {
+    pub fn new(request: &RankRequest<'_>) -> Result<Self, SpecError> {
         request.model.check_layout(request.tp, 1)?;
+        let mut layout = Self { params: vec![], buckets: vec![], stages: request.stages.to_vec() };
+        for stage in request.stages {
+            layout.place_stage(stage, request)?;
+        }
+        for bucket in &mut layout.buckets {
+            bucket.len = padded(bucket.len, request.dp);
+        }
+        Ok(layout)
+    }
+
+    /// Lays out a stage behind those that are there.
+    fn place_stage(
+        &mut self,
+        StagePieces { stage, pieces }: &StagePieces,
+        request: &RankRequest<'_>,
+    ) -> Result<(), SpecError> {
         let apart = request.model.tied && request.tied_apart;
-        let here = request.pieces.contains(&Piece::Embedding);
-        let mut layout = Self { params: vec![], buckets: vec![], pieces: request.pieces.to_vec() };
+        let here = pieces.contains(&Piece::Embedding);
         let mut tied = Vec::new();
-        for &piece in request.pieces {
+        for &piece in pieces {
             let mut specs = request.model.params(piece, request.tp);
             // The output layer uses the embedding itself where both are here and nothing asks for
             // two copies.
@@ -135,27 +170,40 @@ impl StageLayout {
             };
             tied.extend(specs.iter().filter(|spec| is_tied(spec)).map(|s| (piece, s.clone())));
             specs.retain(|spec| !is_tied(spec));
-            layout.place(piece, specs, request)?;
+            self.place((*stage, piece), specs, request)?;
         }
         for (piece, spec) in tied {
-            layout.buckets.push(BucketLayout { tied: true, ..BucketLayout::open() });
-            layout.append(piece, spec, (request.tp, request.tp_index))?;
+            self.open(*stage).tied = true;
+            self.append(piece, spec, (request.tp, request.tp_index))?;
         }
-        for bucket in &mut layout.buckets {
-            bucket.len = padded(bucket.len, request.dp);
-        }
-        Ok(layout)
+        Ok(())
+    }
+
+    /// The bucket that a segment of a stage fills.
+    pub fn bucket(&self, stage: usize, segment: usize) -> Option<usize> {
+        let is_it = |bucket: &Bucket| (bucket.stage, bucket.segment) == (stage, segment);
+        self.buckets.iter().position(is_it)
+    }
+
+    /// The buckets of a stage, by segment.
+    pub fn buckets_of(&self, stage: usize) -> impl Iterator<Item = &Bucket> {
+        self.buckets.iter().filter(move |bucket| bucket.stage == stage)
+    }
+
+    /// Whether one of the stages has this piece.
+    pub fn has(&self, piece: Piece) -> bool {
+        self.stages.iter().any(|stage| stage.pieces.contains(&piece))
     }
 
     /// Lays out parameters of a layer of one's own for rank `tp_index` of `tp`: one bucket, in which
     /// they lie directly behind one another, so that neighbours can be used as one matrix.
     ///
     /// ```
-    /// use trine_spec::{Init, ParamSpec, StageLayout};
+    /// use trine_spec::{Init, ParamSpec, RankLayout};
     ///
     /// // Eight output features on two ranks.
     /// let weight = ParamSpec::new("up", &[8, 4], Init::Normal { std: 0.02 }).split(0, 8);
-    /// let layout = StageLayout::of(vec![weight], 2, 1)?;
+    /// let layout = RankLayout::of(vec![weight], 2, 1)?;
     /// assert_eq!(layout.params[0].ranges, [4..8, 0..4]);
     /// # Ok::<(), trine_spec::SpecError>(())
     /// ```
@@ -163,9 +211,9 @@ impl StageLayout {
     /// # Errors
     /// A dimension whose units do not divide over `tp`.
     pub fn of(specs: Vec<ParamSpec>, tp: usize, tp_index: usize) -> Result<Self, SpecError> {
-        let mut layout = Self { params: vec![], buckets: vec![], pieces: vec![] };
+        let mut layout = Self { params: vec![], buckets: vec![], stages: vec![] };
         if !specs.is_empty() {
-            layout.buckets.push(BucketLayout::open());
+            layout.open(0);
         }
         for (index, spec) in specs.into_iter().enumerate() {
             let spec = ParamSpec { fused: index > 0, ..spec };
@@ -174,19 +222,26 @@ impl StageLayout {
         Ok(layout)
     }
 
-    /// Puts a piece's parameters into the open bucket, or opens a new one.
+    /// Opens the next bucket of a stage.
+    fn open(&mut self, stage: usize) -> &mut Bucket {
+        let segment = self.buckets_of(stage).count();
+        self.buckets.push(Bucket::open(stage, segment));
+        self.buckets.last_mut().expect("invariant: it has just been pushed")
+    }
+
+    /// Puts a piece's parameters into the stage's open bucket, or opens a new one.
     fn place(
         &mut self,
-        piece: Piece,
+        (stage, piece): (usize, Piece),
         specs: Vec<ParamSpec>,
-        request: &StageRequest<'_>,
+        request: &RankRequest<'_>,
     ) -> Result<(), SpecError> {
-        let full = |bucket: &BucketLayout| bucket.len >= request.bucket_elements;
-        if self.buckets.last().is_none_or(full) {
-            self.buckets.push(BucketLayout::open());
+        let room =
+            |bucket: &&mut Bucket| bucket.stage == stage && bucket.len < request.bucket_elements;
+        match self.buckets.last_mut().filter(room) {
+            Some(open) => open.pieces.push(piece),
+            None => self.open(stage).pieces.push(piece),
         }
-        let open = self.buckets.last_mut().expect("invariant: a bucket is open");
-        open.pieces.push(piece);
         for spec in specs {
             self.append(piece, spec, (request.tp, request.tp_index))?;
         }
@@ -223,8 +278,7 @@ impl StageLayout {
         Ok(())
     }
 
-    /// The index of a parameter by name. The name of a tied output layer finds the embedding when
-    /// the stage keeps no copy of its own.
+    /// The index of a parameter by name.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.params.iter().position(|param| param.spec.name == name)
     }
@@ -235,63 +289,65 @@ impl StageLayout {
     }
 }
 
-/// Blocks on stage `stage` of `pp` where a run does not give them: so that the stage with the most work, which sets the
-/// pace of a pipeline, has as little as possible. Work is counted in model FLOPs at the model's longest sequence; the
-/// last stage also has the output layer, which in a small model is worth several blocks, and takes fewer of them for
-/// it. Earlier stages take what is left over, and of splits that are equally good it is the most even one. Every stage
-/// has a block.
+/// Blocks on stage `stage` of `stages` where a run does not give them: so that the stage with the most work, which sets
+/// the pace of a pipeline, has as little as possible. Work is counted in model FLOPs at the model's longest sequence;
+/// the last stage also has the output layer, which in a small model is worth several blocks, and takes fewer of them
+/// for it. Earlier stages take what is left over, and of splits that are equally good it is the most even one. Every
+/// stage has a block.
 ///
-/// `1 ≤ pp ≤ model.layers` and `stage < pp`, as [`ModelSpec::check_layout`] has it.
-pub fn stage_blocks(model: &ModelSpec, pp: usize, stage: usize) -> usize {
+/// `1 ≤ stages ≤ model.layers` and `stage < stages`, as [`ModelSpec::check_layout`] has it.
+pub fn stage_blocks(model: &ModelSpec, stages: usize, stage: usize) -> usize {
     let head = model.head_flops_per_token() / model.block_flops_per_token(model.seq_max);
-    let mut last = model.layers / pp;
-    if pp == 1 {
+    let mut last = model.layers / stages;
+    if stages == 1 {
         return last;
     }
     let most = |last: usize| {
-        let others = (model.layers - last).div_ceil(pp - 1);
+        let others = (model.layers - last).div_ceil(stages - 1);
         (others as f64).max(last as f64 + head)
     };
     while last > 1 && most(last - 1) < most(last) {
         last -= 1;
     }
-    if stage == pp - 1 {
+    if stage == stages - 1 {
         return last;
     }
-    let (each, over) = ((model.layers - last) / (pp - 1), (model.layers - last) % (pp - 1));
+    let (each, over) = ((model.layers - last) / (stages - 1), (model.layers - last) % (stages - 1));
     each + usize::from(stage < over)
 }
 
-/// Splits a model's blocks over `pp` stages, by [`stage_blocks`] or as `given`. Returns the pieces of each stage: the
-/// first also has the embedding, the last the output layer.
+/// Splits a model's blocks over the stages of a pipeline, by [`stage_blocks`] or as `given`. Returns the pieces of each
+/// stage: the first also has the embedding, the last the output layer.
 ///
 /// # Errors
 /// More stages than layers, or `given` layer counts that do not add up.
 pub fn split_layers(
     model: &ModelSpec,
-    pp: usize,
+    stages: usize,
     given: Option<&[usize]>,
-) -> Result<Vec<Vec<Piece>>, SpecError> {
-    model.check_layout(1, pp)?;
-    let by_work = || (0..pp).map(|stage| stage_blocks(model, pp, stage)).collect();
+) -> Result<Vec<StagePieces>, SpecError> {
+    model.check_layout(1, stages)?;
+    let by_work = || (0..stages).map(|stage| stage_blocks(model, stages, stage)).collect();
     let counts = given.map_or_else(by_work, <[usize]>::to_vec);
-    if counts.len() != pp || counts.iter().sum::<usize>() != model.layers || counts.contains(&0) {
+    let sum: usize = counts.iter().sum();
+    if counts.len() != stages || sum != model.layers || counts.contains(&0) {
         let rule = format!(
-            "layers per stage {counts:?} must be {pp} positive numbers that add up to {}",
+            "layers per stage {counts:?} must be {stages} positive numbers that add up to {}",
             model.layers
         );
         let nearest = format!("{:?}", by_work());
-        return Err(SpecError::Layout { axis: "pp", degree: pp, rule, nearest });
+        return Err(SpecError::Layout { axis: "pp", degree: stages, rule, nearest });
     }
     let mut next = 0;
-    let mut stages: Vec<Vec<Piece>> = Vec::new();
-    for count in counts {
-        stages.push((next..next + count).map(Piece::Block).collect());
+    let mut split = Vec::new();
+    for (stage, count) in counts.into_iter().enumerate() {
+        let pieces = (next..next + count).map(Piece::Block).collect();
+        split.push(StagePieces { stage, pieces });
         next += count;
     }
-    stages[0].insert(0, Piece::Embedding);
-    stages[pp - 1].push(Piece::Head);
-    Ok(stages)
+    split[0].pieces.insert(0, Piece::Embedding);
+    split[stages - 1].pieces.push(Piece::Head);
+    Ok(split)
 }
 
 #[cfg(test)]
@@ -301,13 +357,13 @@ mod tests {
 
     fn request<'a>(
         model: &'a ModelSpec,
-        pieces: &'a [Piece],
+        stages: &'a [StagePieces],
         tp: usize,
         i: usize,
-    ) -> StageRequest<'a> {
-        StageRequest {
+    ) -> RankRequest<'a> {
+        RankRequest {
             model,
-            pieces,
+            stages,
             tp,
             tp_index: i,
             dp: 2,
@@ -327,7 +383,8 @@ mod tests {
                 let mut owned = 0;
                 for stage in split_layers(&model, pp, None).unwrap() {
                     for i in 0..tp {
-                        let layout = StageLayout::new(&request(&model, &stage, tp, i)).unwrap();
+                        let stages = [stage.clone()];
+                        let layout = RankLayout::new(&request(&model, &stages, tp, i)).unwrap();
                         let mine = layout.params.iter().filter(|param| param.owner);
                         owned += mine.map(LocalParam::len).sum::<usize>();
                     }
@@ -343,8 +400,8 @@ mod tests {
     #[test]
     fn buckets_are_padded_fused_parameters_touch_and_spans_do_not_overlap() {
         let model = presets::find("gpt2-124m").unwrap().model;
-        let pieces: Vec<Piece> = model.pieces().collect();
-        let layout = StageLayout::new(&request(&model, &pieces, 2, 1)).unwrap();
+        let stages = [StagePieces::whole(&model)];
+        let layout = RankLayout::new(&request(&model, &stages, 2, 1)).unwrap();
         assert_eq!(layout.buckets.len(), 14, "one a piece at this bucket size");
         for bucket in &layout.buckets {
             assert!(bucket.len.is_multiple_of(32));
@@ -365,14 +422,38 @@ mod tests {
         let model = presets::find("gpt2-124m").unwrap().model;
         let stages = split_layers(&model, 2, None).unwrap();
         for (stage, name) in [(0, "embedding.token"), (1, "head.output.weight")] {
-            let mut request = request(&model, &stages[stage], 1, 0);
+            let mut request = request(&model, &stages[stage..=stage], 1, 0);
             request.tied_apart = true;
-            let layout = StageLayout::new(&request).unwrap();
+            let layout = RankLayout::new(&request).unwrap();
             let last = layout.buckets.last().unwrap();
             assert!(last.tied && last.pieces.is_empty());
             let param = &layout.params[last.params[0]];
             assert_eq!((param.spec.name.as_str(), param.owner), (name, stage == 0));
         }
+    }
+
+    #[test]
+    fn a_rank_of_several_stages_holds_what_ranks_of_one_each_would() {
+        let model = presets::find("gpt2-124m").unwrap().model;
+        let stages = split_layers(&model, 4, None).unwrap();
+        let of = |held: &[StagePieces]| {
+            let request = RankRequest { tied_apart: true, ..request(&model, held, 2, 1) };
+            RankLayout::new(&request).unwrap()
+        };
+        // As a V: the first rank has both ends, and both copies of the embedding.
+        let both = of(&[stages[0].clone(), stages[3].clone()]);
+        let apart = [of(&stages[..1]), of(&stages[3..])];
+        let alone: Vec<&Bucket> = apart.iter().flat_map(|layout| &layout.buckets).collect();
+        assert_eq!(both.buckets.len(), alone.len());
+        let mut tied = 0;
+        for (index, (bucket, alone)) in both.buckets.iter().zip(alone).enumerate() {
+            assert_eq!((bucket.len, &bucket.pieces), (alone.len, &alone.pieces));
+            assert_eq!(both.bucket(bucket.stage, bucket.segment), Some(index));
+            tied += usize::from(bucket.tied);
+        }
+        assert_eq!((tied, both.bucket(1, 0), both.bucket(0, 99)), (2, None, None));
+        assert_eq!(both.buckets_of(0).count(), apart[0].buckets.len());
+        assert!(both.has(Piece::Head) && both.has(Piece::Embedding) && !both.has(Piece::Block(5)));
     }
 
     /// Every way to write `sum` as `parts` positive numbers.
@@ -436,9 +517,9 @@ mod tests {
     fn layers_split_by_work_or_as_given() {
         let mut model = presets::find("gpt2-124m").unwrap().model;
         model.layers = 5;
-        let blocks = |stages: Vec<Vec<Piece>>| -> Vec<usize> {
-            let count = |stage: &Vec<Piece>| {
-                stage.iter().filter(|piece| matches!(piece, Piece::Block(_))).count()
+        let blocks = |stages: Vec<StagePieces>| -> Vec<usize> {
+            let count = |stage: &StagePieces| {
+                stage.pieces.iter().filter(|piece| matches!(piece, Piece::Block(_))).count()
             };
             stages.iter().map(count).collect()
         };

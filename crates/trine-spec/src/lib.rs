@@ -4,7 +4,7 @@
 //! * [`ModelSpec::params`]: every parameter of a [`Piece`] (embedding, block, head) with its global
 //!   shape, placement on the mesh, initialisation and padding; [`hf`] says how Hugging Face names
 //!   and lays out the same tensors.
-//! * [`StageLayout`]: what one rank holds: local shapes and the flat buckets they lie in.
+//! * [`RankLayout`]: what one rank holds: local shapes and the flat buckets they lie in.
 //! * [`assemble`]: whole tensors from the shards of all ranks.
 //! * [`RankBytes`] and [`PieceSizes`]: bytes of a rank's training state, from lengths alone.
 //! * [`ModelSpec::saved`]: what a block keeps for its backward pass, as symbolic shapes.
@@ -31,7 +31,9 @@ pub mod presets;
 
 pub use activations::{Kept, SavedTensor, Split};
 pub use bytes::{BUCKET_ELEMENTS, ElementBytes, PieceSizes, RankBytes, StageShape};
-pub use layout::{BucketLayout, LocalParam, StageLayout, StageRequest, split_layers, stage_blocks};
+pub use layout::{
+    Bucket, LocalParam, RankLayout, RankRequest, StagePieces, split_layers, stage_blocks,
+};
 pub use model::{Family, ModelSpec, Norm};
 pub use params::{Init, ParamSpec, Piece};
 

@@ -10,7 +10,8 @@ pub use gradients::{GRADIENT, GradientStep, STEP_FILE, gradients};
 use crate::TrainError;
 use crate::config::Config;
 use crate::cores::rank_team;
-use crate::engine::{Batch, Engine, RankPlan};
+use crate::engine::{Batch, Engine};
+use crate::plan::RunPlan;
 use core_time::{RankTime, RankWatch};
 use rank::{RankBench, Timed};
 use std::collections::BTreeMap;
@@ -170,8 +171,8 @@ fn run(
     let tokens = engine.global_batch * engine.seq;
     let flops = tokens as f64 * engine.model.flops_per_token(engine.seq);
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
+    let plan = Arc::new(RunPlan::new(&engine)?);
     let ranks = threads::run_explained(engine.degrees.world(), &options, |comm| {
-        let plan = RankPlan::new(&engine, comm.rank())?;
         let (ranks, rank) = (comm.size(), comm.rank());
         let (team, _pinned) = rank_team(config.threads.pin, ranks, rank, engine.threads);
         // Where there are more ranks than cores, as many as there are cores for find out what all of them reach.
@@ -181,8 +182,8 @@ fn run(
         let profiled = request.profile.then(|| Arc::new(Profiled::new(cpu.clone())));
         let ops = profiled.clone().map_or(cpu.clone() as Arc<dyn Ops>, |ops| ops);
         let watch = RankWatch::new();
-        let rank = Engine::with_ops(&engine, plan, watch.around(wrap(comm)), ops)?;
-        let actions = rank.plan().training.actions[rank.plan().coordinate.pp].len();
+        let rank = Engine::with_ops(plan.clone(), watch.around(wrap(comm)), ops)?;
+        let actions = plan.training.actions[rank.coordinate().pp].len();
         let dtype = config.train.precision.dtype();
         let adds = (request.ceiling && has_cores)
             .then(|| MultiplyAdds::new(cpu.team(), isa, dtype))

@@ -7,161 +7,28 @@ mod messages;
 mod settings;
 mod state;
 
+pub use settings::EngineConfig;
+
 use crate::TrainError;
+use crate::plan::RunPlan;
 use crate::stage::{MicroBatches, StageRun};
 use crate::update::{AtOnce, Updating};
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::{Buf, DType, Pool};
+use trine_buffer::{Buf, Pool};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_dp::{
     DpError, GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, ReplicaGroups, Squares,
-    WeightSync, ZeroStage, check_replicas, clip_scale, measured_bytes,
+    WeightSync, check_replicas, clip_scale, measured_bytes,
 };
 use trine_kernels::{CpuOps, Ops, Team};
-use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
-use trine_models::{StageModel, StageParts};
+use trine_mesh::{Axis, Coordinate, Mesh};
+use trine_models::{RankParts, StageModel};
 use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
-use trine_optim::{Optimizer, OptimizerConfig, Update};
+use trine_optim::{Optimizer, Update};
 use trine_pipeline::{Execution, Moment, execute};
-use trine_schedule::{Action, Schedule, ScheduleKind, Shape, SyncPlan, TiedSegment, lower, verify};
-use trine_spec::{ModelSpec, Piece, RankBytes, StageLayout, StageRequest, split_layers};
-
-/// Everything that determines the numbers of a run, and how they are computed.
-#[derive(Debug, Clone)]
-pub struct EngineConfig {
-    /// The model.
-    pub model: ModelSpec,
-    /// The layout.
-    pub degrees: Degrees,
-    /// Blocks of each stage; `None`: by work ([`trine_spec::stage_blocks`]).
-    pub layers: Option<Vec<usize>>,
-    /// Split the residual stream by rows over tensor parallelism.
-    pub sequence_parallel: bool,
-    /// The pipeline's order of work.
-    pub schedule: ScheduleKind,
-    /// How sums are ordered.
-    pub numerics: Numerics,
-    /// Type of weights and activations.
-    pub compute: DType,
-    /// Run each block's forward pass again in backward instead of keeping what it saves.
-    pub recompute: bool,
-    /// What data-parallel ranks share out.
-    pub zero: ZeroStage,
-    /// Sequences of a step over all ranks.
-    pub global_batch: usize,
-    /// Sequences of a micro-batch.
-    pub micro_batch: usize,
-    /// Tokens of a sequence.
-    pub seq: usize,
-    /// Seed of weights and dropout masks.
-    pub seed: u64,
-    /// The update.
-    pub optimizer: OptimizerConfig,
-    /// Largest global gradient norm; 0: no clipping.
-    pub clip_norm: f64,
-    /// Threads that compute for this rank.
-    pub threads: usize,
-    /// Elements at which a gradient bucket is closed.
-    pub bucket_elements: usize,
-}
-
-impl EngineConfig {
-    /// Micro-batches of a step on each data-parallel rank.
-    pub fn micro_batches(&self) -> usize {
-        self.global_batch / self.degrees.dp / self.micro_batch
-    }
-
-    fn pieces(&self) -> Result<Vec<Vec<Piece>>, TrainError> {
-        Ok(split_layers(&self.model, self.degrees.pp, self.layers.as_deref())?)
-    }
-
-    /// Blocks of each stage.
-    pub(crate) fn blocks(&self) -> Result<Vec<usize>, TrainError> {
-        let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
-        let count = |pieces: &Vec<Piece>| pieces.iter().filter(is_block).count();
-        Ok(self.pieces()?.iter().map(count).collect())
-    }
-
-    /// What one rank of the stage `pp` holds.
-    fn stage_layout(&self, pieces: &[Piece], tp_index: usize) -> Result<StageLayout, TrainError> {
-        let pp = self.degrees.pp;
-        Ok(StageLayout::new(&StageRequest {
-            model: &self.model,
-            pieces,
-            tp: self.degrees.tp,
-            tp_index,
-            dp: self.degrees.dp,
-            tied_apart: pp > 1 || self.numerics == Numerics::Reference,
-            bucket_elements: self.bucket_elements,
-        })?)
-    }
-
-    /// What the rank at (pipeline, tensor) coordinates holds. Pure: any rank can ask for any other.
-    ///
-    /// # Errors
-    /// A model that does not fit the layout.
-    pub fn layout_of(&self, pp: usize, tp: usize) -> Result<StageLayout, TrainError> {
-        self.stage_layout(&self.pieces()?[pp], tp)
-    }
-
-    /// The lowered and verified schedule of a training step.
-    ///
-    /// # Errors
-    /// A model that does not fit the layout, or a schedule that fails its proof.
-    pub fn training_schedule(&self) -> Result<Schedule, TrainError> {
-        let mut plan = SyncPlan { segments: vec![], tied: vec![] };
-        for (stage, pieces) in self.pieces()?.iter().enumerate() {
-            let buckets = self.stage_layout(pieces, 0)?.buckets;
-            plan.segments.push(buckets.len());
-            let tied = buckets.iter().enumerate().filter(|(_, bucket)| bucket.tied);
-            plan.tied.extend(tied.map(|(segment, _)| TiedSegment { stage, segment }));
-        }
-        let shape = Shape::plain(self.degrees.pp, self.micro_batches());
-        let schedule = lower(&self.schedule.generate_shape(shape)?, Some(&plan))?;
-        verify(&schedule)?;
-        Ok(schedule)
-    }
-
-    fn evaluation_schedule(&self) -> Result<Schedule, TrainError> {
-        let order = ScheduleKind::ForwardOnly.generate(self.degrees.pp, self.micro_batches())?;
-        let schedule = lower(&order, None)?;
-        verify(&schedule)?;
-        Ok(schedule)
-    }
-}
-
-/// The decisions about one rank, as data: made purely, so that they can be looked at, and, in tests,
-/// tampered with.
-#[derive(Debug, Clone)]
-pub struct RankPlan {
-    /// Where the rank stands.
-    pub coordinate: Coordinate,
-    /// What it holds.
-    pub layout: StageLayout,
-    /// What all ranks do in a training step.
-    pub training: Arc<Schedule>,
-    /// What all ranks do in an evaluation.
-    pub evaluation: Arc<Schedule>,
-}
-
-impl RankPlan {
-    /// Plans the rank `rank` of a run.
-    ///
-    /// # Errors
-    /// As [`EngineConfig::check`].
-    pub fn new(config: &EngineConfig, rank: usize) -> Result<Self, TrainError> {
-        config.check()?;
-        let mesh = Mesh::new(config.degrees, config.degrees.world())?;
-        let coordinate = mesh.coordinate(rank);
-        Ok(Self {
-            coordinate,
-            layout: config.layout_of(coordinate.pp, coordinate.tp)?,
-            training: Arc::new(config.training_schedule()?),
-            evaluation: Arc::new(config.evaluation_schedule()?),
-        })
-    }
-}
+use trine_schedule::{Action, Schedule};
+use trine_spec::{RankBytes, RankLayout};
 
 /// The samples of one data-parallel rank for one step: `global_batch / dp` sequences, row after row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,16 +77,16 @@ pub type Observe<'a> = &'a mut dyn FnMut(usize, &Action, Moment);
 /// One rank of a run.
 #[derive(Debug)]
 pub struct Engine {
-    config: EngineConfig,
-    plan: RankPlan,
-    layout: Arc<StageLayout>,
+    plan: Arc<RunPlan>,
+    coordinate: Coordinate,
+    layout: Arc<RankLayout>,
     world: Arc<dyn Communicator>,
     pp: Arc<dyn Communicator>,
     dp: Arc<dyn Communicator>,
     groups: ReplicaGroups,
     ops: Arc<dyn Ops>,
     pool: Pool,
-    stage: StageModel,
+    stages: Vec<StageModel>,
     weights: ParamStore,
     grads: GradStore,
     optimizer: Optimizer,
@@ -236,21 +103,17 @@ impl Engine {
     /// # Errors
     /// What does not fit, or a failed collective.
     pub fn new(config: &EngineConfig, world: Arc<dyn Communicator>) -> Result<Self, TrainError> {
-        let plan = RankPlan::new(config, world.rank())?;
-        Self::from_plan(config, plan, world)
+        Self::from_plan(Arc::new(RunPlan::new(config)?), world)
     }
 
-    /// [`Engine::new`] with a plan made elsewhere.
+    /// [`Engine::new`] with a plan made before, for all ranks.
     ///
     /// # Errors
     /// As [`Engine::new`].
-    pub fn from_plan(
-        config: &EngineConfig,
-        plan: RankPlan,
-        world: Arc<dyn Communicator>,
-    ) -> Result<Self, TrainError> {
-        let ops = Arc::new(CpuOps::with_isa(Team::new(config.threads), config.numerics.isa())?);
-        Self::with_ops(config, plan, world, ops)
+    pub fn from_plan(plan: Arc<RunPlan>, world: Arc<dyn Communicator>) -> Result<Self, TrainError> {
+        let (threads, isa) = (plan.config.threads, plan.config.numerics.isa());
+        let ops = Arc::new(CpuOps::with_isa(Team::new(threads), isa)?);
+        Self::with_ops(plan, world, ops)
     }
 
     /// [`Engine::from_plan`] with kernels made elsewhere: another instruction set, a profile.
@@ -258,19 +121,19 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`].
     pub fn with_ops(
-        config: &EngineConfig,
-        plan: RankPlan,
+        plan: Arc<RunPlan>,
         world: Arc<dyn Communicator>,
         ops: Arc<dyn Ops>,
     ) -> Result<Self, TrainError> {
+        let (config, coordinate) = (&plan.config, plan.mesh.coordinate(world.rank()));
         let mesh = Mesh::new(config.degrees, world.size())?;
         let along = |axis: Axis, name| world.split(mesh.colour(world.rank(), &[axis]), name);
         let (pp, dp, tp) = (along(Axis::Pp, "pp")?, along(Axis::Dp, "dp")?, along(Axis::Tp, "tp")?);
-        let tied = tied_link(config, &plan, &pp)?;
-        messages::make_room(config, &plan, &*pp);
-        let layout = Arc::new(plan.layout.clone());
+        let tied = tied_link(&plan, &pp)?;
+        messages::make_room(&plan, &*pp);
+        let layout = Arc::new(plan.layout(coordinate).clone());
         let numerics = config.numerics;
-        let stage = StageModel::new(&StageParts {
+        let stages = StageModel::of_rank(&RankParts {
             model: &config.model,
             layout: &layout,
             comm: tp.clone(),
@@ -280,7 +143,7 @@ impl Engine {
             compute: config.compute,
             seed: config.seed,
         })?;
-        let partition = Partition::new(config.zero, config.degrees.dp, plan.coordinate.dp)?;
+        let partition = Partition::new(config.zero, config.degrees.dp, coordinate.dp)?;
         let mut weights = ParamStore::zeros(layout.clone(), config.compute);
         let own = layout.buckets.iter().map(|bucket| partition.own(bucket.len)).collect();
         let optimizer = Optimizer::new(&layout, own, config.compute, config.optimizer, |bucket| {
@@ -295,30 +158,23 @@ impl Engine {
             global_batch: config.global_batch,
             tied_peer: tied.clone(),
         };
-        let tp_degree = config.degrees.tp;
+        let (model, tp_degree) = (&config.model, config.degrees.tp);
         Ok(Self {
             sync: GradSync::new(&layout, options, dp.clone())?,
             weight_sync: WeightSync::new(partition, dp.clone())?,
-            norm: GradNorm::new(
-                &config.model,
-                &layout,
-                tp_degree,
-                partition,
-                numerics,
-                world.clone(),
-            )?,
+            norm: GradNorm::new(model, &layout, tp_degree, partition, numerics, world.clone())?,
             squares: None,
             groups: ReplicaGroups { dp: dp.clone(), tp, tied },
             grads: GradStore::new(layout.clone(), config.compute, numerics),
-            config: config.clone(),
             pool: Pool::new(),
+            coordinate,
             plan,
             layout,
             world,
             pp,
             dp,
             ops,
-            stage,
+            stages,
             weights,
             optimizer,
         })
@@ -326,12 +182,22 @@ impl Engine {
 
     /// What the run is made of.
     pub fn config(&self) -> &EngineConfig {
-        &self.config
+        &self.plan.config
     }
 
-    /// The decisions about this rank.
-    pub fn plan(&self) -> &RankPlan {
+    /// The decisions about all ranks.
+    pub fn plan(&self) -> &Arc<RunPlan> {
         &self.plan
+    }
+
+    /// Where this rank stands.
+    pub fn coordinate(&self) -> Coordinate {
+        self.coordinate
+    }
+
+    /// What it holds.
+    pub fn layout(&self) -> &Arc<RankLayout> {
+        &self.layout
     }
 
     /// All ranks of the run.
@@ -357,7 +223,7 @@ impl Engine {
     /// The elements of a bucket whose reduced gradient is valid on this rank: under ZeRO-1 in fast
     /// numerics its own part, else all.
     pub fn reduced(&self, bucket: usize) -> Range<usize> {
-        match self.config.numerics {
+        match self.plan.config.numerics {
             Numerics::Fast => self.optimizer.own(bucket),
             Numerics::Reference => 0..self.layout.buckets[bucket].len,
         }
@@ -396,7 +262,7 @@ impl Engine {
         batch: &Batch,
         observe: Observe<'_>,
     ) -> Result<(Loss, Updated), TrainError> {
-        if self.config.clip_norm > 0.0 {
+        if self.plan.config.clip_norm > 0.0 {
             let loss = self.backward(step, batch, observe)?;
             return Ok((loss, self.update(step + 1, lr)?));
         }
@@ -435,8 +301,9 @@ impl Engine {
     ) -> Result<(Loss, Option<DpError>), TrainError> {
         self.grads.clear()?;
         self.squares = Some(self.norm.squares());
-        let schedule = self.plan.training.clone();
-        let (loss, refused) = self.run(&schedule, Mode::Train, step, batch, at_once, observe)?;
+        let plan = self.plan.clone();
+        let run = self.run(&plan.training, Mode::Train, step, batch, at_once, observe);
+        let (loss, refused) = run?;
         if !loss.sum.is_finite() {
             // All ranks know the same loss. The gradients tell which rank and parameter is concerned.
             let measured = self.norm.measure(&self.grads, &*self.ops);
@@ -452,8 +319,8 @@ impl Engine {
     /// # Errors
     /// The first failure of any rank.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Loss, TrainError> {
-        let schedule = self.plan.evaluation.clone();
-        Ok(self.run(&schedule, Mode::Eval, 0, batch, None, &mut |_, _, _| {})?.0)
+        let plan = self.plan.clone();
+        Ok(self.run(&plan.evaluation, Mode::Eval, 0, batch, None, &mut |_, _, _| {})?.0)
     }
 
     fn run(
@@ -473,10 +340,10 @@ impl Engine {
             rank,
             refused: None,
         });
-        let micro_batches = MicroBatches::new(&self.config, self.plan.coordinate.dp, batch)?;
+        let micro_batches = MicroBatches::new(&self.plan.config, self.coordinate.dp, batch)?;
         let mut run = StageRun {
-            config: &self.config,
-            stage: &self.stage,
+            config: &self.plan.config,
+            stages: &self.stages,
             weights: &mut self.weights,
             grads: &mut self.grads,
             sync: &mut self.sync,
@@ -490,8 +357,7 @@ impl Engine {
             step,
             loss_scale: 1.0 / tokens.max(1) as f64,
             in_flight: Default::default(),
-            losses: vec![0.0; self.config.global_batch],
-            last: self.plan.coordinate.pp + 1 == self.config.degrees.pp,
+            losses: vec![0.0; self.plan.config.global_batch],
         };
         let execution = Execution { schedule, comm: &*self.pp, pool: &self.pool };
         execute(&execution, &mut run, observe)?;
@@ -510,8 +376,8 @@ impl Engine {
     /// The sum of all samples' losses, added in the order of the samples whatever rank has them: each
     /// sample's is at its place on one rank and zero elsewhere.
     fn total(&self, mut losses: Vec<f64>) -> Result<f64, TrainError> {
-        let last = self.plan.coordinate.pp + 1 == self.config.degrees.pp;
-        if !(last && self.plan.coordinate.tp == 0) {
+        let has_head = self.stages.iter().any(StageModel::has_head);
+        if !(has_head && self.coordinate.tp == 0) {
             losses.fill(0.0);
         }
         let all = Buf::from_vec(losses);
@@ -526,7 +392,7 @@ impl Engine {
     /// A gradient that is not finite (step, rank and parameter named), or a failed collective.
     pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
         let norm = self.total_norm(step)?;
-        let clip = self.config.clip_norm;
+        let clip = self.plan.config.clip_norm;
         let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
         let update = Update { lr, grad_scale, step };
         let (optimizer, weight_sync) = (&mut self.optimizer, &mut self.weight_sync);
@@ -565,17 +431,16 @@ impl Engine {
 /// The quantity of a checkpoint that is the model itself.
 pub const WEIGHTS: &str = "weights";
 
-/// The two ranks that hold the copies of a tied embedding, on the stages that have one. All pipeline
-/// ranks call it.
+/// The two ranks that hold the copies of a tied embedding, on those two. All pipeline ranks call it.
 fn tied_link(
-    config: &EngineConfig,
-    plan: &RankPlan,
+    plan: &RunPlan,
     pp: &Arc<dyn Communicator>,
 ) -> Result<Option<Arc<dyn Communicator>>, TrainError> {
-    if !config.model.tied || pp.size() == 1 {
+    let holders = plan.tied_ranks();
+    if holders.len() < 2 {
         return Ok(None);
     }
-    let holds = plan.layout.buckets.iter().any(|bucket| bucket.tied);
+    let holds = holders.contains(&pp.rank());
     let link = pp.split(u64::from(!holds), if holds { "tied" } else { "not tied" })?;
     Ok(holds.then_some(link))
 }

@@ -79,10 +79,21 @@ pub enum TrainError {
         source: DpError,
     },
     /// A schedule runs a backward pass without its forward pass.
-    #[error("micro-batch {micro_batch} is not in flight; the schedule has not been verified")]
+    #[error(
+        "micro-batch {micro_batch} is not in flight on stage {stage}; the schedule has not been \
+         verified"
+    )]
     NotInFlight {
+        /// The stage.
+        stage: usize,
         /// The micro-batch.
         micro_batch: usize,
+    },
+    /// A schedule asks a rank for a stage, or for a segment of one, that it does not hold.
+    #[error("this rank does not hold what the schedule asks of stage {stage}")]
+    NotHere {
+        /// The stage.
+        stage: usize,
     },
     /// The optimizer keeps no such quantity.
     #[error("this run keeps no \"{0}\"")]

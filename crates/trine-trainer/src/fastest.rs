@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::memory::{MemoryLimit, MemoryPlan};
 use crate::outlook::Time;
+use crate::plan::RunPlan;
 use crate::planned::{Machine, planned_step};
 use crate::run::MachineSource;
 use std::fmt::{self, Display, Formatter};
@@ -186,9 +187,8 @@ fn is_enough(config: &Config, choices: Choices<'_>, leanest: &mut Option<MemoryP
     let mut plan = MemoryPlan::of_machine(config.world() as u64, weights, true, choices.limits);
     if plan.fits() {
         let engine = config.engine(choices.cores).ok();
-        let whole = engine.and_then(|engine| MemoryPlan::of_threads(&engine, choices.limits).ok());
-        let Some(whole) = whole else { return false };
-        plan = whole;
+        let Some(run) = engine.and_then(|engine| RunPlan::new(&engine).ok()) else { return false };
+        plan = MemoryPlan::of_threads(&run, choices.limits);
     }
     let fits = plan.fits();
     if !fits && leanest.as_ref().is_none_or(|other| plan.bytes < other.bytes) {
@@ -254,14 +254,14 @@ mod tests {
         let base = config(&[]);
         let needs = |one: &Config| {
             let engine = one.engine(4).unwrap();
-            MemoryPlan::of_threads(&engine, &[]).unwrap().bytes
+            MemoryPlan::of_threads(&RunPlan::new(&engine).unwrap(), &[]).bytes
         };
         let mut all: Vec<u64> = candidates(&base, choices(&[])).iter().map(needs).collect();
         all.sort_unstable();
         let some = limit(all[all.len() / 2]);
         let found = Fastest::find(&base, choices(&some), MachineSource(&machine));
         let engine = found.config.engine(4).unwrap();
-        assert!(MemoryPlan::of_threads(&engine, &some).unwrap().fits(), "{found}");
+        assert!(MemoryPlan::of_threads(&RunPlan::new(&engine).unwrap(), &some).fits(), "{found}");
         // Less than any needs as it is: blocks are computed again.
         let little = limit(all[0] - 1);
         let found = Fastest::find(&base, choices(&little), MachineSource(&machine));

@@ -1,13 +1,11 @@
 //! Memory that a run is planned to take, held against what it may use.
 
 use crate::TrainError;
-use crate::engine::EngineConfig;
 use crate::outlook::plural;
-use crate::planned::RankMemory;
+use crate::plan::RunPlan;
 use crate::run::{Ranks, TrainRequest};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
-use trine_mesh::Mesh;
 
 /// How much memory may be taken, and who says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,19 +31,16 @@ pub struct MemoryPlan {
     pub limit: Option<MemoryLimit>,
 }
 
-/// How many ranks there are of each pipeline stage and tensor shard.
+/// How many ranks there are at each (pipeline, tensor) coordinate.
 type Holders = BTreeMap<(usize, usize), u64>;
 
 impl MemoryPlan {
     /// The plan of ranks that are threads of one process.
-    ///
-    /// # Errors
-    /// A model that does not fit the layout.
-    pub fn of_threads(engine: &EngineConfig, limits: &[MemoryLimit]) -> Result<Self, TrainError> {
-        let degrees = engine.degrees;
+    pub fn of_threads(plan: &RunPlan, limits: &[MemoryLimit]) -> Self {
+        let degrees = plan.config.degrees;
         let places = (0..degrees.pp).flat_map(|pp| (0..degrees.tp).map(move |tp| (pp, tp)));
-        let all = Self::planned(engine, &places.map(|place| (place, degrees.dp as u64)).collect())?;
-        Ok(Self::of_machine(all.ranks, all.bytes, all.is_least, limits))
+        let all = Self::planned(plan, &places.map(|place| (place, degrees.dp as u64)).collect());
+        Self::of_machine(all.ranks, all.bytes, all.is_least, limits)
     }
 
     /// The plan of ranks that are known to take so many bytes, all in one process.
@@ -56,35 +51,27 @@ impl MemoryPlan {
 
     /// The plan of this process's ranks, `own`, and of those of all processes of its machine, `here`: the one whose
     /// limit is tighter.
-    fn of_processes(
-        engine: &EngineConfig,
-        own: &[usize],
-        here: &[usize],
-        limits: &[MemoryLimit],
-    ) -> Result<Self, TrainError> {
-        let mesh = Mesh::new(engine.degrees, engine.degrees.world())?;
+    fn of_processes(plan: &RunPlan, own: &[usize], here: &[usize], limits: &[MemoryLimit]) -> Self {
         let holders = |ranks: &[usize]| {
             let mut all = Holders::new();
-            for at in ranks.iter().map(|rank| mesh.coordinate(*rank)) {
+            for at in ranks.iter().map(|rank| plan.mesh.coordinate(*rank)) {
                 *all.entry((at.pp, at.tp)).or_default() += 1;
             }
             all
         };
-        let own = Self::planned(engine, &holders(own))?;
-        Ok(Self::planned(engine, &holders(here))?.tightest(&own, limits))
+        let own = Self::planned(plan, &holders(own));
+        Self::planned(plan, &holders(here)).tightest(&own, limits)
     }
 
-    fn planned(engine: &EngineConfig, holders: &Holders) -> Result<Self, TrainError> {
-        let training = engine.training_schedule()?;
-        let mut plan = Self { ranks: 0, bytes: 0, is_least: false, limit: None };
-        for (&(stage, tp), &count) in holders {
-            let layout = engine.layout_of(stage, tp)?;
-            let memory = RankMemory::planned(engine, stage, &layout, &training);
-            plan.ranks += count;
-            plan.bytes = plan.bytes.saturating_add(memory.planned_bytes().saturating_mul(count));
-            plan.is_least |= memory.activations.is_none();
+    fn planned(plan: &RunPlan, holders: &Holders) -> Self {
+        let mut sum = Self { ranks: 0, bytes: 0, is_least: false, limit: None };
+        for (&(pp, tp), &count) in holders {
+            let memory = plan.memory(pp, tp);
+            sum.ranks += count;
+            sum.bytes = sum.bytes.saturating_add(memory.planned_bytes().saturating_mul(count));
+            sum.is_least |= memory.activations.is_none();
         }
-        Ok(plan)
+        sum
     }
 
     /// With the limit that leaves least: of the machine beside this, of the process beside `own`.
@@ -132,18 +119,18 @@ fn gigabytes(bytes: u64) -> String {
 /// [`TrainError::Memory`] if it does not fit and the configuration does not say to go on.
 pub(crate) fn check(
     request: &TrainRequest<'_>,
-    engine: &EngineConfig,
+    plan: &RunPlan,
     ranks: Ranks<'_>,
 ) -> Result<MemoryPlan, TrainError> {
-    let plan = match ranks {
-        Ranks::Threads => MemoryPlan::of_threads(engine, request.memory)?,
+    let memory = match ranks {
+        Ranks::Threads => MemoryPlan::of_threads(plan, request.memory),
         Ranks::Process(process) => {
             let (own, here) = ([process.world().rank()], process.ranks_of_this_machine());
-            MemoryPlan::of_processes(engine, &own, &here, request.memory)?
+            MemoryPlan::of_processes(plan, &own, &here, request.memory)
         }
     };
-    let may = plan.fits() || !request.config.train.memory_check;
-    if may { Ok(plan) } else { Err(TrainError::Memory(plan)) }
+    let may = memory.fits() || !request.config.train.memory_check;
+    if may { Ok(memory) } else { Err(TrainError::Memory(memory)) }
 }
 
 #[cfg(test)]
@@ -151,9 +138,10 @@ mod tests {
     use super::*;
     use crate::config::{Config, Setting, Typed};
 
-    fn engine(settings: &[&str]) -> EngineConfig {
+    fn run(settings: &[&str]) -> RunPlan {
         let settings = settings.iter().map(|text| Setting::set(text)).collect();
-        Config::load(&Typed { settings, ..Typed::default() }).unwrap().engine(2).unwrap()
+        let config = Config::load(&Typed { settings, ..Typed::default() }).unwrap();
+        RunPlan::new(&config.engine(2).unwrap()).unwrap()
     }
 
     fn limit(bytes: u64, by: &str, own: bool) -> MemoryLimit {
@@ -162,23 +150,20 @@ mod tests {
 
     #[test]
     fn ranks_of_a_process_and_of_a_machine_add_up() {
-        let engine = engine(&["layout.dp=2", "layout.tp=2", "layout.pp=2"]);
-        let all = MemoryPlan::of_threads(&engine, &[]).unwrap();
+        let run = run(&["layout.dp=2", "layout.tp=2", "layout.pp=2"]);
+        let all = MemoryPlan::of_threads(&run, &[]);
         assert_eq!((all.ranks, all.is_least, all.fits()), (8, false, true));
-        let each: Vec<MemoryPlan> = (0..8)
-            .map(|rank| MemoryPlan::of_processes(&engine, &[rank], &[rank], &[]).unwrap())
-            .collect();
+        let each: Vec<MemoryPlan> =
+            (0..8).map(|rank| MemoryPlan::of_processes(&run, &[rank], &[rank], &[])).collect();
         assert_eq!(each.iter().map(|plan| plan.bytes).sum::<u64>(), all.bytes);
         assert!(each.iter().all(|plan| plan.ranks == 1 && plan.bytes > 1_000_000));
     }
 
     #[test]
     fn the_limit_that_leaves_least_is_held_against_whom_it_is_for() {
-        let engine = engine(&["layout.dp=2", "layout.tp=1", "layout.pp=1"]);
-        let one = MemoryPlan::of_processes(&engine, &[0], &[0], &[]).unwrap().bytes;
-        let of = |limits: &[MemoryLimit]| {
-            MemoryPlan::of_processes(&engine, &[0], &[0, 1], limits).unwrap()
-        };
+        let run = run(&["layout.dp=2", "layout.tp=1", "layout.pp=1"]);
+        let one = MemoryPlan::of_processes(&run, &[0], &[0], &[]).bytes;
+        let of = |limits: &[MemoryLimit]| MemoryPlan::of_processes(&run, &[0], &[0, 1], limits);
         let (cgroup, own) = (limit(3 * one, "cgroup", false), limit(one, "ulimit -v", true));
         let plan = of(&[cgroup.clone(), own.clone()]);
         assert_eq!((plan.ranks, plan.limit.clone(), plan.fits()), (1, Some(own), true));
@@ -193,8 +178,8 @@ mod tests {
         let plan = MemoryPlan { ranks, bytes: 2_400_000_000, is_least: false, limit };
         let text = "needs 2.4 GB of memory for 2 ranks, 0.6 GB may be used (cgroup)";
         assert_eq!(plan.to_string(), text);
-        let reference = engine(&["train.numerics=reference", "train.precision=f32"]);
-        let plan = MemoryPlan::of_threads(&reference, &[]).unwrap();
+        let reference = run(&["train.numerics=reference", "train.precision=f32"]);
+        let plan = MemoryPlan::of_threads(&reference, &[]);
         assert!(plan.to_string().starts_with("needs at least "), "{plan}");
     }
 }

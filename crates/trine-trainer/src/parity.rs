@@ -2,9 +2,11 @@
 
 use crate::TrainError;
 use crate::engine::{Batch, Engine, EngineConfig};
+use crate::plan::RunPlan;
+use std::sync::Arc;
 use trine_buffer::DType;
 use trine_comm::threads;
-use trine_mesh::{Axis, Degrees, Mesh};
+use trine_mesh::Degrees;
 use trine_nn::Numerics;
 use trine_rng::Stream;
 use trine_spec::assemble::{Shards, Tensors, assemble};
@@ -67,10 +69,10 @@ fn tiny(compute: DType, numerics: Numerics) -> Result<EngineConfig, TrainError> 
 
 /// The gradients of the first step, from all ranks as threads.
 fn step(config: &EngineConfig) -> Result<Tensors, TrainError> {
-    let mesh = Mesh::new(config.degrees, config.degrees.world())?;
-    let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
-        let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
-        let mut engine = Engine::new(config, comm)?;
+    let plan = Arc::new(RunPlan::new(config)?);
+    let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
+        let batch = batch(config, plan.mesh.coordinate(comm.rank()).dp);
+        let mut engine = Engine::from_plan(plan.clone(), comm)?;
         engine.backward(0, &batch, &mut |_, _, _| {})?;
         gradients(&engine)
     });
@@ -96,7 +98,7 @@ fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
 /// # Errors
 /// A bucket that is away.
 pub fn gradients(engine: &Engine) -> Result<Shards, TrainError> {
-    let layout = engine.plan().layout.clone();
+    let layout = engine.layout().as_ref().clone();
     let buckets = 0..layout.buckets.len();
     let values = buckets.clone().map(|bucket| Ok(engine.grads().bucket(bucket)?.to_f64_vec()));
     let values = values.collect::<Result<_, TrainError>>()?;

@@ -11,7 +11,7 @@ use trine_plan::{
     SharedStep, activation_peak, find_stack, stacks,
 };
 use trine_schedule::Schedule;
-use trine_spec::{Piece, RankBytes, StageLayout};
+use trine_spec::{Piece, RankBytes, RankLayout, StagePieces};
 
 /// The machine that a run is planned for.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,27 +72,25 @@ pub struct PlanCheck {
 }
 
 impl RankMemory {
-    /// What a rank of `stage` will hold, given its layout and the run's training schedule. Pure.
+    /// What pipeline rank `pp` will hold, given its layout and the run's training schedule. Pure.
     ///
     /// Reference numerics keep gradients of single samples and trees of partial sums for a while, which nothing
     /// predicts.
     pub fn planned(
         config: &EngineConfig,
-        stage: usize,
-        layout: &StageLayout,
+        pp: usize,
+        layout: &RankLayout,
         training: &Schedule,
     ) -> Self {
         let moments = config.optimizer.moments().len();
         let each = element_bytes(config.zero, config.degrees.dp, config.compute, moments);
         let elements = layout.elements();
         let fast = config.numerics == Numerics::Fast;
-        let segments: Vec<Vec<Piece>> =
-            layout.buckets.iter().map(|bucket| bucket.pieces.clone()).collect();
         let request = ActivationRequest {
             model: &config.model,
             schedule: training,
-            rank: stage,
-            segments: &segments,
+            rank: pp,
+            layout,
             tokens: config.micro_batch * config.seq,
             tp: config.degrees.tp,
             sequence_parallel: config.sequence_parallel,
@@ -145,7 +143,10 @@ pub fn planned_step(
     let cluster = machine.cluster.of_ranks(config.threads, world);
     let planner = Planner::new(&model, &cluster, find_stack(&all, STACK)?, &constants)?;
     let at_once = machine.cluster.devices() as f64 / config.threads as f64;
-    Ok(Ok(planner.shared_step(&layout, &config.blocks()?, at_once.min(world as f64))?))
+    let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
+    let count = |stage: &StagePieces| stage.pieces.iter().filter(is_block).count();
+    let blocks: Vec<usize> = config.stages()?.iter().map(count).collect();
+    Ok(Ok(planner.shared_step(&layout, &blocks, at_once.min(world as f64))?))
 }
 
 /// The software that runs.
@@ -163,7 +164,7 @@ fn layout(config: &EngineConfig) -> Result<Layout, String> {
     };
     Ok(Layout {
         degrees: config.degrees,
-        virtual_stages: 1,
+        virtual_stages: config.virtual_stages,
         pipeline: config.schedule,
         micro_batch: config.micro_batch,
         global_batch: config.global_batch,

@@ -79,10 +79,10 @@ pub(crate) struct InFlight {
     work: Vec<(usize, WeightWork)>,
 }
 
-/// One rank's stage during one run of a schedule.
+/// One rank's stages during one run of a schedule.
 pub(crate) struct StageRun<'a> {
     pub(crate) config: &'a EngineConfig,
-    pub(crate) stage: &'a StageModel,
+    pub(crate) stages: &'a [StageModel],
     pub(crate) weights: &'a mut ParamStore,
     pub(crate) grads: &'a mut GradStore,
     pub(crate) sync: &'a mut GradSync,
@@ -97,11 +97,10 @@ pub(crate) struct StageRun<'a> {
     pub(crate) mode: Mode,
     pub(crate) step: u64,
     pub(crate) loss_scale: f64,
-    pub(crate) in_flight: HashMap<usize, InFlight>,
+    /// By stage and micro-batch.
+    pub(crate) in_flight: HashMap<(usize, usize), InFlight>,
     /// The loss of each sample of the global batch that this rank has computed.
     pub(crate) losses: Vec<f64>,
-    /// Whether this is the last stage.
-    pub(crate) last: bool,
 }
 
 impl<'a> StageRun<'a> {
@@ -137,25 +136,43 @@ impl<'a> StageRun<'a> {
         }
     }
 
-    fn segments(&self, segment: Option<usize>) -> Range<usize> {
-        segment.map_or(0..self.stage.segments(), |segment| segment..segment + 1)
+    fn stage(&self, number: usize) -> Result<&'a StageModel, TrainError> {
+        let stages = self.stages;
+        stages.iter().find(|s| s.number() == number).ok_or(TrainError::NotHere { stage: number })
     }
 
-    fn state(&mut self, micro_batch: usize) -> Result<InFlight, StageError> {
-        let missing = || TrainError::NotInFlight { micro_batch };
-        Ok(self.in_flight.remove(&micro_batch).ok_or_else(missing)?)
+    /// The bucket that a segment fills.
+    fn bucket(&self, stage: usize, segment: usize) -> Result<usize, TrainError> {
+        let layout = self.grads.layout();
+        layout.bucket(stage, segment).ok_or(TrainError::NotHere { stage })
+    }
+
+    fn state(&mut self, stage: usize, micro_batch: usize) -> Result<InFlight, TrainError> {
+        let state = self.in_flight.remove(&(stage, micro_batch));
+        state.ok_or(TrainError::NotInFlight { stage, micro_batch })
     }
 }
 
+/// The segments of a stage that an action means.
+fn segments(stage: &StageModel, segment: Option<usize>) -> Range<usize> {
+    segment.map_or(0..stage.segments(), |segment| segment..segment + 1)
+}
+
 impl StageOps for StageRun<'_> {
-    fn forward(&mut self, _: usize, micro_batch: usize, x: Option<Act>) -> Result<Act, StageError> {
-        let ctx = self.context(micro_batch);
+    fn forward(
+        &mut self,
+        stage: usize,
+        micro_batch: usize,
+        x: Option<Act>,
+    ) -> Result<Act, StageError> {
+        let (model, ctx) = (self.stage(stage)?, self.context(micro_batch));
         let x = x.map_or_else(|| self.token_ids(micro_batch), Ok)?;
-        let (y, states) = self.stage.forward(self.weights, x, &ctx)?;
+        let (y, states) = model.forward(self.weights, x, &ctx)?;
         if self.mode == Mode::Train {
-            self.in_flight.insert(micro_batch, InFlight { states, ..InFlight::default() });
+            let state = InFlight { states, ..InFlight::default() };
+            self.in_flight.insert((stage, micro_batch), state);
         }
-        if self.last {
+        if model.has_head() {
             self.record_losses(&ctx.rows, &y);
         }
         Ok(y)
@@ -163,49 +180,50 @@ impl StageOps for StageRun<'_> {
 
     fn backward_input(
         &mut self,
-        _: usize,
+        stage: usize,
         micro_batch: usize,
         segment: Option<usize>,
         dy: Option<Act>,
     ) -> Result<Option<Act>, StageError> {
-        let ctx = self.context(micro_batch);
-        let mut state = self.state(micro_batch)?;
+        let (model, ctx) = (self.stage(stage)?, self.context(micro_batch));
+        let mut state = self.state(stage, micro_batch)?;
         // The last stage ends in the loss, which takes no gradient.
         let end = || Act::new(Buf::zeros(self.config.compute, 0));
         let mut gradient = dy.or(state.gradient.take()).unwrap_or_else(end);
-        for segment in self.segments(segment).rev() {
+        for segment in segments(model, segment).rev() {
             let (weights, states) = (&*self.weights, &mut state.states);
             let (dx, work) =
-                self.stage.backward_input(segment, weights, states, gradient, &ctx, self.grads)?;
+                model.backward_input(segment, weights, states, gradient, &ctx, self.grads)?;
             state.work.push((segment, work));
             gradient = dx;
         }
         let done = state.states.is_empty();
         let dx = if done { Some(gradient) } else { state.gradient.replace(gradient).and(None) };
-        self.in_flight.insert(micro_batch, state);
+        self.in_flight.insert((stage, micro_batch), state);
         Ok(dx)
     }
 
     fn backward_weight(
         &mut self,
-        _: usize,
+        stage: usize,
         micro_batch: usize,
         segment: Option<usize>,
     ) -> Result<(), StageError> {
-        let ctx = self.context(micro_batch);
-        let mut state = self.state(micro_batch)?;
-        for segment in self.segments(segment).rev() {
+        let (model, ctx) = (self.stage(stage)?, self.context(micro_batch));
+        let mut state = self.state(stage, micro_batch)?;
+        for segment in segments(model, segment).rev() {
             let found = state.work.iter().position(|(of, _)| *of == segment);
-            let at = found.ok_or(TrainError::NotInFlight { micro_batch })?;
+            let at = found.ok_or(TrainError::NotInFlight { stage, micro_batch })?;
             let (_, work) = state.work.remove(at);
             work.run(&ctx, self.grads)?;
+            let bucket = self.bucket(stage, segment)?;
             // A tied bucket collects from pieces of other segments; it is closed when it is taken.
-            if !self.grads.layout().buckets[segment].tied {
-                self.grads.close(segment, ctx.rows.samples.clone(), self.ops)?;
+            if !self.grads.layout().buckets[bucket].tied {
+                self.grads.close(bucket, ctx.rows.samples.clone(), self.ops)?;
             }
         }
         if !(state.states.is_empty() && state.work.is_empty()) {
-            self.in_flight.insert(micro_batch, state);
+            self.in_flight.insert((stage, micro_batch), state);
         }
         Ok(())
     }
@@ -217,14 +235,18 @@ impl StageOps for StageRun<'_> {
     fn sync(&mut self, action: &Action) -> Result<(), StageError> {
         match *action {
             Action::ReduceTied { .. } => self.sync.tied(self.grads, self.ops)?,
-            Action::ReduceGrad { segment, .. } => self.sync.post(self.grads, segment, self.ops)?,
-            Action::AwaitGrad { segment, .. } => {
-                self.sync.wait(self.grads, segment, self.ops)?;
+            Action::ReduceGrad { stage, segment } => {
+                let bucket = self.bucket(stage, segment)?;
+                self.sync.post(self.grads, bucket, self.ops)?;
+            }
+            Action::AwaitGrad { stage, segment } => {
+                let bucket = self.bucket(stage, segment)?;
+                self.sync.wait(self.grads, bucket, self.ops)?;
                 if let Some(squares) = &mut self.squares {
-                    self.norm.count(squares, segment, self.grads, self.ops)?;
+                    self.norm.count(squares, bucket, self.grads, self.ops)?;
                 }
                 if let Some(at_once) = &mut self.at_once {
-                    at_once.bucket(segment, self.weights, self.grads, self.ops)?;
+                    at_once.bucket(bucket, self.weights, self.grads, self.ops)?;
                 }
             }
             Action::Forward { .. }

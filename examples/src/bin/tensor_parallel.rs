@@ -8,7 +8,7 @@ use trine::comm::{Communicator, Name, SelfComm, threads};
 use trine::kernels::{CpuOps, Team};
 use trine::nn::{Context, GradStore, Numerics, ParamId, ParamStore, Rows, initial_weights};
 use trine::shard::{ColumnLinear, RowLinear, Section, Stream, TensorGroup};
-use trine::spec::{Init, ParamSpec, StageLayout};
+use trine::spec::{Init, ParamSpec, RankLayout};
 
 const HIDDEN: usize = 16;
 const INNER: usize = 64;
@@ -18,7 +18,7 @@ fn run(comm: Arc<dyn Communicator>) -> Result<[Vec<f64>; 2], Box<dyn Error + Sen
     let (tp, init) = (comm.size(), Init::Normal { std: 0.1 });
     let up = ParamSpec::new("up", &[INNER, HIDDEN], init).split(0, INNER);
     let down = ParamSpec::new("down", &[HIDDEN, INNER], init).split(1, INNER);
-    let layout = Arc::new(StageLayout::of(vec![up, down], tp, comm.rank())?);
+    let layout = Arc::new(RankLayout::of(vec![up, down], tp, comm.rank())?);
     let (ops, pool, fast) = (CpuOps::new(Team::new(1)), Pool::new(), Numerics::Fast);
     let ctx = Context::train(&ops, &pool, DType::F64, Rows { samples: 0..2, seq: 4 });
     // Each rank draws its slice of the same global weights.

@@ -10,7 +10,7 @@ use trine_checkpoint::{Check, Checkpoint, WEIGHTS, latest, model_from_config, op
 use trine_data::{CorpusManifest, Dataset, Tokenizer, ValidationWindows};
 use trine_plan::clusters;
 use trine_schedule::{Schedule, ScheduleKind, Shape as ScheduleShape, lower, verify};
-use trine_spec::{ModelSpec, StageLayout, StageRequest};
+use trine_spec::{ModelSpec, RankLayout, RankRequest, StagePieces};
 use trine_trainer::config::{Config, File, Typed};
 use trine_trainer::run::{MetricsLine, Summary};
 
@@ -268,19 +268,19 @@ fn checkpoint(folder: &Path) -> Result<(), String> {
 /// Loads a model that was accepted, as one rank does.
 fn each_bucket(
     model: &ModelSpec,
-    load: impl Fn(&StageLayout, usize, SliceMut<'_>) -> Result<(), String>,
+    load: impl Fn(&RankLayout, usize, SliceMut<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
-    let pieces: Vec<_> = model.pieces().collect();
-    let request = StageRequest {
+    let stages = [StagePieces::whole(model)];
+    let request = RankRequest {
         model,
-        pieces: &pieces,
+        stages: &stages,
         tp: 1,
         tp_index: 0,
         dp: 1,
         tied_apart: false,
         bucket_elements: 1 << 16,
     };
-    let layout = StageLayout::new(&request).map_err(said)?;
+    let layout = RankLayout::new(&request).map_err(said)?;
     for bucket in 0..layout.buckets.len() {
         let mut values = vec![0.0f32; layout.buckets[bucket].len];
         load(&layout, bucket, SliceMut::F32(&mut values))?;

@@ -179,7 +179,7 @@ fn a_rank_that_cannot_hand_out_its_bucket_stops_the_world() {
             dir: dir.path(),
             model: &world.model,
             mesh: &world.mesh,
-            stages: &world.stages,
+            ranks: &world.ranks,
             dtype: DType::F32,
             moments: &[],
             run: &run,

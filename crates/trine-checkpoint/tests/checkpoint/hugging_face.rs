@@ -17,7 +17,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 /// Every parameter of a model whole, by trine's name, without padding.
 fn whole(model: &ModelSpec, quantity: &str) -> BTreeMap<String, Vec<f32>> {
     let world = World::new(model, 1, 1, 1);
-    let layout = &world.stages[0][0];
+    let layout = &world.ranks[0][0];
     let mut found = BTreeMap::new();
     for index in 0..layout.buckets.len() {
         let values = bucket::<f32>(layout, quantity, index, 0.0);
@@ -209,7 +209,7 @@ fn published_weights_load_with_or_without_prefix_in_any_float_type() {
                 let file = theirs.join("model.safetensors");
                 rewrite(&ours.join("model.safetensors"), &file, prefix, dtype);
                 let opened = open_hf(&theirs).unwrap();
-                for layout in layouts.stages.iter().flatten() {
+                for layout in layouts.ranks.iter().flatten() {
                     for index in 0..layout.buckets.len() {
                         let mut out = vec![9.0f32; layout.buckets[index].len];
                         let slice = trine_buffer::SliceMut::F32(&mut out);

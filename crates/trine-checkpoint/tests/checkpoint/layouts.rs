@@ -5,7 +5,7 @@ use std::fs;
 use trine_buffer::{Buf, DType, SliceMut};
 use trine_checkpoint::{Checkpoint, CheckpointError, WEIGHTS};
 use trine_comm::Delivery;
-use trine_spec::{Family, ModelSpec, Piece, StageLayout, split_layers};
+use trine_spec::{Family, ModelSpec, Piece, RankLayout, StagePieces, split_layers};
 
 /// (dp, pp, tp) in {1, 2}³, more tensor ranks than KV heads, uneven stages, one bucket for
 /// everything, and two copies of a tied embedding on one stage.
@@ -18,8 +18,8 @@ fn worlds(model: &ModelSpec) -> Vec<World> {
     }
     let uneven = split_layers(model, 3, Some(&[1, 3, 1])).unwrap();
     worlds.push(World::new(model, 1, 1, 4));
-    worlds.push(World::of_pieces(model, (2, 4), &split_layers(model, 1, None).unwrap(), true, 1));
-    worlds.push(World::of_pieces(model, (1, 2), &uneven, true, 1 << 20));
+    worlds.push(World::of_stages(model, (2, 4), &split_layers(model, 1, None).unwrap(), true, 1));
+    worlds.push(World::of_stages(model, (1, 2), &uneven, true, 1 << 20));
     worlds
 }
 
@@ -64,10 +64,10 @@ fn stages_that_take_turns_give_the_same_files() {
     let model = model(Family::Gpt);
     let block = Piece::Block;
     let pieces = [
-        vec![Piece::Embedding, block(0), block(2), block(4)],
-        vec![block(1), block(3), Piece::Head],
+        StagePieces { stage: 0, pieces: vec![Piece::Embedding, block(0), block(2), block(4)] },
+        StagePieces { stage: 1, pieces: vec![block(1), block(3), Piece::Head] },
     ];
-    let turns = World::of_pieces(&model, (1, 2), &pieces, true, 1 << 20);
+    let turns = World::of_stages(&model, (1, 2), &pieces, true, 1 << 20);
     let serial = World::new(&model, 1, 1, 1);
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     save_step(&turns, a.path(), &Options::step(1));
@@ -90,7 +90,7 @@ fn f64_stays_f64_and_sgd_needs_no_second_file() {
     let names: Vec<&str> =
         checkpoint.manifest().files.iter().map(|file| file.name.as_str()).collect();
     assert_eq!(names, ["model.safetensors", "config.json", "generation_config.json"]);
-    let load = |quantity: &str, layout: &StageLayout, bucket, out: SliceMut<'_>| {
+    let load = |quantity: &str, layout: &RankLayout, bucket, out: SliceMut<'_>| {
         checkpoint.load_bucket(quantity, layout, bucket, out).unwrap();
     };
     let serial = World::new(&world.model, 1, 1, 1);
@@ -104,7 +104,7 @@ fn buckets_and_layouts_that_do_not_fit_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     save_step(&world, dir.path(), &Options::step(1));
     let checkpoint = Checkpoint::open(&dir.path().join("step-1")).unwrap();
-    let layout = &world.stages[0][0];
+    let layout = &world.ranks[0][0];
     let load = |quantity: &str, layout, dtype, len| {
         let mut out = Buf::zeros(dtype, len);
         checkpoint.load_bucket(quantity, layout, 0, out.slice_mut()).unwrap_err()
@@ -119,12 +119,12 @@ fn buckets_and_layouts_that_do_not_fit_are_refused() {
     assert!(matches!(error, CheckpointError::Bucket { .. }), "{error}");
     let wider = ModelSpec { hidden: 16, ..world.model.clone() };
     let other = World::new(&wider, 1, 1, 1);
-    let error = load(WEIGHTS, &other.stages[0][0], DType::F32, other.stages[0][0].buckets[0].len);
+    let error = load(WEIGHTS, &other.ranks[0][0], DType::F32, other.ranks[0][0].buckets[0].len);
     assert!(matches!(error, CheckpointError::Layout(_)), "{error}");
 
     // A world that lacks a stage, or whose model is another one, saves nothing.
     let half = split_layers(&world.model, 2, None).unwrap();
-    let mut wrong = vec![World::of_pieces(&world.model, (1, 1), &half[..1], true, 1 << 11)];
+    let mut wrong = vec![World::of_stages(&world.model, (1, 1), &half[..1], true, 1 << 11)];
     wrong.push(World { model: wider, ..world });
     for world in wrong {
         let dir = tempfile::tempdir().unwrap();

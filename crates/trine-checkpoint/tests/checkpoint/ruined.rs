@@ -7,7 +7,7 @@ use trine_checkpoint::{
     Check, CheckpointError, Disk, Keep, SaveRequest, WEIGHTS, latest, prune, save,
 };
 use trine_comm::threads;
-use trine_spec::BucketLayout;
+use trine_spec::Bucket;
 
 /// Saves with `value` in the last parameter that the last pipeline stage owns, of the quantity `ruined`.
 fn save_ruined(
@@ -22,7 +22,7 @@ fn save_ruined(
             dir,
             model: &world.model,
             mesh: &world.mesh,
-            stages: &world.stages,
+            ranks: &world.ranks,
             dtype: DType::F32,
             moments: MOMENTS,
             run: &run,
@@ -30,10 +30,9 @@ fn save_ruined(
             storage: &Disk,
         };
         let layout = world.layout(comm.rank());
-        let is_last = world.mesh.coordinate(comm.rank()).pp + 1 == world.stages.len();
+        let is_last = world.mesh.coordinate(comm.rank()).pp + 1 == world.ranks.len();
         // The bucket of a tied copy has none of its own, and is not saved.
-        let owns =
-            |bucket: &BucketLayout| bucket.params.iter().any(|param| layout.params[*param].owner);
+        let owns = |bucket: &Bucket| bucket.params.iter().any(|param| layout.params[*param].owner);
         let spoiled = layout.buckets.iter().rposition(owns);
         let mut source = |quantity: &str, index| {
             let mut values = bucket::<f32>(layout, quantity, index, 0.0);

@@ -11,7 +11,7 @@ use trine_checkpoint::{
 };
 use trine_comm::{Delivery, threads};
 use trine_mesh::{Degrees, Mesh};
-use trine_spec::{Family, ModelSpec, Piece, StageLayout, StageRequest, presets, split_layers};
+use trine_spec::{Family, ModelSpec, RankLayout, RankRequest, StagePieces, presets, split_layers};
 
 pub(crate) const MOMENTS: &[&str] = &["exp_avg", "exp_avg_sq"];
 
@@ -44,40 +44,43 @@ pub(crate) fn tiny_gpt() -> ModelSpec {
 pub(crate) struct World {
     pub(crate) model: ModelSpec,
     pub(crate) mesh: Mesh,
-    pub(crate) stages: Vec<Vec<StageLayout>>,
+    /// What the ranks at (pipeline, tensor) coordinates hold.
+    pub(crate) ranks: Vec<Vec<RankLayout>>,
 }
 
 impl World {
-    pub(crate) fn of_pieces(
+    pub(crate) fn of_stages(
         model: &ModelSpec,
         (dp, tp): (usize, usize),
-        pieces: &[Vec<Piece>],
+        stages: &[StagePieces],
         tied_apart: bool,
         bucket_elements: usize,
     ) -> Self {
-        let degrees = Degrees { dp, pp: pieces.len(), tp, ..Degrees::SERIAL };
-        let layout = |pieces: &Vec<Piece>, tp_index| {
+        let degrees = Degrees { dp, pp: stages.len(), tp, ..Degrees::SERIAL };
+        let layout = |stages: &[StagePieces], tp_index| {
             let request =
-                StageRequest { model, pieces, tp, tp_index, dp, tied_apart, bucket_elements };
-            StageLayout::new(&request).unwrap()
+                RankRequest { model, stages, tp, tp_index, dp, tied_apart, bucket_elements };
+            RankLayout::new(&request).unwrap()
         };
-        let ranks = |pieces| (0..tp).map(|tp_index| layout(pieces, tp_index)).collect();
+        let ranks = |stages: &[StagePieces]| -> Vec<RankLayout> {
+            (0..tp).map(|tp_index| layout(stages, tp_index)).collect()
+        };
         Self {
             model: model.clone(),
             mesh: Mesh::new(degrees, degrees.world()).unwrap(),
-            stages: pieces.iter().map(ranks).collect(),
+            ranks: stages.chunks(1).map(ranks).collect(),
         }
     }
 
     /// Stages as even as possible; two copies of tied embeddings where there are two stages.
     pub(crate) fn new(model: &ModelSpec, dp: usize, pp: usize, tp: usize) -> Self {
-        let pieces = split_layers(model, pp, None).unwrap();
-        Self::of_pieces(model, (dp, tp), &pieces, pp > 1, 1 << 9)
+        let stages = split_layers(model, pp, None).unwrap();
+        Self::of_stages(model, (dp, tp), &stages, pp > 1, 1 << 9)
     }
 
-    pub(crate) fn layout(&self, rank: usize) -> &StageLayout {
+    pub(crate) fn layout(&self, rank: usize) -> &RankLayout {
         let at = self.mesh.coordinate(rank);
-        &self.stages[at.pp][at.tp]
+        &self.ranks[at.pp][at.tp]
     }
 }
 
@@ -97,7 +100,7 @@ fn numbers(quantity: &str, name: &str) -> impl Fn(usize) -> f64 {
 
 /// A rank's bucket, filled from the elements' global places. Whatever is no element is `padding`.
 pub(crate) fn bucket<T: Float>(
-    layout: &StageLayout,
+    layout: &RankLayout,
     quantity: &str,
     bucket: usize,
     padding: f64,
@@ -241,7 +244,7 @@ pub(crate) fn save_each<T: Float>(
             dir,
             model: &world.model,
             mesh: &world.mesh,
-            stages: &world.stages,
+            ranks: &world.ranks,
             dtype: T::DTYPE,
             moments: options.moments,
             run: &run,
@@ -269,12 +272,12 @@ pub(crate) fn save_step(world: &World, dir: &Path, options: &Options<'_>) {
 }
 
 /// What every bucket of every rank should hold, by rank, bucket and quantity.
-pub(crate) struct Expected<T>(Vec<(StageLayout, usize, String, Vec<T>)>);
+pub(crate) struct Expected<T>(Vec<(RankLayout, usize, String, Vec<T>)>);
 
 impl<T: Float> Expected<T> {
     pub(crate) fn new(world: &World, moments: &[&str]) -> Self {
         let mut all = Vec::new();
-        for layout in world.stages.iter().flatten() {
+        for layout in world.ranks.iter().flatten() {
             for index in 0..layout.buckets.len() {
                 for quantity in [WEIGHTS].iter().chain(moments) {
                     let values = bucket::<T>(layout, quantity, index, 0.0);
@@ -286,7 +289,7 @@ impl<T: Float> Expected<T> {
     }
 
     /// Loads everything and compares all elements; returns how many buckets there were.
-    pub(crate) fn compare(&self, load: &dyn Fn(&str, &StageLayout, usize, SliceMut<'_>)) -> usize {
+    pub(crate) fn compare(&self, load: &dyn Fn(&str, &RankLayout, usize, SliceMut<'_>)) -> usize {
         for (layout, index, quantity, expected) in &self.0 {
             let mut loaded = Buf::from_vec(vec![T::from_f64(7.0); expected.len()]);
             load(quantity, layout, *index, loaded.slice_mut());

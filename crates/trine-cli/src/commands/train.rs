@@ -16,7 +16,7 @@ use std::time::Instant;
 use trine_comm::Communicator;
 use trine_trainer::config::{self, Config, Key};
 use trine_trainer::run::{MachineSource, Reporter, Seams};
-use trine_trainer::{Machine, MemoryPlan, Ranks, TrainError, TrainRequest};
+use trine_trainer::{Machine, MemoryPlan, Ranks, RunPlan, TrainError, TrainRequest};
 
 /// Runs the command.
 pub(crate) fn run(
@@ -96,8 +96,8 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
     let find = || machine.clone().map_or_else(|| layout::machine_of(args, &base), Ok);
     let limits = crate::memory::limits();
     // What cannot be planned is refused by the run.
-    if let Ok(plan) = MemoryPlan::of_threads(&config.engine(cores())?, &limits) {
-        memory.planned(plan.to_string());
+    if let Ok(plan) = RunPlan::new(&config.engine(cores())?) {
+        memory.planned(MemoryPlan::of_threads(&plan, &limits).to_string());
     }
     let wrap = |comm: Arc<dyn Communicator>| {
         memory.add_rank(comm.recorder());

@@ -116,7 +116,10 @@ const CASES: &[(&[&str], &[&str])] = &[
     ),
     (
         &["train", "--schedule", "zigzag"],
-        &["--schedule zigzag", "must be one of \"gpipe\", \"1f1b\", \"zb-h1\", \"zb-h2\""],
+        &[
+            "--schedule zigzag",
+            "must be one of \"gpipe\", \"1f1b\", \"interleaved\", \"breadth-first\", \"zb-h1\"",
+        ],
     ),
     (&["train", "--precision", "f16"], &["--precision f16", "\"f32\", \"bf16\", \"f64\""]),
     (

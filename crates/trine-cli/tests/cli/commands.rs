@@ -174,7 +174,7 @@ fn a_trillion_parameters_are_planned_in_no_time() {
     assert!(text.contains("3,072 ranks: dp 6 × pp 64 × tp 8"));
     let ranks: Vec<&str> = text.lines().filter(|line| line.contains("  0–7  ")).collect();
     assert_eq!(ranks.len(), 3, "first, middle and last stages");
-    assert!(ranks[1].starts_with("# 2,976    1–62  0–7  2 blocks "), "{}", ranks[1]);
+    assert!(ranks[1].starts_with("# 2,976  1–62  0–7  2 blocks "), "{}", ranks[1]);
 }
 
 #[test]

@@ -29,13 +29,16 @@ fn eight_ranks_have_the_losses_of_one() {
 #[test]
 fn reference_numerics_are_equal_to_the_last_bit_in_every_layout() {
     let scratch = Scratch::new();
-    let common = ["--steps=30", "--numerics=reference"];
+    let common = ["--steps=30", "--numerics=reference", "--set=model.layers=4"];
     let serial = scratch.train("serial", &[SERIAL, &common].concat());
     let layouts: &[&[&str]] = &[
         ALL_AXES,
         &["--tp=4", "--pp=1", "--dp=2"],
         &["--tp=1", "--pp=2", "--dp=4", "--schedule=gpipe"],
         &["--tp=2", "--pp=1", "--dp=1", "--set=batch.micro=4", "--set=train.recompute=true"],
+        &["--tp=2", "--pp=2", "--dp=2", "--schedule=interleaved"],
+        &["--tp=1", "--pp=2", "--dp=2", "--schedule=zb-v"],
+        &["--tp=1", "--pp=1", "--dp=2", "--schedule=breadth-first", "--virtual=3"],
     ];
     for (index, layout) in layouts.iter().enumerate() {
         let run = scratch.train(&format!("layout-{index}"), &[layout, &common[..]].concat());
@@ -45,7 +48,7 @@ fn reference_numerics_are_equal_to_the_last_bit_in_every_layout() {
             [&run, &serial].map(|run| run.checkpoint_file(30, "model.safetensors"));
         assert!(ours == theirs, "the weights of {layout:?}");
     }
-    assert_eq!(layouts.len(), 4);
+    assert_eq!(layouts.len(), 7);
 }
 
 #[test]

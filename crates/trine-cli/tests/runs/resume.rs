@@ -56,13 +56,20 @@ fn a_signal_stops_a_run_that_goes_on_bit_exactly() {
 #[test]
 fn a_run_goes_on_in_another_layout() {
     let scratch = Scratch::new();
-    let common = [STEPS, "--numerics=reference"];
+    let common = [STEPS, "--numerics=reference", "--set=model.layers=4"];
     let whole = scratch.train("whole", &[SERIAL, &common].concat());
-    let steps = stop_on_the_way(&scratch, "moved", &[ALL_AXES, &common].concat(), "TERM");
-    let other = ["--tp=1", "--pp=2", "--dp=4", "--schedule=gpipe"];
-    let moved = scratch.resume("moved", &other);
-    assert_same(&moved, &whole, 120);
-    assert!(steps < 120 && moved.summary()["layout"] == "dp 4 × pp 2 × tp 1");
+    let others: [&[&str]; 2] = [
+        &["--tp=1", "--pp=2", "--dp=4", "--schedule=gpipe"],
+        // Both ends of the model on the first rank.
+        &["--tp=1", "--pp=2", "--dp=4", "--schedule=zb-v"],
+    ];
+    for (index, other) in others.into_iter().enumerate() {
+        let name = format!("moved-{index}");
+        let steps = stop_on_the_way(&scratch, &name, &[ALL_AXES, &common].concat(), "TERM");
+        let moved = scratch.resume(&name, other);
+        assert_same(&moved, &whole, 120);
+        assert!(steps < 120 && moved.summary()["layout"] == "dp 4 × pp 2 × tp 1");
+    }
 }
 
 #[test]

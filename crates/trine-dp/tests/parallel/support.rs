@@ -9,7 +9,7 @@ use trine_dp::{GradSync, GradSyncOptions, Partition, ZeroStage};
 use trine_kernels::{CpuOps, Team};
 use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
 use trine_nn::{GradStore, Numerics, ParamId, Rows};
-use trine_spec::{LocalParam, ModelSpec, StageLayout, StageRequest, presets, split_layers};
+use trine_spec::{LocalParam, ModelSpec, RankLayout, RankRequest, presets, split_layers};
 
 pub(crate) const EMBEDDING: &str = "embedding.token";
 pub(crate) const HEAD: &str = "head.output.weight";
@@ -55,7 +55,7 @@ impl Case {
 pub(crate) struct Rank {
     pub(crate) case: Case,
     pub(crate) at: Coordinate,
-    pub(crate) layout: Arc<StageLayout>,
+    pub(crate) layout: Arc<RankLayout>,
     pub(crate) partition: Partition,
     pub(crate) world: Arc<dyn Communicator>,
     pub(crate) dp: Arc<dyn Communicator>,
@@ -70,9 +70,9 @@ impl Rank {
         let mesh = Mesh::new(case.degrees, dp * pp * tp).unwrap();
         let at = mesh.coordinate(world.rank());
         let stages = split_layers(&case.model, pp, None).unwrap();
-        let layout = StageLayout::new(&StageRequest {
+        let layout = RankLayout::new(&RankRequest {
             model: &case.model,
-            pieces: &stages[at.pp],
+            stages: &stages[at.pp..=at.pp],
             tp,
             tp_index: at.tp,
             dp,

@@ -5,19 +5,19 @@ use trine_buffer::DType;
 use trine_generate::{GenerateError, Generator, Sampling, sample};
 use trine_nn::{Numerics, initial_weights};
 use trine_rng::Stream;
-use trine_spec::{ModelSpec, StageLayout};
+use trine_spec::{ModelSpec, RankLayout};
 use trine_testkit::toy;
 
 const SAMPLING: Sampling = Sampling { temperature: 0.9, top_k: 0, top_p: 0.98, seed: 5 };
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
 
-fn fill(layout: &StageLayout, bucket: usize, out: &mut [f32]) {
+fn fill(layout: &RankLayout, bucket: usize, out: &mut [f32]) {
     let initial = initial_weights(layout, bucket, SEED, DType::F32).unwrap();
     out.copy_from_slice(initial.typed().unwrap());
 }
 
 fn generator(model: &ModelSpec, threads: usize) -> Generator {
-    let load = &mut |layout: &StageLayout, bucket, out: &mut [f32]| {
+    let load = &mut |layout: &RankLayout, bucket, out: &mut [f32]| {
         fill(layout, bucket, out);
         Ok(())
     };
@@ -27,7 +27,7 @@ fn generator(model: &ModelSpec, threads: usize) -> Generator {
 /// A generator whose weights `change` has changed, parameter by parameter: name, leading rows that
 /// are real, all rows.
 fn changed(model: &ModelSpec, change: impl Fn(&str, &mut [f32], &mut [f32])) -> Generator {
-    let load = &mut |layout: &StageLayout, bucket: usize, out: &mut [f32]| {
+    let load = &mut |layout: &RankLayout, bucket: usize, out: &mut [f32]| {
         fill(layout, bucket, out);
         for &index in &layout.buckets[bucket].params {
             let param = &layout.params[index];
@@ -185,7 +185,7 @@ fn damaged_weights_and_wrong_constants_are_errors() {
 fn weights_are_asked_for_bucket_by_bucket_and_failures_name_theirs() {
     let model = toy::gpt();
     let mut asked = Vec::new();
-    let load = &mut |layout: &StageLayout, bucket: usize, out: &mut [f32]| {
+    let load = &mut |layout: &RankLayout, bucket: usize, out: &mut [f32]| {
         assert_eq!(out.len(), layout.buckets[bucket].len);
         assert!(out.iter().all(|value| *value == 0.0));
         asked.push((bucket, layout.buckets.len()));
@@ -195,7 +195,7 @@ fn weights_are_asked_for_bucket_by_bucket_and_failures_name_theirs() {
     assert_eq!(text, "weights of bucket 4: no such file");
     assert_eq!(asked, (0..5).map(|bucket| (bucket, model.layers + 2)).collect::<Vec<_>>());
 
-    let never = &mut |_: &StageLayout, _: usize, _: &mut [f32]| panic!("nothing to load");
+    let never = &mut |_: &RankLayout, _: usize, _: &mut [f32]| panic!("nothing to load");
     let text = Generator::new(&model, 0, never).unwrap_err().to_string();
     assert!(text.contains("threads = 0") && text.contains("nearest valid value: 1"), "{text}");
     let impossible = ModelSpec { kv_heads: 3, ..model };

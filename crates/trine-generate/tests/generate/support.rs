@@ -4,9 +4,9 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::SelfComm;
 use trine_kernels::{CpuOps, Team};
-use trine_models::{StageModel, StageParts};
+use trine_models::{RankParts, StageModel};
 use trine_nn::{Context, DecodeCache, Mode, NnError, Numerics, ParamStore, Rows, initial_weights};
-use trine_spec::{ModelSpec, Piece, StageLayout, StageRequest};
+use trine_spec::{ModelSpec, RankLayout, RankRequest, StagePieces};
 
 /// The seed of all initial weights.
 pub(crate) const SEED: u64 = 3;
@@ -24,11 +24,11 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(spec: &ModelSpec, compute: DType, numerics: Numerics) -> Self {
-        let pieces: Vec<Piece> = spec.pieces().collect();
+        let stages = [StagePieces::whole(spec)];
         let layout = Arc::new(
-            StageLayout::new(&StageRequest {
+            RankLayout::new(&RankRequest {
                 model: spec,
-                pieces: &pieces,
+                stages: &stages,
                 tp: 1,
                 tp_index: 0,
                 dp: 1,
@@ -43,7 +43,7 @@ impl Bench {
             let initial = initial_weights(&layout, bucket, SEED, compute.accumulator()).unwrap();
             weights.load(bucket, initial.slice(), &ops).unwrap();
         }
-        let parts = StageParts {
+        let parts = RankParts {
             model: spec,
             layout: &layout,
             comm: SelfComm::new(),
@@ -53,7 +53,7 @@ impl Bench {
             compute,
             seed: 1,
         };
-        let model = StageModel::new(&parts).unwrap();
+        let model = StageModel::of_rank(&parts).unwrap().remove(0);
         Self { spec: spec.clone(), model, weights, ops, pool: Pool::new(), compute, numerics }
     }
 

@@ -3,7 +3,7 @@
 use crate::support::{Batch, Rank, Setup, ids};
 use trine_buffer::{Act, Buf, DType};
 use trine_nn::{Context, Mode, NnError};
-use trine_spec::{Piece, split_layers};
+use trine_spec::{Piece, StagePieces, split_layers};
 use trine_testkit::toy;
 
 #[test]
@@ -16,7 +16,7 @@ fn stages_one_behind_the_other_are_the_whole_model() {
             whole.stage.forward(&whole.weights, ids(&batch), &whole.context(&batch)).unwrap();
         for pp in [2, 3, 5] {
             let mut x = ids(&batch);
-            for pieces in split_layers(&model, pp, None).unwrap() {
+            for StagePieces { pieces, .. } in split_layers(&model, pp, None).unwrap() {
                 let setup =
                     Setup { pieces, tied_apart: true, ..Setup::whole(model.clone(), DType::F32) };
                 let stage = Rank::serial(&setup);

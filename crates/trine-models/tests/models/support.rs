@@ -5,11 +5,11 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
 use trine_comm::{Communicator, SelfComm};
 use trine_kernels::{CpuOps, Ops, Team};
-use trine_models::{StageModel, StageParts};
+use trine_models::{RankParts, StageModel};
 use trine_nn::initial_weights;
 use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, stream_type};
 use trine_rng::Stream;
-use trine_spec::{Init, ModelSpec, Piece, StageLayout, StageRequest};
+use trine_spec::{Init, ModelSpec, Piece, RankLayout, RankRequest, StagePieces};
 use trine_testkit::toy;
 
 pub(crate) const SEQ: usize = 8;
@@ -47,7 +47,7 @@ impl Setup {
 /// One rank.
 pub(crate) struct Rank {
     pub(crate) setup: Setup,
-    pub(crate) layout: Arc<StageLayout>,
+    pub(crate) layout: Arc<RankLayout>,
     pub(crate) stage: StageModel,
     pub(crate) weights: ParamStore,
     pub(crate) ops: CpuOps,
@@ -72,9 +72,9 @@ impl Batch {
 
 impl Rank {
     pub(crate) fn new(setup: &Setup, comm: Arc<dyn Communicator>) -> Result<Self, NnError> {
-        let layout = StageLayout::new(&StageRequest {
+        let layout = RankLayout::new(&RankRequest {
             model: &setup.model,
-            pieces: &setup.pieces,
+            stages: &[StagePieces { stage: 0, pieces: setup.pieces.clone() }],
             tp: comm.size(),
             tp_index: comm.rank(),
             dp: 1,
@@ -83,7 +83,7 @@ impl Rank {
         })
         .unwrap();
         let layout = Arc::new(layout);
-        let stage = StageModel::new(&StageParts {
+        let stages = StageModel::of_rank(&RankParts {
             model: &setup.model,
             layout: &layout,
             comm,
@@ -108,6 +108,7 @@ impl Rank {
             }
             weights.load(bucket, initial.slice(), &ops)?;
         }
+        let stage = stages.into_iter().next().expect("one stage");
         Ok(Self { setup: setup.clone(), layout, stage, weights, ops, pool })
     }
 

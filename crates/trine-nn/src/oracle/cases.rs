@@ -9,7 +9,7 @@ use crate::{
 use std::sync::Arc;
 use trine_buffer::{Act, DType};
 use trine_kernels::{rope_frequencies, rope_table};
-use trine_spec::{Init, Norm, ParamSpec, StageLayout};
+use trine_spec::{Init, Norm, ParamSpec, RankLayout};
 
 /// One layer.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct Case {
     /// The layer.
     pub layer: Box<dyn Layer>,
     /// Its parameters.
-    pub layout: Arc<StageLayout>,
+    pub layout: Arc<RankLayout>,
     /// Features of a token that go in.
     pub inputs: usize,
     /// Features of a token that come out.
@@ -64,10 +64,10 @@ pub(super) const THETA: f64 = 100.0;
 pub(super) const EPS: f64 = 1e-5;
 
 /// One bucket of parameters that lie directly behind one another, normal with standard deviation 0.7.
-pub fn layout(params: &[(&str, &[usize])]) -> Arc<StageLayout> {
+pub fn layout(params: &[(&str, &[usize])]) -> Arc<RankLayout> {
     let spec =
         |(name, shape): &(&str, &[usize])| ParamSpec::new(*name, shape, Init::Normal { std: 0.7 });
-    let layout = StageLayout::of(params.iter().map(spec).collect(), 1, 0);
+    let layout = RankLayout::of(params.iter().map(spec).collect(), 1, 0);
     Arc::new(layout.expect("invariant: one rank holds every parameter whole"))
 }
 
@@ -93,7 +93,7 @@ pub fn cases(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
 fn case(
     name: &'static str,
     layer: Box<dyn Layer>,
-    layout: Arc<StageLayout>,
+    layout: Arc<RankLayout>,
     [inputs, outputs]: [usize; 2],
     function: Function,
 ) -> Case {
@@ -141,7 +141,7 @@ fn linears(wide: usize) -> Result<Vec<Case>, NnError> {
 fn norms(cols: usize) -> Result<Vec<Case>, NnError> {
     let both = layout(&[("gain", &[cols]), ("bias", &[cols])]);
     let gain = layout(&[("gain", &[cols])]);
-    let norm = |kind, layout: Arc<StageLayout>, name, names: &[&str]| {
+    let norm = |kind, layout: Arc<RankLayout>, name, names: &[&str]| {
         let params = ParamId::find(&layout, names)?;
         let layer = Box::new(NormLayer { kind, params, cols, eps: EPS });
         Ok::<_, NnError>(case(name, layer, layout, [cols; 2], Function::Norm(kind)))
@@ -182,7 +182,7 @@ fn attentions(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
 }
 
 /// Linear, norm, GELU, dropout, linear.
-fn mlp(layout: &StageLayout, cols: usize, inner: usize) -> Result<Vec<Box<dyn Layer>>, NnError> {
+fn mlp(layout: &RankLayout, cols: usize, inner: usize) -> Result<Vec<Box<dyn Layer>>, NnError> {
     let find = |names: &[&str]| ParamId::find(layout, names);
     let up = Linear::new(find(&["up"])?, Some(find(&["up.bias"])?), cols, inner);
     let params = find(&["gain", "bias"])?;

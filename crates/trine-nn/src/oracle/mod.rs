@@ -25,7 +25,7 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
 use trine_kernels::Ops;
 use trine_rng::Stream;
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 /// The step of all passes: a coordinate of dropout masks.
 pub const STEP: u64 = 7;
@@ -120,7 +120,7 @@ fn rounded(name: &str, len: usize, dtype: DType, ops: &dyn Ops) -> Result<Vec<f6
 /// # Errors
 /// A type that weights cannot have.
 pub fn weights(
-    layout: &Arc<StageLayout>,
+    layout: &Arc<RankLayout>,
     compute: DType,
     ops: &dyn Ops,
 ) -> Result<ParamStore, NnError> {

@@ -6,7 +6,7 @@ use trine_buffer::DType;
 use trine_kernels::{CpuOps, Team};
 use trine_nn::oracle::Case;
 use trine_nn::{GradStore, Layer, Numerics, Rows};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 const SAMPLES: usize = 4;
 /// The place of the first sample in the global batch: odd, so that subtrees are cut.
@@ -15,7 +15,7 @@ const FIRST: usize = 3;
 /// A layer, and what a pass has to know of it.
 pub(crate) struct Subject<'a> {
     pub(crate) layer: &'a dyn Layer,
-    pub(crate) layout: &'a Arc<StageLayout>,
+    pub(crate) layout: &'a Arc<RankLayout>,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
     pub(crate) documents: bool,

@@ -8,11 +8,11 @@ use trine_nn::{
     Activation, GradStore, Layer, NnError, Numerics, ParamId, ParamStore, Rows, TakenGrads,
     WeightWork, initial_weights,
 };
-use trine_spec::{Piece, StageLayout, StageRequest};
+use trine_spec::{RankLayout, RankRequest, StagePieces};
 use trine_testkit::assemble::{Shards, assemble};
 use trine_testkit::toy;
 
-fn two() -> Arc<StageLayout> {
+fn two() -> Arc<RankLayout> {
     layout(&[("w", &[12, 8]), ("b", &[12])])
 }
 
@@ -249,12 +249,12 @@ fn wrong_shapes_states_and_names_are_errors() {
 fn every_shard_starts_from_its_slice_of_the_global_weights() {
     let mut compared = 0;
     for model in [toy::gpt(), toy::llama(2), toy::llama(1)] {
-        let pieces: Vec<Piece> = model.pieces().collect();
+        let stages = [StagePieces::whole(&model)];
         let global = |tp: usize, tied_apart: bool, bucket_elements: usize| {
             let shards = |tp_index| {
-                let layout = StageLayout::new(&StageRequest {
+                let layout = RankLayout::new(&RankRequest {
                     model: &model,
-                    pieces: &pieces,
+                    stages: &stages,
                     tp,
                     tp_index,
                     dp: 1,

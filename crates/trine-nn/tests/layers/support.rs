@@ -5,7 +5,7 @@ use trine_buffer::{Buf, DType, Pool, Slice};
 use trine_kernels::{CpuOps, Team};
 use trine_nn::oracle::{self, Case, Pass, STEP, Sizes};
 use trine_nn::{Context, GradStore, Layer, Numerics, ParamStore, Rows};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 pub(crate) use trine_nn::oracle::{document_starts, error, layout, values};
 
@@ -41,7 +41,7 @@ impl Bench {
         Self { ops: CpuOps::new(Team::new(1)), pool: Pool::new(), compute, numerics }
     }
 
-    pub(crate) fn weights(&self, layout: &Arc<StageLayout>) -> ParamStore {
+    pub(crate) fn weights(&self, layout: &Arc<RankLayout>) -> ParamStore {
         oracle::weights(layout, self.compute, &self.ops).unwrap()
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trine_buffer::{Act, DType};
 use trine_nn::candle_layer::CandleLayer;
 use trine_nn::{GradStore, Layer, NnError, Numerics, ParamId, Rows, gradcheck};
-use trine_spec::StageLayout;
+use trine_spec::RankLayout;
 
 /// The cube, as an operation that can have a backward or not.
 struct Cube;
@@ -29,12 +29,12 @@ impl CustomOp1 for Cube {
 
 type Body = fn(&Tensor, &[Tensor]) -> candle_core::Result<Tensor>;
 
-fn scaled(layout: &Arc<StageLayout>, body: Body) -> CandleLayer {
+fn scaled(layout: &Arc<RankLayout>, body: Body) -> CandleLayer {
     let gain = ParamId::find(layout, &["gain"]).unwrap();
     CandleLayer::new(4, 4, vec![(gain, vec![4])], body)
 }
 
-fn backward(layer: &CandleLayer, layout: &Arc<StageLayout>) -> Result<Vec<f64>, NnError> {
+fn backward(layer: &CandleLayer, layout: &Arc<RankLayout>) -> Result<Vec<f64>, NnError> {
     let bench = Bench::new(DType::F64, Numerics::Fast);
     let weights = bench.weights(layout);
     let ctx = bench.context(Rows { samples: 0..2, seq: SEQ }, None);
@@ -77,7 +77,7 @@ fn the_checker_finds_a_gradient_that_is_lost_on_one_of_two_ways() {
 }
 
 /// A small attention-free mixer: tokens of a sample see each other, samples do not.
-fn mixer() -> (CandleLayer, Arc<StageLayout>) {
+fn mixer() -> (CandleLayer, Arc<RankLayout>) {
     let layout = layout(&[("mix", &[SEQ, SEQ]), ("w", &[40, 24])]);
     let find = |name| ParamId::find(&layout, &[name]).unwrap();
     let params = vec![(find("mix"), vec![SEQ, SEQ]), (find("w"), vec![40, 24])];

@@ -40,7 +40,7 @@ pub fn interleaved(
         list.extend(backwards.flatten());
         list
     };
-    schedule(kind, shape, |stage| stage % ranks, list)
+    schedule(kind, shape, list)
 }
 
 /// (chunk, micro-batch) in the order of the forwards: groups of as many micro-batches as ranks, each
@@ -77,5 +77,5 @@ pub fn breadth_first(
         let backwards = stages(rank).rev().flat_map(all).flat_map(|(stage, i)| backward(stage, i));
         forwards.chain(backwards).collect()
     };
-    schedule(ScheduleKind::BreadthFirst, shape, |stage| stage % ranks, list)
+    schedule(ScheduleKind::BreadthFirst, shape, list)
 }

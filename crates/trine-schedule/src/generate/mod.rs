@@ -7,7 +7,7 @@ mod plain;
 mod zero_bubble;
 
 pub use looped::{breadth_first, interleaved};
-pub use plain::{forward_only, gpipe, one_f_one_b};
+pub use plain::{forward_only, forward_only_on, gpipe, one_f_one_b};
 pub use zero_bubble::{zb_h1, zb_h2, zb_v};
 
 use crate::{Action, Schedule, ScheduleError, ScheduleKind};
@@ -71,11 +71,10 @@ fn backward(stage: usize, micro_batch: usize) -> [Action; 2] {
     [backward_input(stage, micro_batch), backward_weight(stage, micro_batch)]
 }
 
-/// Puts a schedule together; stage `s` lives on `home(s)`.
+/// Puts a schedule together.
 fn schedule(
     kind: ScheduleKind,
     shape: Shape,
-    home: impl Fn(usize) -> usize,
     list: impl Fn(usize) -> Vec<Action>,
 ) -> Result<Schedule, ScheduleError> {
     kind.check_shape(&shape)?;
@@ -83,7 +82,7 @@ fn schedule(
         name: kind.name().to_owned(),
         purpose: kind.info().purpose,
         micro_batches: shape.micro_batches,
-        placement: (0..shape.stages()).map(home).collect(),
+        placement: kind.placement(&shape),
         in_flight_max: (0..shape.ranks).map(|rank| kind.in_flight_max(&shape, rank)).collect(),
         sync: None,
         actions: (0..shape.ranks).map(list).collect(),

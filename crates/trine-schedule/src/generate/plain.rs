@@ -1,7 +1,7 @@
 //! One stage on each rank, B and W together.
 
 use super::{Shape, backward, forward, schedule};
-use crate::{Schedule, ScheduleError, ScheduleKind};
+use crate::{Action, Schedule, ScheduleError, ScheduleKind};
 
 /// GPipe (Huang et al., arXiv 1811.06965): all forwards, then all backwards.
 ///
@@ -17,7 +17,7 @@ pub fn gpipe(stages: usize, micro_batches: usize) -> Result<Schedule, ScheduleEr
         forwards.chain(backwards).collect()
     };
     let shape = Shape::plain(stages, micro_batches);
-    schedule(ScheduleKind::GPipe, shape, |stage| stage, list)
+    schedule(ScheduleKind::GPipe, shape, list)
 }
 
 /// 1F1B, PipeDream-Flush (Narayanan et al., arXiv 2006.09503): after a warm-up that fills the
@@ -38,7 +38,7 @@ pub fn one_f_one_b(stages: usize, micro_batches: usize) -> Result<Schedule, Sche
         warm.chain(steady).chain(cool_down.flat_map(move |i| backward(rank, i))).collect()
     };
     let shape = Shape::plain(stages, micro_batches);
-    schedule(ScheduleKind::OneFOneB, shape, |stage| stage, list)
+    schedule(ScheduleKind::OneFOneB, shape, list)
 }
 
 /// Evaluation: forwards only, nothing kept.
@@ -46,7 +46,37 @@ pub fn one_f_one_b(stages: usize, micro_batches: usize) -> Result<Schedule, Sche
 /// # Errors
 /// [`ScheduleError::Zero`] or [`ScheduleError::TooLarge`].
 pub fn forward_only(stages: usize, micro_batches: usize) -> Result<Schedule, ScheduleError> {
-    let list = |rank| (0..micro_batches).map(|i| forward(rank, i)).collect();
-    let shape = Shape::plain(stages, micro_batches);
-    schedule(ScheduleKind::ForwardOnly, shape, |stage| stage, list)
+    forward_only_on(&(0..stages).collect::<Vec<_>>(), micro_batches)
+}
+
+/// Evaluation where stages lie as in a training schedule: on rank `placement[stage]`, with every rank from 0 on in it.
+/// Micro-batches go through in groups of as many as there are ranks, each group through all stages before the next.
+///
+/// # Errors
+/// [`ScheduleError::Zero`] or [`ScheduleError::TooLarge`].
+pub fn forward_only_on(
+    placement: &[usize],
+    micro_batches: usize,
+) -> Result<Schedule, ScheduleError> {
+    Shape::plain(placement.len(), micro_batches).check()?;
+    let kind = ScheduleKind::ForwardOnly;
+    let ranks = placement.iter().max().map_or(0, |last| last + 1);
+    let list = |rank: usize| -> Vec<Action> {
+        let groups = (0..micro_batches).step_by(ranks);
+        let of_group = |first: usize| {
+            let held = placement.iter().enumerate().filter(|(_, home)| **home == rank);
+            let last = (first + ranks).min(micro_batches);
+            held.flat_map(move |(stage, _)| (first..last).map(move |i| forward(stage, i)))
+        };
+        groups.flat_map(of_group).collect()
+    };
+    Ok(Schedule {
+        name: kind.name().to_owned(),
+        purpose: kind.info().purpose,
+        micro_batches,
+        placement: placement.to_vec(),
+        in_flight_max: vec![0; ranks],
+        sync: None,
+        actions: (0..ranks).map(list).collect(),
+    })
 }

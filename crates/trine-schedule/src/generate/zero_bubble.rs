@@ -51,7 +51,7 @@ fn handcrafted(
         list.extend(weights.map(|i| backward_weight(rank, i)));
         list
     };
-    schedule(kind, shape, |stage| stage, list)
+    schedule(kind, shape, list)
 }
 
 /// ZB-V: two chunks a rank in the shape of a V, rank r of p holding the stages r and 2p − 1 − r. No
@@ -63,9 +63,8 @@ fn handcrafted(
 /// [`ScheduleError::Zero`] or [`ScheduleError::TooLarge`].
 pub fn zb_v(ranks: usize, micro_batches: usize) -> Result<Schedule, ScheduleError> {
     let shape = Shape { ranks, chunks: 2, micro_batches };
-    let home = |stage: usize| stage.min(2 * ranks - 1 - stage);
     let list = |rank| VList::new(rank, ranks, micro_batches).fill();
-    schedule(ScheduleKind::ZbV, shape, home, list)
+    schedule(ScheduleKind::ZbV, shape, list)
 }
 
 /// The list of one rank of ZB-V while it grows.

@@ -11,7 +11,7 @@ use trine_nn::{
 };
 use trine_rng::Stream as Random;
 use trine_shard::{Split, Stream, TensorGroup};
-use trine_spec::{Init, LocalParam, ParamSpec, StageLayout};
+use trine_spec::{Init, LocalParam, ParamSpec, RankLayout};
 use trine_testkit::assemble::{Shards, Tensors, assemble};
 
 /// Three samples of four tokens: four ranks with three rows each cut through the samples.
@@ -60,7 +60,7 @@ pub(crate) struct Part {
 pub(crate) struct Rank {
     pub(crate) group: TensorGroup,
     pub(crate) setup: Setup,
-    pub(crate) layout: Arc<StageLayout>,
+    pub(crate) layout: Arc<RankLayout>,
     pub(crate) weights: ParamStore,
     pub(crate) grads: GradStore,
 }
@@ -77,7 +77,7 @@ pub(crate) struct Outcome {
 pub(crate) type Body<'a> =
     &'a (dyn Fn(&mut Rank, &Context<'_>) -> Result<(Part, Part), NnError> + Sync);
 
-fn layout(params: &[Param], tp: usize, index: usize) -> StageLayout {
+fn layout(params: &[Param], tp: usize, index: usize) -> RankLayout {
     let spec = |param: &Param| {
         let spec = ParamSpec::new(param.name, &param.shape, Init::Normal { std: 0.4 });
         let spec = ParamSpec { valid_rows: param.valid_rows, ..spec };
@@ -86,7 +86,7 @@ fn layout(params: &[Param], tp: usize, index: usize) -> StageLayout {
             None => spec,
         }
     };
-    StageLayout::of(params.iter().map(spec).collect(), tp, index).unwrap()
+    RankLayout::of(params.iter().map(spec).collect(), tp, index).unwrap()
 }
 
 /// Normal numbers that are exact in f32.

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use trine_buffer::{Buf, DType};
 use trine_checkpoint::{Disk, RunState, SaveRequest, WEIGHTS, save};
 use trine_comm::SelfComm;
-use trine_mesh::Mesh;
 
 /// What a checkpoint of [`gradients`] holds of each parameter beside its weights.
 pub const GRADIENT: &str = "gradient";
@@ -86,8 +85,8 @@ fn step(config: &EngineConfig, batch: &Batch, dir: &Path) -> Result<GradientStep
         &SaveRequest {
             dir: &folder,
             model: &config.model,
-            mesh: &Mesh::new(config.degrees, 1)?,
-            stages: &[vec![engine.plan().layout.clone()]],
+            mesh: &engine.plan().mesh,
+            ranks: &engine.plan().ranks,
             dtype: config.compute.accumulator(),
             moments: &[GRADIENT],
             run: &RunState {

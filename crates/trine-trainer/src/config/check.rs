@@ -5,6 +5,7 @@ use super::load::{Origins, lookup};
 use super::schema::{Key, Kind};
 use super::{Config, Precision, Source, keys};
 use trine_nn::Numerics;
+use trine_schedule::{ScheduleError, Shape};
 use trine_spec::{SpecError, split_layers};
 
 /// Entries that a byte-level tokenizer cannot do without: the bytes and the end of a text.
@@ -169,24 +170,51 @@ impl Check<'_> {
         if let Err(error) = self.config.model.check() {
             return self.spec(error);
         }
-        let layout = &self.config.layout;
+        let (model, layout) = (&self.config.model, &self.config.layout);
         for (tp, pp) in [(layout.tp, 1), (1, layout.pp)] {
-            if let Err(error) = self.config.model.check_layout(tp, pp) {
+            if let Err(error) = model.check_layout(tp, pp) {
                 self.spec(error);
             }
         }
-        let given = &layout.layers;
-        if !given.is_empty() && layout.pp <= self.config.model.layers {
-            self.layers(given);
+        if layout.pp <= model.layers {
+            self.stages();
         }
     }
 
-    fn layers(&mut self, given: &[usize]) {
-        let (pp, layers) = (self.config.layout.pp, self.config.model.layers);
-        let split = split_layers(&self.config.model, pp, Some(given));
+    /// The stages of a pipeline that has a layer for each rank.
+    fn stages(&mut self) {
+        let (layout, layers) = (&self.config.layout, self.config.model.layers);
+        let (pp, chunks) = (layout.pp, self.config.virtual_stages());
+        let (fewest, most) = layout.schedule.info().chunks;
+        if chunks.clamp(fewest, most) != chunks {
+            let range =
+                if fewest == most { fewest.to_string() } else { format!("{fewest}..={most}") };
+            let rule =
+                format!("with layout.schedule = \"{}\" must be 0 or {range}", layout.schedule);
+            self.report("layout.virtual", chunks, rule, chunks.clamp(fewest, most));
+        } else if pp * chunks > layers {
+            let rule = format!(
+                "layout.pp = {pp}{} × {chunks} on each rank are {} stages, and model.layers = {layers}{}; every \
+                 stage needs a layer",
+                self.given("layout.pp"),
+                pp * chunks,
+                self.given("model.layers")
+            );
+            let other = "another layout.schedule".to_owned();
+            let nearest = if layers / pp < fewest { other } else { (layers / pp).to_string() };
+            self.report("layout.virtual", layout.virtual_stages, rule, nearest);
+        } else if !layout.layers.is_empty() {
+            self.layers(&layout.layers, (pp, chunks));
+        }
+    }
+
+    fn layers(&mut self, given: &[usize], (pp, chunks): (usize, usize)) {
+        let layers = self.config.model.layers;
+        let split = split_layers(&self.config.model, pp * chunks, Some(given));
         let Err(SpecError::Layout { nearest, .. }) = split else { return };
+        let each = if chunks == 1 { String::new() } else { format!(" × {chunks} on each rank") };
         let rule = format!(
-            "must be layout.pp = {pp}{} positive numbers that add up to model.layers = {layers}{}",
+            "must be layout.pp = {pp}{}{each} positive numbers that add up to model.layers = {layers}{}",
             self.given("layout.pp"),
             self.given("model.layers")
         );
@@ -247,6 +275,19 @@ impl Check<'_> {
                 self.given("batch.micro")
             );
             self.report("batch.global", global, rule, self.batch_nearest());
+            return;
+        }
+        let (layout, chunks) = (&self.config.layout, self.config.virtual_stages());
+        let shape = Shape { ranks: layout.pp, chunks, micro_batches: global / unit };
+        if let Err(ScheduleError::Groups { ranks, asked, nearest, .. }) =
+            layout.schedule.check_shape(&shape)
+        {
+            let rule = format!(
+                "layout.schedule = \"{}\" takes micro-batches in multiples of layout.pp = {ranks}{}, not {asked}",
+                layout.schedule,
+                self.given("layout.pp")
+            );
+            self.report("batch.global", global, rule, nearest * unit);
         }
     }
 
@@ -328,6 +369,7 @@ fn limit(path: &str) -> i64 {
         "seed" | "data.file_bytes_max" => i64::MAX,
         "model.layers" => 1 << 14,
         "layout.threads_per_rank" => 4096,
+        "layout.virtual" => 1 << 10,
         "layout.dp" | "layout.pp" | "layout.tp" => 1 << 16,
         "batch.global" | "batch.micro" => BATCH_MAX as i64,
         path if path.starts_with("model.") || path == "data.seq" || path == "data.vocab" => 1 << 22,

@@ -75,6 +75,7 @@ fn general(preset: &Preset) -> Config {
             // With shards, norms and additions are done once instead of by every rank of them.
             sequence_parallel: true,
             schedule: ScheduleKind::OneFOneB,
+            virtual_stages: 0,
             layers: Vec::new(),
             threads_per_rank: 0,
             elastic: false,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use trine_dp::ZeroStage;
 use trine_mesh::{Degrees, Mesh, MeshError};
 use trine_optim::{LrSchedule, OptimizerConfig};
-use trine_spec::{BUCKET_ELEMENTS, Piece, SpecError, split_layers};
+use trine_spec::{BUCKET_ELEMENTS, SpecError, StagePieces, split_layers};
 
 impl Config {
     /// The degrees of the mesh.
@@ -36,14 +36,30 @@ impl Config {
         Mesh::new(self.degrees(), self.world())
     }
 
+    /// Stages on each pipeline rank: `layout.virtual`, or as many as the schedule usually has.
+    pub fn virtual_stages(&self) -> usize {
+        match self.layout.virtual_stages {
+            0 => self.layout.schedule.info().chunks_usual,
+            given => given,
+        }
+    }
+
+    /// The order of work in words: `1f1b`, or `zb-v with 2 stages on each rank`.
+    pub fn order_of_work(&self) -> String {
+        match self.virtual_stages() {
+            1 => self.layout.schedule.to_string(),
+            several => format!("{} with {several} stages on each rank", self.layout.schedule),
+        }
+    }
+
     /// The pieces of each stage.
     ///
     /// # Errors
     /// More stages than layers or a bad split, which a checked configuration does not have.
-    pub fn stages(&self) -> Result<Vec<Vec<Piece>>, SpecError> {
+    pub fn stages(&self) -> Result<Vec<StagePieces>, SpecError> {
         let given = &self.layout.layers;
         let given = (!given.is_empty()).then_some(given.as_slice());
-        split_layers(&self.model, self.layout.pp, given)
+        split_layers(&self.model, self.layout.pp * self.virtual_stages(), given)
     }
 
     /// What the engine needs, for ranks that share `cores` cores, unless
@@ -61,6 +77,7 @@ impl Config {
         Ok(EngineConfig {
             model: self.model.clone(),
             degrees: self.degrees(),
+            virtual_stages: self.virtual_stages(),
             layers: (!layers.is_empty()).then(|| layers.clone()),
             sequence_parallel: self.splits_tokens(),
             schedule: self.layout.schedule,

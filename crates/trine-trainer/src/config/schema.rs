@@ -103,13 +103,23 @@ fields! {
     Vec<String> => Texts,
 }
 
+/// The name of a key: its field's, or another where that is a word of Rust's.
+macro_rules! key_name {
+    ($field:ident) => {
+        stringify!($field)
+    };
+    ($field:ident $key:literal) => {
+        $key
+    };
+}
+
 /// A section of the configuration: each field has its documentation, its type and its rule, and
 /// appears in `KEYS` with all three.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+
         $name:ident in $section:literal {
-            $($(#[doc = $doc:literal])+ $field:ident: $type:ty, $rule:literal;)+
+            $($(#[doc = $doc:literal])+ $field:ident $(as $key:literal)?: $type:ty, $rule:literal;)+
         }
     ) => {
         $(#[doc = $about])+
@@ -120,6 +130,7 @@ macro_rules! section {
                 $(#[doc = $doc])+
                 #[doc = ""]
                 #[doc = concat!("Rule: ", $rule, ".")]
+                $(#[serde(rename = $key)])?
                 pub $field: $type,
             )+
         }
@@ -127,7 +138,7 @@ macro_rules! section {
         impl $name {
             /// The keys of this section.
             pub(super) const KEYS: &'static [Key] = &[$(Key {
-                path: concat!($section, ".", stringify!($field)),
+                path: concat!($section, ".", key_name!($field $($key)?)),
                 kind: <$type as Field>::KIND,
                 rule: $rule,
                 about: concat!($($doc),+),
@@ -170,4 +181,4 @@ macro_rules! choice {
     };
 }
 
-pub(super) use {choice, section};
+pub(super) use {choice, key_name, section};

@@ -1,6 +1,6 @@
 //! The sections of a configuration, key by key.
 
-use super::schema::{Field, Key, Kind, choice, section};
+use super::schema::{Field, Key, Kind, choice, key_name, section};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use trine_buffer::DType;
@@ -88,8 +88,8 @@ choice! {
 
 // Enums of the crates that act on them. A test sets every word.
 impl Field for ScheduleKind {
-    // The engine builds one stage on each rank: those that may have several are planned, not run.
-    const KIND: Kind = Kind::Choice(&["gpipe", "1f1b", "zb-h1", "zb-h2"]);
+    const KIND: Kind =
+        Kind::Choice(&["gpipe", "1f1b", "interleaved", "breadth-first", "zb-h1", "zb-h2", "zb-v"]);
 }
 
 impl Field for Numerics {
@@ -134,9 +134,11 @@ section! {
         /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198) where tp divides those of a micro-batch
         sequence_parallel: bool, "any";
         /// order of work in the pipeline
-        schedule: ScheduleKind, "a schedule with one stage on each rank";
+        schedule: ScheduleKind, "interleaved takes micro-batches in multiples of layout.pp";
+        /// stages of the pipeline on each rank; 0: as many as the schedule needs, which is one for gpipe, 1f1b, zb-h1 and zb-h2
+        virtual_stages as "virtual": usize, "0, or as the schedule has it; layout.pp × layout.virtual is at most model.layers";
         /// blocks of each stage; empty: by work, the output layer's included
-        layers: Vec<usize>, "empty, or pp positive numbers that add up to model.layers";
+        layers: Vec<usize>, "empty, or as many positive numbers as there are stages, which add up to model.layers";
         /// threads that compute for one rank; 0: the cores are shared out
         threads_per_rank: usize, "at most 4096";
         /// when ranks are lost, go on with fewer data-parallel replicas

@@ -156,7 +156,9 @@ fn sizes_follow_from_the_configuration() {
     assert_eq!((config.sequences_per_replica(), config.micro_batches()), (24, 4));
     assert_eq!((config.tokens_per_micro_batch(), config.tokens_per_step()), (768, 6144));
     assert_eq!(config.mesh().unwrap().world(), 8);
-    assert_eq!(config.stages().unwrap().iter().map(Vec::len).collect::<Vec<_>>(), [4, 2]);
+    let pieces: Vec<usize> =
+        config.stages().unwrap().iter().map(|stage| stage.pieces.len()).collect();
+    assert_eq!(pieces, [4, 2]);
     assert_eq!(config.run_dir(), std::path::Path::new("runs/rust-default"));
 
     let config = load("", &["layout.layers=[1,3]", "train.zero=0", "lr.kind=wsd"]);
@@ -262,11 +264,11 @@ fn wrong_types_and_words_say_what_was_expected() {
         ),
         (
             "[layout]\nschedule = \"1f2b\"\n",
-            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\", \"zb-h1\", \"zb-h2\"; nearest: \"1f1b\"",
+            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\", \"interleaved\", \"breadth-first\", \"zb-h1\", \"zb-h2\", \"zb-v\"; nearest: \"1f1b\"",
         ),
         (
-            "[layout]\nschedule = \"zb-v\"\n",
-            "run.toml:2:1: layout.schedule = \"zb-v\": must be one of \"gpipe\", \"1f1b\", \"zb-h1\", \"zb-h2\";",
+            "[layout]\nschedule = \"forward-only\"\n",
+            "run.toml:2:1: layout.schedule = \"forward-only\": must be one of \"gpipe\", \"1f1b\",",
         ),
         ("[model]\nfamily = \"lama\"\n", "nearest: \"llama\""),
         (
@@ -351,6 +353,36 @@ const RULES: &[(&[&str], &str, &str)] = &[
         "[3, 1], or [] for that",
     ),
     (&["layout.layers=[4,0]"], "layout.layers = [4, 0]", "[3, 1], or [] for that"),
+    (
+        &["layout.virtual=2"],
+        "layout.virtual = 2: with layout.schedule = \"1f1b\" must be 0 or 1",
+        "1",
+    ),
+    (
+        &["layout.schedule=zb-v", "layout.virtual=1"],
+        "layout.virtual = 1: with layout.schedule = \"zb-v\" must be 0 or 2",
+        "2",
+    ),
+    (
+        &["layout.schedule=breadth-first", "layout.virtual=3"],
+        "layout.pp = 2 (preset rust-default) × 3 on each rank are 6 stages, and model.layers = 4",
+        "2",
+    ),
+    (
+        &["layout.schedule=zb-v", "model.layers=3"],
+        "layout.virtual = 0: layout.pp = 2 (preset rust-default) × 2 on each rank are 4 stages",
+        "another layout.schedule",
+    ),
+    (
+        &["layout.schedule=interleaved", "layout.layers=[2,2]"],
+        "must be layout.pp = 2 (preset rust-default) × 2 on each rank positive numbers",
+        "[1, 1, 1, 1], or [] for that",
+    ),
+    (
+        &["layout.schedule=interleaved", "batch.global=24"],
+        "batch.global = 24: layout.schedule = \"interleaved\" takes micro-batches in multiples of layout.pp = 2",
+        "32",
+    ),
     (&["data.seq=512"], "data.seq = 512: a sequence must fit model.seq_max = 256", "256"),
     (
         &["data.vocab=8192"],
@@ -418,7 +450,7 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(RULES.len(), 36);
+    assert_eq!(RULES.len(), 42);
 }
 
 #[test]
@@ -531,12 +563,8 @@ fn every_choice_can_be_set() {
             }
         }
     }
-    // Those that the engine can run: one stage on each rank.
     let runs = |info: &&KindInfo| {
-        assert_eq!(
-            trine_plan::runs_schedule(info.kind),
-            info.purpose == Purpose::Train && info.chunks == (1, 1)
-        );
+        assert_eq!(trine_plan::runs_schedule(info.kind), info.purpose == Purpose::Train);
         trine_plan::runs_schedule(info.kind)
     };
     let schedules = ScheduleKind::all().iter().filter(runs);

@@ -1,6 +1,7 @@
 //! Messages between the stages of a pipeline: what one is, and room for them.
 
-use super::{EngineConfig, RankPlan};
+use super::EngineConfig;
+use crate::plan::RunPlan;
 use std::collections::BTreeSet;
 use trine_buffer::DType;
 use trine_comm::Communicator;
@@ -20,8 +21,8 @@ impl EngineConfig {
 /// comes later than ever before would make a backend take memory in the middle of a run.
 ///
 /// A message that its receiver has not taken belongs to a micro-batch that is in flight at one of the two.
-pub(super) fn make_room(config: &EngineConfig, plan: &RankPlan, pp: &dyn Communicator) {
-    let (schedule, rank) = (&plan.training, plan.coordinate.pp);
+pub(super) fn make_room(plan: &RunPlan, pp: &dyn Communicator) {
+    let (schedule, rank) = (&plan.training, pp.rank());
     let peers: BTreeSet<usize> = schedule.actions[rank]
         .iter()
         .filter_map(|action| match action {
@@ -37,6 +38,6 @@ pub(super) fn make_room(config: &EngineConfig, plan: &RankPlan, pp: &dyn Communi
         .collect();
     let in_flight = &schedule.in_flight_max;
     let messages = peers.iter().map(|peer| in_flight[rank].max(in_flight[*peer])).sum();
-    let (dtype, len) = config.message();
+    let (dtype, len) = plan.config.message();
     pp.reserve(dtype, len, messages);
 }

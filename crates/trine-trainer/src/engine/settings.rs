@@ -1,17 +1,57 @@
 //! An engine's configuration: usual values, and what it must satisfy before anything is planned.
 
-use super::EngineConfig;
 use crate::TrainError;
 use trine_buffer::DType;
 use trine_dp::ZeroStage;
 use trine_mesh::{Axis, Degrees};
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
-use trine_schedule::ScheduleKind;
+use trine_schedule::{ScheduleKind, Shape};
 use trine_spec::{BUCKET_ELEMENTS, ModelSpec};
 
 /// Axes that the mesh has and the engine does not split anything on.
 const NOT_SPLIT: [Axis; 2] = [Axis::Cp, Axis::Ep];
+
+/// Everything that determines the numbers of a run, and how they are computed.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// The model.
+    pub model: ModelSpec,
+    /// The layout.
+    pub degrees: Degrees,
+    /// Stages of the pipeline on each rank (virtual stages); 1 but for schedules that take several.
+    pub virtual_stages: usize,
+    /// Blocks of each stage; `None`: by work ([`trine_spec::stage_blocks`]).
+    pub layers: Option<Vec<usize>>,
+    /// Split the residual stream by rows over tensor parallelism.
+    pub sequence_parallel: bool,
+    /// The pipeline's order of work.
+    pub schedule: ScheduleKind,
+    /// How sums are ordered.
+    pub numerics: Numerics,
+    /// Type of weights and activations.
+    pub compute: DType,
+    /// Run each block's forward pass again in backward instead of keeping what it saves.
+    pub recompute: bool,
+    /// What data-parallel ranks share out.
+    pub zero: ZeroStage,
+    /// Sequences of a step over all ranks.
+    pub global_batch: usize,
+    /// Sequences of a micro-batch.
+    pub micro_batch: usize,
+    /// Tokens of a sequence.
+    pub seq: usize,
+    /// Seed of weights and dropout masks.
+    pub seed: u64,
+    /// The update.
+    pub optimizer: OptimizerConfig,
+    /// Largest global gradient norm; 0: no clipping.
+    pub clip_norm: f64,
+    /// Threads that compute for this rank.
+    pub threads: usize,
+    /// Elements at which a gradient bucket is closed.
+    pub bucket_elements: usize,
+}
 
 impl EngineConfig {
     /// One rank, one sequence of the model's full length a step, in f32 by AdamW with usual
@@ -19,6 +59,7 @@ impl EngineConfig {
     pub fn serial(model: ModelSpec) -> Self {
         Self {
             degrees: Degrees::SERIAL,
+            virtual_stages: 1,
             layers: None,
             sequence_parallel: true,
             schedule: ScheduleKind::OneFOneB,
@@ -43,10 +84,22 @@ impl EngineConfig {
         }
     }
 
-    /// Checks the parts against each other. [`super::RankPlan::new`] does it first.
+    /// Micro-batches of a step on each data-parallel rank.
+    pub fn micro_batches(&self) -> usize {
+        self.global_batch / self.degrees.dp / self.micro_batch
+    }
+
+    /// The pipeline's shape.
+    pub fn shape(&self) -> Shape {
+        let (ranks, chunks) = (self.degrees.pp, self.virtual_stages);
+        Shape { ranks, chunks, micro_batches: self.micro_batches() }
+    }
+
+    /// Checks the parts against each other. [`crate::RunPlan::new`] does it first.
     ///
     /// # Errors
-    /// A degree of `cp` or `ep` other than 1, or a model or batch that does not fit the layout.
+    /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, or a schedule that is not
+    /// defined for so many stages or micro-batches.
     pub fn check(&self) -> Result<(), TrainError> {
         for axis in NOT_SPLIT {
             let degree = self.degrees.of(axis);
@@ -59,7 +112,8 @@ impl EngineConfig {
         if self.numerics == Numerics::Reference {
             self.model.check_reference(self.degrees.tp)?;
         }
-        self.check_batch()
+        self.check_batch()?;
+        Ok(self.schedule.check_shape(&self.shape())?)
     }
 
     fn check_batch(&self) -> Result<(), TrainError> {

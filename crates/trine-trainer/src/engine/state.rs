@@ -8,7 +8,7 @@ use trine_comm::Name;
 impl Engine {
     /// The names of the quantities that a checkpoint holds beside the weights.
     pub fn moments(&self) -> &'static [&'static str] {
-        self.config.optimizer.moments()
+        self.plan.config.optimizer.moments()
     }
 
     /// One whole bucket of a quantity in the accumulator type: `weights` (the masters) or one of
@@ -18,7 +18,7 @@ impl Engine {
     /// # Errors
     /// No such quantity, or a failed collective.
     pub fn full_bucket(&self, quantity: &str, bucket: usize) -> Result<Buf, TrainError> {
-        let dtype = self.config.compute.accumulator();
+        let dtype = self.plan.config.compute.accumulator();
         let len = self.layout.buckets[bucket].len;
         let state = self.optimizer.state(bucket);
         let wanted = if quantity == WEIGHTS { trine_optim::MASTER } else { quantity };
@@ -54,7 +54,7 @@ impl Engine {
             let part = self.optimizer.state_mut(bucket, quantity)?;
             return Ok(part.slice_mut().copy_from(all.slice().range(own)?)?);
         }
-        if self.config.compute != self.config.compute.accumulator() {
+        if self.plan.config.compute != self.plan.config.compute.accumulator() {
             let master = self.optimizer.state_mut(bucket, trine_optim::MASTER)?;
             master.slice_mut().copy_from(all.slice().range(own)?)?;
         }

@@ -111,13 +111,14 @@ pub fn train(
     let prepared = prepare(request, ranks, reporter)?;
     let machine = known_machine(request, ranks, prepared.restored.as_ref());
     let outlook = outlook(request, &prepared, &machine);
-    let world = prepared.engine.degrees.world();
+    let world = prepared.plan.config.degrees.world();
     let trace = request.trace.as_ref().map(|path| Trace::create(path, ranks)).transpose()?;
     let shared = RankRun {
         request,
         outlook: &outlook,
         machine: &machine,
-        engine: &prepared.engine,
+        plan: &prepared.plan,
+        engine: &prepared.plan.config,
         data: &prepared.data,
         directory: &prepared.directory,
         restored: prepared.restored.as_ref(),
@@ -166,7 +167,7 @@ fn outlook(
     let left = (train.steps as u64).saturating_sub(done);
     let machine = machine.as_ref().map_err(String::clone);
     let memory = prepared.memory.clone();
-    Outlook::new(&prepared.engine, machine, (left, train.minutes_max), memory)
+    Outlook::new(&prepared.plan.config, machine, (left, train.minutes_max), memory)
 }
 
 /// The machine of the plan, where one is needed: rank 0 compares, if there are enough steps to time.

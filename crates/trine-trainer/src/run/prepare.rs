@@ -1,19 +1,19 @@
 //! All that comes before the ranks: the directory, the checkpoint to go on from, the data.
 
 use crate::TrainError;
-use crate::engine::EngineConfig;
 use crate::memory::{self, MemoryPlan};
+use crate::plan::RunPlan;
 use crate::run::data::RunData;
 use crate::run::directory::{kept, newest};
 use crate::run::events::report;
 use crate::run::{Event, Ranks, Reporter, RunDirectory, TrainRequest, resume};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_checkpoint::Checkpoint;
 
 /// What is made before the ranks start.
 pub(super) struct Prepared {
-    pub(super) engine: EngineConfig,
+    pub(super) plan: Arc<RunPlan>,
     pub(super) memory: MemoryPlan,
     pub(super) directory: RunDirectory,
     pub(super) restored: Option<Checkpoint>,
@@ -32,8 +32,9 @@ pub(super) fn prepare(
 ) -> Result<Prepared, TrainError> {
     let config = &request.config;
     ranks.begin_phase("preparing", config.long_deadline());
-    let engine = ranks.agree(config.engine(ranks.cores(request.cores)).map_err(Into::into))?;
-    let memory = ranks.agree(memory::check(request, &engine, ranks))?;
+    let engine = config.engine(ranks.cores(request.cores)).map_err(TrainError::from);
+    let plan = Arc::new(ranks.agree(engine.and_then(|engine| RunPlan::new(&engine)))?);
+    let memory = ranks.agree(memory::check(request, &plan, ranks))?;
     let own = ranks.is_first().then(|| RunDirectory::open(config, request.resume)).transpose();
     let own = ranks.agree(own)?;
     let path = own.as_ref().map_or_else(String::new, |own| own.path().display().to_string());
@@ -61,7 +62,7 @@ pub(super) fn prepare(
         report(reporter, &Event::Note(line));
     }
     let data_s = began.elapsed().as_secs_f64();
-    Ok(Prepared { engine, memory, directory, restored, data, data_s })
+    Ok(Prepared { plan, memory, directory, restored, data, data_s })
 }
 
 /// The checkpoint to go on from: the first rank reads all checksums, the others open what it has

@@ -166,9 +166,9 @@ pub struct Summary {
 impl Summary {
     pub(crate) fn new(shared: &RankRun<'_>, run: &RunResult) -> Result<Self, TrainError> {
         let (engine, data, ranks) = (shared.engine, shared.data, &run.ranks);
-        let schedule = engine.training_schedule()?;
-        let uniform = UniformCosts::new(&schedule);
-        let predicted = simulate(&schedule, Delivery::Buffered, &uniform)?.bubble_fraction();
+        let schedule = &shared.plan.training;
+        let uniform = UniformCosts::new(schedule);
+        let predicted = simulate(schedule, Delivery::Buffered, &uniform)?.bubble_fraction();
         let (bigram, full) = match run.validation {
             Some(_) => {
                 let (bigram, full) = data.bigram_bits_per_byte(run.samples)?;
@@ -208,7 +208,7 @@ impl Summary {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: shared.request.commit.map(str::to_owned),
             peak_rss_bytes: peak_rss_bytes_of(ranks),
-            bubble_measured: replayed_bubble(&schedule, &one_pipeline(ranks))?,
+            bubble_measured: replayed_bubble(schedule, &one_pipeline(ranks))?,
             bubble_predicted: predicted,
             // Helper threads of a rank compute too, and are not counted in its thread's time.
             wait_share: (1.0 - cpu * engine.threads as f64 / (train_wall_s.max(1e-9) * cores))

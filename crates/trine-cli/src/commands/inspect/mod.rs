@@ -206,7 +206,7 @@ fn listed(rows: &[(&str, String)], columns: usize) -> String {
 
 /// The configuration in a few lines.
 fn configured(config: &Config) -> Vec<(&'static str, String)> {
-    let Config { model, layout, train, lr, batch, data, eval, checkpoint, .. } = config;
+    let Config { model, train, lr, batch, data, eval, checkpoint, .. } = config;
     let every = |steps: usize| match steps {
         0 => "at the end".to_owned(),
         steps => format!("every {steps} steps"),
@@ -241,7 +241,7 @@ fn configured(config: &Config) -> Vec<(&'static str, String)> {
                 grouped(config.world() as u64),
                 plural(config.world() as u64, "rank"),
                 config.degrees(),
-                layout.schedule,
+                config.order_of_work(),
                 train.zero,
                 train.precision,
             ),

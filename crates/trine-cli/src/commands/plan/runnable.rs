@@ -108,6 +108,10 @@ fn config(base: &Config, choice: &Choice) -> Config {
         dp: layout.degrees.dp,
         sequence_parallel: layout.sequence_parallel,
         schedule: layout.pipeline,
+        virtual_stages: match layout.virtual_stages {
+            usual if usual == layout.pipeline.info().chunks_usual => 0,
+            given => given,
+        },
         layers: Vec::new(),
         ..config.layout
     };
@@ -134,7 +138,7 @@ fn text(task: &Task, choice: &Choice, config: &Config) -> Result<String, Failure
     };
     Ok(format!(
         "# {about}\npreset = \"{preset}\"\n\n{longer}[data]\nseq = {}\n\n[layout]\ntp = {}\npp = {}\ndp = {}\n\
-         sequence_parallel = {}\nschedule = \"{}\"\n\n[batch]\nglobal = {}\nmicro = {}\n\n[train]\n\
+         sequence_parallel = {}\nschedule = \"{}\"\nvirtual = {}\n\n[batch]\nglobal = {}\nmicro = {}\n\n[train]\n\
          precision = \"{}\"\nrecompute = {}\nzero = {}\n",
         data.seq,
         layout.tp,
@@ -142,6 +146,7 @@ fn text(task: &Task, choice: &Choice, config: &Config) -> Result<String, Failure
         layout.dp,
         layout.sequence_parallel,
         layout.schedule,
+        layout.virtual_stages,
         batch.global,
         batch.micro,
         train.precision,

@@ -84,7 +84,7 @@ impl RankRun<'_> {
         for round in 0..rounds {
             let work = Work::Evaluating { batches_done: round, batches: rounds };
             self.tell(engine.world().rank(), work);
-            let dp = engine.plan().coordinate.dp;
+            let dp = engine.coordinate().dp;
             let batch = self.data.validation(last, round, self.engine, dp);
             let loss = engine.evaluate(&batch)?;
             total = Loss { sum: total.sum + loss.sum, tokens: total.tokens + loss.tokens };

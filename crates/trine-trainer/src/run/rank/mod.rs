@@ -12,8 +12,9 @@ pub(crate) use report::{CHECK_STEPS_MIN, RankReport, RunResult, one_pipeline};
 use crate::TrainError;
 use crate::config::Pin;
 use crate::cores::rank_team;
-use crate::engine::{Engine, EngineConfig, Loss, RankPlan};
+use crate::engine::{Engine, EngineConfig, Loss};
 use crate::outlook::Outlook;
+use crate::plan::RunPlan;
 use crate::planned::{Machine, PlanCheck};
 use crate::run::data::RunData;
 use crate::run::events::report;
@@ -36,6 +37,8 @@ use trine_kernels::CpuOps;
 #[derive(Clone, Copy)]
 pub(crate) struct RankRun<'a> {
     pub(crate) request: &'a TrainRequest<'a>,
+    pub(crate) plan: &'a Arc<RunPlan>,
+    /// What the plan was made from.
     pub(crate) engine: &'a EngineConfig,
     /// What the steps will take.
     pub(crate) outlook: &'a Outlook,
@@ -176,8 +179,7 @@ impl<'a> RankRun<'a> {
         let (team, _pinned) =
             rank_team(self.pin(), world.size(), world.rank(), self.engine.threads);
         let ops = Arc::new(CpuOps::with_isa(team, self.engine.numerics.isa())?);
-        let plan = RankPlan::new(self.engine, world.rank())?;
-        let mut engine = Engine::with_ops(self.engine, plan, self.communicator(world), ops)?;
+        let mut engine = Engine::with_ops(self.plan.clone(), self.communicator(world), ops)?;
         recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
         let mut clock = self.clock(&engine);
@@ -255,9 +257,9 @@ impl<'a> RankRun<'a> {
 
     /// Measures the actions of the rank's list, for the trace too.
     fn clock(&self, engine: &Engine) -> ActionClock {
-        let RankPlan { coordinate, training, .. } = engine.plan();
-        let track = self.trace.map(|trace| trace.track(engine.world().rank(), *coordinate));
-        ActionClock::new(training.actions[coordinate.pp].len(), track)
+        let at = engine.coordinate();
+        let track = self.trace.map(|trace| trace.track(engine.world().rank(), at));
+        ActionClock::new(self.plan.training.actions[at.pp].len(), track)
     }
 
     /// The batches of the steps that are left.
@@ -270,7 +272,7 @@ impl<'a> RankRun<'a> {
     where
         'a: 'env,
     {
-        let (data, config, dp) = (self.data, self.engine, engine.plan().coordinate.dp);
+        let (data, config, dp) = (self.data, self.engine, engine.coordinate().dp);
         let (steps, samples) = (progress.step..progress.total, progress.samples);
         let (first, each) = (progress.step, config.global_batch as u64);
         let batch = move |step| data.batch(samples + (step - first) * each, config, dp);

@@ -3,7 +3,7 @@
 use super::decide::StopReason;
 use super::{Best, Progress, RankRun, Times, is_first};
 use crate::TrainError;
-use crate::engine::{Engine, Loss, RankPlan};
+use crate::engine::{Engine, Loss};
 use crate::planned::{Measured, PlanCheck, RankCheck, RankMemory};
 use crate::run::Event;
 use crate::run::events::report;
@@ -68,7 +68,7 @@ impl RankRun<'_> {
         let measured = Measured {
             steps: progress.step - progress.started_at,
             timed: &progress.step_seconds[WARM_UP_STEPS as usize..],
-            bubble: replayed_bubble(&engine.plan().training, &one_pipeline(&ranks))?,
+            bubble: replayed_bubble(&self.plan.training, &one_pipeline(&ranks))?,
         };
         let ranks = ranks.into_iter().enumerate().map(|(rank, report)| RankCheck {
             rank,
@@ -121,13 +121,13 @@ impl RankRun<'_> {
     }
 
     fn report(&self, engine: &Engine, progress: &Progress, action_seconds: Vec<f64>) -> RankReport {
-        let RankPlan { coordinate, layout, training, .. } = engine.plan();
+        let coordinate = engine.coordinate();
         RankReport {
-            coordinate: *coordinate,
+            coordinate,
             host: self.host.to_owned(),
             process: std::process::id(),
             cores: self.cores,
-            planned: RankMemory::planned(self.engine, coordinate.pp, layout, training),
+            planned: self.plan.memory(coordinate.pp, coordinate.tp),
             measured: RankMemory::measured(engine),
             peak_rss_bytes: peak_rss_bytes(),
             train_cpu_s: progress.train_cpu_s,

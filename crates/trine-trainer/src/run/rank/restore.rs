@@ -46,7 +46,7 @@ impl RankRun<'_> {
         checkpoint: &Checkpoint,
         progress: &mut Progress,
     ) -> Result<(), TrainError> {
-        let layout = engine.plan().layout.clone();
+        let layout = engine.layout().clone();
         for quantity in std::iter::once(WEIGHTS).chain(engine.moments().iter().copied()) {
             for (bucket, shape) in layout.buckets.iter().enumerate() {
                 let mut all = Buf::zeros(self.engine.compute.accumulator(), shape.len);

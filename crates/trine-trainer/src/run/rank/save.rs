@@ -8,8 +8,6 @@ use crate::run::{Event, Work, resume};
 use std::time::Instant;
 use trine_checkpoint::{Keep, RunState, SaveRequest, save};
 use trine_comm::Name;
-use trine_mesh::Mesh;
-use trine_spec::StageLayout;
 
 impl RankRun<'_> {
     /// Writes a checkpoint. A collective call.
@@ -18,18 +16,13 @@ impl RankRun<'_> {
         let name = Name::new("saving").with("step", progress.step);
         engine.world().recorder().begin_phase(self.long(name));
         self.tell(engine.world().rank(), Work::Saving { step: progress.step });
-        let degrees = self.engine.degrees;
-        let mesh = Mesh::new(degrees, degrees.world())?;
-        let stage = |pp| (0..degrees.tp).map(|tp| self.engine.layout_of(pp, tp)).collect();
-        let stages: Vec<Vec<StageLayout>> =
-            (0..degrees.pp).map(stage).collect::<Result<_, TrainError>>()?;
         let run = self.run_state(progress)?;
         let dir = self.directory.checkpoints();
         let request = SaveRequest {
             dir: &dir,
             model: &self.engine.model,
-            mesh: &mesh,
-            stages: &stages,
+            mesh: &self.plan.mesh,
+            ranks: &self.plan.ranks,
             dtype: self.engine.compute.accumulator(),
             moments: engine.moments(),
             run: &run,

@@ -1,0 +1,139 @@
+//! The plan of a run: all decisions about its ranks as data, made once before any of them starts.
+
+use crate::TrainError;
+use crate::engine::EngineConfig;
+use crate::planned::RankMemory;
+use trine_mesh::{Coordinate, Mesh};
+use trine_nn::Numerics;
+use trine_schedule::{Schedule, SyncPlan, TiedSegment, generate, lower, verify};
+use trine_spec::{RankLayout, RankRequest, SpecError, StagePieces, split_layers};
+
+/// What every rank of a run holds and does. It is made purely, without memory, threads or files, so that it can be
+/// looked at, and, in tests, tampered with. All ranks read the same one.
+#[derive(Debug, Clone)]
+pub struct RunPlan {
+    /// What it was made from.
+    pub config: EngineConfig,
+    /// Where each rank stands.
+    pub mesh: Mesh,
+    /// What ranks hold, by pipeline and tensor coordinate: `ranks[pp][tp]`. Data-parallel replicas hold the same.
+    pub ranks: Vec<Vec<RankLayout>>,
+    /// What the pipeline ranks do in a training step: lowered and verified.
+    pub training: Schedule,
+    /// What they do in an evaluation.
+    pub evaluation: Schedule,
+}
+
+impl RunPlan {
+    /// Plans a run.
+    ///
+    /// # Errors
+    /// As [`EngineConfig::check`], or a schedule that fails its proof.
+    pub fn new(config: &EngineConfig) -> Result<Self, TrainError> {
+        config.check()?;
+        let order = config.schedule.generate_shape(config.shape())?;
+        let stages = config.stages()?;
+        let ranks: Vec<Vec<RankLayout>> = (0..order.ranks())
+            .map(|pp| {
+                let held: Vec<StagePieces> =
+                    order.stages_of(pp).map(|stage| stages[stage].clone()).collect();
+                (0..config.degrees.tp).map(|tp| rank_layout(config, &held, tp)).collect()
+            })
+            .collect::<Result<_, SpecError>>()?;
+        let training = lower(&order, Some(&reductions(&order, &ranks)))?;
+        let evaluation =
+            lower(&generate::forward_only_on(&order.placement, config.micro_batches())?, None)?;
+        verify(&training)?;
+        verify(&evaluation)?;
+        let mesh = Mesh::new(config.degrees, config.degrees.world())?;
+        Ok(Self { config: config.clone(), mesh, ranks, training, evaluation })
+    }
+
+    /// What the rank at a coordinate holds.
+    pub fn layout(&self, at: Coordinate) -> &RankLayout {
+        &self.ranks[at.pp][at.tp]
+    }
+
+    /// What a rank at (pipeline, tensor) coordinates will take.
+    pub fn memory(&self, pp: usize, tp: usize) -> RankMemory {
+        RankMemory::planned(&self.config, pp, &self.ranks[pp][tp], &self.training)
+    }
+
+    /// The pipeline ranks that hold a copy of a tied embedding: none, one that has both copies, or two.
+    pub fn tied_ranks(&self) -> Vec<usize> {
+        let holds = |ranks: &Vec<RankLayout>| ranks[0].buckets.iter().any(|bucket| bucket.tied);
+        (0..self.ranks.len()).filter(|pp| holds(&self.ranks[*pp])).collect()
+    }
+}
+
+/// What one rank of the given stages holds.
+fn rank_layout(
+    config: &EngineConfig,
+    stages: &[StagePieces],
+    tp_index: usize,
+) -> Result<RankLayout, SpecError> {
+    RankLayout::new(&RankRequest {
+        model: &config.model,
+        stages,
+        tp: config.degrees.tp,
+        tp_index,
+        dp: config.degrees.dp,
+        tied_apart: config.shape().stages() > 1 || config.numerics == Numerics::Reference,
+        bucket_elements: config.bucket_elements,
+    })
+}
+
+/// The buckets that a step reduces: those of each stage, which are the same on all of its tensor-parallel ranks.
+fn reductions(order: &Schedule, ranks: &[Vec<RankLayout>]) -> SyncPlan {
+    let mut plan = SyncPlan::default();
+    for (stage, &pp) in order.placement.iter().enumerate() {
+        let layout = &ranks[pp][0];
+        plan.segments.push(layout.buckets_of(stage).count());
+        let tied = layout.buckets_of(stage).filter(|bucket| bucket.tied);
+        plan.tied.extend(tied.map(|bucket| TiedSegment { stage, segment: bucket.segment }));
+    }
+    plan
+}
+
+impl EngineConfig {
+    /// The pieces of each stage of the pipeline.
+    pub(crate) fn stages(&self) -> Result<Vec<StagePieces>, SpecError> {
+        split_layers(&self.model, self.shape().stages(), self.layers.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trine_mesh::Degrees;
+    use trine_schedule::ScheduleKind;
+    use trine_spec::{Piece, presets};
+
+    fn config(schedule: ScheduleKind, virtual_stages: usize) -> EngineConfig {
+        let model = presets::find("gpt2-124m").unwrap().model;
+        let degrees = Degrees { pp: 2, tp: 2, ..Degrees::SERIAL };
+        let batch = EngineConfig { global_batch: 4, ..EngineConfig::serial(model) };
+        EngineConfig { degrees, schedule, virtual_stages, ..batch }
+    }
+
+    #[test]
+    fn the_stages_of_a_rank_are_those_of_the_schedule() {
+        for (schedule, virtual_stages, first, tied) in [
+            (ScheduleKind::OneFOneB, 1, vec![0], vec![0, 1]),
+            (ScheduleKind::Interleaved, 3, vec![0, 2, 4], vec![0, 1]),
+            (ScheduleKind::BreadthFirst, 2, vec![0, 2], vec![0, 1]),
+            (ScheduleKind::ZbV, 2, vec![0, 3], vec![0]),
+        ] {
+            let plan = RunPlan::new(&config(schedule, virtual_stages)).unwrap();
+            let held = |pp: usize| plan.ranks[pp][0].stages.iter().map(|held| held.stage);
+            assert_eq!(held(0).collect::<Vec<_>>(), first, "{schedule}");
+            assert_eq!(plan.tied_ranks(), tied, "{schedule}");
+            let last = plan.training.placement[2 * virtual_stages - 1];
+            assert!(plan.ranks[last][1].has(Piece::Head), "{schedule}");
+            assert_eq!(plan.evaluation.placement, plan.training.placement, "{schedule}");
+            // Every bucket of every rank is reduced once a step.
+            let buckets: usize = plan.ranks.iter().map(|ranks| ranks[0].buckets.len()).sum();
+            assert_eq!(verify(&plan.training).unwrap().buckets, buckets, "{schedule}");
+        }
+    }
+}
