@@ -13,7 +13,7 @@ use trine_comm::wrap::{Action as Tapped, Tap};
 use trine_comm::{Communicator, Group, Operation, ReduceOp, Request};
 use trine_dp::ZeroStage;
 use trine_mesh::Degrees;
-use trine_schedule::{Action, ScheduleKind};
+use trine_schedule::{Action, Compute, Reduction, ScheduleKind};
 use trine_spec::ModelSpec;
 use trine_testkit::{tolerance, toy};
 use trine_tests::compare::Check::{Gradients, Loss, LossAfter, Norm, Run};
@@ -309,8 +309,10 @@ fn in_the_placement() -> Vec<Mutant> {
 /// Actions that are left out.
 fn in_the_schedule() -> Vec<Mutant> {
     let gpt = || layout(toy::gpt());
-    let posts = |action: &Action| matches!(action, Action::ReduceGrad { segment: 0, .. });
-    let awaits = |action: &Action| matches!(action, Action::AwaitGrad { segment: 0, .. });
+    let posts =
+        |action: &Action| matches!(action, Action::Sync(Reduction::ReduceGrad { segment: 0, .. }));
+    let awaits =
+        |action: &Action| matches!(action, Action::Sync(Reduction::AwaitGrad { segment: 0, .. }));
     vec![
         mutant("a reduction is not posted", gpt(), without(posts), &[Run], "were not posted"),
         mutant(
@@ -323,14 +325,16 @@ fn in_the_schedule() -> Vec<Mutant> {
         mutant(
             "the sum of tied gradients is left out of the schedule",
             gpt(),
-            without(|action| matches!(action, Action::ReduceTied { .. })),
+            without(|action| matches!(action, Action::Sync(Reduction::ReduceTied { .. }))),
             &[Run],
             "replicas of",
         ),
         mutant(
             "the weight gradients of a micro-batch are left out",
             gpt(),
-            without(|action| matches!(action, Action::BackwardWeight { micro_batch: 2, .. })),
+            without(|action| {
+                matches!(action, Action::Compute(Compute::BackwardWeight { micro_batch: 2, .. }))
+            }),
             &[Gradients, Norm, LossAfter],
             "that of",
         ),

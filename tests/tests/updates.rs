@@ -11,7 +11,7 @@ use trine_comm::wrap::{Action as Tapped, Tap};
 use trine_dp::ZeroStage;
 use trine_mesh::{Axis, Degrees, Mesh};
 use trine_nn::Numerics;
-use trine_schedule::Action;
+use trine_schedule::{Action, Reduction};
 use trine_testkit::toy;
 use trine_tests::layouts;
 use trine_tests::{ADAMW, batch, serial};
@@ -177,7 +177,8 @@ fn a_bucket_that_is_not_awaited_exactly_once_is_an_error() {
             let mut plan = RunPlan::new(&config)?;
             let batch = batch(&config, comm.rank());
             for list in &mut plan.training.actions {
-                let awaits = |action: &Action| matches!(action, Action::AwaitGrad { .. });
+                let awaits =
+                    |action: &Action| matches!(action, Action::Sync(Reduction::AwaitGrad { .. }));
                 let at = list.iter().position(awaits).unwrap();
                 let action = list.remove(at);
                 list.splice(at..at, std::iter::repeat_n(action, times));

@@ -4,7 +4,7 @@ use crate::{PipelineError, StageError};
 use std::collections::HashMap;
 use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::{Communicator, Name};
-use trine_schedule::{Action, Payload, Schedule, Transfer};
+use trine_schedule::{Action, Compute, Message, Payload, Reduction, Schedule, Transfer};
 
 /// What the actions of a schedule mean on one rank.
 ///
@@ -50,11 +50,11 @@ pub trait StageOps {
     /// Type and length of what travels between stages.
     fn transfer_len(&self, payload: Payload) -> (DType, usize);
 
-    /// `ReduceTied`, `ReduceGrad` (posted, not waited for) and `AwaitGrad`.
+    /// The reduction of gradients: of tied copies at once, of a bucket posted and then awaited.
     ///
     /// # Errors
     /// Whatever a collective runs into.
-    fn sync(&mut self, action: &Action) -> Result<(), StageError>;
+    fn sync(&mut self, reduction: Reduction) -> Result<(), StageError>;
 }
 
 /// Where a schedule runs.
@@ -137,15 +137,23 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     fn run(&mut self, action: &Action, ops: &mut dyn StageOps) -> Result<(), Failure> {
-        match *action {
-            Action::Forward { stage, micro_batch } => {
+        match action {
+            Action::Compute(compute) => self.compute(*compute, ops),
+            Action::Message(message) => self.message(message, ops),
+            Action::Sync(reduction) => Ok(ops.sync(*reduction)?),
+        }
+    }
+
+    fn compute(&mut self, compute: Compute, ops: &mut dyn StageOps) -> Result<(), Failure> {
+        match compute {
+            Compute::Forward { stage, micro_batch } => {
                 let x = self.input((Payload::Activation, stage, micro_batch), stage == 0)?;
                 let y = ops.forward(stage, micro_batch, x)?;
                 if !self.is_last(stage) {
                     self.ready.insert((Payload::Activation, stage + 1, micro_batch), y);
                 }
             }
-            Action::BackwardInput { stage, micro_batch, segment } => {
+            Compute::BackwardInput { stage, micro_batch, segment } => {
                 // Only the first segment to run takes the gradient from the next stage.
                 let last = self.execution.schedule.segments(stage) - 1;
                 let first_to_run = segment.is_none_or(|segment| segment == last);
@@ -156,22 +164,25 @@ impl Runner<'_> {
                     self.ready.insert((Payload::Gradient, below, micro_batch), dx);
                 }
             }
-            Action::BackwardWeight { stage, micro_batch, segment } => {
+            Compute::BackwardWeight { stage, micro_batch, segment } => {
                 ops.backward_weight(stage, micro_batch, segment)?;
             }
-            Action::Send(send) => {
-                let outgoing = self.outgoing(&send)?;
-                self.execution.comm.send(outgoing, send.peer, name(&send, true))?;
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, message: &Message, ops: &dyn StageOps) -> Result<(), Failure> {
+        match message {
+            Message::Send(send) => {
+                let outgoing = self.outgoing(send)?;
+                self.execution.comm.send(outgoing, send.peer, name(send, true))?;
             }
-            Action::Recv(recv) => {
-                let buffer = self.incoming(&recv, ops)?;
-                let filled = self.execution.comm.recv(buffer, recv.peer, name(&recv, false))?;
-                self.ready.insert(consumer(&recv, false), Act::new(filled));
+            Message::Recv(recv) => {
+                let buffer = self.incoming(recv, ops)?;
+                let filled = self.execution.comm.recv(buffer, recv.peer, name(recv, false))?;
+                self.ready.insert(consumer(recv, false), Act::new(filled));
             }
-            Action::Exchange { send, recv } => self.exchange(&send, &recv, ops)?,
-            Action::ReduceTied { .. } | Action::ReduceGrad { .. } | Action::AwaitGrad { .. } => {
-                ops.sync(action)?;
-            }
+            Message::Exchange { send, recv } => self.exchange(send, recv, ops)?,
         }
         Ok(())
     }
@@ -182,7 +193,7 @@ impl Runner<'_> {
         &mut self,
         send: &Transfer,
         recv: &Transfer,
-        ops: &mut dyn StageOps,
+        ops: &dyn StageOps,
     ) -> Result<(), Failure> {
         let comm = self.execution.comm;
         let (outgoing, buffer) = (self.outgoing(send)?, self.incoming(recv, ops)?);

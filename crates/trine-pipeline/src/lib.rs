@@ -8,7 +8,7 @@
 //! ```
 //! use trine_buffer::{Act, Buf, DType, Pool};
 //! use trine_pipeline::{Execution, StageError, StageOps, execute};
-//! use trine_schedule::{Action, Payload, ScheduleKind, lower};
+//! use trine_schedule::{Payload, Reduction, ScheduleKind, lower};
 //!
 //! /// A stage that doubles its input; its gradient doubles on the way back.
 //! struct Double(Vec<f32>);
@@ -33,7 +33,7 @@
 //!     fn transfer_len(&self, _: Payload) -> (DType, usize) {
 //!         (DType::F32, 1)
 //!     }
-//!     fn sync(&mut self, _: &Action) -> Result<(), StageError> {
+//!     fn sync(&mut self, _: Reduction) -> Result<(), StageError> {
 //!         Ok(())
 //!     }
 //! }

@@ -11,7 +11,8 @@ use trine_comm::threads::{self, Delivery, WorldError, WorldOptions};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_pipeline::{Execution, Moment, PipelineError, StageError, StageOps, execute};
 use trine_schedule::{
-    Action, KindInfo, Payload, Purpose, Schedule, ScheduleKind, Shape, SyncPlan, lower,
+    Action, Compute, KindInfo, Payload, Purpose, Reduction, Schedule, ScheduleKind, Shape,
+    SyncPlan, lower,
 };
 
 const WIDTH: usize = 3;
@@ -26,7 +27,7 @@ struct Affine<'a> {
     inputs: BTreeMap<(usize, usize), Act>,
     gradients: BTreeMap<(usize, usize), Act>,
     weights: BTreeMap<usize, f64>,
-    synced: Vec<Action>,
+    synced: Vec<Reduction>,
     /// Of the last stage, by micro-batch.
     outputs: BTreeMap<usize, Vec<f64>>,
     pool: &'a Pool,
@@ -110,8 +111,8 @@ impl StageOps for Affine<'_> {
         (DType::F64, WIDTH)
     }
 
-    fn sync(&mut self, action: &Action) -> Result<(), StageError> {
-        self.synced.push(*action);
+    fn sync(&mut self, reduction: Reduction) -> Result<(), StageError> {
+        self.synced.push(reduction);
         Ok(())
     }
 }
@@ -220,8 +221,10 @@ fn run(schedule: &Schedule, comm: &dyn Communicator) -> Result<Done, PipelineErr
             }
             Moment::End => {
                 assert_eq!(open.take(), Some(position));
-                in_flight += usize::from(matches!(action, Action::Forward { .. }));
-                in_flight -= usize::from(matches!(action, Action::BackwardWeight { .. }));
+                in_flight +=
+                    usize::from(matches!(action, Action::Compute(Compute::Forward { .. })));
+                in_flight -=
+                    usize::from(matches!(action, Action::Compute(Compute::BackwardWeight { .. })));
                 in_flight_max = in_flight_max.max(in_flight);
             }
         },
@@ -252,7 +255,7 @@ fn a_failing_stage_is_named_with_rank_and_action_and_stops_the_others() {
     else {
         panic!("{text}");
     };
-    assert_eq!(action, Action::Forward { stage: 1, micro_batch: 2 });
+    assert_eq!(action, Action::Compute(Compute::Forward { stage: 1, micro_batch: 2 }));
     assert_eq!(schedule.actions[1][position], action);
     assert!(text.contains("pipeline rank 1, action") && text.contains("out of paper"), "{text}");
 }

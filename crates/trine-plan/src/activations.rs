@@ -4,7 +4,7 @@
 //! follows from the order of operations in a block (`trine-models`): the pairs (input, output gradient) of its four
 //! products stay until W.
 
-use trine_schedule::{Action, Schedule};
+use trine_schedule::{Action, Compute, Message, Schedule};
 use trine_spec::{Bucket, ModelSpec, Norm, Piece, RankLayout};
 
 /// One rank of a run.
@@ -41,23 +41,27 @@ pub fn activation_peak(request: &ActivationRequest<'_>) -> usize {
     let mut memory = Held::default();
     for action in &request.schedule.actions[request.rank] {
         match *action {
-            Action::Forward { stage, .. } => request.pieces(stage, None).for_each(|piece| {
-                memory.step(&sizes.forward(piece));
-            }),
-            Action::BackwardInput { stage, segment, .. } => {
+            Action::Compute(Compute::Forward { stage, .. }) => {
+                request.pieces(stage, None).for_each(|piece| {
+                    memory.step(&sizes.forward(piece));
+                })
+            }
+            Action::Compute(Compute::BackwardInput { stage, segment, .. }) => {
                 request.pieces(stage, segment).rev().for_each(|piece| {
                     memory.step(&sizes.backward(piece));
                 })
             }
-            Action::BackwardWeight { stage, segment, .. } => {
+            Action::Compute(Compute::BackwardWeight { stage, segment, .. }) => {
                 let pieces = request.pieces(stage, segment);
                 let work: usize = pieces.map(|piece| sizes.work(piece)).sum();
                 memory.add(-(work as i64));
             }
-            Action::Recv(_) => memory.add(sizes.stream as i64),
-            Action::Send(_) => memory.add(-(sizes.stream as i64)),
-            Action::Exchange { .. } => memory.step(&Pass { needs: sizes.stream as i64, leaves: 0 }),
-            Action::ReduceTied { .. } | Action::ReduceGrad { .. } | Action::AwaitGrad { .. } => {}
+            Action::Message(Message::Recv(_)) => memory.add(sizes.stream as i64),
+            Action::Message(Message::Send(_)) => memory.add(-(sizes.stream as i64)),
+            Action::Message(Message::Exchange { .. }) => {
+                memory.step(&Pass { needs: sizes.stream as i64, leaves: 0 })
+            }
+            Action::Sync(_) => {}
         }
     }
     memory.peak.max(0) as usize

@@ -25,12 +25,23 @@ pub struct Transfer {
     pub peer: usize,
 }
 
-/// One step of a rank's list.
+/// One step of a rank's list: work of its own, a message to or from another stage, or a sum over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// F, B or W.
+    Compute(Compute),
+    /// A message between stages.
+    Message(Message),
+    /// The reduction of gradients.
+    Sync(Reduction),
+}
+
+/// The work of a stage on a micro-batch.
 ///
 /// A stage's layers may be cut into *segments*, one gradient bucket each, numbered in forward order.
 /// Backward runs them from last to first; `segment: None` means all of them at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Action {
+pub enum Compute {
     /// F: run the stage on a micro-batch and keep what backward needs.
     Forward {
         /// The stage to run.
@@ -56,9 +67,14 @@ pub enum Action {
         /// The segment to run; `None` is all, last to first.
         segment: Option<usize>,
     },
-    /// Send what `stage` produced.
+}
+
+/// One end of a message between stages, or of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Message {
+    /// Send what the stage produced.
     Send(Transfer),
-    /// Receive what `stage` will consume.
+    /// Receive what the stage will consume.
     Recv(Transfer),
     /// A send and a receive posted together; done when both are. The peers may differ.
     ///
@@ -70,6 +86,11 @@ pub enum Action {
         /// What is received.
         recv: Transfer,
     },
+}
+
+/// A part of the sum of gradients over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reduction {
     /// Sum the gradient of a tied parameter over all its copies, in every stage that holds one.
     /// Waits for the other ranks. A rank with several copies says it once, for the lowest stage.
     ReduceTied {
@@ -83,7 +104,7 @@ pub enum Action {
         /// The segment whose bucket it is.
         segment: usize,
     },
-    /// Wait for a reduction that [`Action::ReduceGrad`] posted.
+    /// Wait for a reduction that [`Reduction::ReduceGrad`] posted.
     AwaitGrad {
         /// The stage of the bucket.
         stage: usize,
@@ -92,71 +113,122 @@ pub enum Action {
     },
 }
 
+impl From<Compute> for Action {
+    fn from(compute: Compute) -> Self {
+        Self::Compute(compute)
+    }
+}
+
+impl From<Message> for Action {
+    fn from(message: Message) -> Self {
+        Self::Message(message)
+    }
+}
+
+impl From<Reduction> for Action {
+    fn from(reduction: Reduction) -> Self {
+        Self::Sync(reduction)
+    }
+}
+
 impl Action {
     /// The stage of this rank that the action works for (of an exchange: the sending one).
     pub fn stage(&self) -> usize {
-        match *self {
-            Action::Forward { stage, .. }
-            | Action::BackwardInput { stage, .. }
-            | Action::BackwardWeight { stage, .. }
-            | Action::ReduceTied { stage }
-            | Action::ReduceGrad { stage, .. }
-            | Action::AwaitGrad { stage, .. } => stage,
-            Action::Send(transfer) | Action::Recv(transfer) => transfer.stage,
-            Action::Exchange { send, .. } => send.stage,
+        match self {
+            Action::Compute(compute) => compute.stage(),
+            Action::Message(message) => message.stage(),
+            Action::Sync(reduction) => reduction.stage(),
         }
     }
 
     /// True for F, B and W.
     pub fn is_compute(&self) -> bool {
         match self {
-            Action::Forward { .. }
-            | Action::BackwardInput { .. }
-            | Action::BackwardWeight { .. } => true,
-            Action::Send(_)
-            | Action::Recv(_)
-            | Action::Exchange { .. }
-            | Action::ReduceTied { .. }
-            | Action::ReduceGrad { .. }
-            | Action::AwaitGrad { .. } => false,
+            Action::Compute(_) => true,
+            Action::Message(_) | Action::Sync(_) => false,
         }
     }
 
     /// True for F, B and W of all segments at once.
     pub(crate) fn is_whole_compute(&self) -> bool {
         match self {
-            Action::Forward { .. } => true,
-            Action::BackwardInput { segment, .. } | Action::BackwardWeight { segment, .. } => {
-                segment.is_none()
-            }
-            Action::Send(_)
-            | Action::Recv(_)
-            | Action::Exchange { .. }
-            | Action::ReduceTied { .. }
-            | Action::ReduceGrad { .. }
-            | Action::AwaitGrad { .. } => false,
+            Action::Compute(compute) => compute.is_whole(),
+            Action::Message(_) | Action::Sync(_) => false,
         }
     }
 
     /// What the action sends and what it receives.
     pub fn transfers(&self) -> (Option<Transfer>, Option<Transfer>) {
+        match self {
+            Action::Message(message) => message.transfers(),
+            Action::Compute(_) | Action::Sync(_) => (None, None),
+        }
+    }
+}
+
+impl Compute {
+    /// The stage that is run.
+    pub fn stage(&self) -> usize {
         match *self {
-            Action::Send(send) => (Some(send), None),
-            Action::Recv(recv) => (None, Some(recv)),
-            Action::Exchange { send, recv } => (Some(send), Some(recv)),
-            Action::Forward { .. }
-            | Action::BackwardInput { .. }
-            | Action::BackwardWeight { .. }
-            | Action::ReduceTied { .. }
-            | Action::ReduceGrad { .. }
-            | Action::AwaitGrad { .. } => (None, None),
+            Compute::Forward { stage, .. }
+            | Compute::BackwardInput { stage, .. }
+            | Compute::BackwardWeight { stage, .. } => stage,
+        }
+    }
+
+    /// The micro-batch that it is run on.
+    pub fn micro_batch(&self) -> usize {
+        match *self {
+            Compute::Forward { micro_batch, .. }
+            | Compute::BackwardInput { micro_batch, .. }
+            | Compute::BackwardWeight { micro_batch, .. } => micro_batch,
+        }
+    }
+
+    /// Whether all segments are run at once.
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            Compute::Forward { .. } => true,
+            Compute::BackwardInput { segment, .. } | Compute::BackwardWeight { segment, .. } => {
+                segment.is_none()
+            }
+        }
+    }
+}
+
+impl Message {
+    /// The stage of this rank that it works for (of an exchange: the sending one).
+    pub fn stage(&self) -> usize {
+        match *self {
+            Message::Send(transfer) | Message::Recv(transfer) => transfer.stage,
+            Message::Exchange { send, .. } => send.stage,
+        }
+    }
+
+    /// What is sent and what is received.
+    pub fn transfers(&self) -> (Option<Transfer>, Option<Transfer>) {
+        match *self {
+            Message::Send(send) => (Some(send), None),
+            Message::Recv(recv) => (None, Some(recv)),
+            Message::Exchange { send, recv } => (Some(send), Some(recv)),
+        }
+    }
+}
+
+impl Reduction {
+    /// The stage of the bucket.
+    pub fn stage(&self) -> usize {
+        match *self {
+            Reduction::ReduceTied { stage }
+            | Reduction::ReduceGrad { stage, .. }
+            | Reduction::AwaitGrad { stage, .. } => stage,
         }
     }
 }
 
 /// A message as both of its ends see it, named by the stage that consumes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Message {
+pub(crate) struct Parcel {
     pub(crate) payload: Payload,
     pub(crate) to_stage: usize,
     pub(crate) micro_batch: usize,
@@ -164,21 +236,21 @@ pub(crate) struct Message {
 
 impl Transfer {
     /// The message that this sends; `None` if no stage can consume it (a gradient of stage 0).
-    pub(crate) fn sent(&self) -> Option<Message> {
+    pub(crate) fn sent(&self) -> Option<Parcel> {
         let to_stage = match self.payload {
             Payload::Activation => self.stage.checked_add(1)?,
             Payload::Gradient => self.stage.checked_sub(1)?,
         };
-        Some(Message { payload: self.payload, to_stage, micro_batch: self.micro_batch })
+        Some(Parcel { payload: self.payload, to_stage, micro_batch: self.micro_batch })
     }
 
     /// The message that this receives.
-    pub(crate) fn received(&self) -> Message {
-        Message { payload: self.payload, to_stage: self.stage, micro_batch: self.micro_batch }
+    pub(crate) fn received(&self) -> Parcel {
+        Parcel { payload: self.payload, to_stage: self.stage, micro_batch: self.micro_batch }
     }
 }
 
-impl Message {
+impl Parcel {
     /// The stage that produces it; `None` if there is none (an activation for stage 0).
     pub(crate) fn source_stage(&self) -> Option<usize> {
         match self.payload {

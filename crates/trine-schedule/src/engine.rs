@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::{Action, Costs, Delivery, Schedule, ScheduleError, Span};
+use crate::{Action, Costs, Delivery, Message, Reduction, Schedule, ScheduleError, Span};
 
 /// What the machine found: the spans of each rank, or where ranks wait for ever.
 pub(crate) enum Outcome {
@@ -95,7 +95,8 @@ pub(crate) fn run<C: Costs + ?Sized>(
 fn tied_reductions(schedule: &Schedule) -> Vec<Tied> {
     let mut tied: Vec<Tied> = Vec::new();
     for list in &schedule.actions {
-        let count = list.iter().filter(|a| matches!(a, Action::ReduceTied { .. })).count();
+        let count =
+            list.iter().filter(|a| matches!(a, Action::Sync(Reduction::ReduceTied { .. }))).count();
         tied.resize(tied.len().max(count), Tied::default());
         tied[..count].iter_mut().for_each(|one| one.missing += 1);
     }
@@ -129,18 +130,16 @@ impl<C: Costs + ?Sized> Engine<'_, C> {
         let busy = self.costs.duration(rank, position, &action);
         let busy = checked(rank, position, busy)?;
         match action {
-            Action::Forward { .. }
-            | Action::BackwardInput { .. }
-            | Action::BackwardWeight { .. } => {
+            Action::Compute(_) => {
                 let start = self.ranks[rank].now;
                 self.finish(rank, Span { start, end: start + busy, busy });
             }
-            Action::Send(_) | Action::Recv(_) | Action::Exchange { .. } => {
+            Action::Message(_) => {
                 self.post(rank, position, &action, busy)?;
                 return Ok(self.complete(rank, &action));
             }
-            Action::ReduceTied { .. } => return Ok(self.join_tied(rank, busy)),
-            Action::ReduceGrad { stage, segment } => {
+            Action::Sync(Reduction::ReduceTied { .. }) => return Ok(self.join_tied(rank, busy)),
+            Action::Sync(Reduction::ReduceGrad { stage, segment }) => {
                 let state = &mut self.ranks[rank];
                 let start = state.now.max(state.lane_free);
                 state.lane_free = start + busy;
@@ -148,7 +147,7 @@ impl<C: Costs + ?Sized> Engine<'_, C> {
                 // The rank itself goes on at once.
                 state.spans.push(Span { start, end: start + busy, busy });
             }
-            Action::AwaitGrad { stage, segment } => {
+            Action::Sync(Reduction::AwaitGrad { stage, segment }) => {
                 let state = &self.ranks[rank];
                 let reduced = state.reductions.get(&(stage, segment)).copied().unwrap_or(0.0);
                 let (start, end) = (state.now, state.now.max(reduced) + busy);
@@ -218,7 +217,8 @@ impl<C: Costs + ?Sized> Engine<'_, C> {
             return false;
         }
         // The work of a receive follows its message; that of a send came before it.
-        let after = if matches!(action, Action::Recv(_)) { posted.busy } else { 0.0 };
+        let after =
+            if matches!(action, Action::Message(Message::Recv(_))) { posted.busy } else { 0.0 };
         self.ranks[rank].posted = None;
         let span = Span { start: posted.start, end: posted.end + after, busy: posted.busy };
         self.finish(rank, span);

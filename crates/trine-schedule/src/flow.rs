@@ -7,7 +7,7 @@
 //! say where that is.
 
 use crate::lower::{expect_only, keeps_backward_whole};
-use crate::{Action, Schedule, ScheduleError};
+use crate::{Action, Compute, Schedule, ScheduleError};
 
 /// What each stage costs, in any one unit of time; finite and not negative.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,17 +113,8 @@ pub fn step_times(schedule: &Schedule, costs: &StageCosts) -> Result<StepTimes, 
 fn check_places(schedule: &Schedule) -> Result<(), ScheduleError> {
     for (rank, list) in schedule.actions.iter().enumerate() {
         for (position, action) in list.iter().enumerate() {
-            let (stage, micro_batch) = match *action {
-                Action::Forward { stage, micro_batch }
-                | Action::BackwardInput { stage, micro_batch, .. }
-                | Action::BackwardWeight { stage, micro_batch, .. } => (stage, micro_batch),
-                Action::Send(_)
-                | Action::Recv(_)
-                | Action::Exchange { .. }
-                | Action::ReduceTied { .. }
-                | Action::ReduceGrad { .. }
-                | Action::AwaitGrad { .. } => continue,
-            };
+            let Action::Compute(compute) = action else { continue };
+            let (stage, micro_batch) = (compute.stage(), compute.micro_batch());
             let is_here = schedule.placement.get(stage) == Some(&rank);
             if !is_here || micro_batch >= schedule.micro_batches {
                 let what = format!("rank {rank}, position {position}: `{action}` is not its work");
@@ -217,28 +208,25 @@ impl<'a> Flow<'a> {
         let mut lane = self.lanes[rank].clone();
         lane.awaits = usize::MAX;
         while let Some(action) = list.get(lane.next) {
-            let (cost, input, output) = match *action {
-                Action::Forward { stage, micro_batch } => {
+            let Action::Compute(compute) = *action else {
+                unreachable!("invariant: compute-only, checked")
+            };
+            let (cost, input, output) = match compute {
+                Compute::Forward { stage, micro_batch } => {
                     let output = (stage + 1 < self.costs.forward.len()).then(|| {
                         ((stage + 1) * micro_batches + micro_batch, self.delay[0][stage + 1])
                     });
                     (self.costs.forward[stage], Some(stage * micro_batches + micro_batch), output)
                 }
-                Action::BackwardInput { stage, micro_batch, .. } => {
+                Compute::BackwardInput { stage, micro_batch, .. } => {
                     let input = Some(gradients + stage * micro_batches + micro_batch);
                     let output = (!self.backward_whole).then(|| self.gradient(stage, micro_batch));
                     (self.costs.backward_input[stage], input, output.flatten())
                 }
-                Action::BackwardWeight { stage, micro_batch, .. } => {
+                Compute::BackwardWeight { stage, micro_batch, .. } => {
                     let output = self.backward_whole.then(|| self.gradient(stage, micro_batch));
                     (self.costs.backward_weight[stage], None, output.flatten())
                 }
-                Action::Send(_)
-                | Action::Recv(_)
-                | Action::Exchange { .. }
-                | Action::ReduceTied { .. }
-                | Action::ReduceGrad { .. }
-                | Action::AwaitGrad { .. } => unreachable!("invariant: compute-only, checked"),
             };
             if let Some(input) = input {
                 let there = self.arrival[input];

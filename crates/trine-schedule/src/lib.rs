@@ -48,7 +48,7 @@ mod simulate;
 mod text;
 mod verify;
 
-pub use action::{Action, Payload, Transfer};
+pub use action::{Action, Compute, Message, Payload, Reduction, Transfer};
 pub use closed_form::ClosedForm;
 pub use error::ScheduleError;
 pub use flow::{StageCosts, StepTimes, UniformStage, step_times};

@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::action::Message;
+use crate::action::Parcel;
 use crate::grid::{describe, grid};
-use crate::{Action, Payload, Schedule, ScheduleError, SyncPlan, Transfer};
+use crate::{
+    Action, Compute, Message, Payload, Reduction, Schedule, ScheduleError, SyncPlan, Transfer,
+};
 
 /// All passes: messages between stages, exchanges, and (with a plan) the reduction of gradients.
 ///
@@ -49,10 +51,14 @@ pub fn fuse_exchanges(mut schedule: Schedule) -> Schedule {
         let mut fused: Vec<Action> = Vec::with_capacity(list.len());
         for &action in list.iter() {
             let exchange = match (fused.last(), action) {
-                (Some(&Action::Send(send)), Action::Recv(recv))
-                | (Some(&Action::Recv(recv)), Action::Send(send)) => {
-                    Some(Action::Exchange { send, recv })
-                }
+                (
+                    Some(&Action::Message(Message::Send(send))),
+                    Action::Message(Message::Recv(recv)),
+                )
+                | (
+                    Some(&Action::Message(Message::Recv(recv))),
+                    Action::Message(Message::Send(send)),
+                ) => Some(Action::Message(Message::Exchange { send, recv })),
                 // Any other neighbours stay as they are.
                 _ => None,
             };
@@ -87,7 +93,7 @@ pub fn add_grad_sync(mut schedule: Schedule, plan: &SyncPlan) -> Result<Schedule
 }
 
 fn is_transfer(action: &Action) -> bool {
-    matches!(action, Action::Send(_) | Action::Recv(_) | Action::Exchange { .. })
+    matches!(action, Action::Message(_))
 }
 
 pub(crate) fn expect_only(
@@ -110,7 +116,8 @@ pub(crate) fn expect_only(
 
 /// True if every W stands right behind its B, as in GPipe and 1F1B: the two are then one unit.
 pub(crate) fn keeps_backward_whole(schedule: &Schedule) -> bool {
-    let is_input = |action: &Action| matches!(action, Action::BackwardInput { .. });
+    let is_input =
+        |action: &Action| matches!(action, Action::Compute(Compute::BackwardInput { .. }));
     schedule.actions.iter().all(|list| {
         let mut inputs = list.iter().enumerate().filter(|(_, action)| is_input(action));
         inputs.all(|(index, _)| is_backward_pair(list, index))
@@ -121,8 +128,16 @@ pub(crate) fn keeps_backward_whole(schedule: &Schedule) -> bool {
 fn is_backward_pair(list: &[Action], index: usize) -> bool {
     match (list.get(index), list.get(index + 1)) {
         (
-            Some(Action::BackwardInput { stage: b, micro_batch: i, segment: None }),
-            Some(Action::BackwardWeight { stage: w, micro_batch: j, segment: None }),
+            Some(Action::Compute(Compute::BackwardInput {
+                stage: b,
+                micro_batch: i,
+                segment: None,
+            })),
+            Some(Action::Compute(Compute::BackwardWeight {
+                stage: w,
+                micro_batch: j,
+                segment: None,
+            })),
         ) => (b, i) == (w, j),
         // Anything else is not such a pair.
         _ => false,
@@ -136,7 +151,7 @@ struct Tracer<'a> {
     next: usize,
     /// Produced and not yet taken by the receiver; nothing is computed meanwhile.
     sending: Option<Transfer>,
-    delivered: HashSet<Message>,
+    delivered: HashSet<Parcel>,
     lowered: Vec<Action>,
 }
 
@@ -226,15 +241,15 @@ impl<'a> Trace<'a> {
     fn deliver(&mut self, sender: usize) {
         let send = self.ranks[sender].sending.take().expect("invariant: called for a waiting send");
         let message = send.sent().expect("invariant: only stages with a neighbour send");
-        self.ranks[sender].lowered.push(Action::Send(send));
+        self.ranks[sender].lowered.push(Action::Message(Message::Send(send)));
         let receiver = &mut self.ranks[send.peer];
         receiver.delivered.insert(message);
-        receiver.lowered.push(Action::Recv(Transfer {
+        receiver.lowered.push(Action::Message(Message::Recv(Transfer {
             payload: message.payload,
             stage: message.to_stage,
             micro_batch: message.micro_batch,
             peer: sender,
-        }));
+        })));
     }
 
     /// The message that the next compute action of a rank still lacks.
@@ -247,19 +262,17 @@ impl<'a> Trace<'a> {
     /// What a compute action takes from another rank.
     fn needed(&self, rank: usize, action: &Action) -> Option<Transfer> {
         let (payload, stage, micro_batch) = match *action {
-            Action::Forward { stage, micro_batch } => (Payload::Activation, stage, micro_batch),
-            Action::BackwardInput { stage, micro_batch, .. } => {
+            Action::Compute(Compute::Forward { stage, micro_batch }) => {
+                (Payload::Activation, stage, micro_batch)
+            }
+            Action::Compute(Compute::BackwardInput { stage, micro_batch, .. }) => {
                 (Payload::Gradient, stage, micro_batch)
             }
-            Action::BackwardWeight { .. }
-            | Action::Send(_)
-            | Action::Recv(_)
-            | Action::Exchange { .. }
-            | Action::ReduceTied { .. }
-            | Action::ReduceGrad { .. }
-            | Action::AwaitGrad { .. } => return None,
+            Action::Compute(Compute::BackwardWeight { .. })
+            | Action::Message(_)
+            | Action::Sync(_) => return None,
         };
-        let message = Message { payload, to_stage: stage, micro_batch };
+        let message = Parcel { payload, to_stage: stage, micro_batch };
         let peer = *self.schedule.placement.get(message.source_stage()?)?;
         (peer != rank).then_some(Transfer { payload, stage, micro_batch, peer })
     }
@@ -267,21 +280,22 @@ impl<'a> Trace<'a> {
     /// What is ready to be sent once the compute action at `index` is done.
     fn produced(&self, rank: usize, index: usize) -> Option<Transfer> {
         let (payload, stage, micro_batch) = match self.ranks[rank].compute[index] {
-            Action::Forward { stage, micro_batch } => (Payload::Activation, stage, micro_batch),
-            Action::BackwardInput { stage, micro_batch, .. } if !self.backward_whole => {
+            Action::Compute(Compute::Forward { stage, micro_batch }) => {
+                (Payload::Activation, stage, micro_batch)
+            }
+            Action::Compute(Compute::BackwardInput { stage, micro_batch, .. })
+                if !self.backward_whole =>
+            {
                 (Payload::Gradient, stage, micro_batch)
             }
-            Action::BackwardWeight { stage, micro_batch, .. } if self.backward_whole => {
+            Action::Compute(Compute::BackwardWeight { stage, micro_batch, .. })
+                if self.backward_whole =>
+            {
                 (Payload::Gradient, stage, micro_batch)
             }
-            Action::BackwardInput { .. }
-            | Action::BackwardWeight { .. }
-            | Action::Send(_)
-            | Action::Recv(_)
-            | Action::Exchange { .. }
-            | Action::ReduceTied { .. }
-            | Action::ReduceGrad { .. }
-            | Action::AwaitGrad { .. } => return None,
+            Action::Compute(Compute::BackwardInput { .. } | Compute::BackwardWeight { .. })
+            | Action::Message(_)
+            | Action::Sync(_) => return None,
         };
         let to_stage = Transfer { payload, stage, micro_batch, peer: rank }.sent()?.to_stage;
         let peer = *self.schedule.placement.get(to_stage)?;
@@ -305,6 +319,11 @@ pub(crate) fn stuck(schedule: &Schedule, waiting: &[(usize, usize)]) -> Schedule
     }
 }
 
+/// The posting of a bucket, which is a segment of a stage.
+fn post((stage, segment): (usize, usize)) -> Action {
+    Reduction::ReduceGrad { stage, segment }.into()
+}
+
 /// The list of one rank with its reductions.
 fn sync_rank(schedule: &Schedule, plan: &SyncPlan, rank: usize) -> Vec<Action> {
     let list = &schedule.actions[rank];
@@ -313,7 +332,8 @@ fn sync_rank(schedule: &Schedule, plan: &SyncPlan, rank: usize) -> Vec<Action> {
     let mut posted = Vec::new();
     let mut tied = Vec::new();
     for (index, &action) in list.iter().enumerate() {
-        let Action::BackwardWeight { stage, micro_batch, segment: None } = action else {
+        let Action::Compute(Compute::BackwardWeight { stage, micro_batch, segment: None }) = action
+        else {
             synced.push(action);
             continue;
         };
@@ -328,9 +348,9 @@ fn sync_rank(schedule: &Schedule, plan: &SyncPlan, rank: usize) -> Vec<Action> {
         let segments = plan.segments.get(stage).copied().unwrap_or(0);
         for segment in backward_segments(segments) {
             if with_input {
-                synced.push(Action::BackwardInput { stage, micro_batch, segment });
+                synced.push(Compute::BackwardInput { stage, micro_batch, segment }.into());
             }
-            synced.push(Action::BackwardWeight { stage, micro_batch, segment });
+            synced.push(Compute::BackwardWeight { stage, micro_batch, segment }.into());
             if segments == 0 {
                 continue;
             }
@@ -338,17 +358,18 @@ fn sync_rank(schedule: &Schedule, plan: &SyncPlan, rank: usize) -> Vec<Action> {
             if plan.is_tied(bucket.0, bucket.1) {
                 tied.push(bucket);
             } else {
-                synced.push(Action::ReduceGrad { stage: bucket.0, segment: bucket.1 });
+                synced.push(post(bucket));
                 posted.push(bucket);
             }
         }
     }
     if let Some(stage) = tied.iter().map(|&(stage, _)| stage).min() {
-        synced.push(Action::ReduceTied { stage });
+        synced.push(Reduction::ReduceTied { stage }.into());
     }
-    synced.extend(tied.iter().map(|&(stage, segment)| Action::ReduceGrad { stage, segment }));
+    synced.extend(tied.iter().copied().map(post));
     posted.extend(tied);
-    synced.extend(posted.iter().map(|&(stage, segment)| Action::AwaitGrad { stage, segment }));
+    let wait = |(stage, segment)| Action::from(Reduction::AwaitGrad { stage, segment });
+    synced.extend(posted.into_iter().map(wait));
     synced
 }
 
@@ -364,7 +385,7 @@ fn backward_segments(segments: usize) -> Box<dyn Iterator<Item = Option<usize>>>
 fn last_weights(list: &[Action]) -> BTreeMap<usize, usize> {
     let mut last = BTreeMap::new();
     for (index, action) in list.iter().enumerate() {
-        if let Action::BackwardWeight { stage, .. } = action {
+        if let Action::Compute(Compute::BackwardWeight { stage, .. }) = action {
             last.insert(*stage, index);
         }
     }

@@ -4,7 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::nearest::nearest;
-use crate::{Action, Payload, Purpose, Schedule, ScheduleError, SyncPlan, TiedSegment, Transfer};
+use crate::{
+    Action, Compute, Message, Payload, Purpose, Reduction, Schedule, ScheduleError, SyncPlan,
+    TiedSegment, Transfer,
+};
 
 /// A text that is not a schedule, or not an action: where, what, and what would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,16 +127,16 @@ fn parse_single(word: &str) -> Option<Action> {
         Transfer { payload, stage, micro_batch: second, peer }
     };
     Some(match letters {
-        "F" => Action::Forward { stage, micro_batch: second },
-        "B" => Action::BackwardInput { stage, micro_batch: second, segment },
-        "W" => Action::BackwardWeight { stage, micro_batch: second, segment },
-        "SA" => Action::Send(transfer(Payload::Activation)),
-        "SG" => Action::Send(transfer(Payload::Gradient)),
-        "RA" => Action::Recv(transfer(Payload::Activation)),
-        "RG" => Action::Recv(transfer(Payload::Gradient)),
-        "T" => Action::ReduceTied { stage },
-        "G" => Action::ReduceGrad { stage, segment: second },
-        "A" => Action::AwaitGrad { stage, segment: second },
+        "F" => Action::Compute(Compute::Forward { stage, micro_batch: second }),
+        "B" => Action::Compute(Compute::BackwardInput { stage, micro_batch: second, segment }),
+        "W" => Action::Compute(Compute::BackwardWeight { stage, micro_batch: second, segment }),
+        "SA" => Action::Message(Message::Send(transfer(Payload::Activation))),
+        "SG" => Action::Message(Message::Send(transfer(Payload::Gradient))),
+        "RA" => Action::Message(Message::Recv(transfer(Payload::Activation))),
+        "RG" => Action::Message(Message::Recv(transfer(Payload::Gradient))),
+        "T" => Action::Sync(Reduction::ReduceTied { stage }),
+        "G" => Action::Sync(Reduction::ReduceGrad { stage, segment: second }),
+        "A" => Action::Sync(Reduction::AwaitGrad { stage, segment: second }),
         _ => return None,
     })
 }
@@ -146,7 +149,10 @@ fn parse_action(token: Token<'_>) -> Result<Action, ParseError> {
         });
     };
     match (parse_single(left), parse_single(right)) {
-        (Some(Action::Send(send)), Some(Action::Recv(recv))) => Ok(Action::Exchange { send, recv }),
+        (
+            Some(Action::Message(Message::Send(send))),
+            Some(Action::Message(Message::Recv(recv))),
+        ) => Ok(Action::Message(Message::Exchange { send, recv })),
         _ => {
             let halves = |letter| {
                 let forms = FORMS.iter().filter(move |form| form.letters.starts_with(letter));

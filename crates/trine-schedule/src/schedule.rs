@@ -1,6 +1,6 @@
 //! A whole schedule: the lists of all ranks and what they promise.
 
-use crate::{Action, ScheduleError};
+use crate::{Action, Compute, ScheduleError};
 
 /// More segments in a stage than this are refused; real stages have about one a layer.
 const SEGMENTS_MAX: usize = 1 << 16;
@@ -182,19 +182,16 @@ fn in_flight_peak(list: &[Action], purpose: Purpose) -> Peak {
     let mut count = 0_usize;
     for (position, action) in list.iter().enumerate() {
         match action {
-            Action::Forward { .. } => count += 1,
+            Action::Compute(Compute::Forward { .. }) => count += 1,
             // Segments run from last to first: segment 0 ends the micro-batch.
-            Action::BackwardWeight { segment: None | Some(0), .. } => {
+            Action::Compute(Compute::BackwardWeight { segment: None | Some(0), .. }) => {
                 count = count.saturating_sub(1);
             }
-            Action::BackwardWeight { segment: Some(_), .. }
-            | Action::BackwardInput { .. }
-            | Action::Send(_)
-            | Action::Recv(_)
-            | Action::Exchange { .. }
-            | Action::ReduceTied { .. }
-            | Action::ReduceGrad { .. }
-            | Action::AwaitGrad { .. } => {}
+            Action::Compute(
+                Compute::BackwardWeight { segment: Some(_), .. } | Compute::BackwardInput { .. },
+            )
+            | Action::Message(_)
+            | Action::Sync(_) => {}
         }
         if count > peak.count {
             peak = Peak { count, position: Some(position) };

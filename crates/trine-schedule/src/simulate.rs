@@ -2,7 +2,7 @@
 
 use crate::engine::{Outcome, run};
 use crate::grid::{describe, grid};
-use crate::{Action, Schedule, ScheduleError, Transfer};
+use crate::{Action, Compute, Reduction, Schedule, ScheduleError, Transfer};
 
 /// When a send completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,7 +20,7 @@ pub enum Delivery {
 pub trait Costs {
     /// The time a rank itself works on the action at `position` of its list, without waiting.
     ///
-    /// The time of a [`Action::ReduceGrad`] passes on a lane of its own beside the rank.
+    /// The time of a [`crate::Reduction::ReduceGrad`] passes on a lane of its own beside the rank.
     fn duration(&self, rank: usize, position: usize, action: &Action) -> f64;
 
     /// The time from the end of a send to the arrival of its message.
@@ -81,17 +81,17 @@ impl UniformCosts {
 impl Costs for UniformCosts {
     fn duration(&self, _rank: usize, _position: usize, action: &Action) -> f64 {
         match *action {
-            Action::Forward { .. } => self.forward,
-            Action::BackwardInput { stage, segment, .. } => {
+            Action::Compute(Compute::Forward { .. }) => self.forward,
+            Action::Compute(Compute::BackwardInput { stage, segment, .. }) => {
                 self.backward_input * self.share(stage, segment)
             }
-            Action::BackwardWeight { stage, segment, .. } => {
+            Action::Compute(Compute::BackwardWeight { stage, segment, .. }) => {
                 self.backward_weight * self.share(stage, segment)
             }
-            Action::Send(_) | Action::Recv(_) | Action::Exchange { .. } => 0.0,
-            Action::ReduceTied { .. } => self.reduce_tied,
-            Action::ReduceGrad { .. } => self.reduce_grad,
-            Action::AwaitGrad { .. } => 0.0,
+            Action::Message(_) => 0.0,
+            Action::Sync(Reduction::ReduceTied { .. }) => self.reduce_tied,
+            Action::Sync(Reduction::ReduceGrad { .. }) => self.reduce_grad,
+            Action::Sync(Reduction::AwaitGrad { .. }) => 0.0,
         }
     }
 
@@ -116,7 +116,7 @@ pub struct Span {
 pub struct Timeline<'a> {
     /// The schedule that was executed.
     pub schedule: &'a Schedule,
-    /// The span of each action, by rank and position. That of a [`Action::ReduceGrad`] lies on the
+    /// The span of each action, by rank and position. That of a [`crate::Reduction::ReduceGrad`] lies on the
     /// lane beside its rank.
     pub spans: Vec<Vec<Span>>,
     /// The end of the last action of all.
@@ -169,7 +169,7 @@ fn check_peers(schedule: &Schedule) -> Result<(), ScheduleError> {
 }
 
 fn working_time(list: &[Action], spans: &[Span]) -> f64 {
-    let beside = |action: &Action| matches!(action, Action::ReduceGrad { .. });
+    let beside = |action: &Action| matches!(action, Action::Sync(Reduction::ReduceGrad { .. }));
     list.iter().zip(spans).filter(|(action, _)| !beside(action)).map(|(_, span)| span.busy).sum()
 }
 

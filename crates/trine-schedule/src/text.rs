@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Action, Payload, Schedule, Transfer};
+use crate::{Action, Compute, Message, Payload, Reduction, Schedule, Transfer};
 
 /// Lines of actions are broken before this column.
 const COLUMNS_MAX: usize = 100;
@@ -31,24 +31,48 @@ fn write_transfer(f: &mut fmt::Formatter<'_>, verb: char, transfer: &Transfer) -
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Compute(compute) => compute.fmt(f),
+            Action::Message(message) => message.fmt(f),
+            Action::Sync(reduction) => reduction.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Action::Forward { stage, micro_batch } => write!(f, "F{stage}.{micro_batch}"),
-            Action::BackwardInput { stage, micro_batch, segment } => {
+            Compute::Forward { stage, micro_batch } => write!(f, "F{stage}.{micro_batch}"),
+            Compute::BackwardInput { stage, micro_batch, segment } => {
                 write!(f, "B{stage}.{micro_batch}{}", Segment(segment))
             }
-            Action::BackwardWeight { stage, micro_batch, segment } => {
+            Compute::BackwardWeight { stage, micro_batch, segment } => {
                 write!(f, "W{stage}.{micro_batch}{}", Segment(segment))
             }
-            Action::Send(send) => write_transfer(f, 'S', &send),
-            Action::Recv(recv) => write_transfer(f, 'R', &recv),
-            Action::Exchange { send, recv } => {
-                write_transfer(f, 'S', &send)?;
+        }
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Message::Send(send) => write_transfer(f, 'S', send),
+            Message::Recv(recv) => write_transfer(f, 'R', recv),
+            Message::Exchange { send, recv } => {
+                write_transfer(f, 'S', send)?;
                 f.write_str("+")?;
-                write_transfer(f, 'R', &recv)
+                write_transfer(f, 'R', recv)
             }
-            Action::ReduceTied { stage } => write!(f, "T{stage}"),
-            Action::ReduceGrad { stage, segment } => write!(f, "G{stage}/{segment}"),
-            Action::AwaitGrad { stage, segment } => write!(f, "A{stage}/{segment}"),
+        }
+    }
+}
+
+impl fmt::Display for Reduction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reduction::ReduceTied { stage } => write!(f, "T{stage}"),
+            Reduction::ReduceGrad { stage, segment } => write!(f, "G{stage}/{segment}"),
+            Reduction::AwaitGrad { stage, segment } => write!(f, "A{stage}/{segment}"),
         }
     }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, its helpers too")]
 
 use trine_schedule::{
-    Action, ClosedForm, Delivery, Purpose, Schedule, ScheduleError, ScheduleKind, Shape,
+    Action, ClosedForm, Compute, Delivery, Purpose, Schedule, ScheduleError, ScheduleKind, Shape,
     StageCosts, UniformCosts, UniformStage, lower, simulate, step_times,
 };
 
@@ -135,8 +135,8 @@ fn activations_in_flight_are_as_the_form_says() {
             let (mut now, mut peak) = (0_usize, 0);
             for action in list {
                 match action {
-                    Action::Forward { .. } => now += 1,
-                    Action::BackwardWeight { .. } => now -= 1,
+                    Action::Compute(Compute::Forward { .. }) => now += 1,
+                    Action::Compute(Compute::BackwardWeight { .. }) => now -= 1,
                     _ => {}
                 }
                 peak = peak.max(now);
@@ -228,7 +228,7 @@ fn costs_that_do_not_fit_are_refused() {
     let error = step_times(&lowered, &StageCosts::uniform(2, BALANCED[0])).unwrap_err();
     assert!(matches!(error, ScheduleError::Lowered { .. }), "{error}");
     let mut misplaced = schedule.clone();
-    misplaced.actions[0][0] = Action::Forward { stage: 1, micro_batch: 0 };
+    misplaced.actions[0][0] = Action::Compute(Compute::Forward { stage: 1, micro_batch: 0 });
     let error = step_times(&misplaced, &StageCosts::uniform(2, BALANCED[0])).unwrap_err();
     assert!(error.to_string().contains("`F1.0` is not its work"), "{error}");
     let mut circle = schedule;

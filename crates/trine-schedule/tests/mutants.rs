@@ -5,9 +5,9 @@ mod common;
 
 use common::{lowered, plan};
 use trine_schedule::{
-    Action, Delivery, Payload, Schedule, ScheduleError, ScheduleKind, Transfer, UniformCosts,
-    VerifyError, VerifyErrorKind as Kind, add_grad_sync, add_transfers, fuse_exchanges, generate,
-    lower, simulate, verify,
+    Action, Compute, Delivery, Message, Payload, Schedule, ScheduleError, ScheduleKind, Transfer,
+    UniformCosts, VerifyError, VerifyErrorKind as Kind, add_grad_sync, add_transfers,
+    fuse_exchanges, generate, lower, simulate, verify,
 };
 
 fn one_f_one_b(stages: usize, micro_batches: usize) -> Schedule {
@@ -73,7 +73,7 @@ const MUTANTS: &[(&str, Mutation, Kind, usize, &str)] = &[
             // The other of the two now carries the first micro-batch.
             let list = &mut s.actions[0];
             for action in list.iter_mut().skip(2) {
-                if let Action::Send(t) | Action::Exchange { send: t, .. } = action
+                if let Action::Message(Message::Send(t)) | Action::Message(Message::Exchange { send: t, .. }) = action
                     && t.micro_batch == 1 { t.micro_batch = 0; break; }
             }
         },
@@ -215,12 +215,12 @@ fn with_warm_up(stages: usize, micro_batches: usize, change: isize) -> Schedule 
         let mut list = Vec::new();
         for i in 0..micro_batches + warm_up {
             if i < micro_batches {
-                list.push(Action::Forward { stage, micro_batch: i });
+                list.push(Action::Compute(Compute::Forward { stage, micro_batch: i }));
             }
             if let Some(micro_batch) = i.checked_sub(warm_up) {
                 let segment = None;
-                list.push(Action::BackwardInput { stage, micro_batch, segment });
-                list.push(Action::BackwardWeight { stage, micro_batch, segment });
+                list.push(Action::Compute(Compute::BackwardInput { stage, micro_batch, segment }));
+                list.push(Action::Compute(Compute::BackwardWeight { stage, micro_batch, segment }));
             }
         }
         schedule.actions[stage] = list;
@@ -260,7 +260,9 @@ fn a_longer_warm_up_is_seen_in_memory_only() {
 /// Every exchange replaced by its send, then its receive.
 fn without_exchanges(schedule: &Schedule) -> Schedule {
     let split = |action: &Action| match *action {
-        Action::Exchange { send, recv } => vec![Action::Send(send), Action::Recv(recv)],
+        Action::Message(Message::Exchange { send, recv }) => {
+            vec![Message::Send(send).into(), Message::Recv(recv).into()]
+        }
         other => vec![other],
     };
     let actions = schedule.actions.iter().map(|list| list.iter().flat_map(split).collect());
@@ -394,7 +396,7 @@ fn shapes_that_do_not_fit_are_refused() {
     // A peer that does not exist is the simulator's to refuse as well.
     let mut schedule = one_f_one_b(2, 2);
     let nowhere = Transfer { payload: Payload::Activation, stage: 0, micro_batch: 0, peer: 9 };
-    schedule.actions[0].push(Action::Send(nowhere));
+    schedule.actions[0].push(Action::Message(Message::Send(nowhere)));
     let costs = UniformCosts::new(&schedule);
     let error = simulate(&schedule, Delivery::Buffered, &costs).unwrap_err();
     assert!(matches!(error, ScheduleError::Shape { .. }), "{error}");

@@ -7,8 +7,8 @@ use common::lowered;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use trine_schedule::{
-    Action, Delivery, Payload, Purpose, Schedule, ScheduleKind, SyncPlan, TiedSegment, Transfer,
-    UniformCosts, draw, lower, simulate, verify,
+    Action, Compute, Delivery, Message, Payload, Purpose, Reduction, Schedule, ScheduleKind,
+    SyncPlan, TiedSegment, Transfer, UniformCosts, draw, lower, simulate, verify,
 };
 
 /// A number that usually exists, and sometimes is absurd.
@@ -26,20 +26,25 @@ fn transfer() -> impl Strategy<Value = Transfer> {
 fn action() -> impl Strategy<Value = Action> {
     let segment = || proptest::option::of(number());
     prop_oneof![
+        (number(), number()).prop_map(|(stage, micro_batch)| Action::Compute(Compute::Forward {
+            stage,
+            micro_batch
+        })),
+        (number(), number(), segment()).prop_map(|(stage, micro_batch, segment)| {
+            Action::Compute(Compute::BackwardInput { stage, micro_batch, segment })
+        }),
+        (number(), number(), segment()).prop_map(|(stage, micro_batch, segment)| {
+            Action::Compute(Compute::BackwardWeight { stage, micro_batch, segment })
+        }),
+        transfer().prop_map(|send| Action::Message(Message::Send(send))),
+        transfer().prop_map(|recv| Action::Message(Message::Recv(recv))),
+        (transfer(), transfer())
+            .prop_map(|(send, recv)| Action::Message(Message::Exchange { send, recv })),
+        number().prop_map(|stage| Action::Sync(Reduction::ReduceTied { stage })),
         (number(), number())
-            .prop_map(|(stage, micro_batch)| Action::Forward { stage, micro_batch }),
-        (number(), number(), segment()).prop_map(|(stage, micro_batch, segment)| {
-            Action::BackwardInput { stage, micro_batch, segment }
-        }),
-        (number(), number(), segment()).prop_map(|(stage, micro_batch, segment)| {
-            Action::BackwardWeight { stage, micro_batch, segment }
-        }),
-        transfer().prop_map(Action::Send),
-        transfer().prop_map(Action::Recv),
-        (transfer(), transfer()).prop_map(|(send, recv)| Action::Exchange { send, recv }),
-        number().prop_map(|stage| Action::ReduceTied { stage }),
-        (number(), number()).prop_map(|(stage, segment)| Action::ReduceGrad { stage, segment }),
-        (number(), number()).prop_map(|(stage, segment)| Action::AwaitGrad { stage, segment }),
+            .prop_map(|(stage, segment)| Action::Sync(Reduction::ReduceGrad { stage, segment })),
+        (number(), number())
+            .prop_map(|(stage, segment)| Action::Sync(Reduction::AwaitGrad { stage, segment })),
     ]
 }
 
@@ -180,25 +185,25 @@ fn greedy(placement: &[usize], micro_batches: usize) -> Schedule {
     let mut actions = vec![Vec::new(); ranks];
     for micro_batch in 0..micro_batches {
         for (stage, &rank) in placement.iter().enumerate() {
-            actions[rank].push(Action::Forward { stage, micro_batch });
+            actions[rank].push(Action::Compute(Compute::Forward { stage, micro_batch }));
         }
         if micro_batch % 2 == 1 {
             continue;
         }
         for stage in (0..stages).rev() {
-            let b = Action::BackwardInput { stage, micro_batch, segment: None };
+            let b = Action::Compute(Compute::BackwardInput { stage, micro_batch, segment: None });
             actions[placement[stage]].push(b);
         }
     }
     for micro_batch in (1..micro_batches).step_by(2) {
         for stage in (0..stages).rev() {
-            let b = Action::BackwardInput { stage, micro_batch, segment: None };
+            let b = Action::Compute(Compute::BackwardInput { stage, micro_batch, segment: None });
             actions[placement[stage]].push(b);
         }
     }
     for (stage, &rank) in placement.iter().enumerate() {
         for micro_batch in 0..micro_batches {
-            let w = Action::BackwardWeight { stage, micro_batch, segment: None };
+            let w = Action::Compute(Compute::BackwardWeight { stage, micro_batch, segment: None });
             actions[rank].push(w);
         }
     }

@@ -6,8 +6,9 @@ mod common;
 
 use common::{lowered, plan};
 use trine_schedule::{
-    Action, Delivery, Purpose, Schedule, ScheduleError, ScheduleKind, Shape, StageCosts, SyncPlan,
-    TiedSegment, Timeline, UniformCosts, UniformStage, lower, simulate, step_times, verify,
+    Action, Compute, Delivery, Purpose, Schedule, ScheduleError, ScheduleKind, Shape, StageCosts,
+    SyncPlan, TiedSegment, Timeline, UniformCosts, UniformStage, lower, simulate, step_times,
+    verify,
 };
 
 /// The times of a micro-batch on a stage: F, B and W.
@@ -258,9 +259,13 @@ fn two_tied_copies_on_one_stage_are_summed_once() {
 
 /// V-shaped: rank r of 2 holds stages r and 3 − r. B and W stand apart.
 fn v_shaped(micro_batches: usize) -> Schedule {
-    let f = |stage, micro_batch| Action::Forward { stage, micro_batch };
-    let b = |stage, micro_batch| Action::BackwardInput { stage, micro_batch, segment: None };
-    let w = |stage, micro_batch| Action::BackwardWeight { stage, micro_batch, segment: None };
+    let f = |stage, micro_batch| Action::Compute(Compute::Forward { stage, micro_batch });
+    let b = |stage, micro_batch| {
+        Action::Compute(Compute::BackwardInput { stage, micro_batch, segment: None })
+    };
+    let w = |stage, micro_batch| {
+        Action::Compute(Compute::BackwardWeight { stage, micro_batch, segment: None })
+    };
     let all = 0..micro_batches;
     let list = |low: usize, high: usize| {
         let forwards = all.clone().flat_map(move |i| [f(low, i), f(high, i)]);

@@ -437,10 +437,10 @@ fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stati
 mod tests {
     use super::*;
     use trine_comm::Cause;
-    use trine_schedule::Action;
+    use trine_schedule::{Action, Compute};
 
     fn stage(cause: impl Into<trine_pipeline::StageError>) -> TrainError {
-        let action = Action::Forward { stage: 1, micro_batch: 3 };
+        let action = Action::Compute(Compute::Forward { stage: 1, micro_batch: 3 });
         PipelineError::Stage { rank: 1, position: 7, action, cause: cause.into() }.into()
     }
 

@@ -11,7 +11,7 @@ use trine_kernels::Ops;
 use trine_models::StageModel;
 use trine_nn::{Context, GradStore, Mode, ParamStore, Rows, Saved, WeightWork};
 use trine_pipeline::{StageError, StageOps};
-use trine_schedule::{Action, Payload};
+use trine_schedule::{Payload, Reduction};
 
 /// A step's samples on one data-parallel rank, cut into micro-batches.
 #[derive(Debug, Clone, Copy)]
@@ -232,14 +232,14 @@ impl StageOps for StageRun<'_> {
         self.config.message()
     }
 
-    fn sync(&mut self, action: &Action) -> Result<(), StageError> {
-        match *action {
-            Action::ReduceTied { .. } => self.sync.tied(self.grads, self.ops)?,
-            Action::ReduceGrad { stage, segment } => {
+    fn sync(&mut self, reduction: Reduction) -> Result<(), StageError> {
+        match reduction {
+            Reduction::ReduceTied { .. } => self.sync.tied(self.grads, self.ops)?,
+            Reduction::ReduceGrad { stage, segment } => {
                 let bucket = self.bucket(stage, segment)?;
                 self.sync.post(self.grads, bucket, self.ops)?;
             }
-            Action::AwaitGrad { stage, segment } => {
+            Reduction::AwaitGrad { stage, segment } => {
                 let bucket = self.bucket(stage, segment)?;
                 self.sync.wait(self.grads, bucket, self.ops)?;
                 if let Some(squares) = &mut self.squares {
@@ -249,12 +249,6 @@ impl StageOps for StageRun<'_> {
                     at_once.bucket(bucket, self.weights, self.grads, self.ops)?;
                 }
             }
-            Action::Forward { .. }
-            | Action::BackwardInput { .. }
-            | Action::BackwardWeight { .. }
-            | Action::Send(_)
-            | Action::Recv(_)
-            | Action::Exchange { .. } => {}
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ mod svg;
 pub use ascii::ascii;
 pub use svg::svg;
 
-use crate::{Action, Timeline};
+use crate::{Action, Compute, Message, Reduction, Timeline};
 
 /// What a piece of a drawing shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,14 +38,10 @@ fn pieces(timeline: &Timeline<'_>, rank: usize) -> Vec<Piece> {
             let (paint, label) = look(action, many);
             // A receive waits first and works last; a send has worked before it waits.
             let start = match action {
-                Action::Send(_) | Action::Exchange { .. } => span.start,
-                Action::Forward { .. }
-                | Action::BackwardInput { .. }
-                | Action::BackwardWeight { .. }
-                | Action::Recv(_)
-                | Action::ReduceTied { .. }
-                | Action::ReduceGrad { .. }
-                | Action::AwaitGrad { .. } => span.end - span.busy,
+                Action::Message(Message::Send(_) | Message::Exchange { .. }) => span.start,
+                Action::Compute(_) | Action::Message(Message::Recv(_)) | Action::Sync(_) => {
+                    span.end - span.busy
+                }
             };
             Piece { paint, start, end: start + span.busy, label }
         })
@@ -58,20 +54,22 @@ fn look(action: &Action, many_stages: bool) -> (Paint, String) {
         false => micro_batch.to_string(),
     };
     match *action {
-        Action::Forward { stage, micro_batch: i } => (Paint::Forward, micro_batch(stage, i)),
-        Action::BackwardInput { stage, micro_batch: i, .. } => {
+        Action::Compute(Compute::Forward { stage, micro_batch: i }) => {
+            (Paint::Forward, micro_batch(stage, i))
+        }
+        Action::Compute(Compute::BackwardInput { stage, micro_batch: i, .. }) => {
             (Paint::BackwardInput, micro_batch(stage, i))
         }
-        Action::BackwardWeight { stage, micro_batch: i, .. } => {
+        Action::Compute(Compute::BackwardWeight { stage, micro_batch: i, .. }) => {
             (Paint::BackwardWeight, micro_batch(stage, i))
         }
-        Action::Send(_) | Action::Recv(_) | Action::Exchange { .. } => {
+        Action::Message(_)
+        | Action::Sync(Reduction::ReduceTied { .. } | Reduction::AwaitGrad { .. }) => {
             (Paint::Communication, String::new())
         }
-        Action::ReduceTied { .. } | Action::AwaitGrad { .. } => {
-            (Paint::Communication, String::new())
+        Action::Sync(Reduction::ReduceGrad { stage, segment }) => {
+            (Paint::Reduction, format!("{stage}/{segment}"))
         }
-        Action::ReduceGrad { stage, segment } => (Paint::Reduction, format!("{stage}/{segment}")),
     }
 }
 

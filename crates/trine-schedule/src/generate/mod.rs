@@ -10,7 +10,7 @@ pub use looped::{breadth_first, interleaved};
 pub use plain::{forward_only, forward_only_on, gpipe, one_f_one_b};
 pub use zero_bubble::{zb_h1, zb_h2, zb_v};
 
-use crate::{Action, Schedule, ScheduleError, ScheduleKind};
+use crate::{Action, Compute, Schedule, ScheduleError, ScheduleKind};
 
 /// More pairs of stage and micro-batch than this are refused (the lists would not fit in memory).
 const PAIRS_MAX: usize = 1 << 24;
@@ -55,15 +55,15 @@ impl Shape {
 }
 
 fn forward(stage: usize, micro_batch: usize) -> Action {
-    Action::Forward { stage, micro_batch }
+    Compute::Forward { stage, micro_batch }.into()
 }
 
 fn backward_input(stage: usize, micro_batch: usize) -> Action {
-    Action::BackwardInput { stage, micro_batch, segment: None }
+    Compute::BackwardInput { stage, micro_batch, segment: None }.into()
 }
 
 fn backward_weight(stage: usize, micro_batch: usize) -> Action {
-    Action::BackwardWeight { stage, micro_batch, segment: None }
+    Compute::BackwardWeight { stage, micro_batch, segment: None }.into()
 }
 
 /// B and W back to back: what F kept is still warm, and is freed at once.

@@ -12,7 +12,7 @@ pub use error::{VerifyError, VerifyErrorKind};
 
 use crate::engine::{Outcome, run};
 use crate::grid::describe;
-use crate::{Action, Delivery, Purpose, Schedule, TiedSegment};
+use crate::{Action, Compute, Delivery, Message, Purpose, Reduction, Schedule, TiedSegment};
 
 /// What a schedule was found to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,12 +56,12 @@ pub fn verify(schedule: &Schedule) -> Result<Report, VerifyError> {
     let count = |wanted: fn(&Action) -> bool| {
         schedule.actions.iter().flatten().filter(|action| wanted(action)).count()
     };
-    let exchanges = count(|action| matches!(action, Action::Exchange { .. }));
+    let exchanges = count(|action| matches!(action, Action::Message(Message::Exchange { .. })));
     Ok(Report {
         pairs: schedule.stages() * schedule.micro_batches,
-        messages: exchanges + count(|action| matches!(action, Action::Send(_))),
+        messages: exchanges + count(|action| matches!(action, Action::Message(Message::Send(_)))),
         exchanges,
-        buckets: count(|action| matches!(action, Action::ReduceGrad { .. })),
+        buckets: count(|action| matches!(action, Action::Sync(Reduction::ReduceGrad { .. }))),
         in_flight_peak,
     })
 }
@@ -102,9 +102,13 @@ fn misplaced(schedule: &Schedule, rank: usize, action: &Action) -> Option<Findin
         }
     }
     match *action {
-        Action::Forward { micro_batch, .. } => misplaced_micro_batch(schedule, micro_batch),
-        Action::BackwardInput { stage, micro_batch, segment }
-        | Action::BackwardWeight { stage, micro_batch, segment } => {
+        Action::Compute(Compute::Forward { micro_batch, .. }) => {
+            misplaced_micro_batch(schedule, micro_batch)
+        }
+        Action::Compute(
+            Compute::BackwardInput { stage, micro_batch, segment }
+            | Compute::BackwardWeight { stage, micro_batch, segment },
+        ) => {
             if schedule.purpose == Purpose::Evaluate {
                 let expected = "forwards only, in an evaluation".to_owned();
                 return Some((VerifyErrorKind::Unexpected, expected));
@@ -113,19 +117,19 @@ fn misplaced(schedule: &Schedule, rank: usize, action: &Action) -> Option<Findin
             misplaced_micro_batch(schedule, micro_batch)
                 .or_else(|| segment.and_then(|segment| misplaced_segment(segment, segments)))
         }
-        Action::Send(_) | Action::Recv(_) | Action::Exchange { .. } => {
+        Action::Message(_) => {
             let send = send.and_then(|t| misplaced_transfer(schedule, rank, t, t.sent()?.to_stage));
             let from = |t: crate::Transfer| t.received().source_stage();
             send.or_else(|| recv.and_then(|t| misplaced_transfer(schedule, rank, t, from(t)?)))
                 .or_else(|| beyond_the_ends(schedule, action))
         }
-        Action::ReduceTied { stage } => misplaced_tied(schedule, stage),
-        Action::ReduceGrad { stage, segment } | Action::AwaitGrad { stage, segment } => {
-            match &schedule.sync {
-                None => Some(no_plan()),
-                Some(plan) => misplaced_segment(segment, plan.segments[stage]),
-            }
-        }
+        Action::Sync(Reduction::ReduceTied { stage }) => misplaced_tied(schedule, stage),
+        Action::Sync(
+            Reduction::ReduceGrad { stage, segment } | Reduction::AwaitGrad { stage, segment },
+        ) => match &schedule.sync {
+            None => Some(no_plan()),
+            Some(plan) => misplaced_segment(segment, plan.segments[stage]),
+        },
     }
 }
 

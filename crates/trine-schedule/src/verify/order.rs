@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::{VerifyError, VerifyErrorKind};
-use crate::action::Message;
-use crate::{Action, Payload, Purpose, Schedule};
+use crate::action::Parcel;
+use crate::{Action, Compute, Payload, Purpose, Schedule};
 
 /// How far a (stage, micro-batch) has come. Only the rank of the stage writes it.
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ pub(super) fn check(schedule: &Schedule) -> Result<(), VerifyError> {
 fn check_forwards(schedule: &Schedule) -> Result<(), VerifyError> {
     let mut seen = HashSet::new();
     for action in schedule.actions.iter().flatten() {
-        if let Action::Forward { stage, micro_batch } = *action {
+        if let Action::Compute(Compute::Forward { stage, micro_batch }) = *action {
             seen.insert((stage, micro_batch));
         }
     }
@@ -62,7 +62,7 @@ fn check_forwards(schedule: &Schedule) -> Result<(), VerifyError> {
     for micro_batch in 0..schedule.micro_batches {
         for (stage, &rank) in schedule.placement.iter().enumerate() {
             if !seen.contains(&(stage, micro_batch)) {
-                let expected = Action::Forward { stage, micro_batch };
+                let expected = Compute::Forward { stage, micro_batch };
                 return Err(missing(schedule, rank, &expected));
             }
         }
@@ -70,7 +70,7 @@ fn check_forwards(schedule: &Schedule) -> Result<(), VerifyError> {
     Ok(())
 }
 
-fn missing(schedule: &Schedule, rank: usize, action: &Action) -> VerifyError {
+fn missing(schedule: &Schedule, rank: usize, action: &Compute) -> VerifyError {
     let expected = format!("`{action}` in the list of rank {rank}");
     VerifyError::missing(schedule, VerifyErrorKind::Missing, rank, expected)
 }
@@ -84,14 +84,16 @@ impl Walk<'_> {
 
     fn step(&mut self, rank: usize, action: &Action) -> Step {
         match *action {
-            Action::Forward { stage, micro_batch } => self.forward(rank, stage, micro_batch),
-            Action::BackwardInput { stage, micro_batch, segment } => {
+            Action::Compute(Compute::Forward { stage, micro_batch }) => {
+                self.forward(rank, stage, micro_batch)
+            }
+            Action::Compute(Compute::BackwardInput { stage, micro_batch, segment }) => {
                 self.backward_input(rank, stage, micro_batch, segment)
             }
-            Action::BackwardWeight { stage, micro_batch, segment } => {
+            Action::Compute(Compute::BackwardWeight { stage, micro_batch, segment }) => {
                 self.backward_weight(stage, micro_batch, segment)
             }
-            Action::Send(_) | Action::Recv(_) | Action::Exchange { .. } => {
+            Action::Message(_) => {
                 let (send, recv) = action.transfers();
                 // What is sent must be there before; what is received is there after.
                 if let Some(message) = send.and_then(|send| send.sent()) {
@@ -102,14 +104,12 @@ impl Walk<'_> {
                 }
                 Ok(())
             }
-            Action::ReduceTied { .. } | Action::ReduceGrad { .. } | Action::AwaitGrad { .. } => {
-                Ok(())
-            }
+            Action::Sync(_) => Ok(()),
         }
     }
 
     fn forward(&mut self, rank: usize, stage: usize, micro_batch: usize) -> Step {
-        let message = Message { payload: Payload::Activation, to_stage: stage, micro_batch };
+        let message = Parcel { payload: Payload::Activation, to_stage: stage, micro_batch };
         self.expect_input(rank, message)?;
         let progress = self.at(stage, micro_batch);
         if progress.forward_done {
@@ -127,10 +127,10 @@ impl Walk<'_> {
         segment: Option<usize>,
     ) -> Step {
         if !self.at(stage, micro_batch).forward_done {
-            let forward = Action::Forward { stage, micro_batch };
+            let forward = Compute::Forward { stage, micro_batch };
             return Err((VerifyErrorKind::Order, format!("`{forward}` before it")));
         }
-        let message = Message { payload: Payload::Gradient, to_stage: stage, micro_batch };
+        let message = Parcel { payload: Payload::Gradient, to_stage: stage, micro_batch };
         self.expect_input(rank, message)?;
         let segments = self.schedule.segments(stage);
         let progress = self.at(stage, micro_batch);
@@ -148,7 +148,7 @@ impl Walk<'_> {
         let progress = self.at(stage, micro_batch);
         let left = next_segment(progress.weight_left, segments, segment)?;
         if progress.input_left > left {
-            let before = Action::BackwardInput { stage, micro_batch, segment };
+            let before = Compute::BackwardInput { stage, micro_batch, segment };
             return Err((VerifyErrorKind::Order, format!("`{before}` before it")));
         }
         progress.weight_left = left;
@@ -156,8 +156,8 @@ impl Walk<'_> {
     }
 
     /// The input of `message.to_stage` is there: received, or computed on the same rank.
-    fn expect_input(&mut self, rank: usize, message: Message) -> Step {
-        let Message { payload, to_stage, micro_batch } = message;
+    fn expect_input(&mut self, rank: usize, message: Parcel) -> Step {
+        let Parcel { payload, to_stage, micro_batch } = message;
         let Some(from) = message.source_stage().filter(|&from| from < self.schedule.stages())
         else {
             // The first stage reads the data, the last has the loss.
@@ -186,8 +186,8 @@ impl Walk<'_> {
         }
     }
 
-    fn send(&mut self, message: Message) -> Step {
-        let Message { payload, micro_batch, .. } = message;
+    fn send(&mut self, message: Parcel) -> Step {
+        let Parcel { payload, micro_batch, .. } = message;
         let Some(stage) = message.source_stage() else { return Ok(()) };
         if self.is_produced(stage, payload, micro_batch) {
             return Ok(());
@@ -196,7 +196,7 @@ impl Walk<'_> {
         Err((VerifyErrorKind::SendTooEarly, expected))
     }
 
-    fn receive(&mut self, message: Message) {
+    fn receive(&mut self, message: Parcel) {
         let progress = self.at(message.to_stage, message.micro_batch);
         match message.payload {
             Payload::Activation => progress.activation_received = true,
@@ -217,12 +217,12 @@ impl Walk<'_> {
             let rank = self.schedule.placement[stage];
             if progress.input_left > 0 {
                 let segment = next(progress.input_left);
-                let action = Action::BackwardInput { stage, micro_batch, segment };
+                let action = Compute::BackwardInput { stage, micro_batch, segment };
                 return Err(missing(self.schedule, rank, &action));
             }
             if progress.weight_left > 0 {
                 let segment = next(progress.weight_left);
-                let action = Action::BackwardWeight { stage, micro_batch, segment };
+                let action = Compute::BackwardWeight { stage, micro_batch, segment };
                 return Err(missing(self.schedule, rank, &action));
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{VerifyError, VerifyErrorKind};
-use crate::{Action, Schedule, SyncPlan, TiedSegment};
+use crate::{Action, Compute, Reduction, Schedule, SyncPlan, TiedSegment};
 
 /// Where a rank does what its reductions depend on.
 #[derive(Default)]
@@ -51,29 +51,26 @@ fn positions(schedule: &Schedule, rank: usize) -> Result<Positions, VerifyError>
     };
     for (position, action) in schedule.actions[rank].iter().enumerate() {
         match *action {
-            Action::BackwardWeight { stage, segment: None, .. } => {
+            Action::Compute(Compute::BackwardWeight { stage, segment: None, .. }) => {
                 found.weight_whole.insert(stage, position);
             }
-            Action::BackwardWeight { stage, segment: Some(segment), .. } => {
+            Action::Compute(Compute::BackwardWeight { stage, segment: Some(segment), .. }) => {
                 found.weight.insert((stage, segment), position);
             }
-            Action::ReduceTied { .. } => found.tied.push(position),
-            Action::ReduceGrad { stage, segment } => {
+            Action::Sync(Reduction::ReduceTied { .. }) => found.tied.push(position),
+            Action::Sync(Reduction::ReduceGrad { stage, segment }) => {
                 if let Some(first) = reduced.insert((stage, segment), position) {
                     return twice(first, position);
                 }
                 found.reduce.push(((stage, segment), position));
             }
-            Action::AwaitGrad { stage, segment } => {
+            Action::Sync(Reduction::AwaitGrad { stage, segment }) => {
                 if let Some(first) = found.awaited.insert((stage, segment), position) {
                     return twice(first, position);
                 }
             }
-            Action::Forward { .. }
-            | Action::BackwardInput { .. }
-            | Action::Send(_)
-            | Action::Recv(_)
-            | Action::Exchange { .. } => {}
+            Action::Compute(Compute::Forward { .. } | Compute::BackwardInput { .. })
+            | Action::Message(_) => {}
         }
     }
     if let [first, again, ..] = found.tied[..] {
@@ -114,7 +111,7 @@ fn check_all_reduced(
         let missing = |segment: &usize| !reduced.contains_key(&(stage, *segment));
         if let Some(segment) = (0..plan.segments[stage]).find(missing) {
             let kind = VerifyErrorKind::MissingReduce;
-            let expected = format!("`{}`", Action::ReduceGrad { stage, segment });
+            let expected = format!("`{}`", Reduction::ReduceGrad { stage, segment });
             return Err(VerifyError::missing(schedule, kind, rank, expected));
         }
     }
@@ -155,7 +152,7 @@ fn check_awaited(
         match positions.awaited.get(&bucket) {
             None => {
                 let kind = VerifyErrorKind::MissingAwait;
-                let expected = format!("`{}` after it", Action::AwaitGrad { stage, segment });
+                let expected = format!("`{}` after it", Reduction::AwaitGrad { stage, segment });
                 return Err(VerifyError::at(schedule, kind, (rank, position), expected));
             }
             Some(&awaited) if awaited < position => {

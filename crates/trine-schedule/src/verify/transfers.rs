@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{VerifyError, VerifyErrorKind};
 use crate::Schedule;
-use crate::action::Message;
+use crate::action::Parcel;
 
 /// What one rank sends to another, and what the other receives from it, with positions.
 #[derive(Default)]
 struct Channel {
-    sent: Vec<(Message, usize)>,
-    received: Vec<(Message, usize)>,
+    sent: Vec<(Parcel, usize)>,
+    received: Vec<(Parcel, usize)>,
 }
 
 pub(super) fn check(schedule: &Schedule) -> Result<(), VerifyError> {
@@ -72,13 +72,13 @@ fn check_channel(
 }
 
 /// The positions of the first message that occurs again, and of its second occurrence.
-fn repeated(list: &[(Message, usize)]) -> Option<(usize, usize)> {
+fn repeated(list: &[(Parcel, usize)]) -> Option<(usize, usize)> {
     let mut seen = HashMap::with_capacity(list.len());
     list.iter().find_map(|&(message, again)| Some((seen.insert(message, again)?, again)))
 }
 
 /// The position of the first message of `list` that `other` lacks.
-fn unmatched(list: &[(Message, usize)], other: &[(Message, usize)]) -> Option<usize> {
-    let other: HashSet<Message> = other.iter().map(|entry| entry.0).collect();
+fn unmatched(list: &[(Parcel, usize)], other: &[(Parcel, usize)]) -> Option<usize> {
+    let other: HashSet<Parcel> = other.iter().map(|entry| entry.0).collect();
     list.iter().find(|(message, _)| !other.contains(message)).map(|entry| entry.1)
 }

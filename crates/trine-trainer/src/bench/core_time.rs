@@ -8,7 +8,7 @@ use trine_buffer::Queue;
 use trine_comm::wrap::Wrapper;
 use trine_comm::{CommError, Communicator, Done, Operation, Pending, Progress, Request};
 use trine_pipeline::Moment;
-use trine_schedule::Action;
+use trine_schedule::{Action, Compute};
 
 /// What a core's time goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,12 +97,12 @@ impl Part {
     /// What an action's computing belongs to.
     fn of(action: &Action) -> Self {
         match action {
-            Action::Forward { .. } => Self::Forward,
-            Action::BackwardInput { .. } | Action::BackwardWeight { .. } => Self::Backward,
-            Action::Send(_) | Action::Recv(_) | Action::Exchange { .. } => Self::Messages,
-            Action::ReduceTied { .. } | Action::ReduceGrad { .. } | Action::AwaitGrad { .. } => {
-                Self::Update
+            Action::Compute(Compute::Forward { .. }) => Self::Forward,
+            Action::Compute(Compute::BackwardInput { .. } | Compute::BackwardWeight { .. }) => {
+                Self::Backward
             }
+            Action::Message(_) => Self::Messages,
+            Action::Sync(_) => Self::Update,
         }
     }
 }

@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use trine_buffer::DType;
 use trine_comm::Communicator;
 use trine_nn::stream_type;
-use trine_schedule::Action;
 
 impl EngineConfig {
     /// Type and elements of a message.
@@ -23,19 +22,8 @@ impl EngineConfig {
 /// A message that its receiver has not taken belongs to a micro-batch that is in flight at one of the two.
 pub(super) fn make_room(plan: &RunPlan, pp: &dyn Communicator) {
     let (schedule, rank) = (&plan.training, pp.rank());
-    let peers: BTreeSet<usize> = schedule.actions[rank]
-        .iter()
-        .filter_map(|action| match action {
-            Action::Send(send) | Action::Exchange { send, .. } => Some(send.peer),
-            Action::Forward { .. }
-            | Action::BackwardInput { .. }
-            | Action::BackwardWeight { .. }
-            | Action::Recv(_)
-            | Action::ReduceTied { .. }
-            | Action::ReduceGrad { .. }
-            | Action::AwaitGrad { .. } => None,
-        })
-        .collect();
+    let sent = schedule.actions[rank].iter().filter_map(|action| action.transfers().0);
+    let peers: BTreeSet<usize> = sent.map(|send| send.peer).collect();
     let in_flight = &schedule.in_flight_max;
     let messages = peers.iter().map(|peer| in_flight[rank].max(in_flight[*peer])).sum();
     let (dtype, len) = plan.config.message();

@@ -205,12 +205,14 @@ pub(crate) fn close(path: &Path, ranks: usize) -> Result<Option<PathBuf>, TrainE
 mod tests {
     use super::*;
     use serde_json::Value;
+    use trine_schedule::Compute;
 
     const PLACE: Coordinate = Coordinate { dp: 0, pp: 0, cp: 0, ep: 0, tp: 0 };
 
     fn actions(track: &Track, count: u64) {
         for step in 0..count {
-            track.action(Action::Forward { stage: 0, micro_batch: 1 }, step, Instant::now());
+            let forward = Compute::Forward { stage: 0, micro_batch: 1 };
+            track.action(forward.into(), step, Instant::now());
         }
     }
 

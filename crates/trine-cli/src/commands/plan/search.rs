@@ -11,7 +11,7 @@ use std::path::Path;
 use trine_plan::{
     Choice, Convention, Found, Planner, explain_lead, flops, items, memory_svg, search, sensitivity,
 };
-use trine_schedule::{Action, Delivery, Shape, draw, lower, simulate};
+use trine_schedule::{Action, Compute, Delivery, Shape, draw, lower, simulate};
 use trine_trainer::Time;
 
 /// More micro-batches than twice the ranks make a timeline longer, not clearer.
@@ -269,15 +269,10 @@ fn timeline(planner: &Planner<'_>, choice: &Choice, shape: Shape) -> Result<Stri
     let costs = planner.stage_costs(&choice.layout, &order.placement);
     let lowered = lower(&order, None).context("cannot complete the schedule")?;
     let cost = |_: usize, _: usize, action: &Action| match *action {
-        Action::Forward { stage, .. } => costs.forward[stage],
-        Action::BackwardInput { stage, .. } => costs.backward_input[stage],
-        Action::BackwardWeight { stage, .. } => costs.backward_weight[stage],
-        Action::Send(_)
-        | Action::Recv(_)
-        | Action::Exchange { .. }
-        | Action::ReduceTied { .. }
-        | Action::ReduceGrad { .. }
-        | Action::AwaitGrad { .. } => 0.0,
+        Action::Compute(Compute::Forward { stage, .. }) => costs.forward[stage],
+        Action::Compute(Compute::BackwardInput { stage, .. }) => costs.backward_input[stage],
+        Action::Compute(Compute::BackwardWeight { stage, .. }) => costs.backward_weight[stage],
+        Action::Message(_) | Action::Sync(_) => 0.0,
     };
     let timeline = simulate(&lowered, Delivery::Buffered, &cost).context("cannot simulate")?;
     Ok(draw::svg(&timeline))
