@@ -119,6 +119,7 @@ pub fn several_stages() -> Vec<Layout> {
         (ScheduleKind::Interleaved, [5, 2]),
         (ScheduleKind::BreadthFirst, [3, 2]),
         (ScheduleKind::ZbV, [2, 2]),
+        (ScheduleKind::DualPipeV, [2, 2]),
     ] {
         for (tp, pp, dp, zero) in [
             (1, 1, 1, ZeroStage::Zero0),
@@ -142,7 +143,12 @@ pub fn several_stages() -> Vec<Layout> {
 
 /// The same on four ranks: for at least eight blocks.
 pub fn several_stages_on_four_ranks() -> Vec<Layout> {
-    let schedules = [ScheduleKind::Interleaved, ScheduleKind::BreadthFirst, ScheduleKind::ZbV];
+    let schedules = [
+        ScheduleKind::Interleaved,
+        ScheduleKind::BreadthFirst,
+        ScheduleKind::ZbV,
+        ScheduleKind::DualPipeV,
+    ];
     let layout = |schedule| Layout {
         degrees: Degrees { pp: 4, ..Degrees::SERIAL },
         schedule,

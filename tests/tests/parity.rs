@@ -116,7 +116,7 @@ fn zero_bubble_schedules_agree_with_the_serial_run() {
 #[test]
 fn several_stages_on_a_rank_agree_with_the_serial_run() {
     let layouts = layouts::several_stages();
-    assert_eq!(layouts.len(), 15);
+    assert_eq!(layouts.len(), 20);
     assert_eq!(fast(&models(), &layouts), 3 * 2 * layouts.len());
     assert_eq!(reference(&models(), DType::F32, &layouts), 3 * 2 * layouts.len());
     let deep = [ModelSpec { layers: 9, ..toy::gpt() }, ModelSpec { layers: 8, ..toy::llama(2) }];

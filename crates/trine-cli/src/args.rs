@@ -104,7 +104,8 @@ pub(crate) struct ConfigArgs {
     /// Data-parallel replicas (layout.dp)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) dp: Option<String>,
-    /// Pipeline schedule: 1f1b, gpipe, interleaved, breadth-first, zb-h1, zb-h2 or zb-v (layout.schedule)
+    /// Pipeline schedule: 1f1b, gpipe, interleaved, breadth-first, zb-h1, zb-h2, zb-v or dualpipe-v
+    /// (layout.schedule)
     #[arg(long, value_name = "NAME")]
     pub(crate) schedule: Option<String>,
     /// Stages of the pipeline on each rank, for schedules that take several (layout.virtual)
@@ -238,13 +239,13 @@ const SHOWN_MAX: usize = 4096;
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
-    /// Its name: gpipe, 1f1b, interleaved, breadth-first, zb-h1, zb-h2, zb-v or forward-only
+    /// Its name: gpipe, 1f1b, interleaved, breadth-first, zb-h1, zb-h2, zb-v, dualpipe-v or forward-only
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
     /// Pipeline ranks, with one stage each unless the schedule has virtual ones
     #[arg(long, value_name = "N", default_value = "4", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) stages: usize,
-    /// Virtual stages of each rank [default: 2 of interleaved, breadth-first and zb-v, else 1]
+    /// Virtual stages of each rank [default: 2 of interleaved, breadth-first, zb-v and dualpipe-v, else 1]
     #[arg(long, value_name = "V", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) r#virtual: Option<usize>,
     /// Micro-batches

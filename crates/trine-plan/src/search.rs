@@ -377,7 +377,7 @@ fn pipelines(planner: &Planner<'_>, request: &Request, pp: usize) -> Vec<(Schedu
         );
     }
     if layers.is_multiple_of(2 * pp) {
-        all.push((ScheduleKind::ZbV, 2));
+        all.extend([(ScheduleKind::ZbV, 2), (ScheduleKind::DualPipeV, 2)]);
     }
     all.retain(keeps);
     all

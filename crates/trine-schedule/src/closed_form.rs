@@ -29,7 +29,7 @@ pub struct ClosedForm {
     ///
     /// GPipe, 1F1B, forward-only and breadth-first: always. Interleaved 1F1B, ZB-H1 (any m), ZB-H2
     /// (m ≥ p) and ZB-V (m ≥ 2p): if F, B and W differ by a factor of at most 3, and a transfer takes
-    /// at most a fifth of the shortest.
+    /// at most a fifth of the shortest. DualPipeV: never.
     pub exact: bool,
 }
 
@@ -96,6 +96,7 @@ impl ScheduleKind {
                 (one.longest(&zb_v(p)), p == 1.0 || balanced)
             }
             ScheduleKind::ZbV => (zb_v_short(p, m, one), false),
+            ScheduleKind::DualPipeV => (one.longest(&dual_pipe_v(p)), false),
             // Neither B nor W.
             ScheduleKind::ForwardOnly => {
                 ((p - 1.0) * (forward + one.transfer) - m * backward, true)
@@ -133,6 +134,8 @@ impl ScheduleKind {
             ScheduleKind::ZbH2 => m.min(2 * p - 1),
             // Before the first W: those on their way down, and those that have come back up.
             ScheduleKind::ZbV => m.min(2 * p - 1 - rank) + m.min(rank + 1),
+            // When F of both stages has begun, one of each is done before the first W.
+            ScheduleKind::DualPipeV => 2 * p + 1,
             ScheduleKind::ForwardOnly => 0,
         }
     }
@@ -209,6 +212,22 @@ fn zb_v_span(p: f64) -> [Chain; 7] {
         [-q, q, 0.0, 4.0 * p - 6.0],
         [-q, 1.0, p - 2.0, 2.0 * q],
         [p - 2.0, -(p - 2.0), 0.0, 4.0 * p - 6.0],
+    ]
+}
+
+/// Without transfers exact where F, B and W differ by a factor of 2 at most. How many transfers a chain has depends on
+/// whether p is even; these are means.
+fn dual_pipe_v(p: f64) -> [Chain; 5] {
+    let q = p - 1.0;
+    if q == 0.0 {
+        return [[0.0; 4]; 5];
+    }
+    [
+        [q, q, -q, 2.5 * q],
+        [q, 0.0, 0.0, 1.5 * q],
+        [-1.0, 2.0 * q, -q, 4.5 * q],
+        [2.0 * q, -q, -q, 2.0 * q],
+        [-1.0, q, 0.0, 3.5 * q],
     ]
 }
 

@@ -58,6 +58,21 @@ pub enum ScheduleError {
         /// The nearest number of micro-batches.
         nearest: usize,
     },
+    /// A kind of schedule takes at least two micro-batches for each rank.
+    #[error(
+        "{name} takes at least {nearest} micro-batches on {ranks} ranks, not {asked}; the nearest is \
+         {nearest}"
+    )]
+    Few {
+        /// The kind's name.
+        name: &'static str,
+        /// Pipeline ranks.
+        ranks: usize,
+        /// Micro-batches asked for.
+        asked: usize,
+        /// The fewest micro-batches.
+        nearest: usize,
+    },
     /// No schedule has this name.
     #[error("no schedule is called `{asked}`; did you mean `{nearest}`? There are: {all}")]
     UnknownKind {

@@ -25,6 +25,8 @@ pub enum ScheduleKind {
     ZbH2,
     /// [`generate::zb_v`].
     ZbV,
+    /// [`generate::dual_pipe_v`].
+    DualPipeV,
     /// [`generate::forward_only`].
     ForwardOnly,
 }
@@ -52,7 +54,7 @@ pub struct KindInfo {
 /// More chunks than this are refused; real models have fewer layers a rank.
 const CHUNKS_MAX: usize = 1 << 10;
 
-const KINDS: [KindInfo; 8] = [
+const KINDS: [KindInfo; 9] = [
     KindInfo {
         kind: ScheduleKind::GPipe,
         name: "gpipe",
@@ -124,6 +126,16 @@ const KINDS: [KindInfo; 8] = [
         generate: |shape| generate::zb_v(shape.ranks, shape.micro_batches),
     },
     KindInfo {
+        kind: ScheduleKind::DualPipeV,
+        name: "dualpipe-v",
+        purpose: Purpose::Train,
+        summary: "a V in which each F stands beside a B and W; 2p + 1 half-size activations in flight",
+        paper: "arXiv 2412.19437",
+        chunks: (2, 2),
+        chunks_usual: 2,
+        generate: |shape| generate::dual_pipe_v(shape.ranks, shape.micro_batches),
+    },
+    KindInfo {
         kind: ScheduleKind::ForwardOnly,
         name: "forward-only",
         purpose: Purpose::Evaluate,
@@ -164,9 +176,9 @@ impl ScheduleKind {
     /// [`Schedule::in_flight_max`].
     ///
     /// # Errors
-    /// [`ScheduleError::Zero`], [`ScheduleError::TooLarge`]; [`ScheduleError::Chunks`] or
-    /// [`ScheduleError::Groups`] if the kind is not defined for so many stages on a rank, or so many
-    /// micro-batches.
+    /// [`ScheduleError::Zero`], [`ScheduleError::TooLarge`]; [`ScheduleError::Chunks`],
+    /// [`ScheduleError::Groups`] or [`ScheduleError::Few`] if the kind is not defined for so many stages
+    /// on a rank, or so many micro-batches.
     pub fn generate_shape(self, shape: Shape) -> Result<Schedule, ScheduleError> {
         self.check_shape(&shape)?;
         (self.info().generate)(shape)
@@ -175,7 +187,8 @@ impl ScheduleKind {
     /// The stage that is chunk `chunk` of a rank: in loops, or as a V. With [`Shape::ranks`] ranks of [`Shape::chunks`]
     /// chunks each, every stage has one place.
     pub fn stage_of(self, shape: &Shape, rank: usize, chunk: usize) -> usize {
-        let is_on_the_way_up = self == ScheduleKind::ZbV && chunk % 2 == 1;
+        let is_a_v = matches!(self, ScheduleKind::ZbV | ScheduleKind::DualPipeV);
+        let is_on_the_way_up = is_a_v && chunk % 2 == 1;
         let place = if is_on_the_way_up { shape.ranks - 1 - rank } else { rank };
         chunk * shape.ranks + place
     }
@@ -205,6 +218,10 @@ impl ScheduleKind {
         if in_groups && !asked.is_multiple_of(ranks) {
             let nearest = ((asked + ranks / 2) / ranks).max(1) * ranks;
             return Err(ScheduleError::Groups { name: self.name(), ranks, asked, nearest });
+        }
+        let nearest = 2 * ranks;
+        if self == ScheduleKind::DualPipeV && asked < nearest {
+            return Err(ScheduleError::Few { name: self.name(), ranks, asked, nearest });
         }
         Ok(())
     }

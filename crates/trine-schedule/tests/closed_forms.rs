@@ -85,7 +85,8 @@ fn every_form_equals_the_simulation_where_it_says_so() {
     });
     // 1,024 shapes for each of 5 kinds with one chunk and 1,024 more for breadth-first and ZB-V, …
     assert!(shapes > 7_800, "{shapes} shapes");
-    assert!(exact > 5 * estimates, "{exact} exact, {estimates} estimates");
+    // Of DualPipeV there are only estimates.
+    assert!(exact > 4 * estimates, "{exact} exact, {estimates} estimates");
 }
 
 #[test]
@@ -98,7 +99,7 @@ fn forms_claim_to_be_exact_where_the_documentation_says() {
     for kind in training() {
         let always = [ScheduleKind::GPipe, ScheduleKind::OneFOneB, ScheduleKind::BreadthFirst];
         for one in &BALANCED {
-            assert!(claims(kind, 8, one), "{kind} {one:?}");
+            assert_eq!(claims(kind, 8, one), kind != ScheduleKind::DualPipeV, "{kind} {one:?}");
         }
         assert_eq!(claims(kind, 8, &EXTREME[0]), always.contains(&kind), "{kind}");
     }
@@ -179,7 +180,10 @@ fn the_fast_simulator_agrees_with_the_full_one() {
     let mut compared = 0;
     for kind in training() {
         for (p, m) in [(1, 1), (2, 4), (3, 6), (4, 8), (4, 16), (6, 12), (8, 16)] {
-            let compute = kind.generate(p, m).unwrap();
+            let compute = match kind.generate(p, m) {
+                Err(ScheduleError::Few { .. }) => continue,
+                made => made.unwrap(),
+            };
             let lowered = lower(&compute, None).unwrap();
             let costs = UniformCosts::new(&lowered);
             let full = simulate(&lowered, Delivery::Buffered, &costs).unwrap();
@@ -191,7 +195,8 @@ fn the_fast_simulator_agrees_with_the_full_one() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 7 * 7);
+    // DualPipeV has no schedule of one micro-batch on one rank.
+    assert_eq!(compared, 8 * 7 - 1);
 }
 
 #[test]
@@ -201,6 +206,7 @@ fn shapes_that_are_not_defined_name_the_nearest() {
         (ScheduleKind::ZbH1, 3, 4, "zb-h1 has 1 stage on each rank, not 3; the nearest is 1"),
         (ScheduleKind::Interleaved, 2, 9, "multiples of its 4 ranks, not 9; the nearest is 8"),
         (ScheduleKind::Interleaved, 2, 1, "multiples of its 4 ranks, not 1; the nearest is 4"),
+        (ScheduleKind::DualPipeV, 2, 7, "at least 8 micro-batches on 4 ranks, not 7"),
     ] {
         let shape = Shape { ranks: 4, chunks, micro_batches: m };
         let error = kind.generate_shape(shape).unwrap_err();

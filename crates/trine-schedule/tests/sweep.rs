@@ -82,10 +82,15 @@ fn check_shape(kind: ScheduleKind, shape: Shape, is_tied: bool) -> bool {
         Ok(compute) => compute,
         Err(ScheduleError::Chunks { nearest, .. }) => {
             let near = Shape { chunks: nearest, ..shape };
-            assert!(
-                nearest != shape.chunks && kind.check_shape(&near).is_ok(),
-                "{what}: {nearest}"
-            );
+            // Its micro-batches may be too few beside.
+            let other = kind.check_shape(&near).err();
+            let fits = other.is_none_or(|error| matches!(error, ScheduleError::Few { .. }));
+            assert!(nearest != shape.chunks && fits, "{what}: {nearest}");
+            return false;
+        }
+        Err(ScheduleError::Few { nearest, .. }) => {
+            let near = Shape { micro_batches: nearest, ..shape };
+            assert!(nearest > shape.micro_batches && kind.check_shape(&near).is_ok(), "{what}");
             return false;
         }
         Err(ScheduleError::Groups { nearest, .. }) => {
@@ -162,6 +167,13 @@ fn zb_h2_is_right_everywhere() {
 #[test]
 fn zb_v_is_right_everywhere() {
     sweep_shapes(ScheduleKind::ZbV, 256);
+}
+
+#[test]
+fn dual_pipe_v_is_right_everywhere() {
+    // At least two micro-batches for each rank.
+    let defined = (1..=8).map(|p| 32 - 2 * p + 1).sum();
+    sweep_shapes(ScheduleKind::DualPipeV, defined);
 }
 
 #[test]

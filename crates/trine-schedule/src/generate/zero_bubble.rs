@@ -2,6 +2,7 @@
 
 use super::{Shape, backward_input, backward_weight, forward, schedule};
 use crate::{Action, Schedule, ScheduleError, ScheduleKind};
+use std::collections::VecDeque;
 
 /// ZB-H1: the memory of 1F1B's first rank on every rank, and a third of its bubble when F, B and W
 /// take equally long.
@@ -67,7 +68,22 @@ pub fn zb_v(ranks: usize, micro_batches: usize) -> Result<Schedule, ScheduleErro
     schedule(ScheduleKind::ZbV, shape, list)
 }
 
-/// The list of one rank of ZB-V while it grows.
+/// DualPipeV: DualPipe (DeepSeek-V3, arXiv 2412.19437) with each rank's second half folded back, so that rank r of p
+/// holds the stages r and 2p − 1 − r, as in ZB-V, and no second copy of the weights. In the middle every F of one stage
+/// stands beside the B and W of the other, which is what a device may run at once to hide its messages. W leaves its B
+/// in the warm-up and at the end only, where ranks would wait.
+///
+/// At least 2p micro-batches; 2p + 1 activations of half a rank's layers are in flight.
+///
+/// # Errors
+/// [`ScheduleError::Zero`], [`ScheduleError::TooLarge`], or [`ScheduleError::Few`].
+pub fn dual_pipe_v(ranks: usize, micro_batches: usize) -> Result<Schedule, ScheduleError> {
+    let (kind, shape) = (ScheduleKind::DualPipeV, Shape { ranks, chunks: 2, micro_batches });
+    kind.check_shape(&shape)?;
+    schedule(kind, shape, |rank| VList::new(rank, ranks, micro_batches).fill_both_ways())
+}
+
+/// The list of one rank of a V while it grows.
 struct VList {
     /// The stages on the way down and up.
     stages: [usize; 2],
@@ -137,6 +153,56 @@ impl VList {
             self.weight(DOWN);
         }
         self.list
+    }
+
+    /// DualPipeV, phase by phase. `after` ranks come behind this one on the way down.
+    fn fill_both_ways(mut self) -> Vec<Action> {
+        let (after, here) = (self.ranks - self.rank - 1, self.rank + 1);
+        let steady = self.micro_batches + here - 2 * self.ranks;
+        (0..2 * after).for_each(|_| self.forward(DOWN));
+        for _ in 0..here {
+            self.forward(DOWN);
+            self.forward(UP);
+        }
+        for _ in 0..after {
+            self.backward(UP);
+            self.forward(UP);
+        }
+        for _ in 0..steady {
+            self.forward(DOWN);
+            self.backward(UP);
+            self.forward(UP);
+            self.backward(DOWN);
+        }
+        for _ in 0..after {
+            self.backward(UP);
+            self.forward(UP);
+            self.backward(DOWN);
+        }
+        // No forward is left. The second half of what both stages have to do here leaves W for later.
+        let mut put_off = VecDeque::new();
+        for place in 0..2 * here {
+            let way = if place % 2 == 0 { UP } else { DOWN };
+            self.input(way);
+            if place < here {
+                self.weight(way);
+            } else {
+                put_off.push_back(way);
+            }
+        }
+        for _ in 0..after {
+            put_off.pop_front().into_iter().for_each(|way| self.weight(way));
+            self.input(DOWN);
+            put_off.push_back(DOWN);
+        }
+        put_off.into_iter().for_each(|way| self.weight(way));
+        self.list
+    }
+
+    /// The next B and W of a stage.
+    fn backward(&mut self, way: usize) {
+        self.input(way);
+        self.weight(way);
     }
 
     /// The next F of a stage, if there is one: what goes up has come down.

@@ -279,16 +279,20 @@ impl Check<'_> {
         }
         let (layout, chunks) = (&self.config.layout, self.config.virtual_stages());
         let shape = Shape { ranks: layout.pp, chunks, micro_batches: global / unit };
-        if let Err(ScheduleError::Groups { ranks, asked, nearest, .. }) =
-            layout.schedule.check_shape(&shape)
-        {
-            let rule = format!(
-                "layout.schedule = \"{}\" takes micro-batches in multiples of layout.pp = {ranks}{}, not {asked}",
-                layout.schedule,
-                self.given("layout.pp")
-            );
-            self.report("batch.global", global, rule, nearest * unit);
-        }
+        let (takes, asked, nearest) = match layout.schedule.check_shape(&shape) {
+            Err(ScheduleError::Groups { asked, nearest, .. }) => {
+                ("in multiples of", asked, nearest)
+            }
+            Err(ScheduleError::Few { asked, nearest, .. }) => ("at least 2 ×", asked, nearest),
+            _ => return,
+        };
+        let rule = format!(
+            "layout.schedule = \"{}\" takes micro-batches {takes} layout.pp = {}{}, not {asked}",
+            layout.schedule,
+            layout.pp,
+            self.given("layout.pp")
+        );
+        self.report("batch.global", global, rule, nearest * unit);
     }
 
     /// A batch that does not divide can be mended at each of its three ends.

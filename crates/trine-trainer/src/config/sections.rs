@@ -88,8 +88,16 @@ choice! {
 
 // Enums of the crates that act on them. A test sets every word.
 impl Field for ScheduleKind {
-    const KIND: Kind =
-        Kind::Choice(&["gpipe", "1f1b", "interleaved", "breadth-first", "zb-h1", "zb-h2", "zb-v"]);
+    const KIND: Kind = Kind::Choice(&[
+        "gpipe",
+        "1f1b",
+        "interleaved",
+        "breadth-first",
+        "zb-h1",
+        "zb-h2",
+        "zb-v",
+        "dualpipe-v",
+    ]);
 }
 
 impl Field for Numerics {
@@ -134,7 +142,7 @@ section! {
         /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198) where tp divides those of a micro-batch
         sequence_parallel: bool, "any";
         /// order of work in the pipeline
-        schedule: ScheduleKind, "interleaved takes micro-batches in multiples of layout.pp";
+        schedule: ScheduleKind, "interleaved takes micro-batches in multiples of layout.pp, dualpipe-v at least 2 × layout.pp";
         /// stages of the pipeline on each rank; 0: as many as the schedule needs, which is one for gpipe, 1f1b, zb-h1 and zb-h2
         virtual_stages as "virtual": usize, "0, or as the schedule has it; layout.pp × layout.virtual is at most model.layers";
         /// blocks of each stage; empty: by work, the output layer's included

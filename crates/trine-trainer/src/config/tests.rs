@@ -264,7 +264,7 @@ fn wrong_types_and_words_say_what_was_expected() {
         ),
         (
             "[layout]\nschedule = \"1f2b\"\n",
-            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\", \"interleaved\", \"breadth-first\", \"zb-h1\", \"zb-h2\", \"zb-v\"; nearest: \"1f1b\"",
+            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\", \"interleaved\", \"breadth-first\", \"zb-h1\", \"zb-h2\", \"zb-v\", \"dualpipe-v\"; nearest: \"1f1b\"",
         ),
         (
             "[layout]\nschedule = \"forward-only\"\n",
@@ -383,6 +383,11 @@ const RULES: &[(&[&str], &str, &str)] = &[
         "batch.global = 24: layout.schedule = \"interleaved\" takes micro-batches in multiples of layout.pp = 2",
         "32",
     ),
+    (
+        &["layout.schedule=dualpipe-v"],
+        "takes micro-batches at least 2 × layout.pp = 2 (preset rust-default), not 2",
+        "32",
+    ),
     (&["data.seq=512"], "data.seq = 512: a sequence must fit model.seq_max = 256", "256"),
     (
         &["data.vocab=8192"],
@@ -450,7 +455,7 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(RULES.len(), 42);
+    assert_eq!(RULES.len(), 43);
 }
 
 #[test]
@@ -556,7 +561,7 @@ fn every_choice_can_be_set() {
         if let Kind::Choice(choices) = key.kind {
             for word in choices {
                 let word_set = format!("{}={word}", key.path);
-                let config = load("", &["train.precision=f32", &word_set]);
+                let config = load("", &["train.precision=f32", "batch.global=64", &word_set]);
                 let table = config.to_table().unwrap();
                 assert_eq!(load::lookup(&table, key.path).unwrap().as_str(), Some(*word));
                 words += 1;
