@@ -1,6 +1,6 @@
 //! The same run in other layouts, from its own configuration, and with another seed.
 
-use crate::common::{ALL_AXES, Run, SERIAL, Scratch};
+use crate::common::{ALL_AXES, Run, SERIAL, Scratch, small, text};
 
 /// The largest relative difference between the losses of two runs.
 fn difference(a: &Run, b: &Run) -> f64 {
@@ -69,6 +69,20 @@ fn a_runs_configuration_reproduces_it() {
         let losses = first.numbers("loss");
         assert!(losses[11] < losses[0] - 0.2, "{precision}: {losses:?}");
     }
+}
+
+#[test]
+fn tokens_that_cannot_be_split_are_not_left_whole_in_silence() {
+    let scratch = Scratch::new();
+    let run = |out, seq| {
+        let layout = ["--tp=2", "--pp=1", "--dp=1", "--steps=1", seq];
+        let output = scratch.trine(&small(out, &layout));
+        assert!(output.status.success());
+        text(&output.stdout) + &text(&output.stderr)
+    };
+    let said = "layout.tp = 2 does not divide the 33 tokens of a micro-batch";
+    assert!(run("odd", "--set=data.seq=33").contains(said));
+    assert!(!run("even", "--set=data.seq=32").contains("does not divide"));
 }
 
 #[test]

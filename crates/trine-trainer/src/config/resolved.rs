@@ -28,6 +28,18 @@ impl Config {
         self.layout.sequence_parallel && tp > 1 && self.tokens_per_micro_batch().is_multiple_of(tp)
     }
 
+    /// Why tensor-parallel ranks do not split the tokens, where the configuration asks for it and they could.
+    pub fn tokens_not_split(&self) -> Option<String> {
+        let (tp, tokens) = (self.layout.tp, self.tokens_per_micro_batch());
+        let asked = self.layout.sequence_parallel && tp > 1;
+        (asked && !self.splits_tokens()).then(|| {
+            format!(
+                "tokens are not split over the shards (layout.sequence_parallel): layout.tp = {tp} does not \
+                 divide the {tokens} tokens of a micro-batch"
+            )
+        })
+    }
+
     /// The mesh of all ranks.
     ///
     /// # Errors

@@ -133,6 +133,9 @@ impl<'a> RankRun<'a> {
         };
         report(self.reporter, &started);
         report(self.reporter, &Event::Outlook(self.outlook));
+        if let Some(why) = self.request.config.tokens_not_split() {
+            report(self.reporter, &Event::Note(why));
+        }
         let (steps, warmup) = (self.steps_total(), self.request.config.lr.warmup_steps as u64);
         if warmup > steps {
             let reached = 100.0 * steps as f64 / warmup as f64;
