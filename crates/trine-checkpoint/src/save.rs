@@ -46,8 +46,8 @@ pub struct SaveRequest<'a> {
 /// A tokenizer, and its token that ends a text: what others must know to end there too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenizerFile<'a> {
-    /// Its `tokenizer.json`.
-    pub path: &'a Path,
+    /// The text of its `tokenizer.json`.
+    pub text: &'a str,
     /// The id of the token.
     pub end_of_text: u32,
     /// The token as it stands in the vocabulary, such as `<|endoftext|>`.

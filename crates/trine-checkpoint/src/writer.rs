@@ -9,11 +9,9 @@ use crate::{
     CheckpointError, MODEL_FILE, OPTIMIZER_FILE, SaveRequest, TOKENIZER_FILE, TokenizerFile,
 };
 use crate::{checksum, estimate_bytes, folder, hf};
-use std::fs;
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use trine_buffer::{Buf, DType, Element};
-use trine_files::TEXT_BYTES_MAX;
 use trine_spec::RankLayout;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -169,9 +167,8 @@ impl<'a> Writer<'a> {
         for (name, text) in hf::descriptions(request.model, request.dtype, tokenizer) {
             files.push(small(name, text.as_bytes())?);
         }
-        if let Some(TokenizerFile { path, .. }) = tokenizer {
-            let bytes = trine_files::read(path, TEXT_BYTES_MAX).during("reading", path)?;
-            files.push(small(TOKENIZER_FILE, &bytes)?);
+        if let Some(TokenizerFile { text, .. }) = tokenizer {
+            files.push(small(TOKENIZER_FILE, text.as_bytes())?);
         }
         let (quantities, written_by) = (&self.plan.quantities, request.mesh.degrees());
         let (model, run) = (request.model.clone(), request.run.clone());
@@ -210,9 +207,7 @@ fn check_finite(
 fn check_space(request: &SaveRequest<'_>) -> Result<(), CheckpointError> {
     let path = request.dir;
     let mut needed = estimate_bytes(request.model, request.dtype, request.moments)?;
-    if let Some(TokenizerFile { path, .. }) = request.tokenizer {
-        needed += fs::metadata(path).during("reading", path)?.len();
-    }
+    needed += request.tokenizer.map_or(0, |TokenizerFile { text, .. }| text.len() as u64);
     let free = request.storage.free_bytes(path).during("measuring the free space of", path)?;
     if free < needed {
         return Err(CheckpointError::Space { needed, free, path: path.into() });

@@ -39,6 +39,7 @@ mod side;
 mod signals;
 mod terminal;
 mod width;
+mod written;
 
 use anyhow::Context;
 use args::{Bench, Command, DataCommand, ScheduleCommand};

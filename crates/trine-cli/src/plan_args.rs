@@ -1,7 +1,7 @@
 //! The options of `trine plan`.
 
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -123,6 +123,15 @@ pub(crate) struct TaskArgs {
     /// Only layouts that trine itself runs
     #[arg(long)]
     pub(crate) runnable: bool,
+}
+
+impl TaskArgs {
+    /// The files that are read: a name is one too where a file is called so.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        let model = self.model.as_deref().map(Path::new);
+        let files = [self.config.as_deref(), model, self.cluster_file.as_deref()];
+        files.into_iter().flatten().collect()
+    }
 }
 
 /// The most devices that can be asked for.

@@ -35,6 +35,8 @@ pub(crate) struct Screen {
     best: Option<Evaluation>,
     first_step: u64,
     started: Instant,
+    /// When a time limit ends the run.
+    ends_by: Option<Instant>,
     next: NextCommands,
     /// The first failure to print a result.
     failed: Option<Failure>,
@@ -60,6 +62,7 @@ impl Screen {
             best: None,
             first_step: 0,
             started: Instant::now(),
+            ends_by: None,
             next: NextCommands::new(terminal, resume_by),
             failed: None,
             terminal: terminal.clone(),
@@ -199,9 +202,7 @@ impl Screen {
             self.evaluation = Some(now);
             self.best = self.best.filter(|best| best.loss <= loss).or(Some(now));
         }
-        let done = (line.step - self.first_step).max(1);
-        let each = self.started.elapsed().as_secs_f64() / done as f64;
-        let left = Duration::from_secs_f64(each * (steps - line.step) as f64);
+        let left = self.left(line.step, steps);
         match &self.live {
             Some(bar) => {
                 if line.val_loss.is_some() {
@@ -215,6 +216,15 @@ impl Screen {
             }
             None => self.plain_step(line, steps, left, rss),
         }
+    }
+
+    /// The time that the steps left will take, or what the time limit leaves of it.
+    fn left(&self, step: u64, steps: u64) -> Duration {
+        let done = (step - self.first_step).max(1);
+        let each = self.started.elapsed().as_secs_f64() / done as f64;
+        let left = Duration::from_secs_f64(each * steps.saturating_sub(step) as f64);
+        let limit = self.ends_by.map(|end| end.saturating_duration_since(Instant::now()));
+        limit.map_or(left, |limit| limit.min(left))
     }
 
     /// A line if it is time, or if it says more than the next one.
@@ -308,8 +318,8 @@ impl Reporter for Screen {
     fn event(&mut self, event: &Event<'_>) {
         match event {
             Event::Data(progress) => self.data(progress),
-            Event::Started { config, engine, data, directory, first_step } => {
-                self.first_step = *first_step;
+            Event::Started { config, engine, data, directory, first_step, ends_by } => {
+                (self.first_step, self.ends_by) = (*first_step, *ends_by);
                 self.next.set_directory(directory);
                 self.start(config, engine, data);
             }

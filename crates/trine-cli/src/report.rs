@@ -46,6 +46,12 @@ impl NextCommands {
         format!("{} {}", self.resume_by, quoted_path(&self.directory))
     }
 
+    /// Begins another run with its configuration.
+    pub(crate) fn anew(&self) -> String {
+        let config = self.terminal.command("train", &self.directory.join("config.toml"));
+        format!("{config} --out NEW")
+    }
+
     /// Continues a text with its model.
     pub(crate) fn generate(&self) -> String {
         let command = self.terminal.command("generate --run", &self.directory);
@@ -106,14 +112,25 @@ fn results(summary: &Summary) -> Vec<Row> {
 fn speeds(summary: &Summary) -> Vec<Row> {
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let (measured, predicted) = (summary.bubble_measured, summary.bubble_predicted);
-    vec![
+    let mut rows = Vec::new();
+    if summary.steps_before > 0 {
+        let (first, last) = (grouped(summary.steps_before + 1), grouped(summary.steps));
+        let steps = if first == last {
+            format!("of step {last}, done since the resume:")
+        } else {
+            format!("of steps {first} to {last}, done since the resume:")
+        };
+        rows.push(row("speed, time and memory", steps));
+    }
+    rows.extend([
         row("tokens per second", grouped(summary.tokens_per_s as u64)),
         row("model GFLOP/s", format!("{:.1}", summary.model_flops_per_s / 1e9)),
         row("wall time", format!("{:.0} s", summary.wall_s)),
         row("peak memory", summary.peak_rss_bytes.map_or_else(|| "–".into(), human_bytes)),
         row("bubble", format!("{} measured, {} predicted", percent(measured), percent(predicted))),
         row("cores idle", percent(summary.wait_share)),
-    ]
+    ]);
+    rows
 }
 
 /// What ranks held.

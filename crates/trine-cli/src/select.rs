@@ -16,7 +16,9 @@ pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
                 let dir = parse::shown(dir.as_os_str());
                 return Err(Failure::usage(format!("--resume {dir}: {}", parse::NOT_UTF8)));
             };
+            refuse_other_directory(args, &typed, dir)?;
             typed.file = Some(run_config(dir)?);
+            typed.file_dir = dir.clone();
             Some(text.to_owned())
         }
         None => None,
@@ -29,6 +31,20 @@ pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
         ("--cache", "data.cache", &args.cache),
     ]));
     Loaded::load(&typed).map_err(|error| refused(error, typed.file.as_ref()))
+}
+
+/// Refuses another directory for a run that goes on: it would write into that of another run.
+fn refuse_other_directory(args: &TrainArgs, typed: &Typed, run: &Path) -> Result<(), Failure> {
+    let set = typed.settings.iter().find(|setting| setting.key() == Some("output.dir"));
+    let out = args.out.as_ref().map(|out| format!("--out {out}"));
+    let Some(other) = out.or_else(|| set.map(|setting| setting.typed.clone())) else {
+        return Ok(());
+    };
+    let (shown, run) = (run.display(), quoted_path(run));
+    Err(Failure::usage(format!(
+        "--resume {shown} {other}: a run goes on in its own directory; leave {other}, or go on with a copy \
+         (cp -r {run} COPY, trine train --resume COPY), or begin anew: trine train {run}/config.toml --out NEW"
+    )))
 }
 
 /// The configuration of a run, its sampling changed by the options of `trine generate`.
@@ -135,8 +151,8 @@ fn format_of(file: &File) -> Format {
     }
 }
 
-/// Reads the configuration of a run directory. Its paths are absolute; those that older releases stored
-/// start at the working directory.
+/// Reads the configuration of a run directory. Its paths are absolute. Others start at the run directory, or,
+/// as in those that older releases stored, at the working directory.
 pub(crate) fn run_config(run: &Path) -> Result<File, Failure> {
     File::read(&run.join("config.toml")).map_err(|error| match error {
         ConfigError::Read { cause, .. } => Failure::usage(format!(

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::output;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXCPU};
 use signal_hook::iterator::{Handle, Signals};
 use signal_hook::{flag, low_level};
 use std::ffi::c_int;
@@ -24,6 +24,10 @@ pub(crate) fn of_people() -> Vec<c_int> {
     let hang_up = (!is_ignored(SIGHUP)).then_some(SIGHUP);
     [SIGINT, SIGTERM].into_iter().chain(hang_up).collect()
 }
+
+/// Those by which batch systems and limits of processor time (`ulimit -t`) announce the end. They may come again, and
+/// then mean no more than the first.
+const OF_SYSTEMS: [c_int; 2] = [SIGUSR1, SIGXCPU];
 
 /// Whether this process has ignored a signal from its start, where the system tells.
 #[cfg(target_os = "linux")]
@@ -66,7 +70,7 @@ impl Wishes {
                 let code = c_int::from(INTERRUPTED);
                 flag::register_conditional_shutdown(signal, code, stop.clone())?;
             }
-            let all = || people.iter().copied().chain([SIGUSR1]);
+            let all = || people.iter().copied().chain(OF_SYSTEMS);
             let signals = Signals::new(all())?;
             for signal in all() {
                 flag::register(signal, stop.clone())?;

@@ -54,6 +54,8 @@ pub enum SkipReason {
     Again,
     /// A prepared dataset inside a folder of text.
     Dataset,
+    /// The directory of a run inside a folder of text.
+    Run,
 }
 
 impl SkipReason {
@@ -77,6 +79,7 @@ impl SkipReason {
             Self::BrokenLink => "links that lead nowhere",
             Self::Again => "links to folders that were read already",
             Self::Dataset => "prepared datasets",
+            Self::Run => "run directories",
         }
     }
 }

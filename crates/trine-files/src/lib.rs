@@ -111,6 +111,21 @@ pub fn open_lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// Whether a path still leads to an open file: it may have been removed, or another put in its place.
+#[cfg(unix)]
+pub fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let place = |found: fs::Metadata| (found.dev(), found.ino());
+    let (open, there) = (file.metadata().map(place), fs::metadata(path).map(place));
+    matches!((open, there), (Ok(open), Ok(there)) if open == there)
+}
+
+/// The same where files have no numbers: whether there is a file.
+#[cfg(not(unix))]
+pub fn is_at(_: &File, path: &Path) -> bool {
+    path.is_file()
+}
+
 /// Opening does not wait for whoever holds the other end of a FIFO.
 #[cfg(unix)]
 fn at_once(options: &mut OpenOptions) -> &mut OpenOptions {
@@ -226,7 +241,12 @@ mod tests {
         let path = folder.path().join(".lock");
         drop(open_lock(&path).unwrap());
         fs::write(&path, "kept").unwrap();
-        drop(open_lock(&path).unwrap());
+        let lock = open_lock(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+        assert!(is_at(&lock, &path));
+        fs::rename(&path, folder.path().join("moved")).unwrap();
+        assert!(!is_at(&lock, &path));
+        drop(open_lock(&path).unwrap());
+        assert!(!is_at(&lock, &path));
     }
 }

@@ -198,6 +198,9 @@ pub enum TrainError {
     /// Another process holds the run directory.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
+    /// Somebody has removed what the run has written, and it cannot be written again.
+    #[error("{} was removed while the run went on: there is nothing to go on from or to sample from", .0.display())]
+    Removed(PathBuf),
     /// There is nothing to sample from.
     #[error("{} has no checkpoint yet", .0.display())]
     NoCheckpoint(PathBuf),

@@ -17,11 +17,10 @@ const FILES: [&str; 7] = [
 ];
 
 pub(crate) fn saved(dir: &Path, steps: &[u64]) {
-    let path = dir.join("tokenizer.json");
-    fs::write(&path, "{\"model\": \"bpe\"}\n").unwrap();
     let world = World::new(&tiny_gpt(), 1, 1, 2);
     for &step in steps {
-        let options = Options { tokenizer: Some(tokenizer(&path)), ..Options::step(step) };
+        let options =
+            Options { tokenizer: Some(tokenizer("{\"model\": \"bpe\"}\n")), ..Options::step(step) };
         save_step(&world, dir, &options);
     }
 }

@@ -17,7 +17,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
 
 /// Continues `prompt` with the last checkpoint of the run in `run`, as `config.sample` says.
 fn generate(config: &Config, run: &Path, prompt: &str) -> Result<(), Failure> {
-    let checkpoint = open_latest(run)?;
+    let (checkpoint, damaged) = open_latest(run)?;
+    if !damaged.is_empty() {
+        let damaged: Vec<String> = damaged.iter().map(ToString::to_string).collect();
+        let used = checkpoint.dir().display();
+        output::complain(&format!("{}; {used} is used", damaged.join("; ")));
+    }
     let tokenizer = Tokenizer::load(&checkpoint.dir().join("tokenizer.json"))
         .map_err(|error| Failure::Run(error.into()))?;
     output::print_data(prompt)?;

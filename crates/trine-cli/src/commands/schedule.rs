@@ -4,6 +4,7 @@ use crate::args::{ShowArgs, VerifyArgs};
 use crate::failure::Failure;
 use crate::output;
 use crate::terminal::Terminal;
+use crate::written::{Kind, Output};
 use anyhow::Context;
 use trine_schedule::{
     Delivery, Schedule, ScheduleKind, Shape, UniformCosts, draw, lower, simulate,
@@ -34,8 +35,8 @@ pub(crate) fn show(args: &ShowArgs, terminal: &Terminal) -> Result<(), Failure> 
     let timeline = simulate(&schedule, Delivery::Buffered, &costs).context("cannot simulate")?;
     match &args.svg {
         Some(path) => {
-            let cannot = || format!("cannot write {}", path.display());
-            std::fs::write(path, draw::svg(&timeline)).with_context(cannot)?;
+            let out = Output { option: "--svg", path, kind: Kind::Svg };
+            out.write(&draw::svg(&timeline), &[])?;
             output::print(&format!(
                 "{}: {} {}, {} {}\n",
                 path.display(),

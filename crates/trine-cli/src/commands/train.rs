@@ -8,14 +8,13 @@ use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
 use crate::signals::{Heeding, Wishes};
 use crate::terminal::Terminal;
+use crate::written::{Kind, Output, given};
 use crate::{dry_run, machine, output};
-use std::fs::File;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use trine_comm::Communicator;
-use trine_trainer::config::{self, Config, Key};
-use trine_trainer::run::{MachineSource, Reporter, Seams};
+use trine_trainer::config::{self, Config, Key, Source};
+use trine_trainer::run::{MachineSource, Reporter, Seams, trace_part};
 use trine_trainer::{Machine, MemoryPlan, Ranks, RunPlan, TrainError, TrainRequest};
 
 /// Runs the command.
@@ -80,14 +79,10 @@ pub(crate) struct Run<'a> {
 pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
     let Run { config, args, started, ranks, machine, memory, heeding } = run;
     // Found out now, and not after the last step.
-    let files = || {
-        args.trace.as_deref().map_or(Ok(()), can_be_written)?;
-        args.machine.as_deref().map_or(Ok(()), can_be_read)
-    };
     match ranks {
-        Ranks::Threads => files()?,
+        Ranks::Threads => check_files(args, &config, 0)?,
         Ranks::Process(process) => {
-            let own = if process.world().rank() == 0 { files() } else { Ok(()) };
+            let own = check_files(args, &config, process.world().rank());
             process.agree(own, TrainError::is_usage)?;
         }
     }
@@ -121,16 +116,25 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
     Ok(())
 }
 
-fn can_be_read(path: &Path) -> Result<(), TrainError> {
-    let read = machine::read(path);
-    read.map(drop).map_err(|failure| TrainError::Refused(failure.to_string()))
-}
-
-fn can_be_written(trace: &Path) -> Result<(), TrainError> {
-    let opened = File::options().append(true).create(true).open(trace);
-    opened.map(drop).map_err(|error| {
-        TrainError::Refused(format!("--trace {}: cannot create it: {error}", trace.display()))
-    })
+/// Whether the trace of a rank can be written, and the machine be read, which the first rank does for all.
+fn check_files(args: &TrainArgs, config: &Config, rank: usize) -> Result<(), TrainError> {
+    if let Some(path) = &args.trace {
+        let (path, kind) = match rank {
+            0 => (path.clone(), Kind::Trace),
+            rank => (trace_part(path, rank), Kind::TracePart),
+        };
+        let source = match &config.data.source {
+            Source::Path(path) => Some(path),
+            Source::Crates => None,
+        };
+        let data = [source, Some(&config.data.tokenizer), Some(&config.data.manifest)];
+        let inputs = [given(data), given([args.config.config.as_ref(), args.machine.as_ref()])];
+        Output { option: "--trace", path: &path, kind }.claim(&inputs.concat())?;
+    }
+    match args.machine.as_deref().filter(|_| rank == 0).map(machine::read) {
+        Some(Err(failure)) => Err(TrainError::Refused(failure.to_string())),
+        Some(Ok(_)) | None => Ok(()),
+    }
 }
 
 /// Cores that this process may use.

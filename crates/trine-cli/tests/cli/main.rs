@@ -12,3 +12,4 @@ mod common;
 mod hostile;
 mod plan;
 mod schema;
+mod written;

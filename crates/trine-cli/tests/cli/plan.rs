@@ -216,7 +216,7 @@ fn a_machine_that_cannot_be_written_or_read_is_refused_at_once() {
     fs::write(folder.path().join("empty.toml"), "").unwrap();
     fs::write(folder.path().join("bad.toml"), "[[device]]\nname = 1").unwrap();
     let cases: [(&[&str], &[&str]); 6] = [
-        (&["plan", "--measure", "--out", "no/file"], &["--out no/file: cannot write it"]),
+        (&["plan", "--measure", "--out", "no/file"], &["--out no/file: cannot create it"]),
         (
             &["plan", "--measure", "--precision", "fp8"],
             &["--precision fp8: must be one of bf16, f32"],

@@ -268,12 +268,17 @@ fn time_cuts_the_steps_and_the_configuration_says_how_many() {
     let args = [SERIAL, &["--steps=500", "--set=train.minutes_max=0.00001"]].concat();
     let (shown, _) = scratch.ok(&crate::common::small("one", &args));
     assert!(shown.contains("1 (the time limit was reached)"), "{shown}");
+    // A planned end: it has its samples.
+    assert!(shown.contains("--- completion of \"pub fn\""), "{shown}");
     let summary = scratch.at("one").summary();
     assert_eq!((&summary["steps"], &summary["steps_cut"]), (&1.into(), &true.into()));
 
     // A second: the steps are counted once the warm-up is over.
     let limit = ["--steps=1000000", "--set=train.minutes_max=0.02", "--set=lr.warmup_steps=10"];
     let (shown, told) = scratch.ok(&crate::common::small("cut", &[SERIAL, &limit].concat()));
+    // The time left is at most that of the limit, from the first step on.
+    let first = told.lines().find(|line| line.starts_with("step 1/1000000 ")).unwrap();
+    assert!(first.contains(" · ETA 0:01 ") || first.contains(" · ETA 0:00 "), "{first}");
     let cut = scratch.at("cut");
     let summary = cut.summary();
     let total = summary["steps_total"].as_u64().unwrap();

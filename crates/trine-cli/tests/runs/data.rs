@@ -155,3 +155,17 @@ fn rows_that_no_token_uses_are_said() {
     let (plan, _) = scratch.ok(&["train", "--preset=gpt2-124m", "--data=data", "--dry-run"]);
     assert!(plan.contains("92 % of the embedding's rows can never be used"), "{plan}");
 }
+
+/// What a run and its cache write must not become its text.
+#[test]
+fn a_run_inside_its_data_goes_on() {
+    let scratch = Scratch::new();
+    let inside = ["--set=data.cache=data/cache"];
+    let first = scratch.train("data/run", &[ONE_STEP, &inside].concat());
+    let (_, told) = scratch.ok(&["train", "--resume", "data/run", "--steps=2"]);
+    assert!(told.contains("1 prepared datasets: cache/data-"), "{told}");
+    assert!(told.contains("1 run directories: run"), "{told}");
+    let second = scratch.train("data/other", &[ONE_STEP, &inside].concat());
+    assert_eq!(first.summary()["corpus_hash"], second.summary()["corpus_hash"]);
+    assert_eq!(first.summary()["data"]["left_out"]["run"]["count"], 1);
+}

@@ -73,8 +73,15 @@ fn directories_that_do_not_fit_are_refused() {
         let parts = [nowhere, "not a run directory"];
         scratch.fails(&["train", "--resume", nowhere], 2, &parts);
     }
-    let parts = ["data/part0000.rs", "cannot"];
-    scratch.fails(&small("data/part0000.rs", &[]), 1, &parts);
+    for file in ["data/part0000.rs", "data/part0000.rs/run"] {
+        let parts = [file, "cannot be the run directory", "choose another --out"];
+        scratch.fails(&small(file, &[]), 2, &parts);
+    }
+    for other in ["--out=other", "--set=output.dir=other"] {
+        let parts = ["--resume run --", "a run goes on in its own directory", "cp -r run COPY"];
+        scratch.fails(&["train", "--resume=run", other], 2, &parts);
+        assert!(!scratch.path("other").exists());
+    }
     let parts = ["--trace nowhere/t.json: cannot create it: No such file"];
     scratch.fails(&small("new", &["--trace=nowhere/t.json"]), 2, &parts);
     assert!(!scratch.path("new").exists());

@@ -18,6 +18,7 @@ mod memory;
 mod mpi;
 mod planned;
 mod printed;
+mod removed;
 mod resume;
 mod ruined;
 mod saves;

@@ -47,7 +47,7 @@ fn a_signal_stops_a_run_that_goes_on_bit_exactly() {
     // Dropout draws random numbers: they must go on too.
     let args = [ALL_AXES, &[STEPS, "--set=model.dropout=0.1"]].concat();
     let whole = scratch.train("whole", &args);
-    for signal in ["INT", "TERM", "USR1"] {
+    for signal in ["INT", "TERM", "USR1", "XCPU"] {
         stop_on_the_way(&scratch, signal, &args, signal);
         assert_same(&scratch.resume(signal, &[]), &whole, 120);
     }

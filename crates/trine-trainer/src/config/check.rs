@@ -14,6 +14,9 @@ const VOCAB_MIN: usize = 257;
 /// Seconds of a year.
 const DEADLINE_S_MAX: f64 = 31_536_000.0;
 
+/// Bytes of the longest name of a file.
+const NAME_BYTES_MAX: usize = 255;
+
 /// Minutes that no run outlasts, and that a clock can still be set to.
 const MINUTES_MAX: f64 = 1e9;
 
@@ -102,13 +105,14 @@ impl Check<'_> {
         let name = &self.config.name;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         // "." and ".." are folders that exist.
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        let is_long = name.len() > NAME_BYTES_MAX;
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) || is_long {
             let mut nearest: String =
-                name.chars().map(|c| if plain(c) { c } else { '-' }).collect();
+                name.chars().map(|c| if plain(c) { c } else { '-' }).take(NAME_BYTES_MAX).collect();
             nearest = nearest.trim_start_matches('.').to_owned();
             let nearest = if nearest.is_empty() { "run".into() } else { nearest };
-            let rule =
-                "the name of a directory: letters, digits, `.`, `_`, `-`, not beginning with `.`";
+            let rule = "the name of a directory: letters, digits, `.`, `_`, `-`, not beginning with `.`, \
+                 at most 255 of them";
             self.report("name", format!("{name:?}"), rule, format!("{nearest:?}"));
         }
         if self.config.data.source == Source::Path("".into()) {

@@ -44,6 +44,7 @@ pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     let mut broken = Vec::new();
     draft.follow(&mut broken);
     draft.suit_prompts();
+    draft.count_steps();
     let micro_is_given =
         !draft.untouched("batch.micro") || draft.values.contains_key(MICRO_BATCHES);
     draft.divide_batch(&mut broken);
@@ -191,6 +192,13 @@ impl Draft {
             let at = self.origins.of("data.source");
             self.put("sample.prompts", Value::Array(Vec::new()), at.clone());
             self.put("sample.documents", integer(DOCUMENTS_COMPLETED), at);
+        }
+    }
+
+    /// The time limit of a preset goes with its steps: where others are given, they decide.
+    fn count_steps(&mut self) {
+        if !self.untouched("train.steps") && self.untouched("train.minutes_max") {
+            self.put("train.minutes_max", Value::Float(0.0), self.origins.of("train.steps"));
         }
     }
 

@@ -35,6 +35,24 @@ fn options_win_over_the_file_and_the_file_over_the_preset() {
 }
 
 #[test]
+fn a_name_is_one_that_a_folder_can_have() {
+    let of = |length: usize| format!("name={}", "n".repeat(length));
+    assert_eq!(load("", &[&of(255)]).name.len(), 255);
+    let message = error("", &[&of(256)]);
+    assert!(message.contains("at most 255 of them; nearest valid: \"nnn"), "{message}");
+}
+
+#[test]
+fn the_time_limit_of_a_preset_goes_with_its_steps() {
+    let limit = |file, settings: &[&str]| load(file, settings).train.minutes_max;
+    assert_eq!(limit("", &[]), 4.25);
+    assert_eq!(limit("", &["train.steps=400"]), 0.0);
+    assert_eq!(limit("[train]\nsteps = 400\n", &[]), 0.0);
+    assert_eq!(limit("", &["train.steps=400", "train.minutes_max=2"]), 2.0);
+    assert_eq!(limit("[train]\nminutes_max = 2.0\n", &["train.steps=400"]), 2.0);
+}
+
+#[test]
 fn paths_in_a_file_start_at_the_file_and_those_of_options_do_not() {
     let dir = std::env::temp_dir();
     let text = "[data]\nsource = \"a.txt\"\nmanifest = \"\"\ncache = \"/c\"\n";

@@ -64,6 +64,11 @@ impl Setting {
         Self { typed: format!("{flag} {value}"), assignment }
     }
 
+    /// The path of its key, if it has one.
+    pub fn key(&self) -> Option<&str> {
+        self.assignment.as_ref().map(|(path, _)| path.as_str())
+    }
+
     /// The option `--set path=value`. The value is TOML; a bare word is a text.
     pub fn set(text: &str) -> Self {
         let trimmed =

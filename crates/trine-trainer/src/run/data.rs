@@ -3,15 +3,17 @@
 use crate::TrainError;
 use crate::config::{Config, Source};
 use crate::engine::{Batch, EngineConfig};
+use crate::run::directory::io;
 use crate::run::events::report;
 use crate::run::{Event, Reporter};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use trine_checkpoint::TokenizerFile;
 use trine_data::{
     BatchOptions, Batches, Bigram, CorpusManifest, CorpusReport, Dataset, PrepareOptions,
     Selection, Share, Tokenizer, ValidationWindows, prepare,
 };
+use trine_files::TEXT_BYTES_MAX;
 
 /// Tokens of the beginning of a document that is completed.
 const BEGINNING_TOKENS: usize = 8;
@@ -24,7 +26,8 @@ pub(crate) struct RunData {
     all_windows: ValidationWindows,
     some_windows: ValidationWindows,
     seq: usize,
-    tokenizer_path: PathBuf,
+    /// Of its file: the cache may be emptied while the run goes on.
+    tokenizer_text: String,
 }
 
 impl RunData {
@@ -55,7 +58,9 @@ impl RunData {
         let prepared = prepare(&source, &options, cache, &mut |progress| {
             report(reporter, &Event::Data(progress));
         })?;
-        let tokenizer_path = prepared.path.join("tokenizer.json");
+        let path = prepared.path.join("tokenizer.json");
+        let tokenizer_text =
+            trine_files::read_text(&path, TEXT_BYTES_MAX).map_err(io("read", &path))?;
         let dataset = prepared.dataset;
         let vocab = dataset.tokenizer.vocab_size();
         if vocab > config.model.vocab {
@@ -78,7 +83,7 @@ impl RunData {
         };
         let (all_windows, some_windows) =
             (windows(config.eval.final_windows_max)?, windows(config.eval.windows_max)?);
-        Ok(Self { batches, all_windows, some_windows, seq, tokenizer_path, dataset })
+        Ok(Self { batches, all_windows, some_windows, seq, tokenizer_text, dataset })
     }
 
     pub(crate) fn report(&self) -> &CorpusReport {
@@ -101,7 +106,7 @@ impl RunData {
     pub(crate) fn tokenizer_file(&self) -> TokenizerFile<'_> {
         let tokenizer = self.tokenizer();
         TokenizerFile {
-            path: &self.tokenizer_path,
+            text: &self.tokenizer_text,
             end_of_text: tokenizer.end_of_text(),
             end_of_text_name: tokenizer.end_of_text_name(),
         }

@@ -8,6 +8,7 @@ use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::time::SystemTime;
 use trine_checkpoint::{Check, CheckpointError, Disk, Latest, Storage, estimate_bytes, latest};
 use trine_files::TEXT_BYTES_MAX;
 
@@ -17,7 +18,7 @@ pub struct RunDirectory {
     path: PathBuf,
     /// Locked by the operating system, so that no crash leaves it locked; `None` for the ranks of
     /// other processes than rank 0's.
-    _lock: Option<File>,
+    lock: Mutex<Option<File>>,
     /// Once the run has begun.
     metrics: Mutex<Option<Metrics>>,
 }
@@ -39,7 +40,10 @@ impl RunDirectory {
             (true, _) if !given.join(CONFIG).is_file() => {
                 return Err(TrainError::NotARun(given.clone()));
             }
-            (true, _) => Self::lock(given)?,
+            (true, _) => {
+                metrics::check(given)?;
+                Self::lock(given)?
+            }
             (false, false) => Self::claim(given)?,
             (false, true) => Self::claim_first(&config.name)?,
         };
@@ -74,6 +78,11 @@ impl RunDirectory {
     }
 
     fn lock(path: &Path) -> Result<Self, TrainError> {
+        let lock = Mutex::new(Some(Self::take_lock(path)?));
+        Ok(Self { path: path.to_path_buf(), lock, metrics: Mutex::new(None) })
+    }
+
+    fn take_lock(path: &Path) -> Result<File, TrainError> {
         let lock_path = path.join(LOCK);
         let lock = trine_files::open_lock(&lock_path).map_err(io("open", &lock_path))?;
         match lock.try_lock() {
@@ -81,12 +90,14 @@ impl RunDirectory {
             Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(path.to_path_buf())),
             Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
         }
-        Ok(Self { path: path.to_path_buf(), _lock: Some(lock), metrics: Mutex::new(None) })
+        // Says since when the process works; who only looks on is told no time then.
+        let _ = lock.set_modified(SystemTime::now());
+        Ok(lock)
     }
 
     /// The directory that another process holds, to read from.
     pub(crate) fn follow(path: PathBuf) -> Self {
-        Self { path, _lock: None, metrics: Mutex::new(None) }
+        Self { path, lock: Mutex::new(None), metrics: Mutex::new(None) }
     }
 
     /// Where it is.
@@ -109,7 +120,7 @@ impl RunDirectory {
             let target = target.display();
             return Ok(Some(format!("its checkpoints are a link to {target}, which is not there")));
         }
-        if checkpoints.join(NONE_YET).is_file() {
+        if has_nothing_to_lose(&self.path) {
             return Ok(None);
         }
         let (steps, summary) = (metrics::last_step(&self.path)?, self.summary());
@@ -168,6 +179,34 @@ impl RunDirectory {
         self.metrics().as_mut().map_or(Ok(()), |metrics| metrics.amend(line))
     }
 
+    /// Writes again what somebody has removed since the run began, and says what that was. Checkpoints cannot be.
+    pub(crate) fn mend(&self, config: &Config) -> Result<Option<String>, TrainError> {
+        let mut metrics = self.metrics();
+        let Some(metrics) = metrics.as_mut() else { return Ok(None) };
+        std::fs::create_dir_all(&self.path).map_err(io("create the run directory", &self.path))?;
+        let mut again = Vec::new();
+        let mut lock = self.lock.lock().expect("invariant: no panic while the lock is held");
+        if lock.as_ref().is_some_and(|lock| !trine_files::is_at(lock, &self.path.join(LOCK))) {
+            *lock = Some(Self::take_lock(&self.path)?);
+            again.push(LOCK);
+        }
+        if !self.path.join(CONFIG).exists() {
+            self.write_config(config)?;
+            again.push(CONFIG);
+        }
+        if metrics.mend()? {
+            again.push(METRICS);
+        }
+        let (path, names) = (self.path.display(), again.join(", "));
+        let text = || format!("{path}: removed while the run goes on, and written again: {names}");
+        Ok((!again.is_empty()).then(text))
+    }
+
+    /// What the metrics lack for a run that goes on from `step`, and what goes with the lines behind it.
+    pub(crate) fn metrics_notes(&self, step: u64) -> Result<Vec<String>, TrainError> {
+        metrics::notes(&self.path, step)
+    }
+
     /// A checkpoint has been saved.
     pub(crate) fn saved(&self) -> Result<(), TrainError> {
         let mark = self.checkpoints().join(NONE_YET);
@@ -204,6 +243,9 @@ impl RunDirectory {
 /// Where checkpoints are.
 const CHECKPOINTS: &str = "checkpoints";
 
+/// One line a step.
+pub(super) const METRICS: &str = "metrics.jsonl";
+
 /// The configuration of a run: what makes a folder one.
 pub(super) const CONFIG: &str = "config.toml";
 
@@ -225,6 +267,13 @@ fn check_free(path: &Path) -> Result<(), TrainError> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::InvalidFilename) =>
+        {
+            let path = path.display();
+            let text = format!("{path} cannot be the run directory: {error}; choose another --out");
+            return Err(TrainError::Refused(text));
+        }
         Err(error) => return Err(io("use as the run directory", path)(error)),
     };
     let mut found = Vec::new();
@@ -243,10 +292,16 @@ fn check_free(path: &Path) -> Result<(), TrainError> {
     })
 }
 
-/// Whether a process holds the directory of a run right now.
-pub fn is_in_use(run: &Path) -> bool {
-    let lock = trine_files::open(&run.join(LOCK)).map(|file| file.try_lock_shared());
-    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
+/// Whether a run has saved nothing yet: it can begin again and lose nothing.
+pub fn has_nothing_to_lose(run: &Path) -> bool {
+    run.join(CHECKPOINTS).join(NONE_YET).is_file()
+}
+
+/// Since when a process holds the directory of a run, if one does right now.
+pub fn in_use_since(run: &Path) -> Option<SystemTime> {
+    let lock = trine_files::open(&run.join(LOCK)).ok()?;
+    let is_held = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
+    lock.metadata().and_then(|file| file.modified()).ok().filter(|_| is_held)
 }
 
 /// The newest whole checkpoint of a run, and what is wrong with those that are newer.

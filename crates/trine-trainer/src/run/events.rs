@@ -7,7 +7,7 @@ use crate::planned::PlanCheck;
 use crate::run::{Completion, MetricsLine, Summary};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use trine_data::CorpusReport;
 
 /// Something happened.
@@ -28,6 +28,8 @@ pub enum Event<'a> {
         directory: &'a Path,
         /// The step that the run goes on from.
         first_step: u64,
+        /// When a time limit ends it, if there is one.
+        ends_by: Option<Instant>,
     },
     /// What the steps that are left will take.
     Outlook(&'a Outlook),

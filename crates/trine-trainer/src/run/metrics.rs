@@ -1,10 +1,11 @@
 //! `metrics.jsonl`: one line a step.
 
 use crate::TrainError;
-use crate::run::directory::{io, replace};
+use crate::outlook::plural;
+use crate::run::directory::{METRICS, io, replace};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Bytes of the longest metrics: 16 million steps.
@@ -51,11 +52,23 @@ pub(super) struct Metrics {
 impl Metrics {
     /// Those of the run in `run`, cut back to `step`.
     pub(super) fn open(run: &Path, step: u64) -> Result<Self, TrainError> {
-        let path = run.join("metrics.jsonl");
+        let path = run.join(METRICS);
         let text = read(&path)?;
-        replace(&path, until(&text, step))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(io("open", &path))?;
+        let file = rewritten(&path, until(&text, step))?;
         Ok(Self { path, file })
+    }
+
+    /// Writes the file again if it has been removed or replaced, and says whether it had to: what it held is still
+    /// to be read.
+    pub(super) fn mend(&mut self) -> Result<bool, TrainError> {
+        if trine_files::is_at(&self.file, &self.path) {
+            return Ok(false);
+        }
+        let mut text = Vec::new();
+        let read = self.file.rewind().and_then(|()| self.file.read_to_end(&mut text));
+        read.map_err(io("read what was in", &self.path))?;
+        self.file = rewritten(&self.path, &text)?;
+        Ok(true)
     }
 
     pub(super) fn append(&mut self, line: &MetricsLine) -> Result<(), TrainError> {
@@ -64,14 +77,51 @@ impl Metrics {
 
     /// Puts `line` in the place of the last one, which is of the same step.
     pub(super) fn amend(&mut self, line: &MetricsLine) -> Result<(), TrainError> {
+        self.mend()?;
         let text = read(&self.path)?;
         let mut amended = until(&text, line.step - 1).to_vec();
         amended.extend(written(line)?.into_bytes());
-        replace(&self.path, &amended)?;
-        let file = OpenOptions::new().append(true).open(&self.path);
-        self.file = file.map_err(io("open", &self.path))?;
+        self.file = rewritten(&self.path, &amended)?;
         Ok(())
     }
+}
+
+/// The file with this text, to append to and to read.
+fn rewritten(path: &Path, text: &[u8]) -> Result<File, TrainError> {
+    replace(path, text)?;
+    OpenOptions::new().read(true).append(true).open(path).map_err(io("open", path))
+}
+
+/// Refuses to go on with a run whose metrics are something else than a file, before anything is written.
+pub(super) fn check(run: &Path) -> Result<(), TrainError> {
+    let path = run.join(METRICS);
+    match trine_files::open(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            let text = format!("{}: {error}: the run cannot go on", path.display());
+            Err(TrainError::Refused(text))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// What a run that goes on from `step` should know of its metrics, a line each.
+pub(super) fn notes(run: &Path, step: u64) -> Result<Vec<String>, TrainError> {
+    let text = read(&run.join(METRICS))?;
+    let kept = until(&text, step);
+    let last = lines(kept).filter_map(|(step, _)| step).max().unwrap_or(0);
+    let mut notes = Vec::new();
+    if last < step {
+        let lost = last + 1;
+        notes.push(format!("{METRICS} has no lines of steps {lost} to {step}; it goes on without"));
+    }
+    let strange = lines(&text[kept.len()..]).filter(|(step, _)| step.is_none()).count();
+    if strange > 0 {
+        let noun = plural(strange as u64, "line");
+        notes.push(format!(
+            "{METRICS}: {strange} {noun} behind that of step {step} cannot be read, and will be removed"
+        ));
+    }
+    Ok(notes)
 }
 
 /// The last step that the metrics of a run tell of.
@@ -79,7 +129,7 @@ impl Metrics {
 /// # Errors
 /// A file that cannot be read.
 pub(super) fn last_step(run: &Path) -> Result<Option<u64>, TrainError> {
-    Ok(lines(&read(&run.join("metrics.jsonl"))?).filter_map(|(step, _)| step).max())
+    Ok(lines(&read(&run.join(METRICS))?).filter_map(|(step, _)| step).max())
 }
 
 fn written(line: &MetricsLine) -> Result<String, TrainError> {
@@ -89,7 +139,7 @@ fn written(line: &MetricsLine) -> Result<String, TrainError> {
 fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
     match trine_files::read(path, BYTES_MAX) {
         Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(io("read", path)(error)),
     }
 }

@@ -17,13 +17,14 @@ mod summary;
 mod trace;
 
 pub use data::unused_rows_planned;
-pub use directory::{RunDirectory, is_in_use};
+pub use directory::{RunDirectory, has_nothing_to_lose, in_use_since};
 pub use events::{Event, Reporter, Work};
 pub use flight::write_post_mortem;
 pub use metrics::MetricsLine;
 pub use process::{Process, Ranks};
 pub use sample::{Completion, complete};
 pub use summary::{DataSummary, PhaseSeconds, RankSummary, Summary};
+pub use trace::{TRACE_FIRST, TRACE_PART_FIRST, trace_part};
 
 use crate::TrainError;
 use crate::bench::Wrap;
@@ -33,13 +34,13 @@ use crate::outlook::Outlook;
 use crate::planned::Machine;
 use crate::run::events::report;
 use crate::run::prepare::{Prepared, prepare};
-use crate::run::rank::{RankRun, RunResult};
+use crate::run::rank::{RankRun, RunResult, StopReason};
 use crate::run::trace::Trace;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
-use trine_checkpoint::{Checkpoint, Disk, Storage};
+use std::time::{Duration, Instant};
+use trine_checkpoint::{Checkpoint, CheckpointError, Disk, Storage};
 use trine_comm::threads::{self, Explained, WorldOptions};
 
 /// What a run stands on. Tests put failures here; a real one has nothing in between.
@@ -86,6 +87,15 @@ pub struct TrainRequest<'a> {
     pub memory: &'a [MemoryLimit],
     /// What it stands on.
     pub seams: Seams<'a>,
+}
+
+impl TrainRequest<'_> {
+    /// When the time limit ends the run, if there is one.
+    fn ends_by(&self) -> Option<Instant> {
+        let minutes = self.config.train.minutes_max;
+        let limit = Duration::try_from_secs_f64(60.0 * minutes).ok().filter(|_| minutes > 0.0)?;
+        self.started.checked_add(limit)
+    }
 }
 
 /// Finds out what the machine is.
@@ -226,9 +236,14 @@ fn close_trace(shared: &RankRun<'_>) -> Result<(), TrainError> {
 fn conclude(shared: &RankRun<'_>, run: &RunResult) -> Result<Summary, TrainError> {
     let (request, directory) = (shared.request, shared.directory);
     let summary = Summary::new(shared, run)?;
+    shared.mend()?;
     directory.finish(&summary, &request.config)?;
+    if trine_checkpoint::list(&directory.checkpoints())?.is_empty() {
+        return Err(TrainError::Removed(directory.checkpoints()));
+    }
     report(shared.reporter, &Event::Finished { summary: &summary, directory: directory.path() });
-    if summary.stopped_early.is_none()
+    // A time limit is a planned end; who asks to stop does not want to wait.
+    if run.stopped != StopReason::Asked
         && let Some(checkpoint) = directory::newest(directory.path())?.checkpoint
     {
         let (config, cores) = (&request.config, request.cores);
@@ -242,12 +257,12 @@ fn conclude(shared: &RankRun<'_>, run: &RunResult) -> Result<Summary, TrainError
     Ok(summary)
 }
 
-/// Opens a run's newest checkpoint, for sampling and inspection.
+/// Opens a run's newest whole checkpoint, for sampling; and says what is wrong with those that are newer.
 ///
 /// # Errors
 /// No checkpoint, or damaged ones only.
-pub fn open_latest(directory: &std::path::Path) -> Result<Checkpoint, TrainError> {
-    directory::newest(directory)?
-        .checkpoint
-        .ok_or_else(|| TrainError::NoCheckpoint(directory.to_path_buf()))
+pub fn open_latest(directory: &Path) -> Result<(Checkpoint, Vec<CheckpointError>), TrainError> {
+    let found = directory::newest(directory)?;
+    let none = || TrainError::NoCheckpoint(directory.to_path_buf());
+    Ok((found.checkpoint.ok_or_else(none)?, found.damaged))
 }

@@ -47,7 +47,13 @@ pub(super) fn prepare(
         Ok::<_, TrainError>((checkpoint, before))
     });
     let before = ranks.agree(before.transpose())?;
-    let lines = before.as_ref().map(|(found, before)| resume::check(config, before, found));
+    let lines = before.as_ref().map(|(found, before)| {
+        let mut lines = resume::check(config, before, found)?;
+        if ranks.is_first() {
+            lines.extend(directory.metrics_notes(found.manifest().run.step)?);
+        }
+        Ok(lines)
+    });
     let lines = ranks.agree(lines.transpose())?.unwrap_or_default();
     let began = Instant::now();
     let open = || RunData::open(config, request.cores, reporter);

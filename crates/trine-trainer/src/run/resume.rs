@@ -48,7 +48,8 @@ pub(super) fn configuration(manifest: &Manifest, dir: &Path) -> Result<Config, T
         Some(text) => File { name: "the checkpoint's configuration".into(), text: text.into() },
         None => File::read(&dir.join(CONFIG))?,
     };
-    Ok(Config::load(&Typed { file: Some(file), ..Typed::default() })?.stored()?)
+    let typed = Typed { file: Some(file), file_dir: dir.to_path_buf(), ..Typed::default() };
+    Ok(Config::load(&typed)?.stored()?)
 }
 
 /// Refuses what would give the run's numbers another meaning, before the data are made ready; says every

@@ -94,6 +94,9 @@ pub struct Summary {
     pub layout: String,
     /// Steps done in all.
     pub steps: u64,
+    /// Steps that were done before the process that measured speed, time and memory.
+    #[serde(default)]
+    pub steps_before: u64,
     /// Steps that the run has when nothing stops it: the configured ones, or as many as fit into its
     /// time.
     pub steps_total: u64,
@@ -187,9 +190,10 @@ impl Summary {
             params: engine.model.param_count(),
             layout: engine.degrees.to_string(),
             steps: run.steps_done,
+            steps_before: run.steps_before,
             steps_total: run.steps_total,
             steps_cut: run.steps_cut,
-            stopped_early: run.stopped_early.clone(),
+            stopped_early: run.stopped.why().map(str::to_owned),
             tokens: data.tokens(run.samples),
             final_loss: run.final_loss,
             best_step: run.best.map(|best| best.step),
@@ -237,6 +241,7 @@ impl Summary {
     /// the measurements of the one before it stand.
     fn with_speeds_of(self, earlier: Self) -> Self {
         Self {
+            steps_before: earlier.steps_before,
             tokens_per_s: earlier.tokens_per_s,
             model_flops_per_s: earlier.model_flops_per_s,
             wall_s: earlier.wall_s,

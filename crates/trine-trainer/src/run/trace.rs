@@ -21,8 +21,12 @@ use trine_schedule::Action;
 /// Entries that may wait for the writer; ranks that are faster wait for it.
 const WAITING_MAX: usize = 1024;
 
+/// How the part of another process begins.
+pub const TRACE_PART_FIRST: &str = ",\n{\"args\":";
+
 /// The first line of a trace; each further one begins with a comma.
-const FIRST: &str = r#"[{"name":"process_name","ph":"M","pid":0,"tid":0,"args":{"name":"trine"}}"#;
+pub const TRACE_FIRST: &str =
+    r#"[{"name":"process_name","ph":"M","pid":0,"tid":0,"args":{"name":"trine"}}"#;
 const LAST: &str = "\n]\n";
 
 /// What a rank hands over.
@@ -59,8 +63,8 @@ impl Trace {
         let began_us = ranks.rank_0_says(now_us().to_string())?.parse().unwrap_or(0);
         let offset_us = now_us() as f64 - began_us as f64;
         ranks.agree(match ranks.rank() {
-            0 => Self::open(path, FIRST, 0.0),
-            rank => Self::open(&part(path, rank), "", offset_us),
+            0 => Self::open(path, TRACE_FIRST, 0.0),
+            rank => Self::open(&trace_part(path, rank), "", offset_us),
         })
     }
 
@@ -166,7 +170,7 @@ fn line(entry: &Entry) -> Option<String> {
 }
 
 /// The file of another process than rank 0's.
-fn part(path: &Path, rank: usize) -> PathBuf {
+pub fn trace_part(path: &Path, rank: usize) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".rank-{rank}"));
     name.into()
@@ -185,7 +189,7 @@ pub(crate) fn close(path: &Path, ranks: usize) -> Result<Option<PathBuf>, TrainE
     let opened = File::options().append(true).open(path);
     let mut out = opened.map_err(io("open the trace", path))?;
     let mut elsewhere = None;
-    for own in (1..ranks).map(|rank| part(path, rank)) {
+    for own in (1..ranks).map(|rank| trace_part(path, rank)) {
         match File::open(&own) {
             Ok(mut lines) => {
                 io::copy(&mut lines, &mut out).map_err(io("add to the trace", &own))?;
@@ -245,15 +249,17 @@ mod tests {
     fn parts_come_together_in_order_and_a_missing_one_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.json");
-        for (path, first, count) in [(path.clone(), FIRST, 2), (part(&path, 2), "", 3)] {
+        for (path, first, count) in [(path.clone(), TRACE_FIRST, 2), (trace_part(&path, 2), "", 3)]
+        {
             let trace = Trace::open(&path, first, 0.0).unwrap();
             actions(&trace.track(count as usize, PLACE), count);
             trace.finish().unwrap();
         }
-        let together = [path.clone(), part(&path, 2)].map(|path| fs::read_to_string(path).unwrap());
+        let together =
+            [path.clone(), trace_part(&path, 2)].map(|path| fs::read_to_string(path).unwrap());
         assert_eq!(events(&(together.concat() + "]")).len(), 8);
-        assert_eq!(close(&path, 4).unwrap(), Some(part(&path, 1)));
+        assert_eq!(close(&path, 4).unwrap(), Some(trace_part(&path, 1)));
         assert_eq!(events(&fs::read_to_string(&path).unwrap()).len(), 8);
-        assert!(!part(&path, 2).exists());
+        assert!(!trace_part(&path, 2).exists());
     }
 }

@@ -32,6 +32,11 @@ enum Health {
 }
 
 impl Saved {
+    /// The step after which it was saved.
+    pub(super) fn step(&self) -> u64 {
+        self.step
+    }
+
     /// Whether it can be used.
     pub(super) fn is_whole(&self) -> bool {
         !matches!(self.health, Health::Damaged(_))

@@ -18,12 +18,12 @@ use anyhow::Context;
 use checkpoints::Saved;
 use history::History;
 use serde_json::{Value, json};
-use state::State;
+use state::{State, Told};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use trine_trainer::config::{Config, Source, Typed};
 use trine_trainer::plural;
-use trine_trainer::run::DataSummary;
+use trine_trainer::run::{DataSummary, has_nothing_to_lose, in_use_since};
 
 /// Columns and rows of the curve at most.
 const CURVE_COLUMNS_MAX: usize = 100;
@@ -35,8 +35,12 @@ struct Inspected<'a> {
     config: Config,
     history: History,
     state: State,
+    /// The step that it has come to.
+    done: u64,
+    /// When the process that works in it took it, if one does.
+    held_since: Option<SystemTime>,
     /// What the run came to, if a process has come to its end.
-    summary: Option<Value>,
+    told: Told,
     checkpoints: Vec<Saved>,
     /// What could not be read.
     notes: Vec<String>,
@@ -62,11 +66,23 @@ impl<'a> Inspected<'a> {
         let config = Config::load(&Typed { file, ..Typed::default() })?;
         let history = History::read(&directory.join("metrics.jsonl"))?;
         let mut notes = history.notes();
-        let summary = state::summary(directory, &mut notes)?;
-        let done = history.lines.last().map_or(0, |line| line.step);
-        let state = State::of(directory, done, summary.as_ref());
+        let told = state::told(directory, &mut notes)?;
         let checkpoints = checkpoints::read(directory, &history)?;
-        Ok(Self { directory, config, history, state, summary, checkpoints, notes })
+        let whole = checkpoints.iter().rfind(|saved| saved.is_whole()).map_or(0, Saved::step);
+        let done = history.lines.last().map_or(0, |line| line.step).max(whole);
+        if history.lines.last().map_or(0, |line| line.step) < whole {
+            notes.push(format!("metrics.jsonl does not reach the checkpoint of step {whole}"));
+        }
+        if let Some(last) = checkpoints.last().filter(|last| !last.is_whole() && whole > 0) {
+            let step = last.step();
+            notes.push(format!("step-{step} is damaged: generate and --resume take step-{whole}"));
+        }
+        let held_since = in_use_since(directory);
+        let state = match held_since {
+            Some(_) => State::Running,
+            None => State::of(directory, done, &told),
+        };
+        Ok(Self { directory, config, history, state, done, held_since, told, checkpoints, notes })
     }
 
     fn as_text(&self, next: &NextCommands, terminal: &Terminal) -> String {
@@ -90,29 +106,54 @@ impl<'a> Inspected<'a> {
             let note = width::folded(&format!("note: {note}"), columns);
             text.push_str(&format!("\n{}\n", paint.text(Style::Warning, &note)));
         }
-        text.push_str(&format!("\n{:<10} {}\n", "resume", next.resume()));
+        if let Some(how) = self.how_to_go_on(next) {
+            text.push_str(&format!("\n{:<10} {how}\n", "resume"));
+        }
         if self.checkpoints.iter().any(Saved::is_whole) {
             text.push_str(&format!("{:<10} {}\n", "generate", next.generate()));
         }
         text
     }
 
+    /// Whether `--resume` takes it, once no process works in it.
+    fn can_go_on(&self) -> bool {
+        let is_begun_only = self.checkpoints.is_empty() && has_nothing_to_lose(self.directory);
+        self.checkpoints.iter().any(Saved::is_whole) || (is_begun_only && self.held_since.is_none())
+    }
+
+    /// How to go on; while it works and has saved nothing there is nothing to say.
+    fn how_to_go_on(&self, next: &NextCommands) -> Option<String> {
+        if self.can_go_on() {
+            return Some(next.resume());
+        }
+        let anew = || format!("there is no whole checkpoint; to begin anew: {}", next.anew());
+        self.held_since.is_none().then(anew)
+    }
+
+    /// What is left of the time limit of the process that works in it.
+    fn time_left(&self) -> Option<Duration> {
+        let minutes = self.config.train.minutes_max;
+        let limit = Duration::try_from_secs_f64(60.0 * minutes).ok().filter(|_| minutes > 0.0)?;
+        Some(limit.saturating_sub(self.held_since?.elapsed().unwrap_or_default()))
+    }
+
     /// The state, and how far the run has come.
     fn progress(&self) -> String {
-        let done = self.history.lines.last().map_or(0, |line| line.step);
-        let steps = self.steps();
+        let (done, steps) = (self.done, self.steps());
         let (of, noun) = (grouped(steps), plural(steps, "step"));
         let mut text = format!("{}; {} of {of} {noun}", self.state, grouped(done));
         if let (State::Running, Some(speed)) = (&self.state, self.history.speed()) {
             let left = steps.saturating_sub(done) as f64 * speed.step_s;
-            text.push_str(&format!(", about {} left", clock(Duration::from_secs_f64(left))));
+            let left = Duration::from_secs_f64(left);
+            let left = self.time_left().map_or(left, |limit| limit.min(left));
+            text.push_str(&format!(", about {} left", clock(left)));
         }
         text
     }
 
     /// Steps that the run has when nothing stops it.
     fn steps(&self) -> u64 {
-        let total = self.summary.as_ref().and_then(|summary| summary["steps_total"].as_u64());
+        let total = self.told.summary().and_then(|summary| summary["steps_total"].as_u64());
         total
             .filter(|_| !matches!(self.state, State::Running))
             .unwrap_or(self.config.train.steps as u64)
@@ -148,14 +189,14 @@ impl<'a> Inspected<'a> {
 
     /// What was taken of the data, and what was not; summaries of older versions do not say.
     fn text(&self) -> Option<String> {
-        let data = self.summary.as_ref()?["data"].clone();
+        let data = self.told.summary()?["data"].clone();
         let data = serde_json::from_value::<DataSummary>(data).ok()?;
         let left_out = corpus::left_out(&data).map(|text| format!("; {text}"));
         Some(corpus::taken(&data) + &left_out.unwrap_or_default())
     }
 
     fn validation(&self) -> Option<String> {
-        let of_summary = |name: &str| self.summary.as_ref().and_then(|all| all[name].as_f64());
+        let of_summary = |name: &str| self.told.summary().and_then(|all| all[name].as_f64());
         let mut parts = Vec::new();
         if let Some((step, loss)) = self.history.evaluations().next_back() {
             parts.push(format!("{loss:.4} at step {step}"));
@@ -180,7 +221,7 @@ impl<'a> Inspected<'a> {
             "state": self.state.word(),
             "why": self.state.why(),
             "steps": self.steps(),
-            "steps_done": self.history.lines.last().map_or(0, |line| line.step),
+            "steps_done": self.done,
             "last": last,
             "evaluations": evaluations,
             "best": self.history.best().map(evaluation),
@@ -188,9 +229,9 @@ impl<'a> Inspected<'a> {
             "step_s": self.history.speed().map(|speed| speed.step_s),
             "checkpoints": self.checkpoints.iter().map(Saved::as_json).collect::<Vec<_>>(),
             "config": config,
-            "summary": self.summary,
+            "summary": self.told.summary(),
             "notes": self.notes,
-            "resume": next.resume(),
+            "resume": self.can_go_on().then(|| next.resume()),
         }))
     }
 }

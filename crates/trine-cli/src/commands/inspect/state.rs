@@ -22,16 +22,15 @@ pub(super) enum State {
     Failed(String),
     /// It ended without a word.
     Killed,
+    /// It ended, and what it said of that cannot be read.
+    Unreadable,
     /// No step is done.
     NotBegun,
 }
 
 impl State {
-    /// From the lock, the step it has come to, its summary, and what a failure has left.
-    pub(super) fn of(run: &Path, done: u64, summary: Option<&Value>) -> Self {
-        if trine_trainer::run::is_in_use(run) {
-            return Self::Running;
-        }
+    /// From the step that a run which does not go on has come to, its summary, and what a failure has left.
+    pub(super) fn of(run: &Path, done: u64, summary: &Told) -> Self {
         // A failure's record stays when a later process goes on.
         let diagnosis = run.join("flight").join("diagnosis.txt");
         if is_newest(&diagnosis, run)
@@ -39,14 +38,16 @@ impl State {
         {
             return Self::Failed(text.lines().next().unwrap_or_default().to_owned());
         }
-        let ended = summary.filter(|summary| summary["steps"].as_u64() == Some(done));
-        match ended {
-            Some(summary) => match summary["stopped_early"].as_str() {
-                Some(why) => Self::Stopped(why.to_owned()),
-                None => Self::Complete,
-            },
-            None if done == 0 => Self::NotBegun,
-            None => Self::Killed,
+        match summary {
+            Told::Summary(summary) if summary["steps"].as_u64() == Some(done) => {
+                match summary["stopped_early"].as_str() {
+                    Some(why) => Self::Stopped(why.to_owned()),
+                    None => Self::Complete,
+                }
+            }
+            Told::Nothing | Told::Summary(_) if done == 0 => Self::NotBegun,
+            Told::Nothing | Told::Summary(_) => Self::Killed,
+            Told::Unreadable => Self::Unreadable,
         }
     }
 
@@ -58,6 +59,7 @@ impl State {
             Self::Stopped(_) => "stopped",
             Self::Failed(_) => "failed",
             Self::Killed => "killed",
+            Self::Unreadable => "unreadable",
             Self::NotBegun => "not begun",
         }
     }
@@ -66,14 +68,16 @@ impl State {
     pub(super) fn why(&self) -> Option<&str> {
         match self {
             Self::Stopped(why) | Self::Failed(why) => Some(why),
-            Self::Running | Self::Complete | Self::Killed | Self::NotBegun => None,
+            Self::Running | Self::Complete | Self::Killed | Self::Unreadable | Self::NotBegun => {
+                None
+            }
         }
     }
 
     pub(super) fn style(&self) -> Style {
         match self {
             Self::Running | Self::Complete => Style::Good,
-            Self::Stopped(_) | Self::NotBegun => Style::Warning,
+            Self::Stopped(_) | Self::Unreadable | Self::NotBegun => Style::Warning,
             Self::Failed(_) | Self::Killed => Style::Error,
         }
     }
@@ -89,6 +93,7 @@ impl fmt::Display for State {
             Self::Killed => {
                 f.write_str("ended without a summary: killed, or the machine went down")
             }
+            Self::Unreadable => f.write_str("ended; how is not known, its summary cannot be read"),
             Self::NotBegun => f.write_str("no step is done"),
         }
     }
@@ -101,13 +106,39 @@ fn is_newest(path: &Path, run: &Path) -> bool {
     written(path).is_some_and(|own| others.into_iter().flatten().all(|other| other <= own))
 }
 
-/// The summary, if a process has come to its end; one that is damaged goes to `notes`.
-pub(super) fn summary(run: &Path, notes: &mut Vec<String>) -> Result<Option<Value>, Failure> {
+/// What the last process that came to its end has said of that.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// None has come to its end.
+    Nothing,
+    /// It said this.
+    Summary(Value),
+    /// It is no JSON.
+    Unreadable,
+}
+
+impl Told {
+    /// The summary, if there is one.
+    pub(super) fn summary(&self) -> Option<&Value> {
+        match self {
+            Self::Summary(summary) => Some(summary),
+            Self::Nothing | Self::Unreadable => None,
+        }
+    }
+}
+
+/// Reads the summary; what is wrong with one goes to `notes`.
+pub(super) fn told(run: &Path, notes: &mut Vec<String>) -> Result<Told, Failure> {
     let path = run.join("summary.json");
     let text = match trine_files::read_text(&path, TEXT_BYTES_MAX) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Told::Nothing),
         read => read.with_context(|| format!("cannot read {}", path.display()))?,
     };
-    let value = serde_json::from_str(&text);
-    Ok(value.map_err(|error| notes.push(format!("summary.json is not valid JSON: {error}"))).ok())
+    Ok(serde_json::from_str(&text).map_or_else(
+        |error| {
+            notes.push(format!("summary.json is not valid JSON: {error}"));
+            Told::Unreadable
+        },
+        Told::Summary,
+    ))
 }

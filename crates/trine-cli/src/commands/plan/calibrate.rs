@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::output;
 use crate::plan_args::CalibrateArgs;
-use anyhow::Context;
+use crate::written::{Kind, Output};
 use trine_plan::calibrate::{Fit, fit_rows, leave_one_source_out};
 use trine_plan::evaluate::{Compared, World, quantile};
 use trine_plan::published::{self, PublishedRun};
@@ -11,6 +11,9 @@ use trine_plan::{Constants, clusters, stacks};
 
 /// Runs the command.
 pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
+    let out = args.out.as_deref();
+    let out = out.map(|path| Output { option: "--out", path, kind: Kind::Constants });
+    out.map_or(Ok(()), |out| out.check(&[]))?;
     let clusters = clusters(&[]).map_err(Failure::usage)?;
     let stacks = stacks().map_err(Failure::usage)?;
     let rows = published::built_in(&clusters, &stacks).map_err(Failure::usage)?;
@@ -44,11 +47,10 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         }
         text += &line("all of them", &all);
     }
-    match &args.out {
-        Some(path) => {
-            let written = std::fs::write(path, constants.to_toml());
-            written.with_context(|| format!("cannot write {}", path.display()))?;
-            text += &format!("constants: {}\n", path.display());
+    match out {
+        Some(out) => {
+            out.write(&constants.to_toml(), &[])?;
+            text += &format!("constants: {}\n", out.path.display());
         }
         None => text += &constants.to_toml(),
     }

@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::output::{self, Align, Table};
 use crate::plan_args::EvaluateArgs;
+use crate::written::{Kind, Output, given};
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -15,6 +16,10 @@ use trine_plan::{
 
 /// Runs the command.
 pub(crate) fn run(args: &EvaluateArgs) -> Result<(), Failure> {
+    let inputs = given([args.runs.as_ref(), args.cluster_file.as_ref(), args.constants.as_ref()]);
+    let drawn = args.svg.as_deref();
+    let drawn = drawn.map(|path| Output { option: "--svg", path, kind: Kind::Svg });
+    drawn.map_or(Ok(()), |drawn| drawn.check(&inputs))?;
     let more = args.cluster_file.as_deref().map(read).transpose()?;
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let clusters = clusters(&more).map_err(Failure::usage)?;
@@ -37,8 +42,8 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<(), Failure> {
         Some(_) => vec![false; rows.len()],
         None => fit_rows(&rows, &clusters),
     };
-    if let Some(path) = &args.svg {
-        write(path, &evaluation_svg(&compared, &fit))?;
+    if let Some(drawn) = drawn {
+        drawn.write(&evaluation_svg(&compared, &fit), &inputs)?;
     }
     if args.markdown {
         return output::print(&report::markdown(&compared, &fit));
@@ -57,12 +62,6 @@ fn at(path: &Path, error: &dyn std::fmt::Display) -> Failure {
 fn read(path: &Path) -> Result<String, Failure> {
     let text = trine_files::read_text(path, trine_files::TEXT_BYTES_MAX);
     text.with_context(|| format!("cannot read {}", path.display())).map_err(Failure::Usage)
-}
-
-/// Writes a picture.
-pub(super) fn write(path: &Path, svg: &str) -> Result<(), Failure> {
-    let wrote = std::fs::write(path, svg);
-    wrote.with_context(|| format!("cannot write {}", path.display())).map_err(Failure::Usage)
 }
 
 /// Rows that are planned, and then those that are not, each with the reason.

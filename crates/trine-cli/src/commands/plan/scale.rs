@@ -1,10 +1,10 @@
 //! `trine plan scale`: how far more devices help, and what stops it.
 
-use super::evaluate::write;
 use super::task::{Task, describe};
 use crate::failure::Failure;
 use crate::output::{self, Align, Table, Unit, grouped};
 use crate::plan_args::ScaleArgs;
+use crate::written::{Kind, Output};
 use serde_json::json;
 use trine_plan::{Choice, Planner, Scaling, ScalingPoint, scale, scaling_svg, search};
 
@@ -13,6 +13,10 @@ const BENDS_BELOW: f64 = 0.95;
 
 /// Finds the best layout of the smallest size and follows it to larger ones.
 pub(crate) fn run(args: &ScaleArgs) -> Result<(), Failure> {
+    let inputs = args.task.files();
+    let drawn = args.svg.as_deref();
+    let drawn = drawn.map(|path| Output { option: "--svg", path, kind: Kind::Svg });
+    drawn.map_or(Ok(()), |drawn| drawn.check(&inputs))?;
     let task = Task::new(&args.task)?;
     let planner = task.planner()?;
     let devices = task.request.devices;
@@ -28,8 +32,8 @@ pub(crate) fn run(args: &ScaleArgs) -> Result<(), Failure> {
         let points = scale(&planner, &best.layout, &sizes, scaling).map_err(Failure::usage)?;
         curves.push((scaling, points));
     }
-    if let Some(path) = &args.svg {
-        write(path, &scaling_svg(&curves))?;
+    if let Some(drawn) = drawn {
+        drawn.write(&scaling_svg(&curves), &inputs)?;
     }
     if args.json {
         return output::print(&format!("{:#}\n", as_json(&task, best, &curves)));

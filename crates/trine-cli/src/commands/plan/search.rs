@@ -5,9 +5,9 @@ use super::task::{Task, describe, recompute_word};
 use crate::failure::Failure;
 use crate::output::{self, Align, Table, Unit, grouped};
 use crate::plan_args::SearchArgs;
+use crate::written::{Kind, Output};
 use anyhow::Context;
 use serde_json::json;
-use std::path::Path;
 use trine_plan::{
     Choice, Convention, Found, Planner, explain_lead, flops, items, memory_svg, search, sensitivity,
 };
@@ -19,17 +19,24 @@ const DRAWN_ACTIONS_MAX: usize = 1 << 14;
 
 /// Searches and reports.
 pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
+    let inputs = args.task.files();
+    let output = |option, path, kind| Output { option, path, kind };
+    let drawn = args.svg.as_deref().map(|path| output("--svg", path, Kind::Svg));
+    let config = args.write_config.as_deref();
+    let config = config.map(|path| output("--write-config", path, Kind::Configuration));
+    // Found out now, and not after the search.
+    drawn.iter().chain(&config).try_for_each(|output| output.check(&inputs))?;
     let task = Task::new(&args.task)?;
     let planner = task.planner()?;
     let tokens = args.tokens.unwrap_or(20.0 * planner.model.params);
     let found = search(&planner, &task.request);
     let found = found.map_err(|error| runnable::failure(&task, &planner, error))?;
     let runnable = Runnable::find(&task, &planner)?;
-    if let Some(path) = &args.svg {
-        write(path, &svg(&planner, &found.best[0])?)?;
+    if let Some(drawn) = drawn {
+        drawn.write(&svg(&planner, &found.best[0])?, &inputs)?;
     }
-    if let Some(path) = &args.write_config {
-        write(path, &runnable.file(&task)?)?;
+    if let Some(config) = config {
+        config.write(&runnable.file(&task)?, &inputs)?;
     }
     if args.json {
         let value = as_json(&task, &planner, &found, tokens, args);
@@ -48,11 +55,6 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     }
     text += &runnable.report(&task, found.best[0].step())?;
     output::print(&text)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(())
 }
 
 fn teraflops(planner: &Planner<'_>, choice: &Choice) -> (f64, f64) {

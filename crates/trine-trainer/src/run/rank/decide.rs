@@ -20,10 +20,21 @@ pub(super) struct Decision {
 
 /// Of what several ranks say, the last one here holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StopReason {
+pub(crate) enum StopReason {
     None,
     Time,
     Asked,
+}
+
+impl StopReason {
+    /// In words, if the run stopped before its last step.
+    pub(crate) fn why(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Asked => Some("asked to stop"),
+            Self::Time => Some("the time limit was reached"),
+        }
+    }
 }
 
 impl RankRun<'_> {

@@ -7,6 +7,7 @@ mod restore;
 mod save;
 mod step;
 
+pub(crate) use decide::StopReason;
 pub(crate) use report::{CHECK_STEPS_MIN, RankReport, RunResult, one_pipeline};
 
 use crate::TrainError;
@@ -23,7 +24,6 @@ use crate::run::measure::{ActionClock, rss_bytes};
 use crate::run::resume::steps_total;
 use crate::run::trace::Trace;
 use crate::run::{Event, MetricsLine, Reporter, RunDirectory, TrainRequest, Work};
-use decide::StopReason;
 use report::CHECK_STEPS;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
@@ -130,6 +130,7 @@ impl<'a> RankRun<'a> {
             data: self.data.report(),
             directory: self.directory.path(),
             first_step: self.first_step(),
+            ends_by: self.request.ends_by(),
         };
         report(self.reporter, &started);
         report(self.reporter, &Event::Outlook(self.outlook));
@@ -309,6 +310,14 @@ impl<'a> RankRun<'a> {
     /// A phase in which a rank may be busy with one thing for minutes.
     fn long(&self, name: Name) -> Phase {
         Phase { name, deadline: Some(self.request.config.long_deadline()) }
+    }
+
+    /// Writes again what somebody has removed of the run, and says so. For the first rank.
+    pub(crate) fn mend(&self) -> Result<(), TrainError> {
+        if let Some(text) = self.directory.mend(&self.request.config)? {
+            report(self.reporter, &Event::Note(text));
+        }
+        Ok(())
     }
 
     fn note(&self, engine: &Engine, text: String) {

@@ -42,9 +42,11 @@ pub(crate) struct RunResult {
     /// Samples of the whole run.
     pub(crate) samples: u64,
     pub(crate) steps_done: u64,
+    pub(crate) steps_before: u64,
     pub(crate) steps_total: u64,
     pub(crate) steps_cut: bool,
-    pub(crate) stopped_early: Option<String>,
+    /// Why it ended before its last step, if it did.
+    pub(crate) stopped: StopReason,
     pub(crate) final_loss: f64,
     pub(crate) validation: Option<Loss>,
     /// The lowest validation loss, where its checkpoint is kept.
@@ -97,14 +99,11 @@ impl RankRun<'_> {
             samples: progress.samples,
             trained_tokens: steps * self.data.tokens_per_step(self.engine),
             steps_done: progress.step,
+            steps_before: progress.started_at,
             steps_total: progress.total,
             steps_cut: progress.step < self.request.config.train.steps as u64
                 && progress.stopped != StopReason::Asked,
-            stopped_early: match progress.stopped {
-                StopReason::None => None,
-                StopReason::Asked => Some("asked to stop".into()),
-                StopReason::Time => Some("the time limit was reached".into()),
-            },
+            stopped: progress.stopped,
             final_loss: progress.final_loss,
             validation: progress.validation,
             best: progress.best,

@@ -16,6 +16,9 @@ impl RankRun<'_> {
         let name = Name::new("saving").with("step", progress.step);
         engine.world().recorder().begin_phase(self.long(name));
         self.tell(engine.world().rank(), Work::Saving { step: progress.step });
+        if is_first(engine) {
+            self.mend()?;
+        }
         let run = self.run_state(progress)?;
         let dir = self.directory.checkpoints();
         let request = SaveRequest {
