@@ -16,8 +16,8 @@ use trine_spec::{Family, ModelSpec, RankLayout};
 const OUR_GPT: &str = "trine-gpt";
 
 /// Whether `transformers` has an architecture that computes the model: its GPT-2 has no grouped
-/// heads, and cuts them from the width.
-fn is_expressible(model: &ModelSpec) -> bool {
+/// heads, and cuts them from the width. A model that it cannot compute is saved under a name of its own.
+pub fn is_expressible(model: &ModelSpec) -> bool {
     match model.family {
         Family::Gpt => model.kv_heads == model.heads && model.q_dim() == model.hidden,
         Family::Llama => true,

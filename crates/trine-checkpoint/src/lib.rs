@@ -64,7 +64,7 @@ mod writer;
 
 pub use error::{BoxError, CheckpointError};
 pub use folder::{Check, Keep, Latest, latest, list, prune};
-pub use hf::{HfWeights, model_from_config, open_hf};
+pub use hf::{HfWeights, is_expressible, model_from_config, open_hf};
 pub use load::Checkpoint;
 pub use manifest::{FileRecord, Manifest, RunState};
 pub use save::{BucketSource, SaveRequest, TokenizerFile, estimate_bytes, save};

@@ -86,6 +86,19 @@ fn tokens_that_cannot_be_split_are_not_left_whole_in_silence() {
 }
 
 #[test]
+fn a_shape_that_others_cannot_open_is_said_at_the_start() {
+    let scratch = Scratch::new();
+    let run = |out, setting| {
+        let output = scratch.trine(&small(out, &[SERIAL, &["--steps=1", setting]].concat()));
+        assert!(output.status.success());
+        text(&output.stdout) + &text(&output.stderr)
+    };
+    let said = "which transformers does not open";
+    assert!(run("wide", "--set=model.head_dim=16").contains(said));
+    assert!(!run("usual", "--set=model.head_dim=8").contains(said));
+}
+
+#[test]
 fn a_prepared_dataset_is_the_same_data() {
     let scratch = Scratch::new();
     let args = [SERIAL, &["--steps=6"]].concat();

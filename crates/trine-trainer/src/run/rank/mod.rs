@@ -28,10 +28,11 @@ use report::CHECK_STEPS;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
-use trine_checkpoint::Checkpoint;
+use trine_checkpoint::{Checkpoint, is_expressible};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
 use trine_kernels::CpuOps;
+use trine_spec::ModelSpec;
 
 /// What all ranks of a run share.
 #[derive(Clone, Copy)]
@@ -134,8 +135,9 @@ impl<'a> RankRun<'a> {
         };
         report(self.reporter, &started);
         report(self.reporter, &Event::Outlook(self.outlook));
-        if let Some(why) = self.request.config.tokens_not_split() {
-            report(self.reporter, &Event::Note(why));
+        let notes = self.request.config.tokens_not_split().into_iter();
+        for note in notes.chain(other_architecture(&self.engine.model)) {
+            report(self.reporter, &Event::Note(note));
         }
         let (steps, warmup) = (self.steps_total(), self.request.config.lr.warmup_steps as u64);
         if warmup > steps {
@@ -325,6 +327,13 @@ impl<'a> RankRun<'a> {
             report(self.reporter, &Event::Note(text));
         }
     }
+}
+
+/// What others cannot do with the checkpoints, if there is something.
+fn other_architecture(model: &ModelSpec) -> Option<String> {
+    let text = "checkpoints are saved as \"trine-gpt\", which transformers does not open: its GPT-2 has as many \
+                KV heads as heads, and model.heads × model.head_dim = model.hidden";
+    (!is_expressible(model)).then(|| text.to_owned())
 }
 
 fn is_first(engine: &Engine) -> bool {
