@@ -172,7 +172,7 @@ pub(crate) struct TrainArgs {
 #[derive(Debug, Args)]
 pub(crate) struct LaunchArgs {
     /// Processes [default: the ranks of the layout]
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = whole(1, RANKS_MAX), allow_negative_numbers = true)]
     pub(crate) ranks: Option<usize>,
     /// Go on from the last whole checkpoint after a failure, so many times at most
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -209,7 +209,7 @@ pub(crate) struct DataBuildArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "vocab")]
     pub(crate) tokenizer: Option<PathBuf>,
     /// Entries of the tokenizer that is trained
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = whole(257, VOCAB_MAX), allow_negative_numbers = true)]
     pub(crate) vocab: usize,
     /// Part of the bytes to hold out for validation
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
@@ -234,6 +234,12 @@ pub(crate) enum ScheduleCommand {
     Verify(VerifyArgs),
 }
 
+/// Entries of the largest vocabulary of a model.
+const VOCAB_MAX: usize = 1 << 22;
+
+/// Processes that are started at most.
+pub(crate) const RANKS_MAX: usize = 1 << 16;
+
 /// Stages and micro-batches of the largest schedule that is shown: the time to lower one grows with their square.
 const SHOWN_MAX: usize = 4096;
 
@@ -243,13 +249,13 @@ pub(crate) struct ShowArgs {
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
     /// Pipeline ranks, with one stage each unless the schedule has virtual ones
-    #[arg(long, value_name = "N", default_value = "4", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "4", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) stages: usize,
     /// Virtual stages of each rank [default: 2 of interleaved, breadth-first, zb-v and dualpipe-v, else 1]
-    #[arg(long, value_name = "V", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
+    #[arg(long, value_name = "V", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) r#virtual: Option<usize>,
     /// Micro-batches
-    #[arg(long, value_name = "M", default_value = "8", value_parser = whole(0, SHOWN_MAX), allow_negative_numbers = true)]
+    #[arg(long, value_name = "M", default_value = "8", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) micro_batches: usize,
     /// Draw into an SVG file instead
     #[arg(long, value_name = "FILE")]

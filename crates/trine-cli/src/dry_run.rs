@@ -89,7 +89,7 @@ pub(crate) fn report(
 /// What all ranks hold, and what the one with most takes.
 fn together(config: &Config, holdings: &[Holding]) -> String {
     let state: u64 = holdings.iter().map(|holding| holding.memory.state.total() as u64).sum();
-    let state = state * config.layout.dp as u64;
+    let state = state.saturating_mul(config.layout.dp as u64);
     let most: Option<Vec<usize>> = holdings.iter().map(Holding::at_most).collect();
     let most = most.and_then(|ranks| ranks.into_iter().max());
     let most = most.map_or_else(
@@ -159,7 +159,7 @@ pub(crate) fn summary(config: &Config) -> String {
         train.steps,
         plural(train.steps as u64, "step"),
         zero_or(train.minutes_max, format!(" or {} minutes", train.minutes_max)),
-        grouped(config.tokens_per_step() as u64 * train.steps as u64),
+        grouped((config.tokens_per_step() as u64).saturating_mul(train.steps as u64)),
         train.precision,
         lower(train.numerics),
         config.run_dir().display(),

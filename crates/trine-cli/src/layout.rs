@@ -52,7 +52,8 @@ fn fastest(args: &TrainArgs, config: &Config, ranks: Option<usize>, micro: bool)
     };
     let choices = Choices { cores: cores(), ranks, micro, limits: &memory::limits() };
     let found = Fastest::find(config, choices, MachineSource(&find));
-    let other = match found.config.degrees() == config.degrees() {
+    let is_known = found.config.degrees() == config.degrees() || config.check().is_err();
+    let other = match is_known {
         true => String::new(),
         false => format!("; --layout preset takes {}", config.degrees()),
     };

@@ -23,6 +23,9 @@ const BUDGET: Duration = Duration::from_millis(50);
 /// Bytes of the arrays that show the rate of memory: several times most last caches.
 const MEMORY_BYTES: usize = 128 << 20;
 
+/// What a measurement takes at most, with the stacks of its threads.
+const MEASURING_BYTES: u64 = 4 * MEMORY_BYTES as u64;
+
 /// A product that is neither small nor large: tokens, inputs and outputs.
 const PRODUCT: usize = 512;
 
@@ -74,6 +77,15 @@ pub(crate) fn read(path: &Path) -> Result<Cluster, Failure> {
 /// # Errors
 /// A type that kernels do not compute in, or a system that does not tell how much memory there is.
 pub(crate) fn measure(compute: DType) -> Result<Cluster, Failure> {
+    let limits = memory::limits();
+    if let Some(limit) = limits.iter().find(|limit| limit.bytes < MEASURING_BYTES) {
+        return Err(Failure::Run(anyhow::anyhow!(
+            "to measure this machine takes up to {} MB of memory, and {} MB may be used ({})",
+            MEASURING_BYTES / 1_000_000,
+            limit.bytes / 1_000_000,
+            limit.by
+        )));
+    }
     let cores = cores();
     let ops = CpuOps::new(Team::new(cores));
     let failed = |error: KernelError| Failure::Run(error.into());

@@ -159,6 +159,11 @@ impl Unit {
         Self::largest(number, &[(1e9, "GB", "GB"), (1e6, "MB", "MB"), (1e3, "kB", "kB")])
     }
 
+    /// The same of operations a second, without one that is smaller than cores need.
+    pub(crate) fn of_flops(number: f64) -> Self {
+        Self::largest(number, &[(1e12, "TFLOP/s", "TFLOP/s"), (1e9, "GFLOP/s", "GFLOP/s")])
+    }
+
     /// The same of things that are counted.
     pub(crate) fn of_count(number: f64) -> Self {
         let thousands = (1e3, "k", "thousand");

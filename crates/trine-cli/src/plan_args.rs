@@ -138,7 +138,7 @@ impl TaskArgs {
 const DEVICES_MAX: usize = 1 << 24;
 /// The largest numbers of a configuration (`trine train`): sequences of a batch, tokens of a sequence, ranks of an
 /// axis.
-const BATCH_MAX: usize = 1 << 24;
+const BATCH_MAX: usize = 1 << 19;
 const SEQ_MAX: usize = 1 << 22;
 const DEGREE_MAX: usize = 1 << 16;
 /// Lines of a table.
@@ -201,7 +201,11 @@ pub(crate) struct SearchArgs {
     #[arg(long)]
     pub(crate) json: bool,
     /// Measure this machine, print it as a cluster for --cluster-file, and stop; kernels in --precision
-    #[arg(long, conflicts_with_all = ["explain", "sensitivity", "svg", "write_config", "json"])]
+    #[arg(long, conflicts_with_all = [
+        "config", "model", "cluster", "cluster_file", "stack", "gpus", "global_batch", "seq", "memory_headroom", "tp",
+        "pp", "cp", "virtual", "schedule", "micro_batch", "zero", "recompute", "sequence_parallel", "runnable",
+        "tokens", "top", "explain", "sensitivity", "svg", "write_config", "json",
+    ])]
     pub(crate) measure: bool,
     /// Write the measured machine to this file
     #[arg(long, value_name = "FILE", requires = "measure")]

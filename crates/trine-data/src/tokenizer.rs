@@ -128,6 +128,9 @@ impl Tokenizer {
                        use a byte-level BPE such as GPT-2's, or train one";
             return Err(DataError::Tokenizer { place: place.to_owned(), why: why.to_owned() });
         }
+        if let Some(why) = changes_text(&inner) {
+            return Err(DataError::Tokenizer { place: place.to_owned(), why: why.to_owned() });
+        }
         let Some(end_of_text) = END_OF_TEXT_NAMES.iter().find_map(|name| inner.token_to_id(name))
         else {
             let why =
@@ -250,6 +253,20 @@ fn serial_library() {
     tokenizers::utils::parallelism::set_parallelism(false);
 }
 
+/// Why tokens would not be those of the text, or not the same ones each time.
+fn changes_text(inner: &tokenizers::Tokenizer) -> Option<&'static str> {
+    if inner.get_normalizer().is_some() {
+        return Some(
+            "it has a normalizer, which changes the text before it is encoded: bits per byte would be \
+             of another text; set \"normalizer\": null, or train one",
+        );
+    }
+    let ModelWrapper::BPE(bpe) = inner.get_model() else { return None };
+    bpe.dropout.is_some_and(|share| share > 0.0).then_some(
+        "its model has a dropout, so the same text has other tokens each time; set \"dropout\": null",
+    )
+}
+
 /// Whether text becomes tokens by GPT-2's splitting and one look-up a word, and nothing else.
 fn is_plain(inner: &tokenizers::Tokenizer) -> bool {
     let splits_like_gpt2 = matches!(
@@ -309,6 +326,20 @@ mod tests {
     fn trained() -> Tokenizer {
         let text = toy::text(60_000);
         Tokenizer::train([text.as_str()], 600).unwrap()
+    }
+
+    #[test]
+    fn what_changes_the_text_or_the_tokens_is_refused() {
+        let json = trained().to_json().unwrap();
+        for (null, value, why) in [
+            ("\"normalizer\":null", "\"normalizer\":{\"type\":\"Lowercase\"}", "a normalizer"),
+            ("\"normalizer\":null", "\"normalizer\":{\"type\":\"NFKC\"}", "a normalizer"),
+            ("\"dropout\":null", "\"dropout\":0.1", "a dropout"),
+        ] {
+            assert!(json.contains(null), "{null}");
+            let error = Tokenizer::from_json(&json.replace(null, value), "t.json").unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
     }
 
     #[test]

@@ -175,7 +175,7 @@ pub fn clusters(more: &[&str]) -> Result<Vec<Cluster>, PlanError> {
         let what =
             if index == 0 { "built-in clusters".into() } else { format!("cluster file {index}") };
         let bad = |why: String| PlanError::Data { what: what.clone(), why };
-        let file: File = toml::from_str(text).map_err(|error| bad(error.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|error| bad(in_a_line(text, &error)))?;
         for device in file.device {
             check_device(&device).map_err(bad)?;
             devices.retain(|known| known.name != device.name);
@@ -184,8 +184,7 @@ pub fn clusters(more: &[&str]) -> Result<Vec<Cluster>, PlanError> {
         for row in file.cluster {
             let Some(device) = devices.iter().find(|device| device.name == row.device) else {
                 let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
-                let all = names.join(", ");
-                return Err(PlanError::Unknown { kind: "device", name: row.device, all });
+                return Err(PlanError::unknown("device", &row.device, &names));
             };
             check_levels(&row).map_err(bad)?;
             found.retain(|known| known.name != row.name);
@@ -200,6 +199,16 @@ pub fn clusters(more: &[&str]) -> Result<Vec<Cluster>, PlanError> {
         }
     }
     Ok(found)
+}
+
+/// Where and what, without a picture of the place.
+fn in_a_line(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', ", ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!("line {}: {message}", 1 + before.matches('\n').count()),
+        None => message,
+    }
 }
 
 fn check_device(device: &Device) -> Result<(), String> {
@@ -272,7 +281,7 @@ fn check_levels(row: &Row) -> Result<(), String> {
 pub fn find<'a>(all: &'a [Cluster], name: &str) -> Result<&'a Cluster, PlanError> {
     all.iter().find(|cluster| cluster.name == name).ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|cluster| cluster.name.as_str()).collect();
-        PlanError::Unknown { kind: "cluster", name: name.into(), all: names.join(", ") }
+        PlanError::unknown("cluster", name, &names)
     })
 }
 

@@ -13,12 +13,14 @@ pub enum PlanError {
         why: String,
     },
     /// No cluster, device or stack has this name.
-    #[error("no {kind} is called \"{name}\"; there are: {all}")]
+    #[error("no {kind} is called \"{name}\"; nearest: {nearest}; there are: {all}")]
     Unknown {
         /// What was looked for.
         kind: &'static str,
         /// The name asked for.
         name: String,
+        /// The most similar name there is.
+        nearest: String,
         /// Every name there is.
         all: String,
     },
@@ -48,4 +50,12 @@ pub enum PlanError {
         /// What is wrong.
         why: String,
     },
+}
+
+impl PlanError {
+    /// A name that none of `all` has.
+    pub fn unknown(kind: &'static str, name: &str, all: &[&str]) -> Self {
+        let nearest = trine_schedule::nearest(name, all.iter().copied()).unwrap_or_default();
+        Self::Unknown { kind, name: name.into(), nearest: nearest.into(), all: all.join(", ") }
+    }
 }

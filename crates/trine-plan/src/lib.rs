@@ -83,7 +83,7 @@ pub use runnable::runs_schedule;
 pub use scaling::{Scaling, ScalingPoint, scale};
 pub use search::{
     Choice, Fixed, Found, Impossible, Limit, Request, SearchError, default_global_batch,
-    explain_lead, is_possible, items, rank, search,
+    explain_lead, items, rank, search,
 };
 pub use sensitivity::{Factor, Sensitivity, sensitivity};
 pub use shared::SharedStep;
@@ -131,11 +131,7 @@ impl<'a> Planner<'a> {
         constants: &'a Constants,
     ) -> Result<Self, PlanError> {
         let device = &cluster.device.constants;
-        let unknown = |kind, name: &str, all: Vec<&str>| PlanError::Unknown {
-            kind,
-            name: name.into(),
-            all: all.join(", "),
-        };
+        let unknown = |kind, name: &str, all: Vec<&str>| PlanError::unknown(kind, name, &all);
         let names = || constants.device.keys().map(String::as_str).collect();
         let stacks = || constants.stack.keys().map(String::as_str).collect();
         let row = || {

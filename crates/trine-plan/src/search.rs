@@ -317,7 +317,7 @@ fn with_options(
 }
 
 /// Whether a request has a layout at all, whatever it needs.
-pub fn is_possible(planner: &Planner<'_>, request: &Request) -> bool {
+fn is_possible(planner: &Planner<'_>, request: &Request) -> bool {
     for_each_layout(planner, request, |_| ControlFlow::Break(())).is_break()
 }
 
@@ -399,23 +399,53 @@ fn micro_batches(request: &Request, degrees: &Degrees) -> Vec<usize> {
 
 /// Names the limit, and finds the nearest request that is possible.
 fn why_not(planner: &Planner<'_>, request: &Request, leanest: Option<Choice>) -> Impossible {
+    let nearest = || {
+        let found = nearest_devices(planner, request);
+        let batch = found.map(|(_, batch)| batch).filter(|size| *size != request.global_batch);
+        (found.map(|(devices, _)| devices), batch)
+    };
     let Some(leanest) = leanest else {
-        let global_batch = nearest_batch(planner, request);
-        let limit = if global_batch.is_some() { Limit::Batch } else { Limit::Fixed };
-        return Impossible { limit, devices: None, global_batch, headroom: None };
+        let found = nearest_batch(planner, request, |wanted| fits(planner, wanted));
+        if found.is_some() {
+            let (limit, devices, headroom) = (Limit::Batch, None, None);
+            return Impossible { limit, devices, global_batch: found, headroom };
+        }
+        let other = nearest_batch(planner, request, |wanted| is_possible(planner, wanted));
+        let limit = if other.is_some() { Limit::Batch } else { Limit::Fixed };
+        let (devices, global_batch) = nearest();
+        return Impossible { limit, devices, global_batch, headroom: None };
     };
     let share = leanest.memory_share();
-    let nearest = nearest_devices(planner, request);
-    Impossible {
-        limit: Limit::Memory { leanest: Box::new(leanest) },
-        devices: nearest.map(|(devices, _)| devices),
-        global_batch: nearest.map(|(_, batch)| batch).filter(|size| *size != request.global_batch),
-        headroom: (share <= 1.0).then_some(1.0 - share),
-    }
+    let (devices, global_batch) = nearest();
+    let limit = Limit::Memory { leanest: Box::new(leanest) };
+    Impossible { limit, devices, global_batch, headroom: (share <= 1.0).then_some(1.0 - share) }
 }
 
-/// The other batch nearest to the one asked for that has a layout.
-fn nearest_batch(planner: &Planner<'_>, request: &Request) -> Option<usize> {
+/// Whether a request has a layout that fits the memory, looked for among the leanest.
+fn fits(planner: &Planner<'_>, request: &Request) -> bool {
+    let Fixed { micro_batch, recompute, pipeline, virtual_stages, .. } = request.fixed;
+    let lean = Fixed {
+        micro_batch: micro_batch.or(Some(1)),
+        recompute: recompute.or(Some(Recompute::Full { every: 1 })),
+        pipeline: pipeline.or(virtual_stages.is_none().then_some(ScheduleKind::OneFOneB)),
+        ..request.fixed
+    };
+    let allowed = planner.cluster.device.memory_bytes as f64 * (1.0 - request.headroom);
+    let found = for_each_layout(planner, &Request { fixed: lean, ..*request }, |layout| {
+        match planner.peak_memory(layout).1.total() <= allowed {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    found.is_break()
+}
+
+/// The other batch nearest to the one asked for with which a request is as wanted.
+fn nearest_batch(
+    planner: &Planner<'_>,
+    request: &Request,
+    is_wanted: impl Fn(&Request) -> bool,
+) -> Option<usize> {
     let largest = Request { global_batch: usize::MAX, ..*request };
     let asked = request.global_batch;
     let sizes = degrees(planner, &largest).into_iter().flat_map(|degrees| {
@@ -430,40 +460,37 @@ fn nearest_batch(planner: &Planner<'_>, request: &Request) -> Option<usize> {
     let mut sizes: Vec<usize> = sizes.filter(|size| *size != asked).collect();
     sizes.sort_by_key(|size| size.abs_diff(asked));
     sizes.dedup();
-    let has_layout =
-        |size: &usize| is_possible(planner, &Request { global_batch: *size, ..*request });
-    sizes.into_iter().find(has_layout)
+    sizes.into_iter().find(|size| is_wanted(&Request { global_batch: *size, ..*request }))
 }
 
-/// The fewest devices, in steps of the innermost unit that doubling finds, with which some layout fits, and the batch:
-/// the one asked for, or the next that they can share out.
+/// The fewest devices, of those that doubling finds, with which some layout fits, and the batch: the one asked for, or
+/// the next that they can share out.
 fn nearest_devices(planner: &Planner<'_>, request: &Request) -> Option<(usize, usize)> {
-    let batch = |devices: usize| request.global_batch.next_multiple_of(devices);
-    let fits = |devices: usize| {
-        let lean = Fixed {
-            micro_batch: request.fixed.micro_batch.or(Some(1)),
-            recompute: request.fixed.recompute.or(Some(Recompute::Full { every: 1 })),
-            pipeline: request.fixed.pipeline.or(Some(ScheduleKind::OneFOneB)),
-            ..request.fixed
+    let Fixed { tp, pp, cp, micro_batch, .. } = request.fixed;
+    let asked = request.global_batch;
+    let fitting = |devices: &usize| {
+        let whole = asked.next_multiple_of(devices.saturating_mul(micro_batch.unwrap_or(1)));
+        let batches = [asked, asked.next_multiple_of(*devices), whole];
+        let is_enough = |batch: &usize| {
+            fits(planner, &Request { devices: *devices, global_batch: *batch, ..*request })
         };
-        let wanted = Request { devices, global_batch: batch(devices), fixed: lean, ..*request };
-        let allowed = planner.cluster.device.memory_bytes as f64 * (1.0 - request.headroom);
-        let found = for_each_layout(planner, &wanted, |layout| {
-            match planner.peak_memory(layout).1.total() <= allowed {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        });
-        found.is_break()
+        batches.into_iter().find(is_enough).map(|batch| (*devices, batch))
     };
     let most = devices_max(planner);
-    let doubled = std::iter::successors(Some(request.devices * 2), |devices| Some(devices * 2));
-    let enough = doubled.take_while(|devices| *devices <= most).find(|devices| fits(*devices))?;
-    // Between the last that was too few and the first that was enough, in eighths.
+    let replica = [tp, pp, cp].into_iter().flatten().fold(1, usize::saturating_mul);
+    let doubled = |from: usize| {
+        std::iter::successors(Some(from), |devices| devices.checked_mul(2))
+            .take_while(|devices| *devices <= most)
+    };
+    let mut sizes: Vec<usize> = doubled(request.devices).chain(doubled(replica)).collect();
+    sizes.sort_unstable();
+    sizes.retain(|devices| *devices > request.devices);
+    let (enough, batch) = sizes.iter().find_map(fitting)?;
+    // Between half of that, which may be too few, and it, in eighths.
     let step = (enough / 16).max(1);
-    let between = (1..8).map(|part| enough / 2 + part * step).find(|devices| fits(*devices));
-    let devices = between.unwrap_or(enough);
-    Some((devices, batch(devices)))
+    let between = (1..8).map(|part| enough / 2 + part * step);
+    let between = between.filter(|devices| *devices > request.devices && *devices < enough);
+    Some(between.into_iter().find_map(|devices| fitting(&devices)).unwrap_or((enough, batch)))
 }
 
 /// Why `a` beats `b`: the items of time that differ, largest first, in seconds that `a` saves (negative: loses).

@@ -198,6 +198,6 @@ pub fn stacks() -> Result<Vec<Stack>, PlanError> {
 pub fn find<'a>(all: &'a [Stack], name: &str) -> Result<&'a Stack, PlanError> {
     all.iter().find(|stack| stack.name == name).ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|stack| stack.name.as_str()).collect();
-        PlanError::Unknown { kind: "software stack", name: name.into(), all: names.join(", ") }
+        PlanError::unknown("software stack", name, &names)
     })
 }

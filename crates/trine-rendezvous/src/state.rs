@@ -146,6 +146,11 @@ impl State {
         self.known().ranks.iter().map(|rank| rank.beat.clone()).collect()
     }
 
+    /// How many ranks have joined so far, those that have gone included.
+    pub(crate) fn joined(&self) -> usize {
+        self.known().ranks.iter().filter(|rank| rank.life != Life::Expected).count()
+    }
+
     /// A rank's connection asks for the first time to be its lifeline.
     pub(crate) fn begin_life(&self, rank: usize, host: &str) -> Result<(), String> {
         let mut known = self.known();

@@ -146,6 +146,11 @@ impl Store {
         self.shared.state.beats()
     }
 
+    /// How many ranks have joined so far, those that have gone included.
+    pub fn joined(&self) -> usize {
+        self.shared.state.joined()
+    }
+
     /// A rank's process has ended badly, as whoever started it knows: `was killed by signal 9`.
     pub fn note_exit(&self, rank: usize, how: &str) {
         self.shared.state.note_exit(rank, how);

@@ -55,6 +55,7 @@ pub use flow::{StageCosts, StepTimes, UniformStage, step_times};
 pub use generate::Shape;
 pub use kind::{KindInfo, ScheduleKind};
 pub use lower::{add_grad_sync, add_transfers, fuse_exchanges, lower};
+pub use nearest::nearest;
 pub use parse::ParseError;
 pub use schedule::{Purpose, Schedule, SyncPlan, TiedSegment};
 pub use simulate::{Costs, Delivery, Span, Timeline, UniformCosts, simulate};

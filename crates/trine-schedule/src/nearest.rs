@@ -2,10 +2,7 @@
 
 /// The candidate with the smallest edit distance to `word`, capitals ignored; `None` without
 /// candidates.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     candidates.into_iter().min_by_key(|candidate| distance(&word, &candidate.to_lowercase()))
 }

@@ -63,6 +63,9 @@ const LAYERS_MAX: usize = 1 << 14;
 /// The largest width, or number of anything else, in a model.
 const SIZE_MAX: usize = 1 << 22;
 
+/// The most numbers in the matrices of a model: the bytes of its state, over all replicas, are counted in 64 bits.
+const PARAMETERS_MAX: u128 = 1 << 42;
+
 impl ModelSpec {
     /// The norm of this family.
     pub fn norm(&self) -> Norm {
@@ -127,6 +130,7 @@ impl ModelSpec {
                 return Err(field_error(field, value, &format!("must be at most {max}"), max));
             }
         }
+        self.check_parameters()?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             let rule = format!("must divide heads = {}", self.heads);
             let nearest = nearest_divisor(self.heads, self.kv_heads);
@@ -146,10 +150,55 @@ impl ModelSpec {
         ] {
             // Most are computed with in f32, where a number may be infinite or vanish.
             if !(value as f32 > 0.0 && (value as f32).is_finite()) {
+                // With an exponent where that is shorter.
+                let value = format!("{value:?}");
                 return Err(field_error(field, value, "must be a positive number of f32", nearest));
             }
         }
         Ok(())
+    }
+
+    /// Refuses a model whose parameters could not be counted; its sizes by themselves are checked.
+    fn check_parameters(&self) -> Result<(), SpecError> {
+        let all = self.matrix_elements();
+        if all <= PARAMETERS_MAX {
+            return Ok(());
+        }
+        let rule = format!("gives {:.1e} parameters, and a model has at most 2⁴²", all as f64);
+        // The power of two that all would fit with, as they grow at least as fast as either.
+        let nearest = |value: usize| {
+            let most = value as u128 * PARAMETERS_MAX / all;
+            most.checked_ilog2().map(|power| 1_u128 << power)
+        };
+        match nearest(self.hidden) {
+            Some(hidden) => Err(field_error("hidden", self.hidden, &rule, hidden)),
+            None => {
+                let nearest = nearest(self.head_dim).unwrap_or(1);
+                Err(field_error("head_dim", self.head_dim, &rule, nearest))
+            }
+        }
+    }
+
+    /// Elements of all matrices.
+    fn matrix_elements(&self) -> u128 {
+        let [hidden, layers, heads, kv_heads, head_dim, ffn, vocab, seq_max] = self.wide_sizes();
+        let attention = 2 * head_dim * (heads + kv_heads);
+        let inner = ffn * if self.gated() { 3 } else { 2 };
+        let positions = if self.learned_positions() { seq_max } else { 0 };
+        let ends = vocab * if self.tied { 1 } else { 2 } + positions;
+        hidden * (layers * (attention + inner) + ends)
+    }
+
+    /// About how many numbers the forward pass of a token leaves for the backward pass, on all ranks together.
+    pub fn numbers_per_token(&self) -> u128 {
+        let [hidden, layers, heads, kv_heads, head_dim, ffn, vocab, _] = self.wide_sizes();
+        layers * (6 * hidden + 2 * head_dim * (heads + kv_heads) + 3 * ffn) + 2 * vocab
+    }
+
+    /// Its sizes, for products that 64 bits may not hold.
+    fn wide_sizes(&self) -> [u128; 8] {
+        let Self { hidden, layers, heads, kv_heads, head_dim, ffn, vocab, seq_max, .. } = *self;
+        [hidden, layers, heads, kv_heads, head_dim, ffn, vocab, seq_max].map(|size| size as u128)
     }
 
     /// Checks that `tp` ranks can share each layer and that `pp` stages each get a layer.
@@ -242,8 +291,8 @@ impl ModelSpec {
             self.hidden * (self.q_dim() + 2 * self.kv_dim()) + self.q_dim() * self.hidden;
         let mlp = self.hidden * self.ffn * if self.gated() { 3 } else { 2 };
         // q·kᵀ and p·v: 2 products of seq/2 visible keys, 2 FLOPs each, 3 × with the backward.
-        let scores = self.q_dim() * seq * 6;
-        (6 * (attention + mlp) + scores) as f64
+        let scores = self.q_dim() as f64 * seq as f64 * 6.0;
+        (6 * (attention + mlp)) as f64 + scores
     }
 
     /// Those of the output layer.
@@ -308,6 +357,23 @@ mod tests {
             assert_eq!(model.vocab_stored(tp), 1024);
         }
         assert_eq!(model.vocab_stored(3), 1152);
+    }
+
+    #[test]
+    fn models_that_cannot_be_counted_are_refused_with_the_nearest_that_can() {
+        let mut model = presets::find("llama3-8b").unwrap().model;
+        (model.hidden, model.ffn, model.layers) = (1 << 22, 1 << 22, 1 << 14);
+        let text = model.check().unwrap_err().to_string();
+        assert!(text.contains("parameters, and a model has at most 2⁴²"), "{text}");
+        model.hidden = text.rsplit(' ').next().unwrap().parse().unwrap();
+        model.check().unwrap();
+        (model.hidden, model.ffn, model.layers) = (1, 1, 1);
+        (model.heads, model.kv_heads, model.head_dim) = (1 << 22, 1 << 22, 1 << 22);
+        let text = model.check().unwrap_err().to_string();
+        assert!(text.contains("head_dim = 4194304"), "{text}");
+        model.head_dim = text.rsplit(' ').next().unwrap().parse().unwrap();
+        model.check().unwrap();
+        assert!(model.param_count() <= 1 << 42);
     }
 
     #[test]

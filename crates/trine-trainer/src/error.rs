@@ -16,7 +16,7 @@ use trine_nn::NnError;
 use trine_optim::OptimError;
 use trine_pipeline::PipelineError;
 use trine_plan::PlanError;
-use trine_schedule::{ScheduleError, VerifyError};
+use trine_schedule::{ScheduleError, Shape, VerifyError};
 use trine_spec::SpecError;
 
 /// What can go wrong in a run.
@@ -205,11 +205,19 @@ pub enum TrainError {
     #[error("{} has no checkpoint yet", .0.display())]
     NoCheckpoint(PathBuf),
     /// More memory is planned than may be used.
+    #[error("{memory}; {less}train.memory_check = false starts all the same")]
+    Memory {
+        /// What is planned.
+        memory: MemoryPlan,
+        /// What takes less, as far as the configuration leaves anything: `train.recompute = true takes less, `.
+        less: String,
+    },
+    /// The lists of a step would take too long to make.
     #[error(
-        "{0}; a smaller batch.micro and train.recompute = true take less, \
-         train.memory_check = false starts all the same"
+        "{} micro-batches × {} stages are too many for a step: at most {} pairs, on at most {} pipeline ranks",
+        .0.micro_batches, .0.stages(), Shape::STEP_PAIRS_MAX, Shape::STEP_RANKS_MAX
     )]
-    Memory(MemoryPlan),
+    TooLong(Shape),
     /// A file could not be used.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -388,7 +396,8 @@ impl TrainError {
                 | Self::NotARun(_)
                 | Self::InUse(_)
                 | Self::NoCheckpoint(_)
-                | Self::Memory(_)
+                | Self::Memory { .. }
+                | Self::TooLong(_)
                 | Self::Config(_)
                 | Self::Data(_)
                 | Self::Mesh(_)

@@ -46,7 +46,7 @@ enum Reason {
     Ranks { of: usize, why: String },
     /// No other fits.
     Memory,
-    /// None fits: it is that of the configuration. The leanest, if the rules allow any.
+    /// None fits: it is that of the configuration, or the leanest where that one breaks a rule.
     Nothing { leanest: Option<MemoryPlan> },
 }
 
@@ -66,9 +66,10 @@ impl Fastest {
                 _ => return Self::timed(all, choices, machine),
             }
         }
-        // Processes that there are already need a layout in any case; whether it fits is for the run to say.
-        let of_ranks = choices.ranks.and_then(|_| candidates(&lean, choices).pop());
-        let config = of_ranks.unwrap_or_else(|| config.clone());
+        let (lean, leanest) = leanest.unzip();
+        // Whether its own fits is for the run to say; where there can be none of its own, the leanest.
+        let is_its_own = choices.ranks.is_none() && config.check().is_ok();
+        let config = lean.filter(|_| !is_its_own).unwrap_or_else(|| config.clone());
         Self::of(config, None, Reason::Nothing { leanest })
     }
 
@@ -181,7 +182,11 @@ fn micro_batches(config: &Config, degrees: Degrees, choices: Choices<'_>) -> Vec
 }
 
 /// Whether a layout fits; of those that do not, the one that needs least is kept.
-fn is_enough(config: &Config, choices: Choices<'_>, leanest: &mut Option<MemoryPlan>) -> bool {
+fn is_enough(
+    config: &Config,
+    choices: Choices<'_>,
+    leanest: &mut Option<(Config, MemoryPlan)>,
+) -> bool {
     // Weights alone, first: to look at each rank of a model that is a thousand times too large takes a while.
     let weights = config.model.param_count() * config.train.precision.dtype().bytes() as u64;
     let mut plan = MemoryPlan::of_machine(config.world() as u64, weights, true, choices.limits);
@@ -191,8 +196,12 @@ fn is_enough(config: &Config, choices: Choices<'_>, leanest: &mut Option<MemoryP
         plan = MemoryPlan::of_threads(&run, choices.limits);
     }
     let fits = plan.fits();
-    if !fits && leanest.as_ref().is_none_or(|other| plan.bytes < other.bytes) {
-        *leanest = Some(plan);
+    let needs = |config: &Config, plan: &MemoryPlan| {
+        (plan.bytes, !config.train.recompute, config.batch.micro)
+    };
+    let least = leanest.as_ref().map(|(config, plan)| needs(config, plan));
+    if !fits && least.is_none_or(|least| needs(config, &plan) < least) {
+        *leanest = Some((config.clone(), plan));
     }
     fits
 }
@@ -269,6 +278,9 @@ mod tests {
         let none = limit(1000);
         let found = Fastest::find(&base, choices(&none), MachineSource(&machine));
         assert_eq!(found.config, base);
+        let two = Choices { ranks: Some(2), ..choices(&none) };
+        let lean = Fastest::find(&base, two, MachineSource(&machine)).config;
+        assert!(lean.world() == 2 && lean.train.recompute && lean.batch.micro == 1);
         assert!(
             found.to_string().contains("no layout fits this machine; the leanest needs"),
             "{found}"

@@ -1,6 +1,7 @@
 //! Memory that a run is planned to take, held against what it may use.
 
 use crate::TrainError;
+use crate::config::Config;
 use crate::outlook::plural;
 use crate::plan::RunPlan;
 use crate::run::{Ranks, TrainRequest};
@@ -130,13 +131,29 @@ pub(crate) fn check(
         }
     };
     let may = memory.fits() || !request.config.train.memory_check;
-    if may { Ok(memory) } else { Err(TrainError::Memory(memory)) }
+    if may { Ok(memory) } else { Err(TrainError::Memory { memory, less: less(&request.config) }) }
+}
+
+/// What of a configuration takes less memory with another value, as the beginning of a list.
+fn less(config: &Config) -> String {
+    let ways = [
+        (config.batch.micro > 1, "a smaller batch.micro"),
+        (!config.train.recompute, "train.recompute = true"),
+        (config.train.zero == 0 && config.layout.dp > 1, "train.zero = 1"),
+    ];
+    let ways: Vec<&str> =
+        ways.into_iter().filter(|(is_open, _)| *is_open).map(|(_, way)| way).collect();
+    match ways.len() {
+        0 => String::new(),
+        1 => format!("{} takes less, ", ways[0]),
+        _ => format!("{} take less, ", ways.join(" and ")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Setting, Typed};
+    use crate::config::{Setting, Typed};
 
     fn run(settings: &[&str]) -> RunPlan {
         let settings = settings.iter().map(|text| Setting::set(text)).collect();

@@ -2,13 +2,13 @@
 //! starts mpirun, hears the ranks' heartbeats, says why a run has failed, leaves no process behind,
 //! and starts it again if it may.
 
-use crate::args::{Command, LaunchArgs, TrainArgs};
+use crate::args::{Command, LaunchArgs, RANKS_MAX, TrainArgs};
 use crate::failure::Failure;
 use crate::layout::{self, Decided};
 use crate::mpirun::{Mpirun, TICK, orphans};
 use crate::signals::{self, BEFORE_STEPS, INTERRUPTED};
 use crate::terminal::{PROGRAM, Terminal, Volume};
-use crate::{output, parse};
+use crate::{launcher, output, parse};
 use anyhow::Context;
 use signal_hook::consts::SIGUSR1;
 use std::ffi::OsString;
@@ -43,7 +43,10 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// How one attempt ended.
 enum End {
-    Well,
+    Well {
+        /// Ranks that have joined.
+        joined: usize,
+    },
     /// The arguments were refused: another attempt would be too.
     Usage(u8),
     /// Somebody wanted it to end.
@@ -59,6 +62,8 @@ enum End {
 
 /// Runs the command.
 pub(crate) fn run(args: &LaunchArgs, terminal: &Terminal) -> Result<(), Failure> {
+    // Every rank would say so.
+    launcher::choose("mpi", None, &|_| None, cfg!(feature = "mpi"))?;
     let (typed, decided) = checked(args)?;
     let (mut config, chosen) = (decided.config, decided.chosen);
     orphans::adopt()?;
@@ -72,7 +77,8 @@ pub(crate) fn run(args: &LaunchArgs, terminal: &Terminal) -> Result<(), Failure>
     let mut place = Place::new(&config);
     for attempt in 0.. {
         match once(args, &config, &train, &place, &signals, terminal)? {
-            End::Well => return Ok(()),
+            End::Well { joined: 0 } if !typed.dry_run => return Err(none_joined(args, &config)),
+            End::Well { .. } => return Ok(()),
             End::Usage(code) => return Err(Failure::Silent(code)),
             End::Interrupted => return Err(Failure::Silent(INTERRUPTED)),
             End::Failed { has_lost_a_rank, directory } => {
@@ -182,6 +188,12 @@ fn checked(args: &LaunchArgs) -> Result<(Box<TrainArgs>, Decided), Failure> {
     let config = &decided.config;
     config.check()?;
     let ranks = args.ranks.unwrap_or(config.world());
+    if ranks > RANKS_MAX {
+        let (degrees, most) = (config.degrees(), RANKS_MAX);
+        let message =
+            format!("{degrees} are {ranks} ranks, and at most {most} processes are started");
+        return Err(Failure::usage(message));
+    }
     if ranks != config.world() {
         trine_mesh::Mesh::new(config.degrees(), ranks)
             .map_err(|error| Failure::usage(format!("-n {ranks}: {error}")))?;
@@ -254,7 +266,7 @@ fn once(
         Watched::Ended(status, cause) => {
             let cause = cause.or_else(|| store.cause_within(Duration::ZERO));
             match (cause, status.code()) {
-                (None, Some(0)) => End::Well,
+                (None, Some(0)) => End::Well { joined: store.joined() },
                 (None, Some(code @ 2)) => End::Usage(code as u8),
                 // Also by the first one, if it came before the ranks could heed it.
                 (None, _) if signals.count() > 0 => End::Interrupted,
@@ -336,6 +348,16 @@ fn directory(place: &Place, store: &Store) -> Option<String> {
         return None;
     }
     Some(told)
+}
+
+fn none_joined(args: &LaunchArgs, config: &Config) -> Failure {
+    Failure::Run(anyhow::anyhow!(
+        "{} ended with code 0, but none of the {} ranks has joined: nothing was trained; --mpirun must start {} \
+         processes of this program",
+        args.mpirun.display(),
+        config.world(),
+        config.world()
+    ))
 }
 
 fn unexplained(how: &str, args: &LaunchArgs, train: &[OsString]) -> String {

@@ -179,14 +179,17 @@ const CASES: &[(&[&str], &[&str])] = &[
     ),
     (&["bench", "kernels", "--filter", "gella"], &["--filter gella", "nearest valid: gelu"]),
     (&["schedule", "show", "gpip"], &["gpip", "gpipe"]),
-    (&["schedule", "show", "1f1b", "--stages", "0"], &["0 stages", "at least 1"]),
+    (
+        &["schedule", "show", "1f1b", "--stages", "0"],
+        &["'0' for '--stages <N>'", "must be a whole number, 1 to 4096"],
+    ),
     (
         &["schedule", "show", "1f1b", "--stages", "20000"],
-        &["'20000' for '--stages <N>'", "must be a whole number, 0 to 4096"],
+        &["'20000' for '--stages <N>'", "must be a whole number, 1 to 4096"],
     ),
     (
         &["schedule", "show", "1f1b", "--micro-batches", "-1"],
-        &["'-1' for '--micro-batches <M>'", "0 to 4096"],
+        &["'-1' for '--micro-batches <M>'", "1 to 4096"],
     ),
     (&["schedule", "show", "zb-v", "--virtual", "3"], &["zb-v", "not 3", "the nearest is 2"]),
     (
@@ -208,9 +211,39 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["plan", "--zero", "4"], &["ZeRO has stages 0 to 3"]),
     (&["plan", "--tokens", "many"], &["'many' for '--tokens <N>'", "300B or 20T"]),
     (&["plan", "--gpus", "0"], &["'0' for '--gpus <N>'", "1 to 16777216"]),
-    (&["plan", "--global-batch", "0"], &["'0' for '--global-batch <N>'", "1 to 16777216"]),
+    (&["plan", "--global-batch", "0"], &["'0' for '--global-batch <N>'", "1 to 524288"]),
     (&["plan", "--seq", "0"], &["'0' for '--seq <N>'", "1 to 4194304"]),
     (&["plan", "scale", "--to", "10"], &["--to 10", "at least --gpus 3072"]),
+    (
+        &["train", "--set=batch.global=262144", "--set=batch.micro=1", "--pp=2", "--dp=1"],
+        &["at most 262144 pairs", "batch.global = 131072 or batch.micro = 2"],
+    ),
+    (
+        &["train", "--set=layout.pp=16384", "--set=model.layers=16384"],
+        &["must be at most 1024", "nearest valid: 1024"],
+    ),
+    (
+        &["train", "--set=model.layers=16384", "--set=model.hidden=4194304", "--set=model.ffn=9"],
+        &["model.hidden = 4194304: gives ", "a model has at most 2⁴²", "nearest valid: "],
+    ),
+    (&["train", "--set=comm.deadline_s=inf"], &["comm.deadline_s = inf", "nearest valid: 60"]),
+    (&["train", "--set=comm.long_deadline_s=0"], &["nearest valid: 600"]),
+    (&["train", "--set=train.zero=4294967297"], &["must be at most 1; nearest valid: 1"]),
+    (&["train", "--set=model.seq_max=0"], &["model.seq_max = 0: must be at least 1"]),
+    (&["train", "--set=optimizer.eps=1e-320"], &["optimizer.eps = 1e-320: "]),
+    (&["train", "--set=model.norm_eps=1e-320"], &["model.norm_eps = 1e-320: "]),
+    (&["launch", "-n", "10000000019", "--", "good.toml"], &["1 to 65536"]),
+    (&["launch", "-n", "0", "--", "good.toml"], &["1 to 65536"]),
+    (&["plan", "--cluster", "H100"], &["nearest: h100; there are", "this-machine"]),
+    (
+        &["plan", "--cluster-file", "unknown.toml"],
+        &["unknown.toml: cluster file 1: line 1: unknown field `seed`"],
+    ),
+    (&["plan", "--measure", "--tp", "7"], &["'--measure' cannot be used with", "--tp"]),
+    (
+        &["data", "build", "good.toml", "--out", "set", "--vocab", "4294967295"],
+        &["must be a whole number, 257 to 4194304"],
+    ),
     (&["bench", "plan", "--rounds", "0"], &["--rounds 0", "at least 1"]),
     (&["schedule", "verify", "missing.txt"], &["missing.txt: cannot read the schedule"]),
     (&["schedule", "verify", "good.toml"], &["good.toml: "]),
@@ -233,7 +266,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 80);
+    assert_eq!(cases, 95);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }
@@ -247,4 +280,13 @@ fn a_wrong_schedule_is_refused_with_its_place() {
     assert_ne!(right, wrong);
     fs::write(folder.path().join("wrong.txt"), wrong).unwrap();
     fails(folder.path(), &["schedule", "verify", "wrong.txt"], 1, &["wrong.txt: ", "rank 0"]);
+}
+
+/// A binary without MPI starts nothing that every rank would refuse.
+#[test]
+#[cfg(not(feature = "mpi"))]
+fn launch_without_mpi_starts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["launch", "--mpirun", "no-such-program", "--", "--steps=2"];
+    fails(folder.path(), &args, 2, &["cannot run ranks as processes", "--features mpi"]);
 }

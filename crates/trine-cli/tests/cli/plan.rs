@@ -286,7 +286,7 @@ const OPTIONS: [(&str, &[(&str, Writes)]); 30] = {
         ("--cluster-file", &[("empty.toml", Runs)]),
         ("--stack", &[("trine", Runs), ("megatron-core", Runs)]),
         ("--gpus", &[("1", Runs), ("12", Runs), ("64", Runs)]),
-        ("--global-batch", &[("8", Runs), ("96", Runs), ("4000000", Runs)]),
+        ("--global-batch", &[("8", Runs), ("96", Runs), ("400000", Runs)]),
         ("--seq", &[("1", Runs), ("1024", Runs), ("4096", Runs), ("16384", Runs)]),
         ("--memory-headroom", &[("0", Runs), ("0.5", Runs)]),
         (
@@ -443,8 +443,9 @@ fn absurd_numbers_are_refused_by_the_name_of_their_option() {
 #[test]
 fn the_nearest_possible_request_is_possible() {
     let folder = tempfile::tempdir().unwrap();
-    let large = "4000000";
-    let asked: [&[(&str, &str)]; 7] = [
+    let large = "400000";
+    let tpu = [("--model", "llama2-70b"), ("--cluster", "tpu-v5p"), ("--gpus", "1")];
+    let asked: [&[(&str, &str)]; 11] = [
         &[("--virtual", large)],
         &[("--micro-batch", "48")],
         &[("--global-batch", "7"), ("--pp", "1"), ("--tp", "1")],
@@ -452,6 +453,16 @@ fn the_nearest_possible_request_is_possible() {
         &[("--gpus", "1000000")],
         &[("--memory-headroom", "0.999")],
         &[("--schedule", "interleaved"), ("--pp", "4"), ("--global-batch", "3")],
+        &[&tpu[..], &[("--micro-batch", "7")]].concat(),
+        &[&tpu[..], &[("--micro-batch", "7"), ("--global-batch", "4095")]].concat(),
+        &[("--model", "llama2-70b"), ("--cluster", "h200"), ("--gpus", "3"), ("--tp", "8")],
+        &[
+            ("--model", "gpt3-175b"),
+            ("--cluster", "frontier"),
+            ("--gpus", "3"),
+            ("--zero", "1"),
+            ("--write-config", "w.toml"),
+        ],
     ];
     let mut offered = 0;
     for options in asked {
@@ -470,7 +481,7 @@ fn the_nearest_possible_request_is_possible() {
         ok(folder.path(), &plan_with(&all));
         offered += 1;
     }
-    assert_eq!(offered, 5);
+    assert_eq!(offered, 9);
 }
 
 #[test]

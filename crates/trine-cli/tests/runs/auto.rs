@@ -71,6 +71,27 @@ fn auto_is_asked_for_by_name_and_resume_keeps_what_was() {
     scratch.fails(&small("word", &["--layout=best"]), 2, &["\"best\"", "\"auto\", \"preset\""]);
 }
 
+/// Where the machine decides, one rank and any micro-batch that divides are enough.
+#[test]
+fn what_the_machine_decides_is_checked_once_it_has() {
+    let scratch = Scratch::new();
+    let dry = |settings: &[&str]| {
+        let all = [&["train", "--dry-run", "--layout=auto"], settings].concat();
+        scratch.ok(&all).0
+    };
+    let text = dry(&[
+        "--set=batch.global=7",
+        "--set=batch.micro=1",
+        "--set=train.clip_norm=18446744073709551615",
+    ]);
+    assert!(chosen(&text).is_some() && degrees(&text)[0] == 1, "{text}");
+    assert!(7 % degrees(&dry(&["--set=batch.global=7"]))[0] == 0);
+    let [_, pp, tp] = degrees(&dry(&["--set=model.heads=1", "--set=model.layers=1"]));
+    assert_eq!((pp, tp), (1, 1));
+    let bad = ["train", "--layout=auto", "--set=batch.global=7", "--set=batch.micro=2"];
+    scratch.fails(&bad, 2, &["batch.global = 7: must be a multiple of", "batch.micro = 1"]);
+}
+
 #[test]
 fn a_model_that_no_layout_of_this_machine_fits_keeps_its_own() {
     let scratch = Scratch::new();

@@ -56,6 +56,17 @@ fn more_memory_than_may_be_used_is_refused_before_the_start() {
 
 #[test]
 #[cfg(target_os = "linux")]
+fn a_run_that_fits_is_not_ended_by_the_measurement_of_the_machine() {
+    let scratch = Scratch::new();
+    let args = small("run", &[SERIAL, &["--steps=3"]].concat());
+    let output = limited(&scratch, "ulimit -v 300000", &args);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("no time is planned: to measure this machine takes up to "), "{said}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
 fn an_allocation_that_fails_names_the_rank_its_place_and_the_plan() {
     let scratch = Scratch::new();
     for (layout, limit) in [(SERIAL, 700_000), (&["--tp=1", "--pp=2", "--dp=1"][..], 1_200_000)] {

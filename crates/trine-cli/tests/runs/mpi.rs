@@ -490,3 +490,10 @@ fn a_layout_is_chosen_for_the_ranks_that_there_are() {
     assert!(output.status.success(), "{said}");
     assert_eq!((ranks("alone"), said.matches("layout  dp ").count()), (2, 1), "{said}");
 }
+
+#[test]
+fn a_launch_that_no_rank_joined_has_failed() {
+    let scratch = Scratch::new();
+    let args = launch(&["--mpirun", "/bin/true"], "run", ONE_GROUP);
+    scratch.fails(&args, 1, &["none of the 2 ranks has joined: nothing was trained"]);
+}

@@ -27,6 +27,18 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// The most pairs of stage and micro-batch of a step that is trained: its lists are made in about a second.
+    pub const STEP_PAIRS_MAX: usize = 1 << 18;
+
+    /// The most ranks of a pipeline that is trained: the time to lower its lists grows with their square.
+    pub const STEP_RANKS_MAX: usize = 1 << 10;
+
+    /// Whether a step of this shape is refused, because its lists would take too long to make.
+    pub fn is_too_long(&self) -> bool {
+        let pairs = self.stages().saturating_mul(self.micro_batches);
+        pairs > Self::STEP_PAIRS_MAX || self.ranks > Self::STEP_RANKS_MAX
+    }
+
     /// One stage on each rank.
     pub fn plain(stages: usize, micro_batches: usize) -> Self {
         Self { ranks: stages, chunks: 1, micro_batches }

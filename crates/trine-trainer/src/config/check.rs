@@ -21,7 +21,10 @@ const NAME_BYTES_MAX: usize = 255;
 const MINUTES_MAX: f64 = 1e9;
 
 /// Sequences of the largest batch.
-pub(super) const BATCH_MAX: usize = 1 << 24;
+pub(super) const BATCH_MAX: usize = 1 << 19;
+
+/// Numbers that a step may keep for its backward pass, over all ranks: bytes of them are counted in 64 bits.
+const KEPT_MAX: u128 = 1 << 52;
 
 /// Everything that is wrong with a configuration.
 pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<Violation> {
@@ -145,7 +148,7 @@ impl Check<'_> {
         ];
         for (key, value, range) in rows {
             if let Some((rule, nearest)) = range.broken_by(value) {
-                self.report(key, value, rule, nearest);
+                self.report(key, Shown(value), rule, Shown(nearest));
             }
         }
         if train.minutes_max.is_finite() && train.minutes_max > MINUTES_MAX {
@@ -160,12 +163,13 @@ impl Check<'_> {
                 self.report(key, seconds, "must be at most a year", DEADLINE_S_MAX);
             }
         }
-        if comm.long_deadline_s < comm.deadline_s {
+        let is_deadline = |seconds: f64| seconds > 0.0 && seconds <= DEADLINE_S_MAX;
+        if is_deadline(comm.deadline_s)
+            && is_deadline(comm.long_deadline_s)
+            && comm.long_deadline_s < comm.deadline_s
+        {
             let rule = format!("must be at least comm.deadline_s = {}", comm.deadline_s);
             self.report("comm.long_deadline_s", comm.long_deadline_s, rule, comm.deadline_s);
-        }
-        if train.zero > 1 {
-            self.report("train.zero", train.zero, "ZeRO stages 0 and 1 exist", 1);
         }
     }
 
@@ -233,6 +237,12 @@ impl Check<'_> {
     fn spec(&mut self, error: SpecError) {
         match error {
             SpecError::Field { field, value, rule, nearest } => {
+                // What would do for the model must do for the data too.
+                let nearest = match field {
+                    "vocab" if value == "0" => self.config.data.vocab.to_string(),
+                    "seq_max" if value == "0" => self.config.data.seq.to_string(),
+                    _ => nearest,
+                };
                 self.report(&format!("model.{field}"), value, rule, nearest);
             }
             SpecError::Layout { axis, degree, rule, nearest } => {
@@ -244,6 +254,10 @@ impl Check<'_> {
 
     fn data(&mut self) {
         let Config { data, model, .. } = self.config;
+        if model.check().is_err() {
+            // What is compared with its sizes may be right.
+            return;
+        }
         if data.seq > model.seq_max {
             let rule = format!(
                 "a sequence must fit model.seq_max = {}{}",
@@ -283,6 +297,10 @@ impl Check<'_> {
         }
         let (layout, chunks) = (&self.config.layout, self.config.virtual_stages());
         let shape = Shape { ranks: layout.pp, chunks, micro_batches: global / unit };
+        if shape.is_too_long() {
+            return self.step_too_long(&shape);
+        }
+        self.kept();
         let (takes, asked, nearest) = match layout.schedule.check_shape(&shape) {
             Err(ScheduleError::Groups { asked, nearest, .. }) => {
                 ("in multiples of", asked, nearest)
@@ -297,6 +315,46 @@ impl Check<'_> {
             self.given("layout.pp")
         );
         self.report("batch.global", global, rule, nearest * unit);
+    }
+
+    /// A step whose list of actions would take too long to make.
+    fn step_too_long(&mut self, shape: &Shape) {
+        let Config { batch, layout, .. } = self.config;
+        let (stages, max) = (shape.stages(), Shape::STEP_PAIRS_MAX);
+        let rule = format!(
+            "gives {} micro-batches × {stages} stages, layout.pp = {}{}; a step has at most {max} pairs of both",
+            shape.micro_batches,
+            layout.pp,
+            self.given("layout.pp")
+        );
+        let (unit, each) = (layout.dp * batch.micro, batch.global / layout.dp);
+        let least = each.div_ceil(max / stages);
+        let mut nearest = vec![format!("batch.global = {}", max / stages * unit)];
+        let larger = (least..=each).find(|micro| each.is_multiple_of(*micro));
+        nearest.extend(larger.map(|micro| format!("batch.micro = {micro}")));
+        self.report("batch.global", batch.global, rule, nearest.join(" or "));
+    }
+
+    /// What a step keeps for backward must be countable.
+    fn kept(&mut self) {
+        let Config { batch, data, model, .. } = self.config;
+        if model.check().is_err() {
+            return;
+        }
+        let sequence = data.seq as u128 * model.numbers_per_token();
+        if batch.global as u128 * sequence <= KEPT_MAX {
+            return;
+        }
+        let rule = format!(
+            "keeps about {:.1e} numbers of sequences of data.seq = {}{} for backward; at most 2⁵² in a step",
+            batch.global as f64 * sequence as f64,
+            data.seq,
+            self.given("data.seq")
+        );
+        match (KEPT_MAX / sequence) as usize {
+            0 => self.report("batch.global", batch.global, rule, "a shorter data.seq"),
+            most => self.report("batch.global", batch.global, rule, most),
+        }
     }
 
     /// A batch that does not divide can be mended at each of its three ends.
@@ -335,6 +393,19 @@ impl Check<'_> {
             && let Err(error) = self.config.model.check_reference(tp)
         {
             self.spec(error);
+        }
+    }
+}
+
+/// A number as people write it: very small and very large ones with an exponent.
+pub(super) struct Shown(pub(super) f64);
+
+impl std::fmt::Display for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number = self.0;
+        match number == 0.0 || !number.is_finite() || (1e-9..1e16).contains(&number.abs()) {
+            true => write!(f, "{number}"),
+            false => write!(f, "{number:e}"),
         }
     }
 }
@@ -378,8 +449,10 @@ fn limit(path: &str) -> i64 {
         "model.layers" => 1 << 14,
         "layout.threads_per_rank" => 4096,
         "layout.virtual" => 1 << 10,
-        "layout.dp" | "layout.pp" | "layout.tp" => 1 << 16,
+        "layout.pp" => Shape::STEP_RANKS_MAX as i64,
+        "layout.dp" | "layout.tp" => 1 << 16,
         "batch.global" | "batch.micro" => BATCH_MAX as i64,
+        "train.zero" => 1,
         path if path.starts_with("model.") || path == "data.seq" || path == "data.vocab" => 1 << 22,
         _ => 1 << 32,
     }
@@ -403,11 +476,21 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
 /// A whole number above the limit of its key.
 pub(super) fn above_limit(key: &Key, value: impl ToString, at: &Origin) -> Violation {
     let max = limit(key.path);
+    let nearest = match key.kind {
+        Kind::Counts => "[]".to_owned(),
+        Kind::Count
+        | Kind::Number
+        | Kind::Flag
+        | Kind::Text
+        | Kind::Path
+        | Kind::Choice(_)
+        | Kind::Texts => max.to_string(),
+    };
     Violation::Rule {
         at: at.clone(),
         what: format!("{} = {}", key.path, value.to_string()),
         rule: format!("must be at most {max}"),
-        nearest: max.to_string(),
+        nearest,
     }
 }
 

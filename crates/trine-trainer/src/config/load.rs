@@ -47,11 +47,17 @@ pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     draft.count_steps();
     let micro_is_given =
         !draft.untouched("batch.micro") || draft.values.contains_key(MICRO_BATCHES);
-    draft.divide_batch(&mut broken);
     let layout_by = draft.layout_by(&mut broken);
+    draft.divide_batch(layout_by, &mut broken);
     let config = draft.typed()?;
     if broken.is_empty() {
-        broken = check::violations(&config, &draft.origins);
+        broken = match layout_by {
+            LayoutBy::Configuration => check::violations(&config, &draft.origins),
+            // Rules about degrees are for the machine to keep; one rank must do at least.
+            LayoutBy::Machine => {
+                check::violations(&of_one_rank(&config, micro_is_given), &draft.origins)
+            }
+        };
     }
     // A rule says nothing of a key whose value was not understood.
     broken.retain(|rule| !violations.iter().any(|unread| unread.may_explain(rule)));
@@ -203,12 +209,16 @@ impl Draft {
     }
 
     /// Replaces `batch.micro_batches` by the `batch.micro` that gives so many.
-    fn divide_batch(&mut self, violations: &mut Vec<Violation>) {
+    fn divide_batch(&mut self, layout_by: LayoutBy, violations: &mut Vec<Violation>) {
         if !self.values.contains_key(MICRO_BATCHES) {
             return;
         }
         let asked = self.count(MICRO_BATCHES);
-        let (global, dp) = (self.count("batch.global"), self.count("layout.dp").max(1));
+        let dp = match layout_by {
+            LayoutBy::Configuration => self.count("layout.dp").max(1),
+            LayoutBy::Machine => 1,
+        };
+        let global = self.count("batch.global");
         let at = self.origins.of(MICRO_BATCHES);
         let each = global / dp;
         if asked > 0 && global.is_multiple_of(dp) && each.is_multiple_of(asked) {
@@ -274,6 +284,20 @@ impl Draft {
             cause: error.message().to_owned(),
         })
     }
+}
+
+/// The run on as few ranks as its rules allow, with a micro-batch that divides if that is free.
+fn of_one_rank(config: &Config, micro_is_given: bool) -> Config {
+    let mut least = config.clone();
+    let (layout, batch) = (&mut least.layout, &mut least.batch);
+    // A list of blocks has one number for each stage.
+    let pp = (layout.layers.len() / config.virtual_stages().max(1)).max(1);
+    (layout.dp, layout.pp, layout.tp) = (1, pp, 1);
+    if !micro_is_given {
+        let divides = |micro: &usize| batch.global.is_multiple_of(*micro);
+        batch.micro = (1..=batch.micro).rev().find(divides).unwrap_or(1);
+    }
+    least
 }
 
 fn integer(number: usize) -> Value {

@@ -436,7 +436,7 @@ const RULES: &[(&[&str], &str, &str)] = &[
     ),
     (&["model.kv_heads=3"], "model.kv_heads = 3: must divide heads = 4", "2"),
     (&["train.steps=0"], "train.steps = 0: must be at least 1", "1"),
-    (&["train.zero=2"], "train.zero = 2: ZeRO stages 0 and 1 exist", "1"),
+    (&["train.zero=2"], "train.zero = 2: must be at most 1", "1"),
     (&["train.clip_norm=-1"], "train.clip_norm = -1: must be 0 or more", "0"),
     (&["train.minutes_max=inf"], "train.minutes_max = inf", "0"),
     (&["optimizer.lr=0"], "optimizer.lr = 0: must be above 0", "0.001"),
@@ -457,7 +457,7 @@ const RULES: &[(&[&str], &str, &str)] = &[
     (&["name=.."], "name = \"..\"", "\"run\""),
     (&["data.source="], "data.source = \"\"", "\"crates\""),
     (&["model.hidden=9223372036854775807"], "must be at most 4194304", "4194304"),
-    (&["layout.layers=[1,99999999999]"], "must be at most 4294967296", "4294967296"),
+    (&["layout.layers=[1,99999999999]"], "must be at most 4294967296", "[]"),
     (
         &["batch.micro_batches=0"],
         "batch.micro_batches = 0: must divide",

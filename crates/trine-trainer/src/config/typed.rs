@@ -183,6 +183,7 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violatio
     }
     let wants_text = keys::find(path)
         .is_some_and(|key| matches!(key.kind, Kind::Text | Kind::Path | Kind::Choice(_)));
+    let wants_number = keys::find(path).is_some_and(|key| key.kind == Kind::Number);
     if let Some(violation) = too_long(path, text, &at) {
         return Err(Box::new(violation));
     }
@@ -190,6 +191,10 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violatio
         // A text may look like a number or a date.
         Ok(value) if wants_text && !value.is_str() => Value::String(text.clone()),
         Ok(value) => value,
+        // More digits than TOML's whole numbers have.
+        Err(_) if wants_number && is_whole(text) => {
+            Value::Float(text.parse().expect("invariant: digits are a number"))
+        }
         // A bare word; what looks like broken TOML is not taken for one.
         Err(_) if wants_text || !text.starts_with(['"', '\'', '[', '{']) => {
             Value::String(text.clone())
@@ -228,8 +233,13 @@ fn checked(
 /// Reports a whole number with more digits than TOML has: it would pass for a text.
 fn too_long(path: &str, text: &str, at: &Origin) -> Option<Violation> {
     let key = keys::find(path).filter(|key| key.kind == Kind::Count)?;
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number && text.parse::<i64>().is_err()).then(|| check::above_limit(key, text, at))
+    (is_whole(text) && text.parse::<i64>().is_err()).then(|| check::above_limit(key, text, at))
+}
+
+/// Whether a text is a whole number, however long.
+fn is_whole(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// What is wrong with a value by itself: its type, its word if it is a choice, its size.
@@ -292,7 +302,7 @@ fn describe(value: &Value) -> String {
     match value {
         Value::String(_) => format!("the text {value}"),
         Value::Integer(_) => format!("the whole number {value}"),
-        Value::Float(_) => format!("the number {value}"),
+        Value::Float(number) => format!("the number {}", check::Shown(*number)),
         Value::Boolean(_) => format!("the flag {value}"),
         Value::Datetime(_) => format!("the date {value}"),
         Value::Array(_) => format!("the list {value}"),

@@ -98,8 +98,8 @@ impl EngineConfig {
     /// Checks the parts against each other. [`crate::RunPlan::new`] does it first.
     ///
     /// # Errors
-    /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, or a schedule that is not
-    /// defined for so many stages or micro-batches.
+    /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, a step of too many actions,
+    /// or a schedule that is not defined for so many stages or micro-batches.
     pub fn check(&self) -> Result<(), TrainError> {
         for axis in NOT_SPLIT {
             let degree = self.degrees.of(axis);
@@ -113,6 +113,9 @@ impl EngineConfig {
             self.model.check_reference(self.degrees.tp)?;
         }
         self.check_batch()?;
+        if self.shape().is_too_long() {
+            return Err(TrainError::TooLong(self.shape()));
+        }
         Ok(self.schedule.check_shape(&self.shape())?)
     }
 

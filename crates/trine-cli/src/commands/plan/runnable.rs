@@ -18,17 +18,17 @@ pub(crate) enum Runnable {
 
 impl Runnable {
     /// Looks for it among what the request's options leave.
-    pub(crate) fn find(task: &Task, planner: &Planner<'_>) -> Result<Self, Failure> {
+    pub(crate) fn find(task: &Task, planner: &Planner<'_>, tokens: f64) -> Result<Self, Failure> {
         let mut request = task.request;
         request.fixed.runnable = true;
         match search(planner, &request) {
-            Ok(found) => Self::checked(task, None, &found),
+            Ok(found) => Self::checked(task, tokens, None, &found),
             Err(SearchError::Plan(error)) => Err(Failure::usage(error)),
             Err(error @ SearchError::Impossible(_)) => {
                 let beyond: Vec<&str> = beyond_trine(&task.given, &task.request).collect();
                 match search(planner, &task.request.for_trine()) {
                     Ok(found) if !beyond.is_empty() => {
-                        Self::checked(task, Some(beyond.join(" ")), &found)
+                        Self::checked(task, tokens, Some(beyond.join(" ")), &found)
                     }
                     _ => Ok(Self::Nothing(task.failure(error).to_string())),
                 }
@@ -37,9 +37,14 @@ impl Runnable {
     }
 
     /// The first of what was found, if `trine train` takes it.
-    fn checked(task: &Task, without: Option<String>, found: &Found) -> Result<Self, Failure> {
+    fn checked(
+        task: &Task,
+        tokens: f64,
+        without: Option<String>,
+        found: &Found,
+    ) -> Result<Self, Failure> {
         let choice = found.best[0];
-        let config = Box::new(config(&task.base, &choice));
+        let config = Box::new(config(&task.base, &choice, tokens));
         Ok(match (config.check(), without) {
             (Err(error), _) => Self::Nothing(error.to_string()),
             (Ok(()), None) => Self::Best(choice, config),
@@ -63,15 +68,17 @@ impl Runnable {
         let slower = |choice: &Choice| 100.0 * (choice.step() / best_s - 1.0);
         Ok(match self {
             Self::Best(choice, config) => format!(
-                "\nThe best that trine itself runs ({:+.1} % time): {}\n\n{}",
+                "\nThe best that trine itself runs ({:+.1} % time): {}{}\n\n{}",
                 slower(choice),
                 describe(choice),
+                task.not_here(),
                 text(task, choice, config)?
             ),
             Self::Without(options, choice, config) => format!(
-                "\n{} ({:+.1} % time)\n\n{}",
+                "\n{} ({:+.1} % time){}\n\n{}",
                 none_of_these(options, choice),
                 slower(choice),
+                task.not_here(),
                 text(task, choice, config)?
             ),
             Self::Nothing(why) => format!("\nNo layout that trine itself runs: {why}\n"),
@@ -80,11 +87,16 @@ impl Runnable {
 }
 
 /// For a search that had `--runnable` and found nothing: what it would have found without what trine never runs.
-pub(crate) fn failure(task: &Task, planner: &Planner<'_>, error: SearchError) -> Failure {
+pub(crate) fn failure(
+    task: &Task,
+    planner: &Planner<'_>,
+    tokens: f64,
+    error: SearchError,
+) -> Failure {
     if !task.request.fixed.runnable {
         return task.failure(error);
     }
-    match Runnable::find(task, planner) {
+    match Runnable::find(task, planner, tokens) {
         Ok(Runnable::Without(options, choice, _)) => {
             Failure::usage(none_of_these(&options, &choice))
         }
@@ -96,8 +108,9 @@ fn none_of_these(options: &str, choice: &Choice) -> String {
     format!("trine runs none of these; without {options} the best is {}", describe(choice))
 }
 
-/// The configuration of a layout: that of the model, with what the layout decides.
-fn config(base: &Config, choice: &Choice) -> Config {
+/// The configuration of a layout: that of the model, with what the layout decides and the steps that so many tokens
+/// take.
+fn config(base: &Config, choice: &Choice, tokens: f64) -> Config {
     let layout = &choice.layout;
     let mut config = base.clone();
     config.data.seq = layout.seq;
@@ -124,6 +137,7 @@ fn config(base: &Config, choice: &Choice) -> Config {
     };
     config.train.recompute = layout.recompute != Recompute::None;
     config.train.zero = usize::from(layout.zero);
+    config.train.steps = (tokens / config.tokens_per_step() as f64).ceil() as usize;
     config
 }
 
@@ -139,7 +153,7 @@ fn text(task: &Task, choice: &Choice, config: &Config) -> Result<String, Failure
     Ok(format!(
         "# {about}\npreset = \"{preset}\"\n\n{longer}[data]\nseq = {}\n\n[layout]\ntp = {}\npp = {}\ndp = {}\n\
          sequence_parallel = {}\nschedule = \"{}\"\nvirtual = {}\n\n[batch]\nglobal = {}\nmicro = {}\n\n[train]\n\
-         precision = \"{}\"\nrecompute = {}\nzero = {}\n",
+         steps = {}\nprecision = \"{}\"\nrecompute = {}\nzero = {}\n",
         data.seq,
         layout.tp,
         layout.pp,
@@ -149,6 +163,7 @@ fn text(task: &Task, choice: &Choice, config: &Config) -> Result<String, Failure
         layout.virtual_stages,
         batch.global,
         batch.micro,
+        train.steps,
         train.precision,
         train.recompute,
         train.zero,

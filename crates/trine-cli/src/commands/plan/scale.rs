@@ -43,6 +43,14 @@ pub(crate) fn run(args: &ScaleArgs) -> Result<(), Failure> {
     for (scaling, points) in &curves {
         text += &curve(&planner, name(*scaling), points);
     }
+    let most = planner.cluster.devices();
+    if args.to > most {
+        let most = grouped(most as u64);
+        text += &format!(
+            "\n{} has {most} devices: the curves end there, before --to {}.\n",
+            planner.cluster.name, args.to
+        );
+    }
     output::print(&text)
 }
 

@@ -30,8 +30,14 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     let planner = task.planner()?;
     let tokens = args.tokens.unwrap_or(20.0 * planner.model.params);
     let found = search(&planner, &task.request);
-    let found = found.map_err(|error| runnable::failure(&task, &planner, error))?;
-    let runnable = Runnable::find(&task, &planner)?;
+    let found = found.map_err(|error| {
+        // What is offered instead must do for the file too.
+        let mut wanted = task.request;
+        wanted.fixed.runnable |= config.is_some();
+        let error = search(&planner, &wanted).err().unwrap_or(error);
+        runnable::failure(&task, &planner, tokens, error)
+    })?;
+    let runnable = Runnable::find(&task, &planner, tokens)?;
     if let Some(drawn) = drawn {
         drawn.write(&svg(&planner, &found.best[0])?, &inputs)?;
     }
@@ -44,7 +50,9 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     }
     let mut text = task.headline();
     text += &summary(&planner, &found, args.top);
-    text += &leads(&found, args.top);
+    if args.top > 1 && found.best.len() > 1 {
+        text += &leads(&found, args.top);
+    }
     text += &nearly(&found, task.request.headroom);
     text += &budget(&planner, &found.best[0], tokens);
     if args.explain {
@@ -57,9 +65,10 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     output::print(&text)
 }
 
-fn teraflops(planner: &Planner<'_>, choice: &Choice) -> (f64, f64) {
+/// FLOP/s of a device: what the model needs, and with what is computed again.
+fn rates(planner: &Planner<'_>, choice: &Choice) -> (f64, f64) {
     let count = flops(planner.model, &choice.layout, Convention::FullAttention);
-    let device_seconds = choice.step() * choice.layout.devices() as f64 * 1e12;
+    let device_seconds = choice.step() * choice.layout.devices() as f64;
     (count.model / device_seconds, count.hardware / device_seconds)
 }
 
@@ -67,6 +76,7 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
     let best = &found.best[0];
     let seconds = Unit::of_seconds(best.step());
     let bytes = Unit::of_bytes(best.estimate.memory.total());
+    let rate = Unit::of_flops(rates(planner, best).0);
     let mut table = Table::new(&[
         ("#", Align::Right),
         ("tp", Align::Right),
@@ -78,13 +88,13 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
         ("zero", Align::Right),
         ("recompute", Align::Left),
         (seconds.long, Align::Right),
-        ("TFLOP/s", Align::Right),
+        (rate.long, Align::Right),
         ("MFU", Align::Right),
         ("HFU", Align::Right),
         ("bubble", Align::Right),
         (bytes.long, Align::Right),
     ]);
-    let peak = |choice: &Choice| planner.cluster.device.peak(choice.layout.precision) / 1e12;
+    let peak = |choice: &Choice| planner.cluster.device.peak(choice.layout.precision);
     for (index, choice) in found.best.iter().take(top).enumerate() {
         let layout = &choice.layout;
         let chunks = match layout.virtual_stages {
@@ -92,7 +102,7 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
             chunks => format!(" × {chunks}"),
         };
         let split = if layout.sequence_parallel { " sp" } else { "" };
-        let (model, hardware) = teraflops(planner, choice);
+        let (model, hardware) = rates(planner, choice);
         table.row([
             (index + 1).to_string(),
             format!("{}{split}", layout.degrees.tp),
@@ -104,7 +114,7 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
             layout.zero.to_string(),
             recompute_word(layout.recompute).to_owned(),
             seconds.number(choice.step(), 2),
-            format!("{model:.1}"),
+            rate.number(model, 1),
             format!("{:.1} %", 100.0 * model / peak(choice)),
             format!("{:.1} %", 100.0 * hardware / peak(choice)),
             format!("{:.1} %", 100.0 * choice.simulated.map_or(0.0, |s| s.bubble_fraction)),
@@ -112,11 +122,12 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
         ]);
     }
     format!(
-        "{} layouts evaluated, {} fit; the best {} simulated. TFLOP/s and MFU count what the model needs (every query with \
+        "{} layouts evaluated, {} fit; the best {} simulated. {} and MFU count what the model needs (every query with \
          every key), HFU what is computed again too.\n\n{}",
         grouped(found.evaluated as u64),
         grouped(found.feasible as u64),
         found.best.len(),
+        rate.long,
         table.render()
     )
 }
@@ -334,8 +345,8 @@ fn as_json(
 
 fn choice_json(planner: &Planner<'_>, choice: &Choice) -> serde_json::Value {
     let layout = &choice.layout;
-    let (model, hardware) = teraflops(planner, choice);
-    let peak = planner.cluster.device.peak(layout.precision) / 1e12;
+    let (model, hardware) = rates(planner, choice);
+    let peak = planner.cluster.device.peak(layout.precision);
     let memory = &choice.estimate.memory;
     let time: serde_json::Map<String, serde_json::Value> = items(&choice.estimate.time)
         .into_iter()
@@ -353,8 +364,8 @@ fn choice_json(planner: &Planner<'_>, choice: &Choice) -> serde_json::Value {
         "step_s": choice.step(),
         "closed_form_step_s": choice.estimate.time.step,
         "bubble_fraction": choice.simulated.map(|simulated| simulated.bubble_fraction),
-        "model_tflops_per_device": model,
-        "hardware_tflops_per_device": hardware,
+        "model_tflops_per_device": model / 1e12,
+        "hardware_tflops_per_device": hardware / 1e12,
         "mfu": model / peak,
         "hfu": hardware / peak,
         "memory_bytes": {

@@ -11,7 +11,7 @@ use trine_files::{TEXT_BYTES_MAX, read_text};
 use trine_plan::{
     Attention, Choice, Cluster, Constants, Impossible, Limit, Model, PlanError, Planner, Precision,
     Recompute, Request, SearchError, Stack, clusters, default_global_batch, find_cluster,
-    find_stack, is_possible, stacks,
+    find_stack, rank, stacks,
 };
 use trine_spec::ModelSpec;
 use trine_trainer::config::{Config, File, Typed};
@@ -88,6 +88,18 @@ impl Task {
             .map_err(Failure::usage)
     }
 
+    /// What is to be known of times on another machine than this: trine does not compute there.
+    pub(crate) fn not_here(&self) -> String {
+        let Self { cluster, stack, .. } = self;
+        match cluster.name == THIS_MACHINE {
+            true => String::new(),
+            false => format!(
+                "\nTrine computes on CPUs so far: this time is that of software {} on {}.",
+                stack.name, cluster.device.name
+            ),
+        }
+    }
+
     /// What the model is called: its preset, or its configuration's name.
     pub(crate) fn name(&self) -> &str {
         self.preset.as_ref().unwrap_or(&self.base.name)
@@ -129,11 +141,11 @@ impl Task {
             ),
             Limit::Batch => format!(
                 "the batch binds: {global_batch} sequences cannot be shared out over {devices} devices (replicas × \
-                 micro-batch must divide them); the nearest possible request is --global-batch {}",
-                why.global_batch.unwrap_or(1)
+                 micro-batch must divide them){}",
+                Self::nearest(&[other(why)])
             ),
             Limit::Memory { leanest } => self.too_little_memory(leanest, why, headroom),
-            Limit::Fixed => self.too_much_fixed(),
+            Limit::Fixed => self.too_much_fixed() + &Self::nearest(&[other(why)]),
         }
     }
 
@@ -142,19 +154,17 @@ impl Task {
         let all: Vec<&str> = self.given.iter().map(|one| one.typed.as_str()).collect();
         let possible = |one: &&Given| {
             let rest = one.without(&self.request);
-            self.planner().is_ok_and(|planner| is_possible(&planner, &rest))
+            self.planner().is_ok_and(|planner| rank(&planner, &rest).is_ok())
         };
         let without: Vec<&str> =
             self.given.iter().filter(possible).map(|one| one.typed.as_str()).collect();
         let devices = self.request.devices;
         match (all.as_slice(), without.as_slice()) {
-            ([], _) => format!(
-                "no layout of {} uses {devices} devices; another --gpus or --global-batch may do",
-                self.name()
+            ([], _) => format!("no layout of {} uses {devices} devices", self.name()),
+            (all, []) => format!(
+                "no layout of {devices} devices has {}, and without one of them none fits the memory",
+                all.join(" ")
             ),
-            (all, []) => {
-                format!("no layout of {devices} devices has {}; leave some out", all.join(" "))
-            }
             (all, without) => format!(
                 "no layout of {devices} devices has {}; there is one without {}",
                 all.join(" "),
@@ -174,23 +184,36 @@ impl Task {
             unit.show(allowed, 1),
             unit.show(needed - allowed, 1)
         );
-        let batch =
-            why.global_batch.map_or_else(String::new, |size| format!(" --global-batch {size}"));
         let offers = [
-            why.devices.map(|devices| format!("--gpus {devices}{batch}")),
+            other(why),
             // Rounded down, so that it is enough.
             why.headroom
                 .map(|share| format!("--memory-headroom {:.3}", (share * 1000.0).floor() / 1000.0)),
         ];
         if why.devices.is_none() {
-            text += "; no number of devices of this machine is enough";
+            let most = self.cluster.devices();
+            text +=
+                &format!("; twice as many devices, and so on up to {most}, are not enough either");
         }
-        let offers: Vec<String> = offers.into_iter().flatten().collect();
-        if !offers.is_empty() {
-            text += &format!("; the nearest possible request is {}", offers.join(", or "));
-        }
-        text
+        text + &Self::nearest(&offers)
     }
+
+    /// What could be asked instead.
+    fn nearest(offers: &[Option<String>]) -> String {
+        let offers: Vec<&str> = offers.iter().flatten().map(String::as_str).collect();
+        match offers.is_empty() {
+            true => String::new(),
+            false => format!("; the nearest possible request is {}", offers.join(", or ")),
+        }
+    }
+}
+
+/// Other devices, another batch, or both, with which a request has a layout.
+fn other(why: &Impossible) -> Option<String> {
+    let devices = why.devices.map(|devices| format!("--gpus {devices}"));
+    let batch = why.global_batch.map(|size| format!("--global-batch {size}"));
+    let both: Vec<String> = devices.into_iter().chain(batch).collect();
+    (!both.is_empty()).then(|| both.join(" "))
 }
 
 /// A layout in a few words.
@@ -269,7 +292,10 @@ fn cluster(args: &TaskArgs, name: &str, precision: Precision) -> Result<Cluster,
         None => None,
     };
     let more: Vec<&str> = mine.iter().map(String::as_str).collect();
-    let all = clusters(&more).map_err(Failure::usage)?;
+    let all = clusters(&more).map_err(|error| match &args.cluster_file {
+        Some(path) => Failure::usage(format!("{}: {error}", path.display())),
+        None => Failure::usage(error),
+    })?;
     let is_known = all.iter().any(|cluster| cluster.name == name);
     if name == THIS_MACHINE && !is_known {
         let kernels = match precision {
@@ -281,7 +307,12 @@ fn cluster(args: &TaskArgs, name: &str, precision: Precision) -> Result<Cluster,
         };
         return machine::measure(kernels?);
     }
-    Ok(find_cluster(&all, name).map_err(Failure::usage)?.clone())
+    let found = find_cluster(&all, name).map_err(|_| {
+        let names = all.iter().map(|cluster| cluster.name.as_str());
+        let names: Vec<&str> = names.chain([THIS_MACHINE]).collect();
+        Failure::usage(PlanError::unknown("cluster", name, &names))
+    });
+    found.cloned()
 }
 
 /// The type of `--precision` that kernels of this machine are measured in.
