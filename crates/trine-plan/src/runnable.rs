@@ -25,7 +25,8 @@ pub fn runs_schedule(kind: ScheduleKind) -> bool {
 
 impl Layout {
     /// Whether trine's own trainer runs it: ZeRO-0 or -1, blocks computed again as a whole or not at all, no context
-    /// parallelism, in bf16 or f32, and a step of which lists are made. Where the stream is split, each rank must have as many tokens.
+    /// parallelism, in bf16 or f32, and a step of which lists are made. Where the stream is split, each rank must
+    /// have as many tokens.
     pub fn is_runnable(&self) -> bool {
         let splits = self.sequence_parallel && self.degrees.tp > 1;
         self.degrees.cp == 1

@@ -98,8 +98,8 @@ impl EngineConfig {
     /// Checks the parts against each other. [`crate::RunPlan::new`] does it first.
     ///
     /// # Errors
-    /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, a step of too many actions,
-    /// or a schedule that is not defined for so many stages or micro-batches.
+    /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, a step of too many
+    /// actions, or a schedule that is not defined for so many stages or micro-batches.
     pub fn check(&self) -> Result<(), TrainError> {
         for axis in NOT_SPLIT {
             let degree = self.degrees.of(axis);
