@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     Machine,
     /// `trine plan calibrate`.
     Constants,
+    /// A page of `trine man`.
+    ManualPage,
 }
 
 impl Kind {
@@ -40,6 +42,7 @@ impl Kind {
             Self::Configuration => "a configuration",
             Self::Machine => "a machine",
             Self::Constants => "a set of constants",
+            Self::ManualPage => "a manual page",
         }
     }
 
@@ -52,6 +55,7 @@ impl Kind {
             Self::Configuration => "# Written by trine plan --write-config\n",
             Self::Machine => "# Written by trine plan --measure\n",
             Self::Constants => "# Written by trine plan calibrate\n",
+            Self::ManualPage => ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n.TH trine",
         }
     }
 
@@ -69,7 +73,7 @@ impl Kind {
     /// Whether its text begins so by itself: another kind gets its first line when it is written.
     fn begins_by_itself(self) -> bool {
         match self {
-            Self::Trace | Self::TracePart | Self::Svg => true,
+            Self::Trace | Self::TracePart | Self::Svg | Self::ManualPage => true,
             Self::Configuration | Self::Machine | Self::Constants => false,
         }
     }

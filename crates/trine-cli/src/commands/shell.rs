@@ -3,6 +3,7 @@
 use crate::args::{Cli, CompletionsArgs, ManArgs};
 use crate::failure::Failure;
 use crate::output;
+use crate::written::{Kind, Output};
 use anyhow::Context;
 use clap::CommandFactory;
 
@@ -22,6 +23,13 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
     };
     let cannot = || format!("--out {}: cannot write manual pages", folder.display());
     std::fs::create_dir_all(folder).with_context(cannot)?;
+    for entry in std::fs::read_dir(folder).with_context(cannot)? {
+        let path = entry.with_context(cannot)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("trine") && name.ends_with(".1") {
+            Output { option: "--out", path: &path, kind: Kind::ManualPage }.check(&[])?;
+        }
+    }
     clap_mangen::generate_to(Cli::command(), folder).with_context(cannot)?;
     output::print(&format!("wrote the manual pages into {}\n", folder.display()))
 }

@@ -1,6 +1,6 @@
 //! What the commands print.
 
-use crate::common::{ok, trine};
+use crate::common::{fails, ok, trine};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -333,6 +333,11 @@ fn manual_pages_are_written_for_each_command() {
         let text = fs::read_to_string(folder.path().join("man pages").join(page)).unwrap();
         assert!(text.contains(".TH trine"), "{page}: {text}");
     }
+    // Again, but not over something else.
+    ok(folder.path(), &["man", "--out", "man pages"]);
+    fs::write(folder.path().join("man pages/trine-train.1"), "my notes").unwrap();
+    let parts = ["man pages/trine-train.1: it is there, and not a manual page that trine wrote"];
+    fails(folder.path(), &["man", "--out", "man pages"], 2, &parts);
 }
 
 /// `trine presets | head -1` is no failure.
