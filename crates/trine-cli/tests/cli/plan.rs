@@ -522,3 +522,23 @@ fn the_model_of_a_configuration_is_planned() {
         &["cannot be used with"],
     );
 }
+
+/// Tokens become steps; the time of another machine is not that of trine; what a table leaves out is said.
+#[test]
+fn a_plan_for_another_machine_says_what_it_is_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = [("--model", "gpt2-124m"), ("--global-batch", "64"), ("--top", "1")];
+    let more = [("--tokens", "1B"), ("--write-config", "w.toml")];
+    let text = ok(folder.path(), &plan_with(&[&model[..], &more].concat()));
+    assert!(
+        text.contains("Trine computes on CPUs so far: this time is that of software"),
+        "{text}"
+    );
+    assert!(!text.contains("Why each beats the next"), "{text}");
+    // 1e9 / (64 × 1024), rounded up.
+    let dry = ok(folder.path(), &["train", "w.toml", "--dry-run"]);
+    assert!(dry.contains("\nsteps = 15259\n"), "{dry}");
+    let scale = ["plan", "scale", "--model=gpt2-124m", "--cluster=h100", "--gpus=8", "--to=200000"];
+    let text = ok(folder.path(), &scale);
+    assert!(text.contains("h100 has 131,072 devices: the curves end there"), "{text}");
+}
