@@ -226,6 +226,17 @@ const CASES: &[(&[&str], &[&str])] = &[
         &["train", "--set=model.layers=16384", "--set=model.hidden=4194304", "--set=model.ffn=9"],
         &["model.hidden = 4194304: gives ", "a model has at most 2⁴²", "nearest valid: "],
     ),
+    (
+        &[
+            "train",
+            "--set=batch.global=524288",
+            "--set=batch.micro=4096",
+            "--set=model.seq_max=4194304",
+            "--set=data.seq=4194304",
+            "--set=model.layers=128",
+        ],
+        &["numbers of sequences of data.seq = 4194304", "at most 2⁵² in a step", "nearest valid: "],
+    ),
     (&["train", "--set=comm.deadline_s=inf"], &["comm.deadline_s = inf", "nearest valid: 60"]),
     (&["train", "--set=comm.long_deadline_s=0"], &["nearest valid: 600"]),
     (&["train", "--set=train.zero=4294967297"], &["must be at most 1; nearest valid: 1"]),
@@ -266,7 +277,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 95);
+    assert_eq!(cases, 96);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

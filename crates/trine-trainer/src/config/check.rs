@@ -351,7 +351,8 @@ impl Check<'_> {
             data.seq,
             self.given("data.seq")
         );
-        match (KEPT_MAX / sequence) as usize {
+        let unit = self.config.layout.dp * batch.micro;
+        match (KEPT_MAX / sequence) as usize / unit * unit {
             0 => self.report("batch.global", batch.global, rule, "a shorter data.seq"),
             most => self.report("batch.global", batch.global, rule, most),
         }
