@@ -52,7 +52,7 @@ pub enum CheckpointError {
     },
     /// A file has another size than when it was written.
     #[error(
-        "{} has {found} bytes instead of {expected}: it was truncated or replaced; \
+        "{} has {found} B instead of {expected} B: it was truncated or replaced; \
          use an earlier checkpoint", path.display()
     )]
     Size {

@@ -93,7 +93,7 @@ pub fn save(
 ) -> Result<PathBuf, CheckpointError> {
     if world.size() != request.mesh.world() {
         let (ranks, needed) = (world.size(), request.mesh.world());
-        let why = format!("the world has {ranks} ranks and the mesh {needed}");
+        let why = format!("the size of the world is {ranks}, that of the mesh {needed}");
         return Err(CheckpointError::Layout(why));
     }
     let plan = Plan::new(request)?;

@@ -83,7 +83,7 @@ impl TensorFile {
         let found = file.metadata().during("reading", path)?.len();
         let mut length = [0; 8];
         if found < 8 {
-            return Err(malformed(format!("{found} bytes are too few for a safetensors file")));
+            return Err(malformed(format!("{found} B are too few for a safetensors file")));
         }
         file.read_exact(&mut length).during("reading", path)?;
         let length = u64::from_le_bytes(length);

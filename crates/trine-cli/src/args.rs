@@ -19,7 +19,7 @@ pub(crate) struct Cli {
     /// Say notes and errors only; results are printed as ever
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more: a line for each step, and every rank's planned memory
+    /// Say more, where a command has more to say: a run has a line for each step and its ranks' memory
     #[arg(short, long, global = true)]
     verbose: bool,
     #[command(subcommand)]
@@ -175,7 +175,7 @@ pub(crate) struct LaunchArgs {
     #[arg(short = 'n', long, value_name = "N", value_parser = whole(1, RANKS_MAX), allow_negative_numbers = true)]
     pub(crate) ranks: Option<usize>,
     /// Go on from the last whole checkpoint after a failure, so many times at most
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole(0, u32::MAX), allow_negative_numbers = true)]
     pub(crate) restarts: u32,
     /// Address of this host's interface for heartbeats; the ranks of all hosts must reach it
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -212,10 +212,10 @@ pub(crate) struct DataBuildArgs {
     #[arg(long, value_name = "N", default_value = "4096", value_parser = whole(257, VOCAB_MAX), allow_negative_numbers = true)]
     pub(crate) vocab: usize,
     /// Part of the bytes to hold out for validation
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, allow_negative_numbers = true)]
     pub(crate) validation: f64,
     /// Seed of the choice of what is held out
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole(0, u64::MAX), allow_negative_numbers = true)]
     pub(crate) seed: u64,
 }
 
@@ -243,6 +243,15 @@ pub(crate) const RANKS_MAX: usize = 1 << 16;
 /// Stages and micro-batches of the largest schedule that is shown: the time to lower one grows with their square.
 const SHOWN_MAX: usize = 4096;
 
+/// The widest drawing.
+const COLUMNS_MAX: usize = 1 << 20;
+
+/// Entries of the largest tokenizer: what an id of 32 bits tells apart.
+const VOCAB_MAX: usize = u32::MAX as usize;
+
+/// Turns of a measurement.
+const ROUNDS_MAX: usize = 1 << 20;
+
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
     /// Its name: gpipe, 1f1b, interleaved, breadth-first, zb-h1, zb-h2, zb-v, dualpipe-v or forward-only
@@ -264,7 +273,7 @@ pub(crate) struct ShowArgs {
     #[arg(long, conflicts_with = "svg")]
     pub(crate) text: bool,
     /// Width of the drawing in characters [default: the terminal's, else 120]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, COLUMNS_MAX), allow_negative_numbers = true)]
     pub(crate) columns: Option<usize>,
 }
 
@@ -351,7 +360,7 @@ pub(crate) enum Bench {
 #[derive(Debug, Args)]
 pub(crate) struct BenchPlanArgs {
     /// Measure so many times and keep the best
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole(0, ROUNDS_MAX), allow_negative_numbers = true)]
     pub(crate) rounds: usize,
 }
 
@@ -361,7 +370,7 @@ pub(crate) struct BenchCommArgs {
     #[arg(long, value_name = "S", default_value_t = 2.0, allow_negative_numbers = true)]
     pub(crate) seconds: f64,
     /// How often two that are compared take turns
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole(0, ROUNDS_MAX), allow_negative_numbers = true)]
     pub(crate) rounds: usize,
 }
 
@@ -392,7 +401,7 @@ pub(crate) struct BenchStepArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
     /// Time steps for so many seconds, and one at least
-    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    #[arg(long, value_name = "S", default_value_t = 5.0, allow_negative_numbers = true)]
     pub(crate) seconds: f64,
     /// A poorer instruction set than the best: portable, neon, avx2, avx512, avx512-bf16 or amx
     #[arg(long, value_name = "NAME")]
@@ -426,7 +435,7 @@ pub(crate) struct BenchLayoutsArgs {
     #[arg(long, value_name = "DPxPPxTP")]
     pub(crate) layout: Vec<String>,
     /// How often they take turns
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole(0, ROUNDS_MAX), allow_negative_numbers = true)]
     pub(crate) rounds: usize,
     /// Print one JSON object
     #[arg(long)]

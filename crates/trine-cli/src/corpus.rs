@@ -7,6 +7,15 @@ use trine_trainer::run::DataSummary;
 /// Names given for each reason.
 const NAMES_MAX: usize = 2;
 
+/// Whether what was left out is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Some of each reason.
+    Some,
+    /// Counts alone.
+    None,
+}
+
 /// Bytes and documents of both splits, and the share that is held out.
 pub(crate) fn taken(data: &DataSummary) -> String {
     let all = (data.train_bytes + data.validation_bytes).max(1);
@@ -20,22 +29,26 @@ pub(crate) fn taken(data: &DataSummary) -> String {
     )
 }
 
-/// How much was left out for which reason, with some names; nothing if all was taken.
-pub(crate) fn left_out(data: &DataSummary) -> Option<String> {
-    let parts: Vec<String> = data.left_out.iter().map(reason).collect();
+/// How much was left out for which reason; nothing if all was taken.
+pub(crate) fn left_out(data: &DataSummary, names: Names) -> Option<String> {
+    let parts: Vec<String> = data.left_out.iter().map(|part| reason(part, names)).collect();
     (!parts.is_empty()).then(|| format!("left out {}", parts.join("; ")))
 }
 
-fn reason((reason, skip): (SkipReason, &SkipCount)) -> String {
+fn reason((reason, skip): (SkipReason, &SkipCount), names: Names) -> String {
     let bytes = match skip.bytes {
         0 => String::new(),
         bytes => format!(" ({})", human_bytes(bytes)),
     };
+    let text = format!("{} {}{bytes}", grouped(skip.count), reason.describe(skip.count));
+    if names == Names::None {
+        return text;
+    }
     // A name may hold what would move the cursor.
     let plain = |name: &String| name.replace(char::is_control, "\u{fffd}");
     let names: Vec<String> = skip.examples.iter().take(NAMES_MAX).map(plain).collect();
     let more = if skip.count > names.len() as u64 { ", …" } else { "" };
-    format!("{} {}{bytes}: {}{more}", grouped(skip.count), reason.describe(), names.join(", "))
+    format!("{text}: {}{more}", names.join(", "))
 }
 
 #[cfg(test)]
@@ -60,11 +73,15 @@ mod tests {
             "9,500 training and 500 validation bytes (5.0 % held out) in 9 + 1 documents"
         );
         assert_eq!(
-            left_out(&data).unwrap(),
-            "left out 1 hidden files or folders: .git; 1,200 files in a format that is not plain \
+            left_out(&data, Names::Some).unwrap(),
+            "left out 1 hidden file or folder: .git; 1,200 files in a format that is not plain \
              text (4.0 KiB): a.gz, b\u{fffd}.gz, …"
         );
+        assert_eq!(
+            left_out(&data, Names::None).unwrap(),
+            "left out 1 hidden file or folder; 1,200 files in a format that is not plain text (4.0 KiB)"
+        );
         data.left_out = Default::default();
-        assert_eq!(left_out(&data), None);
+        assert_eq!(left_out(&data, Names::Some), None);
     }
 }

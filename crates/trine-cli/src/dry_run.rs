@@ -1,13 +1,13 @@
 //! What a run would do and what each rank would hold, without allocating any of it.
 
 use crate::failure::Failure;
-use crate::output::{Align, Table, grouped, human_bytes};
+use crate::output::{Align, Table, counted, grouped, human_bytes};
 use crate::{machine, memory};
 use anyhow::Context;
 use std::path::Path;
 use trine_spec::{Piece, RankBytes, StagePieces};
-use trine_trainer::config::Config;
-use trine_trainer::{MemoryPlan, RankMemory, RunPlan, Time, planned_step, plural};
+use trine_trainer::config::{Config, Source};
+use trine_trainer::{MemoryPlan, RankMemory, RunPlan, Time, planned_step};
 
 /// More ranks than this are shown as groups of equal ones.
 const RANKS_SHOWN_MAX: usize = 32;
@@ -80,10 +80,21 @@ pub(crate) fn report(
     let together = together(config, &holdings);
     let mut notes =
         format!("{}{chosen}\n{table}{placement}\n{together}\n{memory}{step}", summary(config));
+    notes.extend(missing_data(config));
     notes.extend(trine_trainer::run::unused_rows_planned(config)?);
     let comments: String =
         notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
     Ok(format!("{}\n{comments}", config.to_toml()?))
+}
+
+/// A note on a text that is not there. A dry run may stand on a machine without it.
+fn missing_data(config: &Config) -> Option<String> {
+    match &config.data.source {
+        Source::Path(path) if !path.exists() => {
+            Some(format!("note: data.source = {} is not there; a run needs it\n", path.display()))
+        }
+        Source::Path(_) | Source::Crates => None,
+    }
 }
 
 /// What all ranks hold, and what the one with most takes.
@@ -116,11 +127,10 @@ fn step(config: &Config, path: &Path) -> Result<String, Failure> {
     let engine = config.engine(machine.cluster.devices())?;
     Ok(match planned_step(&engine, &machine)? {
         Ok(planned) => format!(
-            "a step on {machine}: {:.3} s, {} for {} {}, {} tokens/s, bubble {:.1} %\n",
+            "a step on {machine}: {:.3} s, {} for {}, {} tokens/s, bubble {:.1} %\n",
             planned.step,
             Time(planned.step * config.train.steps as f64),
-            config.train.steps,
-            plural(config.train.steps as u64, "step"),
+            counted(config.train.steps, "step"),
             grouped((config.tokens_per_step() as f64 / planned.step) as u64),
             100.0 * planned.bubble_fraction
         ),
@@ -134,31 +144,29 @@ pub(crate) fn summary(config: &Config) -> String {
     let train = &config.train;
     let zero_or = |number: f64, text: String| if number == 0.0 { String::new() } else { text };
     format!(
-        "model   {} parameters (unique, without padding): {}, {} layers, hidden {}, {} heads ({} KV), vocabulary {}\n\
-         layout  {} {}: {}{}; {}, ZeRO-{}\n\
-         step    {} tokens: {} sequences of {}; each rank {} micro-batches of {}\n\
-         run     {} {}{}, {} tokens; {}, {} numerics; in {}\n",
+        "model   {} parameters (unique, without padding): {}, {}, hidden {}, {} ({} KV), vocabulary {}\n\
+         layout  {}: {}{}; {}, ZeRO-{}\n\
+         step    {}: {} of {}; each rank {} of {}\n\
+         run     {}{}, {} tokens; {}, {} numerics; in {}\n",
         grouped(model.param_count()),
         lower(model.family),
-        model.layers,
+        counted(model.layers, "layer"),
         model.hidden,
-        model.heads,
+        counted(model.heads, "head"),
         model.kv_heads,
         model.vocab,
-        grouped(config.world() as u64),
-        plural(config.world() as u64, "rank"),
+        counted(config.world(), "rank"),
         config.degrees(),
         if config.splits_tokens() { ", tokens split over tp" } else { "" },
         config.order_of_work(),
         train.zero,
-        grouped(config.tokens_per_step() as u64),
-        config.batch.global,
+        counted(config.tokens_per_step(), "token"),
+        counted(config.batch.global, "sequence"),
         config.data.seq,
-        config.micro_batches(),
+        counted(config.micro_batches(), "micro-batch"),
         config.batch.micro,
-        train.steps,
-        plural(train.steps as u64, "step"),
-        zero_or(train.minutes_max, format!(" or {} minutes", train.minutes_max)),
+        counted(train.steps, "step"),
+        zero_or(train.minutes_max, format!(" or {} min", train.minutes_max)),
         grouped((config.tokens_per_step() as u64).saturating_mul(train.steps as u64)),
         train.precision,
         lower(train.numerics),
@@ -299,7 +307,7 @@ fn pieces(pieces: &[Piece]) -> String {
 /// `embedding, 4 blocks`: for stages that differ only in which blocks they hold.
 fn kinds(pieces: &[Piece]) -> String {
     let blocks = pieces.iter().filter(|piece| matches!(piece, Piece::Block(_))).count();
-    with_ends(pieces, Some(format!("{blocks} {}", plural(blocks as u64, "block"))))
+    with_ends(pieces, Some(counted(blocks, "block")))
 }
 
 fn with_ends(pieces: &[Piece], blocks: Option<String>) -> String {

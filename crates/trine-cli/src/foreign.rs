@@ -18,7 +18,7 @@ const TRAIN: &[Row] = &[
     ),
     (&["warmup-ratio", "lr-warmup-fraction"], "--set lr.warmup_steps=N, in steps"),
     (
-        &["batch-size", "global-batch-size", "train-batch-size", "bs", "b"],
+        &["batch", "batch-size", "global-batch-size", "train-batch-size", "bs", "b"],
         "--set batch.global=N: sequences of a step, over all ranks",
     ),
     (

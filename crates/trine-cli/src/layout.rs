@@ -24,8 +24,8 @@ const MEASURED_MINUTES_MIN: f64 = 1.0;
 pub(crate) fn machine_of(args: &TrainArgs, config: &Config) -> Result<Machine, String> {
     let minutes = config.train.minutes_max;
     if args.machine.is_none() && 0.0 < minutes && minutes < MEASURED_MINUTES_MIN {
-        return Err("so short a time limit leaves none to measure the machine; --machine FILE \
-                    takes none"
+        return Err("the time limit is too short to measure the machine first; --machine FILE \
+                    names one that was measured before"
             .to_owned());
     }
     let compute = config.train.precision.dtype();
@@ -57,6 +57,6 @@ fn fastest(args: &TrainArgs, config: &Config, ranks: Option<usize>, micro: bool)
         true => String::new(),
         false => format!("; --layout preset takes {}", config.degrees()),
     };
-    let chosen = format!("layout  {found}{other}");
+    let chosen = format!("chosen  {found}{other}");
     Decided { config: found.config, chosen: Some(chosen), machine: found.machine }
 }

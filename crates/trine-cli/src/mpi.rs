@@ -14,10 +14,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
+use trine_mesh::plural;
 use trine_mesh::{Mesh, Placement};
 use trine_trainer::config::{Config, File, LayoutBy, Typed};
 use trine_trainer::run::{Event, Reporter, Work};
-use trine_trainer::{Process, Ranks, TrainError, plural};
+use trine_trainer::{Process, Ranks, TrainError};
 
 /// How long a rank waits in one operation at last; before that, heartbeats tell who is stuck.
 const DEADLINE: Duration = Duration::from_secs(3600);

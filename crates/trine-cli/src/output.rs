@@ -5,6 +5,7 @@ use crate::terminal::Style;
 use indicatif::HumanCount;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
+use trine_mesh::plural;
 
 /// Prints to standard output, for people: see [`printable`]. A reader that has seen enough (`| head`)
 /// is no failure.
@@ -123,6 +124,11 @@ impl<const N: usize> Table<N> {
 /// `1234567` as `1,234,567`.
 pub(crate) fn grouped(number: u64) -> String {
     HumanCount(number).to_string()
+}
+
+/// `1 rank`, `1,234 ranks`.
+pub(crate) fn counted(number: usize, noun: &str) -> String {
+    format!("{} {}", grouped(number as u64), plural(number as u64, noun))
 }
 
 /// Bytes in the unit that leaves at most four digits.

@@ -38,10 +38,14 @@ fn explained(mut error: clap::Error, words: &[OsString]) -> clap::Error {
         Some(ContextValue::String(text)) => Some(text.clone()),
         _ => None,
     };
+    if let Some(ContextValue::String(option)) = error.get(ContextKind::SuggestedArg)
+        && is_hidden(option)
+    {
+        error.remove(ContextKind::SuggestedArg);
+    }
     let tip = match error.kind() {
-        ErrorKind::UnknownArgument => {
-            typed(&error, ContextKind::InvalidArg).and_then(|typed| argument_tip(&typed, words))
-        }
+        ErrorKind::UnknownArgument => typed(&error, ContextKind::InvalidArg)
+            .and_then(|typed| value_tip(&typed, words).or_else(|| argument_tip(&typed, words))),
         ErrorKind::InvalidSubcommand => {
             let typed = typed(&error, ContextKind::InvalidSubcommand);
             typed.and_then(|typed| foreign::command(&typed)).map(str::to_owned)
@@ -68,6 +72,31 @@ fn show_controls(error: &mut clap::Error) {
             error.insert(kind, ContextValue::String(shown));
         }
     }
+}
+
+/// Whether an option of some command is there, but not for people to type.
+fn is_hidden(option: &str) -> bool {
+    let long = option.trim_start_matches('-');
+    let has = |command: &clap::Command| {
+        command.get_arguments().any(|arg| arg.is_hide_set() && arg.get_long() == Some(long))
+    };
+    Cli::command().get_subcommands().any(has)
+}
+
+/// How to hand a value that looks like an option to the option before it.
+fn value_tip(typed: &str, words: &[OsString]) -> Option<String> {
+    let is_typed = |word: &OsString| word.to_string_lossy().starts_with(typed);
+    let at = words.iter().position(is_typed)?;
+    let before = words[..at].last()?.to_str().filter(|word| word.starts_with("--"))?;
+    let value = words[at].to_str()?;
+    let mut command = &Cli::command();
+    for word in words.iter().skip(1) {
+        command = word.to_str().and_then(|word| command.find_subcommand(word)).unwrap_or(command);
+    }
+    let mut arguments = command.get_arguments();
+    let takes_value = arguments
+        .any(|arg| arg.get_long() == Some(&before[2..]) && arg.get_action().takes_values());
+    takes_value.then(|| format!("as the value of {before}: {before}={}", quoted(value)))
 }
 
 /// What to type instead of an argument that the command does not have.
@@ -108,8 +137,12 @@ fn not_utf8(words: &[OsString]) -> Option<clap::Error> {
     let at = words.iter().position(|word| word.to_str().is_none())?;
     let before = words[..at].last().and_then(|word| word.to_str());
     let option = before.filter(|word| word.starts_with("--")).unwrap_or("argument");
-    Some(usage(format!("{option} {}: {NOT_UTF8}", shown(&words[at]))))
+    let why = if OF_PATHS.contains(&option) { NOT_UTF8 } else { "not UTF-8 text" };
+    Some(usage(format!("{option} {}: {why}", shown(&words[at]))))
 }
+
+/// Options whose values are paths that a configuration holds.
+const OF_PATHS: &[&str] = &["--data", "--out", "--corpus-manifest", "--cache"];
 
 /// What is wrong with a path that a configuration cannot hold.
 pub(crate) const NOT_UTF8: &str = "not UTF-8, which a configuration is; rename it";
@@ -139,7 +172,7 @@ mod tests {
 
     #[test]
     fn words_of_other_programs_get_the_tip_that_fits() {
-        let cases: [(&[&str], &str); 12] = [
+        let cases: [(&[&str], &str); 15] = [
             (&["train", "--lr", "3e-4"], "tip: --set optimizer.lr=RATE"),
             (&["train", "--learning_rate=3e-4"], "tip: --set optimizer.lr=RATE"),
             (&["train", "--batch-size", "8"], "tip: --set batch.global=N"),
@@ -151,6 +184,9 @@ mod tests {
             (&["train", "--weight-decay", "0"], "tip: --set optimizer.weight_decay=VALUE"),
             (&["train", "--train.clip_norm", "0"], "tip: --set train.clip_norm=VALUE"),
             (&["generate", "runs/a"], "tip: --run runs/a"),
+            (&["train", "--batch", "4"], "tip: --set batch.global=N"),
+            (&["train", "--out", "-x"], "tip: as the value of --out: --out=-x"),
+            (&["plan", "scale", "--svg", "-x"], "tip: as the value of --svg: --svg=-x"),
             (&["launch", "--tp", "2"], "tip: arguments of `trine train` come after `--`"),
         ];
         for (words, tip) in cases {
@@ -170,6 +206,10 @@ mod tests {
         let words = ["trine", "train", "--out"].map(OsString::from).into_iter();
         let words: Vec<OsString> = words.chain([OsString::from_vec(b"caf\xe9\n".into())]).collect();
         let text = parse(&words).unwrap_err().render().to_string();
-        assert!(text.contains("--out \"caf\\xe9\\n\": not UTF-8"), "{text}");
+        assert!(text.contains("--out \"caf\\xe9\\n\": not UTF-8, which"), "{text}");
+        let words = ["trine", "generate", "--prompt"].map(OsString::from).into_iter();
+        let words: Vec<OsString> = words.chain([OsString::from_vec(b"\xff".into())]).collect();
+        let text = parse(&words).unwrap_err().render().to_string();
+        assert!(text.contains("--prompt \"\\xff\": not UTF-8 text"), "{text}");
     }
 }

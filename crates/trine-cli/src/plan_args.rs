@@ -1,7 +1,9 @@
 //! The options of `trine plan`.
 
 use clap::{Args, Subcommand};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -145,9 +147,12 @@ const DEGREE_MAX: usize = 1 << 16;
 const LINES_MAX: usize = 1 << 16;
 
 /// Reads a whole number from `least` to `most`.
-pub(crate) fn whole(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+pub(crate) fn whole<N>(least: N, most: N) -> impl Fn(&str) -> Result<N, String> + Clone
+where
+    N: Copy + PartialOrd + Display + FromStr,
+{
     move |text| {
-        let number = text.parse::<usize>().ok().filter(|number| (least..=most).contains(number));
+        let number = text.parse::<N>().ok().filter(|number| (least..=most).contains(number));
         number.ok_or_else(|| format!("must be a whole number, {least} to {most}"))
     }
 }

@@ -1,8 +1,8 @@
 //! A run as a person sees it: a bar and a trail of evaluations on a terminal, plain lines elsewhere.
 
-use crate::corpus;
+use crate::corpus::{self, Names};
 use crate::failure::Failure;
-use crate::output::{self, grouped, human_bytes};
+use crate::output::{self, counted, grouped, human_bytes};
 use crate::report::{self, NextCommands};
 use crate::terminal::{Style, Terminal, Volume};
 use crate::width;
@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use trine_data::{CorpusReport, Progress};
 use trine_trainer::config::Config;
 use trine_trainer::engine::EngineConfig;
-use trine_trainer::plural;
 use trine_trainer::run::{Completion, DataSummary, Event, MetricsLine, Reporter, Work};
 
 /// How often a live line moves by itself, so that a long step does not look like a dead one.
@@ -31,6 +30,8 @@ pub(crate) struct Screen {
     every: Duration,
     last: Option<Instant>,
     last_data: Option<Instant>,
+    /// Whether a line of the work under way was said.
+    work_is_told: bool,
     evaluation: Option<Evaluation>,
     best: Option<Evaluation>,
     first_step: u64,
@@ -58,6 +59,7 @@ impl Screen {
             every: Duration::from_secs_f64(every_seconds),
             last: None,
             last_data: None,
+            work_is_told: false,
             evaluation: None,
             best: None,
             first_step: 0,
@@ -115,7 +117,8 @@ impl Screen {
                 format!("data: training the tokenizer on {}", human_bytes(*bytes))
             }
             Progress::Encoding { bytes, bytes_total } => {
-                let due = self.last_data.is_none_or(|last| last.elapsed() >= self.every);
+                let is_last = bytes == bytes_total;
+                let due = is_last || self.last_data.is_none_or(|at| at.elapsed() >= self.every);
                 if !due && self.live.is_none() {
                     return;
                 }
@@ -140,8 +143,12 @@ impl Screen {
 
     fn start(&mut self, config: &Config, engine: &EngineConfig, data: &CorpusReport) {
         let summary = DataSummary::from(data);
+        let names = match self.terminal.volume {
+            Volume::Verbose => Names::Some,
+            Volume::Normal | Volume::Quiet => Names::None,
+        };
         self.tell(&format!("data: {}, corpus {}", corpus::taken(&summary), data.corpus_hash));
-        if let Some(left_out) = corpus::left_out(&summary) {
+        if let Some(left_out) = corpus::left_out(&summary, names) {
             self.tell(&format!("data: {left_out}"));
         }
         self.started = Instant::now();
@@ -150,19 +157,15 @@ impl Screen {
             0 => String::new(),
             step => format!(", from step {step}"),
         };
-        let (ranks, steps) = (engine.degrees.world(), config.train.steps);
         self.tell(&format!(
-            "run: {} · {} parameters · {} = {} {} × {} {} · {} · {} {} of {} tokens{from}",
+            "run: {} · {} parameters · {} = {} × {} · {} · {} of {} tokens{from}",
             self.next.directory(),
             grouped(engine.model.param_count()),
             engine.degrees,
-            ranks,
-            plural(ranks as u64, "rank"),
-            engine.threads,
-            plural(engine.threads as u64, "thread"),
+            counted(engine.degrees.world(), "rank"),
+            counted(engine.threads, "thread"),
             engine.compute,
-            steps,
-            plural(steps as u64, "step"),
+            counted(config.train.steps, "step"),
             grouped(config.tokens_per_step() as u64),
         ));
     }
@@ -173,26 +176,39 @@ impl Screen {
             Work::Step { step, steps, actions_done, actions, elapsed }
                 if *elapsed >= self.every =>
             {
-                self.work_line(format!(
-                    "step {step}/{steps}: {actions_done} of {actions} actions in {}",
-                    clock(*elapsed)
-                ));
+                self.work_line(
+                    format!(
+                        "step {step}/{steps}: {actions_done} of {} in {}",
+                        counted(*actions, "action"),
+                        clock(*elapsed)
+                    ),
+                    false,
+                );
             }
             Work::Evaluating { batches_done, batches } if *batches_done > 0 => {
-                self.work_line(format!("evaluating: {batches_done} of {batches} batches"));
+                let of = counted(*batches as usize, "batch");
+                self.work_line(
+                    format!("evaluating: {batches_done} of {of}"),
+                    batches_done == batches,
+                );
             }
             Work::Building | Work::Step { .. } | Work::Evaluating { .. } | Work::Saving { .. } => {}
         }
     }
 
-    /// A line that the next one replaces; elsewhere than on a terminal it is said if it is time.
-    fn work_line(&mut self, line: String) {
+    /// A line that the next one replaces; elsewhere than on a terminal it is said if it is time, or if it
+    /// is the last after one that was said.
+    fn work_line(&mut self, line: String, is_last: bool) {
         if let Some(bar) = &self.live {
             bar.set_message(output::printable(&line).into_owned());
-        } else if self.last.is_none_or(|last| last.elapsed() >= self.every) {
+            return;
+        }
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= self.every);
+        if is_due || is_last && self.work_is_told {
             self.last = Some(Instant::now());
             self.tell(&line);
         }
+        self.work_is_told = !is_last && (is_due || self.work_is_told);
     }
 
     fn step(&mut self, line: &MetricsLine, steps: u64, rss: Option<u64>) {

@@ -127,7 +127,10 @@ fn speeds(summary: &Summary) -> Vec<Row> {
         row("model GFLOP/s", format!("{:.1}", summary.model_flops_per_s / 1e9)),
         row("wall time", format!("{:.0} s", summary.wall_s)),
         row("peak memory", summary.peak_rss_bytes.map_or_else(|| "–".into(), human_bytes)),
-        row("bubble", format!("{} measured, {} predicted", percent(measured), percent(predicted))),
+        row(
+            "bubble",
+            format!("{} measured, {} by the schedule alone", percent(measured), percent(predicted)),
+        ),
         row("cores idle", percent(summary.wait_share)),
     ]);
     rows

@@ -154,11 +154,23 @@ fn format_of(file: &File) -> Format {
 /// Reads the configuration of a run directory. Its paths are absolute. Others start at the run directory, or,
 /// as in those that older releases stored, at the working directory.
 pub(crate) fn run_config(run: &Path) -> Result<File, Failure> {
-    File::read(&run.join("config.toml")).map_err(|error| match error {
-        ConfigError::Read { cause, .. } => Failure::usage(format!(
-            "{}: not a run directory: cannot read its config.toml: {cause}; `trine train` makes runs/NAME",
-            run.display()
-        )),
-        other => other.into(),
+    File::read(&run.join("config.toml")).map_err(|error| {
+        let ConfigError::Read { cause, .. } = error else { return error.into() };
+        Failure::usage(match run_above(run) {
+            Some(above) => {
+                format!("{}: not a run directory, but in one: {}", run.display(), above.display())
+            }
+            None => format!(
+                "{}: not a run directory: cannot read its config.toml: {cause}; `trine train` makes runs/NAME",
+                run.display()
+            ),
+        })
     })
+}
+
+/// The run directory that a checkpoint of it, or their folder, lies in.
+fn run_above(path: &Path) -> Option<&Path> {
+    let is_run =
+        |above: &&Path| above.join("checkpoints").is_dir() && above.join("config.toml").is_file();
+    path.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()).find(is_run)
 }

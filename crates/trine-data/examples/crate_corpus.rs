@@ -61,7 +61,7 @@ fn describe(prepared: &Prepared) {
     for (reason, skip) in report.skipped.iter() {
         let (count, bytes) = (skip.count, skip.bytes as f64 / 1e6);
         let examples = skip.examples.join(", ");
-        println!("left out: {count} {} ({bytes:.2} MB): {examples}", reason.describe());
+        println!("left out: {count} {} ({bytes:.2} MB): {examples}", reason.describe(skip.count));
     }
 }
 

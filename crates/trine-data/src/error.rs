@@ -110,7 +110,7 @@ pub enum DataError {
     },
     /// A vocabulary that cannot hold every byte.
     #[error(
-        "vocabulary of {asked} entries: byte-level tokenizers need 256 bytes and one end-of-text \
+        "a vocabulary of size {asked}: byte-level tokenizers need 256 bytes and one end-of-text \
          token; the nearest size that works is {nearest}"
     )]
     Vocabulary {
@@ -121,8 +121,8 @@ pub enum DataError {
     },
     /// A split that is shorter than one window.
     #[error(
-        "the {split} data has {tokens} tokens, fewer than one window of {seq}; \
-         use a sequence of at most {tokens}, or more text"
+        "the {split} data is shorter than a window of {seq} tokens: it has {tokens}; \
+         set data.seq to {tokens} at most, or use more text"
     )]
     TooShort {
         /// Which split.

@@ -139,7 +139,7 @@ impl FileCheck {
         if found != expected {
             let how = if found < expected { "truncated" } else { "too long" };
             let why = format!(
-                "{how}: {found} bytes, {expected} expected; restore it or prepare the data again"
+                "{how}: {found} B, {expected} B expected; restore it or prepare the data again"
             );
             return Err(altered(&path, why));
         }

@@ -60,27 +60,42 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// The reason in words, to follow a count.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Self::OlderVersion => "crates with a higher version present",
-            Self::SysCrate => "crates that bind system libraries",
-            Self::PlatformTables => "crates of platform constants",
-            Self::Generated => "generated files",
-            Self::TooLarge => "files over 1 MiB",
-            Self::NotText => "files that are not UTF-8 text",
-            Self::Empty => "empty files",
-            Self::NearDuplicate => "equal or nearly equal files",
-            Self::OverShare => "files over their crate's share",
-            Self::Hidden => "hidden files or folders",
-            Self::Ignored => "files or folders named by .gitignore",
-            Self::Format => "files in a format that is not plain text",
-            Self::OverLimit => "files over data.file_bytes_max",
-            Self::NotRegular => "pipes, devices or sockets",
-            Self::BrokenLink => "links that lead nowhere",
-            Self::Again => "links to folders that were read already",
-            Self::Dataset => "prepared datasets",
-            Self::Run => "run directories",
-        }
+    pub fn describe(self, count: u64) -> &'static str {
+        let (one, more) = match self {
+            Self::OlderVersion => {
+                ("crate with a higher version present", "crates with a higher version present")
+            }
+            Self::SysCrate => {
+                ("crate that binds a system library", "crates that bind system libraries")
+            }
+            Self::PlatformTables => ("crate of platform constants", "crates of platform constants"),
+            Self::Generated => ("generated file", "generated files"),
+            Self::TooLarge => ("file over 1 MiB", "files over 1 MiB"),
+            Self::NotText => ("file that is not UTF-8 text", "files that are not UTF-8 text"),
+            Self::Empty => ("empty file", "empty files"),
+            Self::NearDuplicate => {
+                ("file equal or nearly equal to another", "files equal or nearly equal to others")
+            }
+            Self::OverShare => ("file over its crate's share", "files over their crate's share"),
+            Self::Hidden => ("hidden file or folder", "hidden files or folders"),
+            Self::Ignored => {
+                ("file or folder named by .gitignore", "files or folders named by .gitignore")
+            }
+            Self::Format => (
+                "file in a format that is not plain text",
+                "files in a format that is not plain text",
+            ),
+            Self::OverLimit => ("file over data.file_bytes_max", "files over data.file_bytes_max"),
+            Self::NotRegular => ("pipe, device or socket", "pipes, devices or sockets"),
+            Self::BrokenLink => ("link that leads nowhere", "links that lead nowhere"),
+            Self::Again => (
+                "link to a folder that was read already",
+                "links to folders that were read already",
+            ),
+            Self::Dataset => ("prepared dataset", "prepared datasets"),
+            Self::Run => ("run directory", "run directories"),
+        };
+        if count == 1 { one } else { more }
     }
 }
 
@@ -131,11 +146,11 @@ impl Skips {
         self.0.get(&reason).cloned().unwrap_or_default()
     }
 
-    /// One line, as for an error: "3 empty files (such as a.txt), 1 generated files (such as b.rs)".
+    /// One line, as for an error: "3 empty files (such as a.txt), 1 generated file (such as b.rs)".
     pub(crate) fn summary(&self) -> String {
         let part = |(why, skip): (SkipReason, &SkipCount)| {
             let such = skip.examples.first().map(|name| format!(" (such as {name})"));
-            format!("{} {}{}", skip.count, why.describe(), such.unwrap_or_default())
+            format!("{} {}{}", skip.count, why.describe(skip.count), such.unwrap_or_default())
         };
         let parts: Vec<_> = self.iter().map(part).collect();
         if parts.is_empty() { "it holds no files".to_owned() } else { parts.join(", ") }

@@ -175,7 +175,7 @@ impl Source {
         let no_split = |rule: &str| DataError::NoText {
             place: self.place(),
             why: format!(
-                "its {} bytes cannot be split into training and validation text; {rule}",
+                "a text of {} B cannot be split into training and validation text; {rule}",
                 document.text.len()
             ),
         };
@@ -201,7 +201,7 @@ impl Source {
                 let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
                 names.join(", ")
             }
-            Self::Crates(manifest) => format!("the {} crates listed", manifest.packages.len()),
+            Self::Crates(manifest) => format!("the listed crates ({})", manifest.packages.len()),
         }
     }
 }

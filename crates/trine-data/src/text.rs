@@ -37,7 +37,7 @@ impl NoText {
             Self::Nul { offset } => DataError::Nul { path, offset: *offset },
             Self::Blank { bytes } => DataError::NoText {
                 place: path.display().to_string(),
-                why: format!("the file is empty ({bytes} bytes of white space)"),
+                why: format!("the file is empty ({bytes} B of white space)"),
             },
         }
     }

@@ -23,11 +23,13 @@
 mod axis;
 mod mesh;
 mod placement;
+mod plural;
 mod shard;
 
 pub use axis::{Axis, AxisSet};
 pub use mesh::{Coordinate, Degrees, Group, Mesh};
 pub use placement::Placement;
+pub use plural::plural;
 pub use shard::{DimPlacement, Shard, shard};
 
 /// What can be wrong with a mesh or a shard.
@@ -36,7 +38,8 @@ pub use shard::{DimPlacement, Shard, shard};
 pub enum MeshError {
     /// The degrees' product is not the number of ranks.
     #[error(
-        "layout {asked} needs {product} ranks, but {world} are given; nearest that fit: {nearest}"
+        "layout {asked} needs {product} {}, but the world has {world}; nearest that fit: {nearest}",
+        plural(*product as u64, "rank")
     )]
     Product {
         /// The degrees as asked.
@@ -73,8 +76,9 @@ pub enum MeshError {
     },
     /// A dimension cannot be split so.
     #[error(
-        "{units} units cannot be split over {parts} ranks: one must divide the other; \
-         nearest degrees that fit: {nearest:?}"
+        "{units} {} cannot be split over {parts} {}: one must divide the other; \
+         nearest degrees that fit: {nearest:?}",
+        plural(*units as u64, "unit"), plural(*parts as u64, "rank")
     )]
     Split {
         /// Indivisible units (heads, rows) in the dimension.

@@ -9,6 +9,15 @@ pub enum Payload {
     Gradient,
 }
 
+impl std::fmt::Display for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Activation => "activation",
+            Self::Gradient => "gradient",
+        })
+    }
+}
+
 /// One end of a message between neighbouring stages that live on different ranks.
 ///
 /// `stage` is always a stage of the rank that holds the action: the one that produced the payload in

@@ -24,7 +24,7 @@ use trine_spec::SpecError;
 #[non_exhaustive]
 pub enum TrainError {
     /// The batch does not divide over ranks and micro-batches.
-    #[error("a batch of {global} sequences is not a multiple of dp × micro-batch = {each}")]
+    #[error("batch.global = {global} is not a multiple of dp × micro-batch = {each}")]
     Batch {
         /// Sequences of a step.
         global: usize,

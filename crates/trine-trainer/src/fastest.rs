@@ -127,7 +127,7 @@ impl Display for Fastest {
                 write!(f, "the fastest of {of} that fit this machine, planned {time} a step")
             }
             Reason::Ranks { of, why } => {
-                write!(f, "the fewest ranks of {of} layouts that fit this machine ({why})")
+                write!(f, "the fewest ranks of {of} that fit this machine ({why})")
             }
             Reason::Memory => write!(f, "the only one that fits this machine"),
             Reason::Nothing { leanest: Some(leanest) } => {
@@ -296,6 +296,6 @@ mod tests {
         let exact = config(&["train.numerics=reference", "train.precision=f32"]);
         let found = Fastest::find(&exact, choices(&[]), MachineSource(&machine));
         assert_eq!(found.config.world(), 1);
-        assert!(found.to_string().contains("no times of reference numerics"), "{found}");
+        assert!(found.to_string().contains("no times for reference numerics"), "{found}");
     }
 }

@@ -35,7 +35,7 @@ mod update;
 pub use error::TrainError;
 pub use fastest::{Choices, Fastest};
 pub use memory::{MemoryLimit, MemoryPlan};
-pub use outlook::{Outlook, Time, plural};
+pub use outlook::{Outlook, Time};
 pub use plan::RunPlan;
 pub use planned::{Machine, PlanCheck, RankCheck, RankMemory, planned_step};
 pub use run::{Process, Ranks, TrainRequest, train};

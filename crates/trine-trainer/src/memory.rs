@@ -2,11 +2,11 @@
 
 use crate::TrainError;
 use crate::config::Config;
-use crate::outlook::plural;
 use crate::plan::RunPlan;
 use crate::run::{Ranks, TrainRequest};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
+use trine_mesh::plural;
 
 /// How much memory may be taken, and who says so.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use crate::engine::EngineConfig;
 use crate::memory::MemoryPlan;
 use crate::planned::{Machine, planned_step};
 use std::fmt::{self, Display, Formatter};
+use trine_mesh::plural;
 
 /// Time and memory of the steps that are left.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,15 +58,6 @@ impl Display for Outlook {
             (Err(why), _) => write!(f, "no time is planned: {why}")?,
         }
         write!(f, "; {}", self.memory)
-    }
-}
-
-/// A noun for so many: `plural(1, "rank")` is `rank`, `plural(8, "batch")` is `batches`.
-pub fn plural(number: u64, noun: &str) -> String {
-    match number {
-        1 => noun.to_owned(),
-        _ if noun.ends_with("ch") => format!("{noun}es"),
-        _ => format!("{noun}s"),
     }
 }
 

@@ -155,12 +155,12 @@ const STACK: &str = "trine";
 /// A run as the planner sees it, or what it does not know of it.
 fn layout(config: &EngineConfig) -> Result<Layout, String> {
     if config.numerics == Numerics::Reference {
-        return Err("the planner has no times of reference numerics".into());
+        return Err("the planner knows no times for reference numerics".into());
     }
     let precision = match config.compute {
         DType::F32 => Precision::F32,
         DType::Bf16 => Precision::Bf16,
-        other => return Err(format!("the planner has no times of {other}")),
+        other => return Err(format!("the planner knows no times for {other}")),
     };
     Ok(Layout {
         degrees: config.degrees,

@@ -2,10 +2,11 @@
 //!
 //! A module is a crate, and a feature of the same name takes it with what it needs. All are on by default, except for
 //! `mpi` (ranks as processes, as `comm_mpi`) and `candle` (layers written in candle), which need more than Rust.
-//! Whoever wants a part says so:
+//! trine is in no registry yet: a project depends on it by git, or by the path of a clone
+//! (`path = "../trine/crates/trine"`). This takes one part of it:
 //!
 //! ```toml
-//! trine = { version = "0.1", default-features = false, features = ["schedule"] }
+//! trine = { git = "https://github.com/trine-rs/trine", default-features = false, features = ["schedule"] }
 //! ```
 //!
 //! Programs start at one of these:

@@ -4,7 +4,7 @@ use crate::args::BenchStepArgs;
 use crate::commands::bench_kernels::isa;
 use crate::commands::train::cores;
 use crate::failure::Failure;
-use crate::output::{Align, Table};
+use crate::output::{Align, Table, counted};
 use crate::{output, select};
 use std::io::stdin;
 use std::sync::{Mutex, PoisonError};
@@ -71,15 +71,15 @@ fn as_json(turn: Turn<'_>, ceiling: Option<f64>) -> String {
 fn as_text(config: &Config, times: &StepTimes) -> String {
     let median_s = times.median_s();
     let mut text = format!(
-        "{}, {} in {}, {} tokens a step, {} thread(s) a rank, {}\n\
-         median of {} step(s): {:.1} ms, {:.0} tokens/s, {:.0} GFLOP/s of model FLOPs\n",
+        "{}, {} in {}, {} tokens a step, {} a rank, {}\n\
+         median of {}: {:.1} ms, {:.0} tokens/s, {:.0} GFLOP/s of model FLOPs\n",
         config.name,
         config.degrees(),
         config.train.precision.dtype(),
         times.tokens,
-        times.threads,
+        counted(times.threads, "thread"),
         times.isa.name(),
-        times.steps.len(),
+        counted(times.steps.len(), "step"),
         median_s * 1e3,
         times.tokens as f64 / median_s,
         times.flops / median_s / 1e9,

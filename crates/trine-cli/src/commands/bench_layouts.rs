@@ -6,9 +6,9 @@ use crate::failure::Failure;
 use crate::output::{self, Align, Table};
 use crate::select;
 use std::time::Duration;
+use trine_mesh::plural;
 use trine_trainer::bench::{CoreTime, Overhead, Part, StepRequest, StepTimes, steps};
 use trine_trainer::config::{Config, Setting};
-use trine_trainer::plural;
 
 /// Optimizer steps of a turn, unless the options say otherwise.
 const STEPS: &str = "train.steps=10";

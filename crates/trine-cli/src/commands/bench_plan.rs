@@ -11,7 +11,7 @@ use trine_plan::{
 };
 use trine_schedule::{ScheduleKind, Shape, StageCosts, UniformStage, step_times};
 
-/// What issue 5 asks: so many layouts, each with time and memory, in so many seconds.
+/// What a search must reach: so many layouts, each with time and memory, in so many seconds.
 const LAYOUTS_MIN: usize = 100_000;
 const SEARCH_SECONDS_MAX: f64 = 2.0;
 /// One step of 1T: 64 ranks × 1,600 micro-batches, in so many milliseconds.

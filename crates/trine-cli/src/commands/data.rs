@@ -2,9 +2,9 @@
 
 use crate::args::DataBuildArgs;
 use crate::commands::train::cores;
-use crate::corpus;
+use crate::corpus::{self, Names};
 use crate::failure::Failure;
-use crate::output::{self, grouped};
+use crate::output::{self, counted, grouped};
 use crate::progress::Screen;
 use crate::terminal::Terminal;
 use trine_data::{Dataset, PrepareOptions, Selection, Source};
@@ -37,15 +37,16 @@ pub(crate) fn build(args: &DataBuildArgs, terminal: &Terminal) -> Result<(), Fai
 
 fn report(args: &DataBuildArgs, dataset: &Dataset, terminal: &Terminal) -> String {
     let data = DataSummary::from(&dataset.report);
-    let left_out = corpus::left_out(&data).map_or_else(String::new, |text| format!("{text}\n"));
+    let left_out =
+        corpus::left_out(&data, Names::Some).map_or_else(String::new, |text| format!("{text}\n"));
     let entries = dataset.tokenizer.vocab_size();
     format!(
-        "{}\n{left_out}{} training and {} validation tokens, {} entries, corpus {}\n\
+        "{}\n{left_out}{} training and {} validation tokens, {}, corpus {}\n\
          {} --set model.vocab={entries}\n",
         corpus::taken(&data),
         grouped(dataset.train.len()),
         grouped(dataset.validation.len()),
-        grouped(entries as u64),
+        counted(entries, "entry"),
         dataset.report.corpus_hash,
         terminal.command("train --data", &args.out),
     )

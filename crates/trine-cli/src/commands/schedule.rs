@@ -2,14 +2,13 @@
 
 use crate::args::{ShowArgs, VerifyArgs};
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, counted};
 use crate::terminal::Terminal;
 use crate::written::{Kind, Output};
 use anyhow::Context;
 use trine_schedule::{
     Delivery, Schedule, ScheduleKind, Shape, UniformCosts, draw, lower, simulate,
 };
-use trine_trainer::plural;
 
 /// Bytes of the longest schedule that is read: a million actions.
 const SCHEDULE_BYTES_MAX: u64 = 32 << 20;
@@ -38,12 +37,10 @@ pub(crate) fn show(args: &ShowArgs, terminal: &Terminal) -> Result<(), Failure> 
             let out = Output { option: "--svg", path, kind: Kind::Svg };
             out.write(&draw::svg(&timeline), &[])?;
             output::print(&format!(
-                "{}: {} {}, {} {}\n",
+                "{}: {}, {}\n",
                 path.display(),
-                shape.stages(),
-                plural(shape.stages() as u64, "stage"),
-                args.micro_batches,
-                plural(args.micro_batches as u64, "micro-batch"),
+                counted(shape.stages(), "stage"),
+                counted(args.micro_batches, "micro-batch"),
             ))
         }
         None => output::print(&draw::ascii(
@@ -61,7 +58,7 @@ fn check_drawable(shape: Shape) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "{ranks} ranks × {chunks} stages × {micro_batches} micro-batches: {pairs} pairs of stage and \
+        "ranks × stages on each × micro-batches = {ranks} × {chunks} × {micro_batches}: {pairs} pairs of stage and \
          micro-batch; a drawing has at most {PAIRS_MAX}"
     )))
 }
@@ -76,17 +73,17 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let report = trine_schedule::verify(&schedule)
         .map_err(|error| Failure::Run(anyhow::anyhow!("{name}: {error}")))?;
     output::print(&format!(
-        "{name}: {} is right: {} stages on {} ranks, {} micro-batches\n\
-         {} pairs of stage and micro-batch, {} messages, {} exchanges, {} buckets reduced\n\
+        "{name}: {} is right: {} on {}, {}\n\
+         {} of stage and micro-batch, {}, {}, {} reduced\n\
          activations in flight at most {:?}; no deadlock with buffered or rendezvous delivery\n",
         schedule.name,
-        schedule.stages(),
-        schedule.ranks(),
-        schedule.micro_batches,
-        report.pairs,
-        report.messages,
-        report.exchanges,
-        report.buckets,
+        counted(schedule.stages(), "stage"),
+        counted(schedule.ranks(), "rank"),
+        counted(schedule.micro_batches, "micro-batch"),
+        counted(report.pairs, "pair"),
+        counted(report.messages, "message"),
+        counted(report.exchanges, "exchange"),
+        counted(report.buckets, "bucket"),
         report.in_flight_peak,
     ))
 }

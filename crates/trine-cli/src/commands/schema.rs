@@ -39,7 +39,8 @@ fn object(properties: Map<String, Value>) -> Value {
 
 fn property(key: &Key) -> Value {
     let mut property = of_kind(key.kind);
-    property["description"] = format!("{}. Rule: {}.", key.about.trim(), key.rule).into();
+    let rule = if key.has_rule() { format!(" Rule: {}.", key.rule) } else { String::new() };
+    property["description"] = format!("{}.{rule}", key.about.trim()).into();
     // Shorthands have none of their own.
     if let Some(default) = config::default_value(key.path) {
         property["default"] = json!(default);

@@ -148,8 +148,8 @@ fn key_list(word: &str) -> Result<String, Failure> {
     let word = word.to_lowercase();
     let found: Vec<&Key> = config::keys().filter(|key| speaks_of(key, &word)).collect();
     if found.is_empty() {
-        let all = "without a word all keys are listed";
-        return Err(Failure::usage(format!("--help-config {word}: no key speaks of it; {all}")));
+        let all = "without a word, all keys are listed";
+        return Err(Failure::usage(format!("--help-config {word}: no key mentions it; {all}")));
     }
     let which = if word.is_empty() { "Every key" } else { "Keys" };
     let mut text = format!(
@@ -163,8 +163,8 @@ fn key_list(word: &str) -> Result<String, Failure> {
             text.push_str(&format!("\n[{own}]\n"));
             section = own;
         }
-        let (about, kind) = (key.about.trim(), key.kind.describe());
-        text.push_str(&format!("# {about}\n#   {kind}; rule: {}\n", key.rule));
+        let rule = if key.has_rule() { format!("; {}", key.rule) } else { String::new() };
+        text.push_str(&format!("# {}\n#   {}{rule}\n", key.about.trim(), key.kind.describe()));
         // Shorthands stand for other keys, so they have no default of their own.
         match config::default_value(key.path) {
             Some(value) => text.push_str(&format!("{name} = {value}\n")),

@@ -12,4 +12,5 @@ mod common;
 mod hostile;
 mod plan;
 mod schema;
+mod texts;
 mod written;

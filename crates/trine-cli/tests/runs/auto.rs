@@ -21,7 +21,7 @@ fn cores() -> usize {
 /// The line that says what was chosen.
 fn chosen(said: &str) -> Option<&str> {
     said.lines().find(|line| {
-        line.trim_start_matches("# ").starts_with("layout  dp ")
+        line.trim_start_matches("# ").starts_with("chosen  dp ")
             && line.contains("micro-batches of")
     })
 }

@@ -102,7 +102,7 @@ fn a_run_that_has_lost_its_checkpoints_is_not_begun_anew() {
     let before = contents(&run);
     let resume = ["train", "--resume", "run"];
     let anew = "trine train run/config.toml --out NEW";
-    scratch.fails(&resume, 2, &["done 4 steps, and has no whole checkpoint", "mounted?", anew]);
+    scratch.fails(&resume, 2, &["it is at step 4, and has no whole checkpoint", "mounted?", anew]);
     assert!(contents(&run) == before);
     symlink("/not/mounted", run.checkpoints()).unwrap();
     let output = scratch.trine(&resume);

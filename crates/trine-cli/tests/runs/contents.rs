@@ -237,7 +237,7 @@ fn text_is_generated_by_seed() {
     assert_eq!(generate(&["--top-k", "1", "--seed", "7"]), greedy);
     let inspected = scratch.ok(&["inspect", "run"]).0;
     let loss = format!("20: loss {:.4}", run.summary()["final_loss"].as_f64().unwrap());
-    for part in ["complete; 20 of 20 steps", &loss, "whole, checksums right; last"] {
+    for part in ["complete; 20 of 20 steps", &loss, "whole (checksums compared); last"] {
         assert!(inspected.contains(part), "{inspected}\n  expected: {part}");
     }
 }
@@ -285,7 +285,7 @@ fn time_cuts_the_steps_and_the_configuration_says_how_many() {
     assert!((11..100_000).contains(&total), "{summary}");
     assert_eq!(summary["steps_cut"], true);
     assert!(summary["wall_s"].as_f64().unwrap() < 5.0, "{summary}");
-    let note = format!("time limit: {total} of 1000000 steps fit into 0.02 minutes");
+    let note = format!("time limit of 0.02 min: {total} of 1000000 steps fit");
     assert!(told.contains(&note), "{told}");
     assert!(shown.contains("cut to fit") || shown.contains("time limit"), "{shown}");
     // Fed back, the configuration gives the same losses.

@@ -478,7 +478,7 @@ fn a_layout_is_chosen_for_the_ranks_that_there_are() {
         degree("dp = ") * degree("pp = ") * degree("tp = ")
     };
     let (_, said) = scratch.ok(&launch(&["-n", "2"], "two", &auto));
-    assert_eq!((ranks("two"), said.matches("layout  dp ").count()), (2, 1), "{said}");
+    assert_eq!((ranks("two"), said.matches("chosen  dp ").count()), (2, 1), "{said}");
     // Without a number of processes, this host's cores decide it.
     let (_, said) = scratch.ok(&launch(&[], "any", &auto));
     let cores = std::thread::available_parallelism().unwrap().get();
@@ -488,7 +488,7 @@ fn a_layout_is_chosen_for_the_ranks_that_there_are() {
     let output = scratch.program("mpirun").args(alone).output().unwrap();
     let said = text(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert_eq!((ranks("alone"), said.matches("layout  dp ").count()), (2, 1), "{said}");
+    assert_eq!((ranks("alone"), said.matches("chosen  dp ").count()), (2, 1), "{said}");
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn what_cannot_be_planned_is_said() {
     let exact = ["--steps=4", "--numerics=reference"];
     let (said, summary) = run(&scratch, "reference", &[SERIAL, &exact].concat());
     assert!(said.contains("after 4 steps"), "{said}");
-    let why = "the planner has no times of reference numerics";
+    let why = "the planner knows no times for reference numerics";
     assert!(said.contains(&format!("time and bubble are not planned: {why}")), "{said}");
     let plan = &summary["plan"];
     assert_eq!(plan["unplanned"], why);
@@ -89,7 +89,7 @@ fn what_cannot_be_planned_is_said() {
     let hurried = ["--steps=3", "--set=train.minutes_max=0.9"];
     let (said, summary) = run(&scratch, "hurried", &[SERIAL, &hurried].concat());
     assert!(said.contains("machine: not known\n"), "{said}");
-    assert!(said.contains("so short a time limit leaves none to measure the machine"), "{said}");
+    assert!(said.contains("the time limit is too short to measure the machine first"), "{said}");
     assert!(summary["plan"]["step_s_planned"].is_null(), "{summary}");
 }
 

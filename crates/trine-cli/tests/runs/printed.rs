@@ -80,3 +80,20 @@ fn quiet_and_verbose_say_less_and_more() {
     assert!(said.contains("gradient norm ") && said.contains("(step 4)"), "{said}");
     assert_eq!(run("quiet", &[&evaluated[..], &["--quiet"]].concat()), "");
 }
+
+/// Where no line is drawn anew, what was begun is said to its end.
+#[test]
+fn progress_off_a_terminal_reaches_its_end() {
+    let scratch = Scratch::new();
+    let often = ["--steps=1", "--set=log.every_seconds=1e-6", "--set=eval.final_windows_max=9"];
+    let (_, said) = scratch.ok(&[&small("run", SERIAL)[..], &often].concat());
+    let last = |start: &str| {
+        let line = said.lines().rfind(|line| line.starts_with(start));
+        let (done, all) = line.and_then(|line| line[start.len()..].split_once(" of ")).unwrap();
+        (done.to_owned(), all.trim_end_matches(" batches").to_owned())
+    };
+    for start in ["data: encoding ", "evaluating: "] {
+        let (done, all) = last(start);
+        assert_eq!(done, all, "{said}");
+    }
+}

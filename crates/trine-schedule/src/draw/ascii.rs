@@ -68,16 +68,22 @@ fn draw_row<'p>(
     line.into_iter().collect()
 }
 
-/// Times below the drawing: the start of each label stands at its time.
+/// Times below the drawing: the start of each label stands at its time. They are whole numbers, if a unit of time is
+/// wide enough for one.
 fn axis(makespan: f64, columns: usize) -> String {
-    let labels = (columns / 16).clamp(1, 8);
-    let mut axis = String::new();
-    for index in 0..labels {
-        let column = columns * index / labels;
-        let label = time(makespan * column as f64 / columns as f64);
+    let labels = if makespan > 0.0 { (columns / 16).clamp(1, 8) } else { 1 };
+    let each = makespan / labels as f64;
+    let each = if each >= 1.0 { each.ceil() } else { each };
+    let end = time(makespan);
+    let mut axis = time(0.0);
+    for index in 1..labels {
+        let value = each * index as f64;
+        let (column, label) = ((value / makespan * columns as f64).round() as usize, time(value));
+        if column + label.len() + end.len() >= columns {
+            break;
+        }
         axis.push_str(&format!("{:<width$}{label}", "", width = column - axis.len()));
     }
-    let end = time(makespan);
     let gap = columns.saturating_sub(axis.len() + end.len());
     if gap > 0 {
         axis.push_str(&format!("{:gap$}{end}", ""));
@@ -97,6 +103,7 @@ fn legend(rows: &[Vec<Piece>], is_cut: bool) -> String {
     let mut words: Vec<&str> =
         parts.iter().filter(|part| drawn(part.0)).map(|part| part.1).collect();
     words.push(". idle");
-    let note = if is_cut { "too narrow for some numbers\n" } else { "" };
+    let note =
+        if is_cut { "too narrow for some numbers: draw more columns (--columns)\n" } else { "" };
     format!("{}; numbers are micro-batches\n{note}", words.join(", "))
 }

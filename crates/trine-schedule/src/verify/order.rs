@@ -174,7 +174,7 @@ impl Walk<'_> {
             return Ok(());
         }
         let how = if home == rank { "computed before it" } else { "received before it" };
-        let expected = format!("the {payload:?} of stage {from} (rank {home}) to be {how}");
+        let expected = format!("the {payload} of stage {from} (rank {home}) to be {how}");
         Err((VerifyErrorKind::MissingInput, expected))
     }
 

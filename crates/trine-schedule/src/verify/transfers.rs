@@ -62,7 +62,7 @@ fn check_channel(
     let mut pairs = sent.iter().zip(received);
     if let Some((sent, received)) = pairs.find(|(sent, received)| sent.0 != received.0) {
         let expected = format!(
-            "the {:?} of micro-batch {} for stage {}, which rank {from} sends next (at position {})",
+            "the {} of micro-batch {} for stage {}, which rank {from} sends next (at position {})",
             sent.0.payload, sent.0.micro_batch, sent.0.to_stage, sent.1
         );
         let cells = [(to, received.1), (from, sent.1)];

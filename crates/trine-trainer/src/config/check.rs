@@ -202,7 +202,7 @@ impl Check<'_> {
             self.report("layout.virtual", chunks, rule, chunks.clamp(fewest, most));
         } else if pp * chunks > layers {
             let rule = format!(
-                "layout.pp = {pp}{} × {chunks} on each rank are {} stages, and model.layers = {layers}{}; every \
+                "layout.pp = {pp}{} × {chunks} on each rank gives {} stages, and model.layers = {layers}{}; every \
                  stage needs a layer",
                 self.given("layout.pp"),
                 pp * chunks,

@@ -108,7 +108,8 @@ pub enum Violation {
 pub enum ConfigError {
     /// The file cannot be read.
     #[error(
-        "{path}: cannot read the configuration: {cause}; `trine presets` lists what can be trained without a file"
+        "{}: cannot read the configuration: {cause}; `trine presets` lists what can be trained without a file",
+        on_one_line(path)
     )]
     Read {
         /// The path as typed.
@@ -117,7 +118,7 @@ pub enum ConfigError {
         cause: String,
     },
     /// The file is no TOML.
-    #[error("{at}: not valid TOML: {cause}")]
+    #[error("{}: not valid TOML: {cause}", on_one_line(at))]
     Syntax {
         /// Where.
         at: Origin,
@@ -152,12 +153,18 @@ impl Violation {
     }
 }
 
+/// A problem on one line: keys, values and names of files may have several.
+fn on_one_line(problem: &impl fmt::Display) -> String {
+    problem.to_string().replace('\n', "\\n").replace('\r', "\\r")
+}
+
 fn list(violations: &[Violation]) -> String {
     match violations {
-        [one] => one.to_string(),
+        [one] => on_one_line(one),
         all => {
             let shown = all.iter().take(LISTED_MAX);
-            let mut lines: Vec<String> = shown.map(|one| format!("  {one}")).collect();
+            let mut lines: Vec<String> =
+                shown.map(|one| format!("  {}", on_one_line(one))).collect();
             if all.len() > LISTED_MAX {
                 lines.push(format!("  … and {} more", all.len() - LISTED_MAX));
             }

@@ -46,7 +46,7 @@ const MODEL: &[Key] = &[
     key(
         "model.family",
         Kind::Choice(&["gpt", "llama"]),
-        "a known family",
+        "any",
         "norms, activation, positions, biases",
     ),
     key("model.hidden", usize::KIND, "at least 1", "width of the residual stream"),

@@ -78,6 +78,25 @@ pub struct Key {
     pub shorthand: bool,
 }
 
+impl Key {
+    /// What a key without a rule has in its place.
+    const NO_RULE: &'static str = "any";
+
+    /// Whether something must hold of its value beyond the type.
+    pub fn has_rule(&self) -> bool {
+        self.rule != Self::NO_RULE
+    }
+
+    /// Its type in words, with the least value where the rule begins with one.
+    pub(super) fn expected(&self) -> String {
+        let from_one = ["at least 1", "1..="].iter().any(|least| self.rule.starts_with(least));
+        match self.kind {
+            Kind::Count if from_one => "a whole number, at least 1".into(),
+            kind => kind.describe(),
+        }
+    }
+}
+
 /// A type that a key's value can have.
 pub(super) trait Field {
     const KIND: Kind;

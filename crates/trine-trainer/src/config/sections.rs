@@ -114,11 +114,11 @@ section! {
         /// "crates" (the Rust sources of the workspace's dependencies), or the path of a text file, a folder or a prepared dataset
         source: Source, "not empty";
         /// list of the packages behind "crates", as `cargo xtask train` writes it; empty: none
-        manifest: PathBuf, "any path";
+        manifest: PathBuf, "any";
         /// files of a folder over so many bytes are left out, 0: none; what is left out is said at the start
         file_bytes_max: u64, "any";
         /// a tokenizer.json for the text, byte-level as GPT-2's; empty: one is trained on it; a prepared dataset has its own
-        tokenizer: PathBuf, "any path";
+        tokenizer: PathBuf, "any";
         /// entries of the tokenizer that is trained on the text
         vocab: usize, "at most model.vocab; with \"crates\" at least 257";
         /// tokens of a sequence
@@ -200,7 +200,7 @@ section! {
     /// `[optimizer]`: the update.
     Optimizer in "optimizer" {
         /// algorithm
-        kind: OptimizerKind, "a known algorithm";
+        kind: OptimizerKind, "any";
         /// peak learning rate
         lr: f64, "above 0";
         /// decay of the first moment (adamw)
@@ -220,7 +220,7 @@ section! {
     /// `[lr]`: the learning rate over the run.
     Lr in "lr" {
         /// shape after the warm-up
-        kind: LrKind, "a known shape";
+        kind: LrKind, "any";
         /// steps until the peak is reached
         warmup_steps: usize, "any";
         /// last rate as a part of the peak
@@ -280,7 +280,7 @@ section! {
     /// `[output]`: the run directory.
     Output in "output" {
         /// the run directory; empty: runs/NAME
-        dir: PathBuf, "any path";
+        dir: PathBuf, "any";
     }
 }
 

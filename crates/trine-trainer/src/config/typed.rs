@@ -248,7 +248,7 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         return Some(Violation::Type {
             at: at.clone(),
             key: key.path.to_owned(),
-            expected: key.kind.describe(),
+            expected: key.expected(),
             found: describe(value),
             example: example(key),
         });

@@ -69,7 +69,10 @@ impl RunDirectory {
 
     /// Makes the directory of a new run.
     fn claim(path: &Path) -> Result<Self, TrainError> {
-        check_free(path)?;
+        check_free(path).map_err(|error| match error {
+            TrainError::RunExists(path) if is_in_use(&path) => TrainError::InUse(path),
+            other => other,
+        })?;
         std::fs::create_dir_all(path).map_err(io("create the run directory", path))?;
         let directory = Self::lock(path)?;
         // Another run may have been faster, and have ended since.
@@ -125,7 +128,7 @@ impl RunDirectory {
         }
         let (steps, summary) = (metrics::last_step(&self.path)?, self.summary());
         let step = steps.or(summary.map(|summary| summary.steps));
-        Ok(step.map(|step| format!("it has done {step} steps, and has no whole checkpoint")))
+        Ok(step.map(|step| format!("it is at step {step}, and has no whole checkpoint")))
     }
 
     /// Makes the directory that of a run, from `first_step` on: writes the configuration, and cuts the

@@ -6,6 +6,7 @@ use crate::run::data::RunData;
 use crate::run::directory::CONFIG;
 use std::path::Path;
 use trine_checkpoint::{Checkpoint, Manifest, RunState};
+use trine_mesh::plural;
 
 /// The configuration that a checkpoint was made with, in its manifest.
 pub(super) const CONFIGURATION: &str = "config";
@@ -78,8 +79,9 @@ pub(super) fn check(
     let mut lines: Vec<String> =
         rows.iter().map(|(key, before, after)| format!("{key} {before} → {after}")).collect();
     if run.step >= total {
-        let (steps, more) = (run.step, "more are done by --steps");
-        lines.push(format!("all {total} steps are done, the run is at step {steps}; {more}"));
+        let (steps, more) = (run.step, "a larger --steps adds more");
+        let noun = plural(total, "step");
+        lines.push(format!("all {total} {noun} are done, the run is at step {steps}; {more}"));
     } else {
         lines.extend(rate_jump(&now, before, run, total));
     }

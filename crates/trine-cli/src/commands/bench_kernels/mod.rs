@@ -7,7 +7,7 @@ use crate::args::BenchKernelsArgs;
 use crate::commands::train::cores;
 use crate::failure::Failure;
 use crate::output;
-use crate::output::{Align, Table};
+use crate::output::{Align, Table, counted};
 use calls::{Bench, Work};
 use cases::Case;
 use serde_json::{Value, json};
@@ -81,11 +81,11 @@ impl Plan {
             ""
         };
         format!(
-            "{build}{}, {} thread(s), {} ms a kernel. Rates and shares are those of the best call; a share is of\n\
+            "{build}{}, {}, {} ms a kernel. Rates and shares are those of the best call; a share is of\n\
              multiply-adds in registers or of copying in memory, at the start. What fits into a cache or is\n\
              updated in place may be faster than copying.\n\n",
             ops.isa().name(),
-            ops.threads(),
+            counted(ops.threads(), "thread"),
             self.budget.as_millis(),
         )
     }

@@ -102,8 +102,8 @@ pub(super) fn table(all: &[Saved]) -> String {
     ]);
     for saved in all {
         let health = match &saved.health {
-            Health::ChecksumsRight => "whole, checksums right".to_owned(),
-            Health::SizesRight => "whole, sizes right".to_owned(),
+            Health::ChecksumsRight => "whole (checksums compared)".to_owned(),
+            Health::SizesRight => "whole (sizes compared)".to_owned(),
             Health::Damaged(why) => format!("damaged: {why}"),
         };
         let roles = [(saved.is_last, "; last"), (saved.is_best, "; best")];

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use anyhow::Context;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
-use trine_trainer::plural;
+use trine_mesh::plural;
 use trine_trainer::run::MetricsLine;
 
 /// Steps that tell how fast the run is now.

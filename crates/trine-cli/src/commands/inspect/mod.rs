@@ -6,9 +6,9 @@ mod history;
 mod state;
 
 use crate::args::InspectArgs;
-use crate::corpus;
+use crate::corpus::{self, Names};
 use crate::failure::Failure;
-use crate::output::{self, grouped};
+use crate::output::{self, counted, grouped};
 use crate::progress::clock;
 use crate::report::NextCommands;
 use crate::select;
@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use state::{State, Told};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
+use trine_mesh::plural;
 use trine_trainer::config::{Config, Source, Typed};
-use trine_trainer::plural;
 use trine_trainer::run::{DataSummary, has_nothing_to_lose, in_use_since};
 
 /// Columns and rows of the curve at most.
@@ -191,7 +191,7 @@ impl<'a> Inspected<'a> {
     fn text(&self) -> Option<String> {
         let data = self.told.summary()?["data"].clone();
         let data = serde_json::from_value::<DataSummary>(data).ok()?;
-        let left_out = corpus::left_out(&data).map(|text| format!("; {text}"));
+        let left_out = corpus::left_out(&data, Names::Some).map(|text| format!("; {text}"));
         Some(corpus::taken(&data) + &left_out.unwrap_or_default())
     }
 
@@ -250,6 +250,7 @@ fn configured(config: &Config) -> Vec<(&'static str, String)> {
     let Config { model, train, lr, batch, data, eval, checkpoint, .. } = config;
     let every = |steps: usize| match steps {
         0 => "at the end".to_owned(),
+        1 => "after every step".to_owned(),
         steps => format!("every {steps} steps"),
     };
     let source = match &data.source {
@@ -266,11 +267,11 @@ fn configured(config: &Config) -> Vec<(&'static str, String)> {
         (
             "model",
             format!(
-                "{family}, {} parameters: {} layers, hidden {}, {} heads ({} KV), vocabulary {}",
+                "{family}, {} parameters: {}, hidden {}, {} ({} KV), vocabulary {}",
                 grouped(model.param_count()),
-                model.layers,
+                counted(model.layers, "layer"),
                 model.hidden,
-                model.heads,
+                counted(model.heads, "head"),
                 model.kv_heads,
                 model.vocab,
             ),
@@ -278,9 +279,8 @@ fn configured(config: &Config) -> Vec<(&'static str, String)> {
         (
             "layout",
             format!(
-                "{} {}: {}; {}, ZeRO-{}; {}, {numerics} numerics",
-                grouped(config.world() as u64),
-                plural(config.world() as u64, "rank"),
+                "{}: {}; {}, ZeRO-{}; {}, {numerics} numerics",
+                counted(config.world(), "rank"),
                 config.degrees(),
                 config.order_of_work(),
                 train.zero,
@@ -290,20 +290,20 @@ fn configured(config: &Config) -> Vec<(&'static str, String)> {
         (
             "data",
             format!(
-                "{source}; a step has {} sequences of {}, {} tokens",
-                batch.global,
+                "{source}; a step has {} of {}, {}",
+                counted(batch.global, "sequence"),
                 data.seq,
-                grouped(config.tokens_per_step() as u64),
+                counted(config.tokens_per_step(), "token"),
             ),
         ),
         (
             "steps",
             format!(
-                "{}{minutes}; {:?} rate, peak {} after {} steps; validation {}, checkpoints {}",
+                "{}{minutes}; {:?} rate, peak {} after {}; validation {}, checkpoints {}",
                 grouped(train.steps as u64),
                 lr.kind,
                 config.optimizer.lr,
-                lr.warmup_steps,
+                counted(lr.warmup_steps, "step"),
                 every(eval.every),
                 every(checkpoint.every),
             )

@@ -2,7 +2,7 @@
 
 use super::task::{Task, describe};
 use crate::failure::Failure;
-use crate::output::{self, Align, Table, Unit, grouped};
+use crate::output::{self, Align, Table, Unit, counted, grouped};
 use crate::plan_args::ScaleArgs;
 use crate::written::{Kind, Output};
 use serde_json::json;
@@ -105,8 +105,8 @@ fn curve(planner: &Planner<'_>, name: &str, points: &[ScalingPoint]) -> String {
     let bend = points.iter().find(|point| point.efficiency < BENDS_BELOW);
     let said = match bend {
         Some(point) => format!(
-            "It bends at {} devices ({:.1} %): {}.\n",
-            grouped(point.layout.devices() as u64),
+            "It bends at {} ({:.1} %): {}.\n",
+            counted(point.layout.devices(), "device"),
             100.0 * point.efficiency,
             reason(planner, point)
         ),
@@ -120,10 +120,10 @@ fn reason(planner: &Planner<'_>, point: &ScalingPoint) -> String {
     let layout = &point.layout;
     match point.bend {
         Some(("bubble", share)) => format!(
-            "the bubble takes {:.1} % more of the step, as only {} micro-batches are left for {} pipeline ranks",
+            "the bubble takes {:.1} % more of the step, as each of {} has {} left",
             100.0 * share,
-            layout.micro_batches(),
-            layout.degrees.pp
+            counted(layout.degrees.pp, "pipeline rank"),
+            counted(layout.micro_batches(), "micro-batch"),
         ),
         Some(("data parallelism", share)) => format!(
             "reducing gradients over {} replicas takes {:.1} % more of the step; it crosses the level \"{}\"",

@@ -3,7 +3,7 @@
 use super::runnable::{self, Runnable};
 use super::task::{Task, describe, recompute_word};
 use crate::failure::Failure;
-use crate::output::{self, Align, Table, Unit, grouped};
+use crate::output::{self, Align, Table, Unit, counted, grouped};
 use crate::plan_args::SearchArgs;
 use crate::written::{Kind, Output};
 use anyhow::Context;
@@ -60,6 +60,9 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     }
     if args.sensitivity {
         text += &ranking(&planner, &found.best[0], task.request.headroom);
+    }
+    for path in args.svg.iter().chain(&args.write_config) {
+        text += &format!("\nWritten: {}\n", path.display());
     }
     text += &runnable.report(&task, found.best[0].step())?;
     output::print(&text)
@@ -122,9 +125,9 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
         ]);
     }
     format!(
-        "{} layouts evaluated, {} fit; the best {} simulated. {} and MFU count what the model needs (every query with \
+        "{} evaluated, {} fit; the best {} simulated. {} and MFU count what the model needs (every query with \
          every key), HFU what is computed again too.\n\n{}",
-        grouped(found.evaluated as u64),
+        counted(found.evaluated, "layout"),
         grouped(found.feasible as u64),
         found.best.len(),
         rate.long,
@@ -133,6 +136,9 @@ fn summary(planner: &Planner<'_>, found: &Found, top: usize) -> String {
 }
 
 fn leads(found: &Found, top: usize) -> String {
+    if top.min(found.best.len()) < 2 {
+        return String::new();
+    }
     let mut text = String::from("\nWhy each beats the next:\n");
     let unit = Unit::of_seconds(found.best[0].step());
     for (index, pair) in found.best.windows(2).take(top.saturating_sub(1)).enumerate() {
@@ -155,7 +161,7 @@ fn nearly(found: &Found, headroom: f64) -> String {
     let mut text = String::new();
     for choice in found.tight(headroom).take(3) {
         text += &format!(
-            "Nearly infeasible ({:.1} % of the memory): {}\n",
+            "Tight, with {:.1} % of the memory in use: {}\n",
             100.0 * choice.memory_share(),
             describe(choice)
         );
@@ -182,7 +188,7 @@ fn budget(planner: &Planner<'_>, best: &Choice, tokens: f64) -> String {
     let hours = days * 24.0 * best.layout.devices() as f64;
     format!(
         "\n{} tokens: {}, {} device hours, {price}.\n",
-        Unit::of_count(tokens).show(tokens, 1),
+        Unit::of_count(tokens).show(tokens, 2),
         Time(86400.0 * days),
         Unit::of_many(hours).show(hours, 2)
     )

@@ -3,7 +3,7 @@
 use super::given::{self, Given, choose};
 use crate::failure::Failure;
 use crate::machine::{self, THIS_MACHINE};
-use crate::output::Unit;
+use crate::output::{Unit, counted};
 use crate::plan_args::TaskArgs;
 use std::path::Path;
 use trine_buffer::DType;
@@ -110,13 +110,13 @@ impl Task {
         let Request { devices, global_batch, seq, headroom, .. } = self.request;
         let params = Unit::of_count(self.model.params);
         format!(
-            "{} ({} parameters) on {}: {devices} × {}, {} sequences of {seq} tokens a step, software {}, \
+            "{} ({} parameters) on {}: {devices} × {}, {} of {seq} tokens a step, software {}, \
              {:.0} % of memory left free\n",
             self.name(),
             params.show(self.model.params, 1),
             self.cluster.name,
             self.cluster.device.name,
-            global_batch,
+            counted(global_batch, "sequence"),
             self.stack.name,
             100.0 * headroom,
         )
@@ -134,14 +134,16 @@ impl Task {
         let Request { devices, global_batch, headroom, .. } = self.request;
         match &why.limit {
             Limit::Devices => format!(
-                "{devices} devices: {} has 1 to {}; nearest: --gpus {}",
+                "{}: {} has 1 to {}; nearest: --gpus {}",
+                counted(devices, "device"),
                 self.cluster.name,
                 self.cluster.devices(),
                 why.devices.unwrap_or(1)
             ),
             Limit::Batch => format!(
-                "the batch binds: {global_batch} sequences cannot be shared out over {devices} devices (replicas × \
-                 micro-batch must divide them){}",
+                "the batch binds: {} cannot be shared out over {} (replicas × micro-batch must divide the batch){}",
+                counted(global_batch, "sequence"),
+                counted(devices, "device"),
                 Self::nearest(&[other(why)])
             ),
             Limit::Memory { leanest } => self.too_little_memory(leanest, why, headroom),
@@ -158,15 +160,15 @@ impl Task {
         };
         let without: Vec<&str> =
             self.given.iter().filter(possible).map(|one| one.typed.as_str()).collect();
-        let devices = self.request.devices;
+        let devices = counted(self.request.devices, "device");
         match (all.as_slice(), without.as_slice()) {
-            ([], _) => format!("no layout of {} uses {devices} devices", self.name()),
+            ([], _) => format!("no layout of {} uses {devices}", self.name()),
             (all, []) => format!(
-                "no layout of {devices} devices has {}, and without one of them none fits the memory",
+                "no layout of {devices} has {}, and without one of them none fits the memory",
                 all.join(" ")
             ),
             (all, without) => format!(
-                "no layout of {devices} devices has {}; there is one without {}",
+                "no layout of {devices} has {}; there is one without {}",
                 all.join(" "),
                 without.join(", or without ")
             ),

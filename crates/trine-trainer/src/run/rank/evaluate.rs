@@ -89,6 +89,10 @@ impl RankRun<'_> {
             let loss = engine.evaluate(&batch)?;
             total = Loss { sum: total.sum + loss.sum, tokens: total.tokens + loss.tokens };
         }
+        self.tell(
+            engine.world().rank(),
+            Work::Evaluating { batches_done: rounds, batches: rounds },
+        );
         progress.times.evaluate += began.elapsed();
         if !total.sum.is_finite() {
             return Err(TrainError::Validation { step: progress.step, loss: total.mean() });

@@ -32,6 +32,7 @@ use trine_checkpoint::{Checkpoint, is_expressible};
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
 use trine_kernels::CpuOps;
+use trine_mesh::plural;
 use trine_spec::ModelSpec;
 
 /// What all ranks of a run share.
@@ -143,8 +144,9 @@ impl<'a> RankRun<'a> {
         if warmup > steps {
             let reached = 100.0 * steps as f64 / warmup as f64;
             let text = format!(
-                "lr.warmup_steps = {warmup} is longer than the run of {steps} steps: the rate ends at \
-                 {reached:.0} % of its peak"
+                "lr.warmup_steps = {warmup} is longer than the run of {steps} {}: the rate ends at \
+                 {reached:.0} % of its peak",
+                plural(steps, "step")
             );
             report(self.reporter, &Event::Note(text));
         }
@@ -254,7 +256,7 @@ impl<'a> RankRun<'a> {
     fn refit(&self, engine: &Engine, progress: &mut Progress, total: u64) {
         if total != progress.total {
             let (before, minutes) = (progress.total, self.request.config.train.minutes_max);
-            let text = format!("time limit: {total} of {before} steps fit into {minutes} minutes");
+            let text = format!("time limit of {minutes} min: {total} of {before} steps fit");
             self.note(engine, text);
             progress.total = total;
         }
