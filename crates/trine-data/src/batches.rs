@@ -292,7 +292,7 @@ mod tests {
     fn bad_shapes_name_the_nearest_good_one() {
         let stream = Arc::new(TokenStream::new(vec![1; 7], vec![0], 9, 10, 0).unwrap());
         let error = Batches::new(stream, OPTIONS).unwrap_err().to_string();
-        assert!(error.contains("7 tokens") && error.contains("window of 8"), "{error}");
+        assert!(error.contains("window of 8 tokens: it has 7; set data.seq to 7"), "{error}");
         let batches = batches(1000, OPTIONS);
         let error = |share, m| batches.micro_batch(0, share, m).unwrap_err().to_string();
         let uneven = error(Share { dp_rank: 0, dp: 5, micro_batches: 2 }, 0);

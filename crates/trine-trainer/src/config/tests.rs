@@ -265,9 +265,9 @@ fn wrong_types_and_words_say_what_was_expected() {
     let cases = [
         (
             "[train]\nsteps = \"many\"\n",
-            "run.toml:2:1: train.steps must be a whole number, 0 or more, found the text \"many\"; for example: train.steps = ",
+            "run.toml:2:1: train.steps must be a whole number, at least 1, found the text \"many\"; for example: train.steps = ",
         ),
-        ("[train]\nsteps = -3\n", "must be a whole number, 0 or more, found the whole number -3"),
+        ("[train]\nsteps = -3\n", "must be a whole number, at least 1, found the whole number -3"),
         ("[train]\nsteps = 1.5\n", "found the number 1.5"),
         ("[train]\nrecompute = 1\n", "train.recompute must be true or false"),
         (
@@ -333,7 +333,7 @@ fn set_takes_toml_and_bare_words() {
         ("layout.layers=[1,", "the value is not valid TOML"),
         (
             "train.steps=ten",
-            "train.steps must be a whole number, 0 or more, found the text \"ten\"",
+            "train.steps must be a whole number, at least 1, found the text \"ten\"",
         ),
         ("train.steps=", "found the text \"\""),
         ("train={steps=3}", "train must be a section"),
@@ -383,7 +383,7 @@ const RULES: &[(&[&str], &str, &str)] = &[
     ),
     (
         &["layout.schedule=breadth-first", "layout.virtual=3"],
-        "layout.pp = 2 (preset rust-default) × 3 on each rank are 6 stages, and model.layers = 4",
+        "layout.pp = 2 (preset rust-default) × 3 on each rank gives 6 stages, and model.layers = 4",
         "2",
     ),
     (
