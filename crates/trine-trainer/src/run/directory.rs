@@ -70,7 +70,7 @@ impl RunDirectory {
     /// Makes the directory of a new run.
     fn claim(path: &Path) -> Result<Self, TrainError> {
         check_free(path).map_err(|error| match error {
-            TrainError::RunExists(path) if is_in_use(&path) => TrainError::InUse(path),
+            TrainError::RunExists(path) if in_use_since(&path).is_some() => TrainError::InUse(path),
             other => other,
         })?;
         std::fs::create_dir_all(path).map_err(io("create the run directory", path))?;

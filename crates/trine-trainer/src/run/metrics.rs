@@ -1,12 +1,12 @@
 //! `metrics.jsonl`: one line a step.
 
 use crate::TrainError;
-use crate::outlook::plural;
 use crate::run::directory::{METRICS, io, replace};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use trine_mesh::plural;
 
 /// Bytes of the longest metrics: 16 million steps.
 const BYTES_MAX: u64 = 4 << 30;
