@@ -26,7 +26,7 @@ fn one_thing_is_singular() {
         "1 layer, hidden 32, 1 head (1 KV)",
         "1 rank:",
         "1 sequence of 16; each rank 1 micro-batch of 1",
-        "1 step or ",
+        "# run     1 step",
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
