@@ -165,9 +165,9 @@ fn a_run_inside_its_data_goes_on() {
     let scratch = Scratch::new();
     let inside = ["--set=data.cache=data/cache"];
     let first = scratch.train("data/run", &[ONE_STEP, &inside].concat());
-    let (_, told) = scratch.ok(&["train", "--resume", "data/run", "--steps=2"]);
-    assert!(told.contains("1 prepared datasets: cache/data-"), "{told}");
-    assert!(told.contains("1 run directories: run"), "{told}");
+    let (_, told) = scratch.ok(&["train", "--resume", "data/run", "--steps=2", "-v"]);
+    assert!(told.contains("1 prepared dataset: cache/data-"), "{told}");
+    assert!(told.contains("1 run directory: run"), "{told}");
     let second = scratch.train("data/other", &[ONE_STEP, &inside].concat());
     assert_eq!(first.summary()["corpus_hash"], second.summary()["corpus_hash"]);
     assert_eq!(first.summary()["data"]["left_out"]["run"]["count"], 1);
