@@ -246,9 +246,6 @@ const SHOWN_MAX: usize = 4096;
 /// The widest drawing.
 const COLUMNS_MAX: usize = 1 << 20;
 
-/// Entries of the largest tokenizer: what an id of 32 bits tells apart.
-const VOCAB_MAX: usize = u32::MAX as usize;
-
 /// Turns of a measurement.
 const ROUNDS_MAX: usize = 1 << 20;
 
