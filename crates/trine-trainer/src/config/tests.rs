@@ -388,7 +388,7 @@ const RULES: &[(&[&str], &str, &str)] = &[
     ),
     (
         &["layout.schedule=zb-v", "model.layers=3"],
-        "layout.virtual = 0: layout.pp = 2 (preset rust-default) × 2 on each rank are 4 stages",
+        "layout.virtual = 0: layout.pp = 2 (preset rust-default) × 2 on each rank gives 4 stages",
         "another layout.schedule",
     ),
     (
