@@ -242,7 +242,7 @@ fn bad_sources_say_what_where_and_what_would_do() {
     assert!(error("binary.txt").contains("byte 3"));
     assert!(error("one.txt").contains("at least 2 characters"));
     assert!(error("nothing").contains("no files"));
-    assert!(error("images").contains("1 files that are not UTF-8 text (such as a.png)"));
+    assert!(error("images").contains("1 file that is not UTF-8 text (such as a.png)"));
 
     let single = CorpusManifest {
         packages: vec![CratePackage {
