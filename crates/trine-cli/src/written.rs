@@ -4,6 +4,7 @@
 use crate::failure::Failure;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use trine_trainer::TrainError;
 use trine_trainer::run::{TRACE_FIRST, TRACE_PART_FIRST};
@@ -141,9 +142,10 @@ impl Output<'_> {
         if there.is_dir() {
             return Some("it is a folder".into());
         }
-        // Devices, such as /dev/null, lose nothing.
+        // Devices, such as /dev/null, lose nothing. To open a pipe waits for its reader.
         if !there.is_file() {
-            return None;
+            let is_pipe = fs::metadata(&there).is_ok_and(|found| found.file_type().is_fifo());
+            return is_pipe.then(|| "it is a pipe".to_owned());
         }
         let is_there = |input: &&&Path| fs::canonicalize(input).is_ok_and(|input| input == there);
         if inputs.iter().any(|input| is_there(&input)) {

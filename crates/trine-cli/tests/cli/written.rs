@@ -66,6 +66,9 @@ fn what_trine_wrote_is_replaced_by_its_like_only() {
     fails(folder.path(), &read, 2, &["--write-config ./write-config: the command reads it"]);
     ok(folder.path(), &["train", "write-config", "--dry-run"]);
     // Devices lose nothing.
+    let made = std::process::Command::new("mkfifo").arg(folder.path().join("pipe")).status();
+    assert!(made.unwrap().success());
+    fails(folder.path(), &["schedule", "show", "gpipe", "--svg", "pipe"], 2, &["it is a pipe"]);
     let output = trine(folder.path(), &["schedule", "show", "gpipe", "--svg", "/dev/null"]);
     assert!(output.status.success());
 }
