@@ -165,7 +165,7 @@ fn other_launchers_are_understood() {
     let (code, out, said) =
         mpirun("8", &small("none", &[ALL_AXES, COMMON, &["--dry-run"]].concat()));
     assert_eq!(code, Some(0), "{said}");
-    assert!(out.contains(": ranks 0–7, stages 0–1"), "{out}");
+    assert!(out.contains(": ranks 0–7, pp 0–1"), "{out}");
     let (code, _, said) = mpirun("2", &small("none", &["--tp=2", "--backend=threads"]));
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("OMPI_COMM_WORLD_SIZE=2"), "{said}");
