@@ -5,6 +5,7 @@ use crate::commands::train::{self, Run};
 use crate::failure::Failure;
 use crate::launcher::Launched;
 use crate::out_of_memory::OutOfMemory;
+use crate::output::counted;
 use crate::progress::Screen;
 use crate::side::{self, Side};
 use crate::signals::Heeding;
@@ -14,7 +15,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
-use trine_mesh::plural;
 use trine_mesh::{Mesh, Placement};
 use trine_trainer::config::{Config, File, LayoutBy, Typed};
 use trine_trainer::run::{Event, Reporter, Work};
@@ -86,7 +86,7 @@ fn live(
     if process.world().rank() == 0 {
         let by = launched.map_or("no launcher", |launched| &launched.by);
         let (library, size) = (trine_comm_mpi::library(), process.world().size());
-        output::complain(&format!("{size} {} on {library}, by {by}", plural(size as u64, "rank")));
+        output::complain(&format!("{} on {library}, by {by}", counted(size, "rank")));
         output::complain(&hosts_line(placement.hosts()));
         if let Some(chosen) = chosen {
             output::complain(&chosen);

@@ -31,6 +31,15 @@ pub enum ScheduleKind {
     ForwardOnly,
 }
 
+/// How the stages of a pipeline lie on its ranks. With one stage a rank both are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// Each chunk goes down the ranks as the one before did.
+    Loops,
+    /// Every second chunk comes back up.
+    V,
+}
+
 /// What is known of a [`ScheduleKind`].
 #[derive(Debug, Clone, Copy)]
 pub struct KindInfo {
@@ -48,6 +57,8 @@ pub struct KindInfo {
     pub chunks: (usize, usize),
     /// The usual number of stages of a rank.
     pub chunks_usual: usize,
+    /// How stages lie on ranks.
+    pub placement: Placement,
     generate: fn(Shape) -> Result<Schedule, ScheduleError>,
 }
 
@@ -63,6 +74,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 1811.06965",
         chunks: (1, 1),
         chunks_usual: 1,
+        placement: Placement::Loops,
         generate: |shape| generate::gpipe(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -73,6 +85,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 2006.09503",
         chunks: (1, 1),
         chunks_usual: 1,
+        placement: Placement::Loops,
         generate: |shape| generate::one_f_one_b(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -83,6 +96,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 2104.04473",
         chunks: (1, CHUNKS_MAX),
         chunks_usual: 2,
+        placement: Placement::Loops,
         generate: |shape| generate::interleaved(shape.ranks, shape.chunks, shape.micro_batches),
     },
     KindInfo {
@@ -93,6 +107,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 2211.05953",
         chunks: (1, CHUNKS_MAX),
         chunks_usual: 2,
+        placement: Placement::Loops,
         generate: |shape| generate::breadth_first(shape.ranks, shape.chunks, shape.micro_batches),
     },
     KindInfo {
@@ -103,6 +118,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 2401.10241",
         chunks: (1, 1),
         chunks_usual: 1,
+        placement: Placement::Loops,
         generate: |shape| generate::zb_h1(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -113,6 +129,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 2401.10241",
         chunks: (1, 1),
         chunks_usual: 1,
+        placement: Placement::Loops,
         generate: |shape| generate::zb_h2(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -123,6 +140,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 2401.10241",
         chunks: (2, 2),
         chunks_usual: 2,
+        placement: Placement::V,
         generate: |shape| generate::zb_v(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -133,6 +151,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "arXiv 2412.19437",
         chunks: (2, 2),
         chunks_usual: 2,
+        placement: Placement::V,
         generate: |shape| generate::dual_pipe_v(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -143,6 +162,7 @@ const KINDS: [KindInfo; 9] = [
         paper: "",
         chunks: (1, 1),
         chunks_usual: 1,
+        placement: Placement::Loops,
         generate: |shape| generate::forward_only(shape.ranks, shape.micro_batches),
     },
 ];
@@ -187,8 +207,7 @@ impl ScheduleKind {
     /// The stage that is chunk `chunk` of a rank: in loops, or as a V. With [`Shape::ranks`] ranks of [`Shape::chunks`]
     /// chunks each, every stage has one place.
     pub fn stage_of(self, shape: &Shape, rank: usize, chunk: usize) -> usize {
-        let is_a_v = matches!(self, ScheduleKind::ZbV | ScheduleKind::DualPipeV);
-        let is_on_the_way_up = is_a_v && chunk % 2 == 1;
+        let is_on_the_way_up = self.info().placement == Placement::V && chunk % 2 == 1;
         let place = if is_on_the_way_up { shape.ranks - 1 - rank } else { rank };
         chunk * shape.ranks + place
     }

@@ -53,7 +53,7 @@ pub use closed_form::ClosedForm;
 pub use error::ScheduleError;
 pub use flow::{StageCosts, StepTimes, UniformStage, step_times};
 pub use generate::Shape;
-pub use kind::{KindInfo, ScheduleKind};
+pub use kind::{KindInfo, Placement, ScheduleKind};
 pub use lower::{add_grad_sync, add_transfers, fuse_exchanges, lower};
 pub use nearest::nearest;
 pub use parse::ParseError;

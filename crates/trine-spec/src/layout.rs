@@ -190,11 +190,6 @@ impl RankLayout {
         self.buckets.iter().filter(move |bucket| bucket.stage == stage)
     }
 
-    /// Whether one of the stages has this piece.
-    pub fn has(&self, piece: Piece) -> bool {
-        self.stages.iter().any(|stage| stage.pieces.contains(&piece))
-    }
-
     /// Lays out parameters of a layer of one's own for rank `tp_index` of `tp`: one bucket, in which
     /// they lie directly behind one another, so that neighbours can be used as one matrix.
     ///
@@ -453,7 +448,8 @@ mod tests {
         }
         assert_eq!((tied, both.bucket(1, 0), both.bucket(0, 99)), (2, None, None));
         assert_eq!(both.buckets_of(0).count(), apart[0].buckets.len());
-        assert!(both.has(Piece::Head) && both.has(Piece::Embedding) && !both.has(Piece::Block(5)));
+        let has = |piece| both.stages.iter().any(|stage| stage.pieces.contains(&piece));
+        assert!(has(Piece::Head) && has(Piece::Embedding) && !has(Piece::Block(5)));
     }
 
     /// Every way to write `sum` as `parts` positive numbers.

@@ -3,10 +3,9 @@
 use crate::args::BenchLayoutsArgs;
 use crate::commands::train::cores;
 use crate::failure::Failure;
-use crate::output::{self, Align, Table};
+use crate::output::{self, Align, Table, counted};
 use crate::select;
 use std::time::Duration;
-use trine_mesh::plural;
 use trine_trainer::bench::{CoreTime, Overhead, Part, StepRequest, StepTimes, steps};
 use trine_trainer::config::{Config, Setting};
 
@@ -94,12 +93,11 @@ fn turn(config: &Config) -> Result<StepTimes, Failure> {
 fn head(serial: &Config, layouts: &[Config], args: &BenchLayoutsArgs) -> String {
     let names: Vec<String> = layouts.iter().map(|config| config.degrees().to_string()).collect();
     format!(
-        "{} in {}: one rank with {} {} against {}, {} steps of {} tokens a turn in \
+        "{} in {}: one rank with {} against {}, {} steps of {} tokens a turn in \
          micro-batches of {} × {}, recompute {}, {} turns each\n",
         serial.name,
         serial.train.precision.dtype(),
-        cores(),
-        plural(cores() as u64, "thread"),
+        counted(cores(), "thread"),
         names.join(", "),
         serial.train.steps,
         serial.tokens_per_step(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use trine_dp::ZeroStage;
 use trine_mesh::{Degrees, Mesh, MeshError};
 use trine_optim::{LrSchedule, OptimizerConfig};
-use trine_spec::{BUCKET_ELEMENTS, SpecError, StagePieces, split_layers};
+use trine_spec::BUCKET_ELEMENTS;
 
 impl Config {
     /// The degrees of the mesh.
@@ -62,16 +62,6 @@ impl Config {
             1 => self.layout.schedule.to_string(),
             several => format!("{} with {several} stages on each rank", self.layout.schedule),
         }
-    }
-
-    /// The pieces of each stage.
-    ///
-    /// # Errors
-    /// More stages than layers or a bad split, which a checked configuration does not have.
-    pub fn stages(&self) -> Result<Vec<StagePieces>, SpecError> {
-        let given = &self.layout.layers;
-        let given = (!given.is_empty()).then_some(given.as_slice());
-        split_layers(&self.model, self.layout.pp * self.virtual_stages(), given)
     }
 
     /// What the engine needs, for ranks that share `cores` cores, unless

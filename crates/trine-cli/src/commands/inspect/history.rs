@@ -1,10 +1,10 @@
 //! The metrics of a run, as far as they can be read.
 
 use crate::failure::Failure;
+use crate::output::counted;
 use anyhow::Context;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
-use trine_mesh::plural;
 use trine_trainer::run::MetricsLine;
 
 /// Steps that tell how fast the run is now.
@@ -65,9 +65,8 @@ impl History {
                 self.skipped.iter().take(NAMED_MAX).map(usize::to_string).collect();
             let more = if self.skipped.len() > NAMED_MAX { ", …" } else { "" };
             notes.push(format!(
-                "left out here: {} {} of metrics.jsonl that {} no metrics ({}{more})",
-                self.skipped.len(),
-                plural(self.skipped.len() as u64, "line"),
+                "left out here: {} of metrics.jsonl that {} no metrics ({}{more})",
+                counted(self.skipped.len(), "line"),
                 if self.skipped.len() == 1 { "is" } else { "are" },
                 named.join(", ")
             ));
