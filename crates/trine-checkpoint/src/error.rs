@@ -84,6 +84,14 @@ pub enum CheckpointError {
         /// What is wrong.
         why: String,
     },
+    /// A `config.json` describes a model that the zoo does not have.
+    #[error("{} describes a model that trine does not have: {why}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it asks for, and what there is.
+        why: String,
+    },
     /// The checkpoint belongs to another model.
     #[error(
         "{} is a checkpoint of another model: model.{field} is {theirs} there and {ours} here; \

@@ -1,19 +1,19 @@
-//! Hugging Face's `config.json`, and the import of their checkpoints.
+//! Hugging Face's `config.json` as it is written, and the import of their checkpoints.
 
-use crate::error::During;
+use crate::config::model_from_config;
 use crate::load::load;
 use crate::table::Table;
 use crate::tensors::{Located, TensorFile};
 use crate::{CONFIG_FILE, CheckpointError, MODEL_FILE, TokenizerFile, WEIGHTS};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use trine_buffer::{DType, SliceMut};
-use trine_files::TEXT_BYTES_MAX;
 use trine_spec::{Family, ModelSpec, RankLayout};
 
 /// A GPT that GPT-2's code cannot compute, under a name that nobody takes for it.
-const OUR_GPT: &str = "trine-gpt";
+pub(crate) const OUR_GPT: &str = "trine-gpt";
+/// Its architecture.
+pub(crate) const OUR_GPT_CLASS: &str = "TrineGptForCausalLM";
 
 /// Whether `transformers` has an architecture that computes the model: its GPT-2 has no grouped
 /// heads, and cuts them from the width. A model that it cannot compute is saved under a name of its own.
@@ -96,7 +96,7 @@ fn config(model: &ModelSpec, dtype: DType, end_of_text: Option<u32>) -> Value {
         }),
     };
     if !is_expressible(model) {
-        config["architectures"] = json!(["TrineGptForCausalLM"]);
+        config["architectures"] = json!([OUR_GPT_CLASS]);
         config["model_type"] = OUR_GPT.into();
         config["n_kv_head"] = model.kv_heads.into();
         config["head_dim"] = model.head_dim.into();
@@ -111,129 +111,6 @@ fn config(model: &ModelSpec, dtype: DType, end_of_text: Option<u32>) -> Value {
         config[key] = value;
     }
     config
-}
-
-/// A `config.json` being read. Keys that are missing or null have the defaults of `transformers`,
-/// which leaves them out when it saves.
-struct Config {
-    path: PathBuf,
-    keys: Value,
-}
-
-impl Config {
-    fn get<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T, CheckpointError> {
-        match &self.keys[key] {
-            Value::Null => Ok(default),
-            value => serde_json::from_value(value.clone())
-                .map_err(|error| self.wrong(format!("\"{key}\": {error}"))),
-        }
-    }
-
-    /// Refuses a model that computes something else than ours.
-    fn only(&self, key: &str, wanted: &[&str], default: &str) -> Result<(), CheckpointError> {
-        let found: String = self.get(key, default.into())?;
-        if wanted.contains(&found.as_str()) {
-            return Ok(());
-        }
-        Err(self.wrong(format!("\"{key}\" is \"{found}\"; supported: {}", wanted.join(", "))))
-    }
-
-    fn not(&self, key: &str) -> Result<(), CheckpointError> {
-        if self.get(key, false)? {
-            return Err(self.wrong(format!("\"{key}\" is true; supported: false")));
-        }
-        Ok(())
-    }
-
-    fn wrong(&self, why: String) -> CheckpointError {
-        CheckpointError::Malformed { path: self.path.clone(), why }
-    }
-
-    fn gpt(&self) -> Result<ModelSpec, CheckpointError> {
-        self.only("activation_function", &["gelu_new", "gelu_pytorch_tanh"], "gelu_new")?;
-        self.not("scale_attn_by_inverse_layer_idx")?;
-        if !self.get("scale_attn_weights", true)? {
-            return Err(self.wrong("\"scale_attn_weights\" is false; supported: true".into()));
-        }
-        let (hidden, heads) = (self.get("n_embd", 768)?, self.get("n_head", 12)?);
-        let (mut kv_heads, mut head_dim) = (heads, self.head_dim(hidden, heads)?);
-        if self.keys["model_type"] == OUR_GPT {
-            (kv_heads, head_dim) = (self.get("n_kv_head", heads)?, self.get("head_dim", head_dim)?);
-        }
-        Ok(ModelSpec {
-            family: Family::Gpt,
-            hidden,
-            layers: self.get("n_layer", 12)?,
-            heads,
-            kv_heads,
-            head_dim,
-            ffn: self.get("n_inner", hidden.saturating_mul(4))?,
-            vocab: self.get("vocab_size", 50257)?,
-            seq_max: self.get("n_positions", 1024)?,
-            tied: self.get("tie_word_embeddings", true)?,
-            norm_eps: self.get("layer_norm_epsilon", 1e-5)?,
-            rope_theta: 1e4,
-            dropout: self.get("resid_pdrop", 0.1)?,
-            init_std: self.get("initializer_range", 0.02)?,
-        })
-    }
-
-    fn llama(&self) -> Result<ModelSpec, CheckpointError> {
-        self.only("hidden_act", &["silu"], "silu")?;
-        self.not("attention_bias")?;
-        self.not("mlp_bias")?;
-        if !self.keys["rope_scaling"].is_null() {
-            let why = "\"rope_scaling\" is set; supported: plain rotary positions";
-            return Err(self.wrong(why.into()));
-        }
-        // Since version 5, transformers keeps what belongs to rotary positions in one object.
-        let rope = Self { path: self.path.clone(), keys: self.keys["rope_parameters"].clone() };
-        rope.only("rope_type", &["default"], "default")?;
-        let theta = self.get("rope_theta", 1e4)?;
-        let (hidden, heads) =
-            (self.get("hidden_size", 4096)?, self.get("num_attention_heads", 32)?);
-        Ok(ModelSpec {
-            family: Family::Llama,
-            hidden,
-            layers: self.get("num_hidden_layers", 32)?,
-            heads,
-            kv_heads: self.get("num_key_value_heads", heads)?,
-            head_dim: self.get("head_dim", self.head_dim(hidden, heads)?)?,
-            ffn: self.get("intermediate_size", 11008)?,
-            vocab: self.get("vocab_size", 32000)?,
-            seq_max: self.get("max_position_embeddings", 2048)?,
-            tied: self.get("tie_word_embeddings", false)?,
-            norm_eps: self.get("rms_norm_eps", 1e-6)?,
-            rope_theta: rope.get("rope_theta", theta)?,
-            dropout: self.get("attention_dropout", 0.0)?,
-            init_std: self.get("initializer_range", 0.02)?,
-        })
-    }
-
-    fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize, CheckpointError> {
-        hidden.checked_div(heads).ok_or_else(|| self.wrong("the model has 0 heads".into()))
-    }
-}
-
-/// The model that a `config.json` describes: GPT-2 or Llama.
-///
-/// # Errors
-/// A file that cannot be read, another kind of model, or one with an option that trine lacks.
-pub fn model_from_config(path: &Path) -> Result<ModelSpec, CheckpointError> {
-    let bytes = trine_files::read(path, TEXT_BYTES_MAX).during("reading", path)?;
-    let malformed = |why: String| CheckpointError::Malformed { path: path.into(), why };
-    let keys: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
-    let config = Config { path: path.into(), keys };
-    let model = match config.get("model_type", String::new())?.as_str() {
-        "gpt2" | OUR_GPT => config.gpt()?,
-        "llama" => config.llama()?,
-        other => {
-            let why = format!("\"model_type\" is \"{other}\"; supported: gpt2, llama");
-            return Err(malformed(why));
-        }
-    };
-    model.check().map_err(|error| malformed(error.to_string()))?;
-    Ok(model)
 }
 
 /// Weights as Hugging Face publishes them, without a manifest of ours.

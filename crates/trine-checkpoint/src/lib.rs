@@ -50,6 +50,7 @@
 //! ```
 
 mod checksum;
+mod config;
 mod error;
 mod folder;
 mod hf;
@@ -62,9 +63,10 @@ mod table;
 mod tensors;
 mod writer;
 
+pub use config::model_from_config;
 pub use error::{BoxError, CheckpointError};
 pub use folder::{Check, Keep, Latest, latest, list, prune};
-pub use hf::{HfWeights, is_expressible, model_from_config, open_hf};
+pub use hf::{HfWeights, is_expressible, open_hf};
 pub use load::Checkpoint;
 pub use manifest::{FileRecord, Manifest, RunState};
 pub use save::{BucketSource, SaveRequest, TokenizerFile, estimate_bytes, save};

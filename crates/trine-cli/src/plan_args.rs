@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 #[derive(Debug, Args)]
@@ -66,9 +66,9 @@ pub(crate) struct TaskArgs {
     /// otherwise
     #[arg(value_name = "CONFIG.toml", conflicts_with = "model")]
     pub(crate) config: Option<PathBuf>,
-    /// Model (see `trine presets`), or a configuration that has one [default: frontier-1t; rust-default on
-    /// this-machine]
-    #[arg(long, value_name = "NAME|FILE.toml")]
+    /// Model: a preset (see `trine presets`), a configuration that has one, or the config.json of a Hugging Face GPT-2
+    /// or Llama, or its folder [default: frontier-1t; rust-default on this-machine]
+    #[arg(long, value_name = "NAME|PATH")]
     pub(crate) model: Option<String>,
     /// Machine: frontier, lumi, a100-80gb, h100, h200, gb200, tpu-v4, tpu-v5p, this-machine (a device is a core;
     /// measured if --cluster-file does not have it) or one of --cluster-file [default: frontier]
@@ -128,10 +128,11 @@ pub(crate) struct TaskArgs {
 }
 
 impl TaskArgs {
-    /// The files that are read: a name is one too where a file is called so.
-    pub(crate) fn files(&self) -> Vec<&Path> {
-        let model = self.model.as_deref().map(Path::new);
-        let files = [self.config.as_deref(), model, self.cluster_file.as_deref()];
+    /// The files that are read: a name is one too where a file is called so, or a folder that has one.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let model = self.model.as_ref().map(PathBuf::from);
+        let in_folder = model.as_ref().map(|folder| folder.join("config.json"));
+        let files = [self.config.clone(), model, in_folder, self.cluster_file.clone()];
         files.into_iter().flatten().collect()
     }
 }

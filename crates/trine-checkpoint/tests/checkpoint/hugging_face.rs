@@ -228,6 +228,32 @@ fn published_weights_load_with_or_without_prefix_in_any_float_type() {
     assert_eq!(cases, 12);
 }
 
+/// As GPT-2 small was published, without what does not describe the model.
+fn gpt2() -> Value {
+    json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50257, "n_positions": 1024,
+        "n_embd": 768, "n_layer": 12, "n_head": 12, "n_ctx": 1024, "n_inner": null, "attn_pdrop": 0.1,
+    })
+}
+
+/// As Llama 2 7B was published.
+fn llama2() -> Value {
+    json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "hidden_size": 4096,
+        "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096, "rope_scaling": null, "pretraining_tp": 1,
+    })
+}
+
+/// A configuration with other values of some keys; a null is as good as none.
+fn with(base: Value, changed: Value) -> Value {
+    let mut config = base;
+    for (key, value) in changed.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
 #[test]
 fn configurations_have_the_defaults_of_transformers_and_other_models_are_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -236,30 +262,66 @@ fn configurations_have_the_defaults_of_transformers_and_other_models_are_refused
         fs::write(&path, config.to_string()).unwrap();
         model_from_config(&path)
     };
-    let gpt2 = read(&json!({ "model_type": "gpt2", "n_inner": null, "resid_pdrop": 0.0 })).unwrap();
-    assert_eq!(gpt2, trine_spec::presets::find("gpt2-124m").unwrap().model);
-    let llama = read(&json!({
-        "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-        "rope_parameters": { "rope_type": "default", "rope_theta": 10000.0 },
-    }));
-    assert_eq!(llama.unwrap(), trine_spec::presets::find("llama2-7b").unwrap().model);
-    let refused = [
-        (json!({ "model_type": "mamba" }), "supported: gpt2, llama"),
-        (json!({}), "supported: gpt2, llama"),
-        (json!({ "model_type": "gpt2", "activation_function": "relu" }), "supported: gelu_new"),
-        (json!({ "model_type": "gpt2", "scale_attn_weights": false }), "scale_attn_weights"),
-        (json!({ "model_type": "gpt2", "n_embd": "wide" }), "n_embd"),
-        (json!({ "model_type": "gpt2", "n_head": 0 }), "0 heads"),
-        (json!({ "model_type": "gpt2", "n_layer": 0 }), "model.layers = 0"),
-        (json!({ "model_type": "llama", "hidden_act": "gelu" }), "supported: silu"),
-        (json!({ "model_type": "llama", "attention_bias": true }), "attention_bias"),
-        (json!({ "model_type": "llama", "rope_scaling": { "factor": 8.0 } }), "rope_scaling"),
-        (json!({ "model_type": "llama", "rope_parameters": { "rope_type": "yarn" } }), "rope_type"),
+    let preset = |name: &str| trine_spec::presets::find(name).unwrap().model;
+    assert_eq!(read(&gpt2()).unwrap(), ModelSpec { dropout: 0.1, ..preset("gpt2-124m") });
+    assert_eq!(read(&llama2()).unwrap(), preset("llama2-7b"));
+    let same = [
+        json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 10000.0 } }),
+        json!({ "rope_scaling": { "rope_type": "default" }, "partial_rotary_factor": 1.0 }),
+        json!({ "sliding_window": 4096, "use_sliding_window": false }),
+        json!({ "layer_types": ["full_attention", "full_attention"], "mlp_bias": false }),
+        json!({ "head_dim": 128, "num_key_value_heads": 32 }),
     ];
-    for (config, part) in refused {
-        let text = read(&config).unwrap_err().to_string();
-        assert!(text.contains(part) && text.contains("config.json"), "{text}");
+    for changed in same {
+        assert_eq!(read(&with(llama2(), changed)).unwrap(), preset("llama2-7b"));
     }
+    let wide = read(&with(llama2(), json!({ "head_dim": 256, "num_key_value_heads": 4 }))).unwrap();
+    assert_eq!((wide.head_dim, wide.kv_heads, wide.hidden), (256, 4, 4096));
+    for (base, changed, part) in refused() {
+        let text = read(&with(base, changed)).unwrap_err().to_string();
+        assert!(text.contains(part) && text.contains("config.json"), "{text}\n  expected: {part}");
+    }
+    assert!(read(&json!([])).unwrap_err().to_string().contains("it holds no JSON object"));
+}
+
+/// A configuration, what is changed in it, and what is then said.
+fn refused() -> Vec<(Value, Value, &'static str)> {
+    let gpt2 = [
+        (json!({ "model_type": "mamba" }), "\"model_type\" is \"mamba\"; trine has gpt2"),
+        (json!({ "model_type": null }), "\"model_type\" is missing"),
+        (json!({ "architectures": ["GPT2ForSequenceClassification"] }), "has GPT2LMHeadModel"),
+        (json!({ "activation_function": "relu" }), "\"relu\"; trine has gelu_new"),
+        (json!({ "scale_attn_weights": false }), "\"scale_attn_weights\" is false"),
+        (json!({ "add_cross_attention": true }), "\"add_cross_attention\" is true"),
+        (json!({ "embd_pdrop": 0.0 }), "\"embd_pdrop\" is 0 and \"resid_pdrop\" 0.1"),
+        (json!({ "head_dim": 32 }), "\"head_dim\" is 32; trine has 64 of them"),
+        (json!({ "n_kv_head": 4 }), "\"n_kv_head\" is 4; trine has 12 of them"),
+        (json!({ "n_embd": "wide" }), "\"n_embd\" is \"wide\"; it must be a whole number"),
+        (json!({ "n_layer": -3 }), "\"n_layer\" is -3; it must be a whole number"),
+        (json!({ "n_layer": null }), "\"n_layer\" is missing"),
+        (json!({ "n_head": 0, "head_dim": 64 }), "\"n_head\" is 0"),
+        (json!({ "n_head": 7 }), "\"n_embd\" = 768 is no multiple of \"n_head\" = 7"),
+        (json!({ "n_layer": 0 }), "model.layers = 0"),
+        (json!({ "n_layer": u64::MAX }), "model.layers = 18446744073709551615"),
+        (json!({ "n_embd": 1048560, "n_layer": 9999 }), "a model has at most 2⁴²"),
+    ];
+    let llama2s = [
+        (json!({ "hidden_act": "gelu" }), "\"hidden_act\" is \"gelu\"; trine has silu"),
+        (json!({ "attention_bias": true }), "\"attention_bias\" is true"),
+        (json!({ "rope_scaling": { "factor": 8.0 } }), "{\"factor\":8.0}; trine has plain"),
+        (json!({ "rope_parameters": { "rope_type": "yarn" } }), "\"rope_type\" is \"yarn\""),
+        (json!({ "rope_parameters": { "full_attention": {} } }), "\"full_attention\" is {}"),
+        (json!({ "rope_parameters": 8 }), "\"rope_parameters\" is 8"),
+        (json!({ "sliding_window": 4096 }), "\"sliding_window\" is 4096; trine has attention"),
+        (json!({ "layer_types": ["sliding_attention"] }), "\"layer_types\" is"),
+        (json!({ "num_local_experts": 8 }), "\"num_local_experts\" is 8; trine has one MLP"),
+        (json!({ "quantization_config": { "bits": 4 } }), "\"quantization_config\" is"),
+        (json!({ "auto_map": { "AutoModel": "x".repeat(999) } }), "xxx…; trine has"),
+        (json!({ "tie_word_embeddings": 1 }), "1; it must be true or false"),
+        (json!({ "num_key_value_heads": 5 }), "kv_heads = 5"),
+    ];
+    let gpt2s = gpt2.into_iter().map(|(changed, part)| (self::gpt2(), changed, part));
+    gpt2s.chain(llama2s.into_iter().map(|(changed, part)| (llama2(), changed, part))).collect()
 }
 
 #[test]

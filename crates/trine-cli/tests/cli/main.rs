@@ -11,6 +11,7 @@ mod commands;
 mod common;
 mod hostile;
 mod plan;
+mod plan_models;
 mod schema;
 mod texts;
 mod written;

@@ -43,6 +43,16 @@ pub(super) fn violations(config: &Config, origins: &Origins) -> Vec<Violation> {
     check.found
 }
 
+/// The nearest name that a run may have.
+pub(super) fn nearest_name(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let plain = name.chars().map(|c| if is_plain(c) { c } else { '-' });
+    let plain: String = plain.take(NAME_BYTES_MAX).collect();
+    // "." and ".." are folders that exist.
+    let plain = plain.trim_start_matches('.');
+    if plain.is_empty() { "run".into() } else { plain.into() }
+}
+
 struct Check<'a> {
     config: &'a Config,
     origins: &'a Origins,
@@ -106,14 +116,8 @@ impl Check<'_> {
 
     fn texts(&mut self) {
         let name = &self.config.name;
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        // "." and ".." are folders that exist.
-        let is_long = name.len() > NAME_BYTES_MAX;
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) || is_long {
-            let mut nearest: String =
-                name.chars().map(|c| if plain(c) { c } else { '-' }).take(NAME_BYTES_MAX).collect();
-            nearest = nearest.trim_start_matches('.').to_owned();
-            let nearest = if nearest.is_empty() { "run".into() } else { nearest };
+        let nearest = nearest_name(name);
+        if nearest != *name {
             let rule = "the name of a directory: letters, digits, `.`, `_`, `-`, not beginning with `.`, \
                  at most 255 of them";
             self.report("name", format!("{name:?}"), rule, format!("{nearest:?}"));

@@ -142,6 +142,12 @@ impl Config {
         Self::load(&Typed { preset: Some(name.into()), ..Typed::default() })
     }
 
+    /// What suits a model that is no preset, on one rank: what the presets have in common. Its name is the nearest to
+    /// `name` that a run may have. A tiny vocabulary may need another `data.vocab` or text; [`Config::check`] says so.
+    pub fn of_model(name: &str, model: &ModelSpec) -> Self {
+        presets::of_model(name, model)
+    }
+
     /// Checks every rule again, for a configuration that was changed by a program.
     ///
     /// # Errors

@@ -6,10 +6,12 @@ use super::sections::{
     Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Pin,
     Precision, Sample, Source, Threads, Train,
 };
-use super::{Config, DEFAULT_PRESET};
+use super::{Config, DEFAULT_PRESET, check};
+use trine_mesh::Degrees;
 use trine_nn::Numerics;
 use trine_optim::LrKind;
 use trine_schedule::ScheduleKind;
+use trine_spec::ModelSpec;
 use trine_spec::presets::Preset;
 
 /// All names, in the order of `trine presets`.
@@ -20,7 +22,17 @@ pub(super) fn names() -> Vec<&'static str> {
 /// The run preset of this name.
 pub(super) fn find(name: &str) -> Option<Config> {
     let preset = trine_spec::presets::all().into_iter().find(|preset| preset.name == name)?;
-    Some(if name == DEFAULT_PRESET { rust_default(&preset) } else { general(&preset) })
+    Some(if name == DEFAULT_PRESET { rust_default(&preset) } else { largest(&preset) })
+}
+
+/// Sequences of a micro-batch where nobody has tried a model: those of small ones.
+const MICRO_USUAL: usize = 8;
+
+/// The configuration of a model that is no preset, on one rank.
+pub(super) fn of_model(name: &str, model: &ModelSpec) -> Config {
+    let mut config = general(&check::nearest_name(name), model, (Degrees::SERIAL, MICRO_USUAL));
+    config.data.vocab = config.data.vocab.min(model.vocab);
+    config
 }
 
 /// Peak learning rates that GPT-3 used, by parameters (Brown et al., 2005.14165, table 2.1).
@@ -44,7 +56,7 @@ fn rate(params: u64) -> f64 {
 
 /// Small enough for two cores and five minutes; tuned for bits per byte in that time.
 fn rust_default(preset: &Preset) -> Config {
-    let mut config = general(preset);
+    let mut config = largest(preset);
     // Few tokens fit into the time: small steps make the most of them.
     config.data.seq = 128;
     (config.batch.global, config.batch.micro) = (16, 4);
@@ -58,16 +70,21 @@ fn rust_default(preset: &Preset) -> Config {
     config
 }
 
+/// A preset's configuration with the largest of its layouts.
+fn largest(preset: &Preset) -> Config {
+    let layout = *preset.layouts.last().expect("invariant: a preset has a layout");
+    general(preset.name, &preset.model, layout)
+}
+
 /// What suits any model: AdamW with the constants of GPT-3, warm-up and cosine.
-fn general(preset: &Preset) -> Config {
-    let (degrees, micro) = *preset.layouts.last().expect("invariant: a preset has a layout");
+fn general(name: &str, model: &ModelSpec, (degrees, micro): (Degrees, usize)) -> Config {
     // Bubbles of (pp − 1) / (m + pp − 1): with m = 4·pp at most a fifth.
     let micro_batches = if degrees.pp == 1 { 8 } else { 4 * degrees.pp };
-    let params = preset.model.param_count();
+    let params = model.param_count();
     Config {
-        name: preset.name.into(),
+        name: name.into(),
         seed: 1,
-        data: data(preset.model.seq_max),
+        data: data(model.seq_max),
         layout: Layout {
             dp: degrees.dp,
             pp: degrees.pp,
@@ -102,7 +119,7 @@ fn general(preset: &Preset) -> Config {
         log: Log { every_seconds: 5.0 },
         output: Output { dir: "".into() },
         sample: sample(),
-        model: preset.model.clone(),
+        model: model.clone(),
     }
 }
 

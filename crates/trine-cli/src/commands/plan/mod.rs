@@ -7,6 +7,7 @@ mod measure;
 mod runnable;
 mod scale;
 mod search;
+mod source;
 mod task;
 
 use crate::failure::Failure;

@@ -141,11 +141,13 @@ fn config(base: &Config, choice: &Choice, tokens: f64) -> Config {
     config
 }
 
-/// A configuration as a file: of a preset what differs from it, of a file all.
+/// A configuration as a file: of a preset what differs from it, of another model all.
 fn text(task: &Task, choice: &Choice, config: &Config) -> Result<String, Failure> {
     let about = describe(choice);
-    let Some(preset) = &task.preset else { return Ok(format!("# {about}\n{}", config.to_toml()?)) };
-    let Config { data, layout, batch, train, model, .. } = config;
+    if !task.is_preset {
+        return Ok(format!("# {about}\n{}", config.to_toml()?));
+    }
+    let Config { name: preset, data, layout, batch, train, model, .. } = config;
     let longer = match model.seq_max == task.base.model.seq_max {
         true => String::new(),
         false => format!("[model]\nseq_max = {}\n\n", model.seq_max),

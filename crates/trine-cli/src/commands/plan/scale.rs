@@ -6,6 +6,7 @@ use crate::output::{self, Align, Table, Unit, counted, grouped};
 use crate::plan_args::ScaleArgs;
 use crate::written::{Kind, Output};
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use trine_plan::{Choice, Planner, Scaling, ScalingPoint, scale, scaling_svg, search};
 
 /// Efficiency below this share of what it was is a bend.
@@ -13,7 +14,8 @@ const BENDS_BELOW: f64 = 0.95;
 
 /// Finds the best layout of the smallest size and follows it to larger ones.
 pub(crate) fn run(args: &ScaleArgs) -> Result<(), Failure> {
-    let inputs = args.task.files();
+    let files = args.task.files();
+    let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     let drawn = args.svg.as_deref();
     let drawn = drawn.map(|path| Output { option: "--svg", path, kind: Kind::Svg });
     drawn.map_or(Ok(()), |drawn| drawn.check(&inputs))?;

@@ -8,6 +8,7 @@ use crate::plan_args::SearchArgs;
 use crate::written::{Kind, Output};
 use anyhow::Context;
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use trine_plan::{
     Choice, Convention, Found, Planner, explain_lead, flops, items, memory_svg, search, sensitivity,
 };
@@ -19,7 +20,8 @@ const DRAWN_ACTIONS_MAX: usize = 1 << 14;
 
 /// Searches and reports.
 pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
-    let inputs = args.task.files();
+    let files = args.task.files();
+    let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     let output = |option, path, kind| Output { option, path, kind };
     let drawn = args.svg.as_deref().map(|path| output("--svg", path, Kind::Svg));
     let config = args.write_config.as_deref();

@@ -1,11 +1,11 @@
 //! What is planned: names looked up, options checked.
 
 use super::given::{self, Given, choose};
+use super::source::Source;
 use crate::failure::Failure;
 use crate::machine::{self, THIS_MACHINE};
 use crate::output::{Unit, counted};
 use crate::plan_args::TaskArgs;
-use std::path::Path;
 use trine_buffer::DType;
 use trine_files::{TEXT_BYTES_MAX, read_text};
 use trine_plan::{
@@ -14,15 +14,15 @@ use trine_plan::{
     find_stack, rank, stacks,
 };
 use trine_spec::ModelSpec;
-use trine_trainer::config::{Config, File, Typed};
+use trine_trainer::config::{Config, DEFAULT_PRESET};
 
 /// A model on a machine, with all that [`Planner`] borrows.
 #[derive(Debug)]
 pub(crate) struct Task {
     /// The configuration that has the model: what a layout does not decide is as it is there.
     pub(crate) base: Config,
-    /// The preset that it is, if it is not a file's.
-    pub(crate) preset: Option<String>,
+    /// Whether that is a preset, whose keys need not be written.
+    pub(crate) is_preset: bool,
     model: Model,
     cluster: Cluster,
     stack: Stack,
@@ -40,10 +40,12 @@ impl Task {
         let machine =
             machine.unwrap_or(if args.config.is_some() { THIS_MACHINE } else { "frontier" });
         let is_here = machine == THIS_MACHINE;
-        let (base, preset) = base(args, is_here)?;
-        let precision = precision(args, preset.is_none().then_some(&base))?;
+        let source = Source::new(args, if is_here { DEFAULT_PRESET } else { "frontier-1t" });
+        let base = source.config()?;
+        let is_configured = matches!(source, Source::Configuration(_));
+        let precision = precision(args, is_configured.then_some(&base))?;
         let cluster = cluster(args, machine, precision)?;
-        let as_trained = is_here || preset.is_none();
+        let as_trained = is_here || is_configured;
         let devices = args.gpus.unwrap_or(if is_here { cluster.devices() } else { DEVICES });
         let seq = if as_trained { base.data.seq } else { base.model.seq_max };
         let seq = args.seq.unwrap_or(seq);
@@ -75,7 +77,7 @@ impl Task {
             stack: find_stack(&all, stack).map_err(Failure::usage)?.clone(),
             constants: Constants::built_in().map_err(run_failure)?,
             base,
-            preset,
+            is_preset: matches!(source, Source::Preset(_)),
             cluster,
             request,
             given: given::all(args),
@@ -100,9 +102,9 @@ impl Task {
         }
     }
 
-    /// What the model is called: its preset, or its configuration's name.
+    /// What the model is called.
     pub(crate) fn name(&self) -> &str {
-        self.preset.as_ref().unwrap_or(&self.base.name)
+        &self.base.name
     }
 
     /// One line that says what is planned.
@@ -252,21 +254,6 @@ pub(crate) fn recompute_word(recompute: Recompute) -> &'static str {
 
 fn run_failure(error: PlanError) -> Failure {
     Failure::Run(error.into())
-}
-
-/// The configuration that has the model, and the name of its preset if it is one: a file's, or the preset's.
-fn base(args: &TaskArgs, is_here: bool) -> Result<(Config, Option<String>), Failure> {
-    let usual = if is_here { "rust-default" } else { "frontier-1t" };
-    let name = args.model.as_deref().unwrap_or(usual);
-    let named_file = Path::new(name);
-    let is_file = named_file.extension().is_some_and(|ending| ending == "toml");
-    let file = args.config.as_deref().or(is_file.then_some(named_file));
-    let Some(path) = file else {
-        let preset = trine_spec::presets::find(name).map_err(Failure::usage)?;
-        return Ok((Config::preset(preset.name)?, Some(preset.name.to_owned())));
-    };
-    let file = Some(File::read(path)?);
-    Ok((Config::load(&Typed { file, ..Typed::default() })?, None))
 }
 
 /// What products are computed in: what is asked for, else what `base` computes in.
