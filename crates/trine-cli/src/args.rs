@@ -230,7 +230,7 @@ pub(crate) struct PresetsArgs {
 pub(crate) enum ScheduleCommand {
     /// Draw the timeline of a schedule
     Show(ShowArgs),
-    /// Prove that a schedule written as text is complete, in order and free of deadlock
+    /// Prove that a schedule is complete, in order and free of deadlock
     Verify(VerifyArgs),
 }
 
@@ -241,7 +241,7 @@ const VOCAB_MAX: usize = 1 << 22;
 pub(crate) const RANKS_MAX: usize = 1 << 16;
 
 /// Stages and micro-batches of the largest schedule that is shown: the time to lower one grows with their square.
-const SHOWN_MAX: usize = 4096;
+pub(crate) const SHOWN_MAX: usize = 4096;
 
 /// The widest drawing.
 const COLUMNS_MAX: usize = 1 << 20;
@@ -249,20 +249,28 @@ const COLUMNS_MAX: usize = 1 << 20;
 /// Turns of a measurement.
 const ROUNDS_MAX: usize = 1 << 20;
 
+/// A schedule by name, with its shape, or from a file, which has its own.
 #[derive(Debug, Args)]
-pub(crate) struct ShowArgs {
-    /// Its name: gpipe, 1f1b, interleaved, breadth-first, zb-h1, zb-h2, zb-v, dualpipe-v or forward-only
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
-    /// Pipeline ranks, with one stage each unless the schedule has virtual ones
-    #[arg(long, value_name = "N", default_value = "4", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
-    pub(crate) stages: usize,
+pub(crate) struct ScheduleArgs {
+    /// Its name: gpipe, 1f1b, interleaved, breadth-first, zb-h1, zb-h2, zb-v, dualpipe-v or forward-only; or file:PATH,
+    /// a schedule as text
+    #[arg(value_name = "NAME|file:PATH")]
+    pub(crate) name: OsString,
+    /// Pipeline ranks, with one stage each unless the schedule has virtual ones [default: 4]
+    #[arg(long, value_name = "N", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
+    pub(crate) stages: Option<usize>,
     /// Virtual stages of each rank [default: 2 of interleaved, breadth-first, zb-v and dualpipe-v, else 1]
     #[arg(long, value_name = "V", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) r#virtual: Option<usize>,
-    /// Micro-batches
-    #[arg(long, value_name = "M", default_value = "8", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
-    pub(crate) micro_batches: usize,
+    /// Micro-batches [default: 8]
+    #[arg(long, value_name = "M", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
+    pub(crate) micro_batches: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleArgs,
     /// Draw into an SVG file instead
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
@@ -276,9 +284,8 @@ pub(crate) struct ShowArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
-    /// The schedule as text
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleArgs,
 }
 
 #[derive(Debug, Args)]

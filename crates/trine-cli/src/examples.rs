@@ -46,7 +46,8 @@ Examples:
   trine schedule show 1f1b --stages 4 --micro-batches 8
   trine schedule show zb-h1 --svg zb-h1.svg
   trine schedule show gpipe --text
-  trine schedule verify schedule.txt";
+  trine schedule verify zb-v --stages 8
+  trine schedule verify file:schedule.txt";
 
 pub(crate) const GENERATE: &str = "\
 Examples:

@@ -1,6 +1,7 @@
 //! The errors of this crate, except the verifier's.
 
-use crate::{ParseError, VerifyError};
+use crate::parse::line_of;
+use crate::{Action, ParseError, VerifyError};
 
 /// What can be wrong with a schedule, or with what one asks of it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -89,6 +90,31 @@ pub enum ScheduleError {
         /// What does not fit.
         what: String,
     },
+    /// The forwards of a stage stand in the lists of two ranks.
+    #[error(
+        "rank {rank}, position {position}: `{action}`, but the forwards of stage {} before it are on rank {home}; \
+         a stage has one rank",
+        action.stage()
+    )]
+    TwoHomes {
+        /// The second rank.
+        rank: usize,
+        /// The position in its list.
+        position: usize,
+        /// The forward there.
+        action: Action,
+        /// The first rank.
+        home: usize,
+    },
+    /// A run was given a schedule that reduces gradients itself.
+    #[error(
+        "it reduces gradients ({what}), which a run adds for its own buckets; leave out `segments`, `tied`, \
+         every T, G and A, and the segments behind B and W"
+    )]
+    Reduces {
+        /// Where it says so.
+        what: String,
+    },
     /// A lowering pass met an action that an earlier or the same pass should have added.
     #[error(
         "rank {rank}, position {position}: `{action}` is there already; this pass takes {expected}"
@@ -99,15 +125,17 @@ pub enum ScheduleError {
         /// Its position in that list.
         position: usize,
         /// The action.
-        action: crate::Action,
+        action: Action,
         /// What the pass takes.
         expected: &'static str,
     },
     /// The lists cannot be executed: ranks wait for what never comes.
     #[error("the schedule cannot be executed: {what}\n{grid}")]
     Stuck {
-        /// Where every waiting rank is.
+        /// Which action of each rank waits for which.
         what: String,
+        /// The first that waits, with its rank (boxed: errors travel through many returns).
+        first: Option<Box<(usize, Action)>>,
         /// The step × rank grid, the waiting actions marked.
         grid: String,
     },
@@ -127,6 +155,35 @@ pub enum ScheduleError {
     /// A schedule is wrong.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+}
+
+impl ScheduleError {
+    /// The error of a schedule that was read from `text`, with the line of the action that it is about.
+    pub fn in_text(&self, text: &str) -> String {
+        let line = self.place().and_then(|(rank, action)| line_of(text, rank, action));
+        line.map_or_else(|| self.to_string(), |line| format!("line {line}: {self}"))
+    }
+
+    /// The action that it is about, with its rank.
+    fn place(&self) -> Option<(usize, Action)> {
+        match self {
+            Self::Lowered { rank, action, .. } | Self::TwoHomes { rank, action, .. } => {
+                Some((*rank, *action))
+            }
+            Self::Stuck { first, .. } => first.as_deref().copied(),
+            Self::Verify(VerifyError { rank, action, .. }) => Some(((*rank)?, **action.as_ref()?)),
+            Self::Zero { .. }
+            | Self::TooLarge { .. }
+            | Self::Chunks { .. }
+            | Self::Groups { .. }
+            | Self::Few { .. }
+            | Self::UnknownKind { .. }
+            | Self::Shape { .. }
+            | Self::Reduces { .. }
+            | Self::Cost { .. }
+            | Self::Parse(_) => None,
+        }
+    }
 }
 
 /// `2 stages`, or `1 to 4 stages`.

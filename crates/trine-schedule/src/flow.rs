@@ -190,7 +190,7 @@ impl<'a> Flow<'a> {
         let blocked: Vec<(usize, usize)> =
             (0..lists.len()).filter(is_blocked).map(|rank| (rank, self.lanes[rank].next)).collect();
         if !blocked.is_empty() {
-            return Err(crate::lower::stuck(self.schedule, &blocked));
+            return Err(crate::lower::stuck_inputs(self.schedule, &blocked));
         }
         Ok(StepTimes {
             makespan: self.lanes.iter().map(|lane| lane.now).fold(0.0, f64::max),

@@ -51,14 +51,3 @@ pub(crate) fn grid(schedule: &Schedule, marks: &[(usize, usize)]) -> String {
 fn write_cell(text: &mut String, cell: &str, width: usize) {
     let _ = write!(text, " {cell:<width$}");
 }
-
-/// `rank 0 at step 3 (F0.1), …` for the first few cells.
-pub(crate) fn describe(schedule: &Schedule, cells: &[(usize, usize)]) -> String {
-    let one = |&(rank, position): &(usize, usize)| match schedule.actions[rank].get(position) {
-        Some(action) => format!("rank {rank} at step {position} ({action})"),
-        None => format!("rank {rank} at its end"),
-    };
-    let shown: Vec<String> = cells.iter().take(RANKS_MAX).map(one).collect();
-    let more = if cells.len() > RANKS_MAX { ", …" } else { "" };
-    format!("{}{more}", shown.join(", "))
-}

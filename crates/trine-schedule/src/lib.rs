@@ -29,7 +29,7 @@
 //! ```
 //!
 //! A rank may hold several stages ([`Schedule::placement`]), B and W may stand apart, and lists may be
-//! written by hand. [`lower()`] finds the places of the messages for any of them.
+//! written by hand ([`Schedule::compute`]). [`lower()`] finds the places of the messages for any of them.
 
 mod action;
 mod closed_form;
@@ -42,11 +42,13 @@ mod grid;
 mod kind;
 mod lower;
 mod nearest;
+mod own;
 mod parse;
 mod schedule;
 mod simulate;
 mod text;
 mod verify;
+mod waits;
 
 pub use action::{Action, Compute, Message, Payload, Reduction, Transfer};
 pub use closed_form::ClosedForm;

@@ -5,18 +5,27 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::action::Parcel;
-use crate::grid::{describe, grid};
+use crate::simulate::stuck;
+use crate::waits::waits;
 use crate::{
-    Action, Compute, Message, Payload, Reduction, Schedule, ScheduleError, SyncPlan, Transfer,
+    Action, Compute, Delivery, Message, Payload, Reduction, Schedule, ScheduleError, SyncPlan,
+    Transfer,
 };
 
-/// All passes: messages between stages, exchanges, and (with a plan) the reduction of gradients.
+/// All passes: messages between stages, exchanges, and (with a plan) the reduction of gradients. Lists that
+/// have messages keep them as they are.
 ///
 /// # Errors
 /// [`ScheduleError::Shape`] if schedule or plan do not fit together, [`ScheduleError::Lowered`] if
-/// the lists are not compute-only, [`ScheduleError::Stuck`] if their order cannot be executed.
+/// the lists have segments or reductions, [`ScheduleError::Stuck`] if their order cannot be executed.
 pub fn lower(schedule: &Schedule, sync: Option<&SyncPlan>) -> Result<Schedule, ScheduleError> {
-    let with_messages = fuse_exchanges(add_transfers(schedule)?);
+    let with_messages = if schedule.actions.iter().flatten().any(is_transfer) {
+        schedule.check()?;
+        expect_only(schedule, UNSYNCED, is_unsynced)?;
+        schedule.clone()
+    } else {
+        fuse_exchanges(add_transfers(schedule)?)
+    };
     match sync {
         Some(plan) => add_grad_sync(with_messages, plan),
         None => Ok(with_messages),
@@ -86,10 +95,16 @@ pub fn fuse_exchanges(mut schedule: Schedule) -> Schedule {
 pub fn add_grad_sync(mut schedule: Schedule, plan: &SyncPlan) -> Result<Schedule, ScheduleError> {
     schedule.sync = Some(plan.clone());
     schedule.check()?;
-    let unsynced = |action: &Action| action.is_whole_compute() || is_transfer(action);
-    expect_only(&schedule, "whole F, B and W and their messages", unsynced)?;
+    expect_only(&schedule, UNSYNCED, is_unsynced)?;
     schedule.actions = (0..schedule.ranks()).map(|rank| sync_rank(&schedule, plan, rank)).collect();
     Ok(schedule)
+}
+
+/// What a schedule has before its reductions are added.
+const UNSYNCED: &str = "whole F, B and W and their messages";
+
+fn is_unsynced(action: &Action) -> bool {
+    action.is_whole_compute() || is_transfer(action)
 }
 
 fn is_transfer(action: &Action) -> bool {
@@ -307,16 +322,14 @@ impl<'a> Trace<'a> {
             .filter(|&rank| self.wanted(rank).is_some())
             .map(|rank| (rank, self.ranks[rank].next))
             .collect();
-        stuck(self.schedule, &waiting)
+        stuck_inputs(self.schedule, &waiting)
     }
 }
 
 /// The error of compute lists whose ranks wait at these cells for ever.
-pub(crate) fn stuck(schedule: &Schedule, waiting: &[(usize, usize)]) -> ScheduleError {
-    ScheduleError::Stuck {
-        what: format!("every rank waits for an input: {}", describe(schedule, waiting)),
-        grid: grid(schedule, waiting),
-    }
+pub(crate) fn stuck_inputs(schedule: &Schedule, waiting: &[(usize, usize)]) -> ScheduleError {
+    let waits = waits(schedule, Delivery::Buffered, waiting);
+    stuck(schedule, waiting, format!("every rank waits for an input: {waits}"))
 }
 
 /// The posting of a bucket, which is a segment of a stage.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::nearest::nearest;
+use crate::own::implied;
 use crate::{
     Action, Compute, Message, Payload, Purpose, Reduction, Schedule, ScheduleError, SyncPlan,
     TiedSegment, Transfer,
@@ -285,15 +286,28 @@ impl Draft {
             (None, None) => None,
             (None, Some(_)) => return Err(missing("segments").into()),
         };
-        let schedule = Schedule {
-            name: self.name.ok_or_else(|| missing("schedule"))?,
-            purpose: self.purpose.ok_or_else(|| missing("purpose"))?,
-            micro_batches: self.micro_batches.ok_or_else(|| missing("micro-batches"))?,
-            placement: self.placement.ok_or_else(|| missing("placement"))?,
-            in_flight_max: self.in_flight.ok_or_else(|| missing("in-flight"))?,
+        let name = self.name.ok_or_else(|| missing("schedule"))?;
+        if self.actions.is_empty() {
+            return Err(missing("rank").into());
+        }
+        let (placement, micro_batches) = match (self.placement, self.micro_batches) {
+            (Some(placement), Some(micro_batches)) => (placement, micro_batches),
+            (placement, micro_batches) => {
+                let implied = implied(&self.actions)?;
+                (placement.unwrap_or(implied.0), micro_batches.unwrap_or(implied.1))
+            }
+        };
+        let mut schedule = Schedule {
+            name,
+            purpose: self.purpose.unwrap_or(Purpose::Train),
+            micro_batches,
+            placement,
+            in_flight_max: vec![],
             sync,
             actions: self.actions,
         };
+        let peaks = || schedule.in_flight_peaks().iter().map(|peak| peak.count).collect();
+        schedule.in_flight_max = self.in_flight.unwrap_or_else(peaks);
         schedule.check()?;
         Ok(schedule)
     }
@@ -349,10 +363,26 @@ fn tied_segment(token: &Token<'_>) -> Result<TiedSegment, ParseError> {
     }
 }
 
+/// The line of a schedule's text, from 1, in which the list of a rank has an action.
+pub(crate) fn line_of(text: &str, rank: usize, action: Action) -> Option<usize> {
+    let mut current = None;
+    for (index, line) in text.lines().enumerate() {
+        let mut words = tokens(index + 1, line).into_iter().peekable();
+        if words.next_if(|word| word.text == "rank").is_some() {
+            current = words.next().and_then(|rank| parse_number(rank.text));
+        }
+        if current == Some(rank) && words.any(|word| parse_action(word) == Ok(action)) {
+            return Some(index + 1);
+        }
+    }
+    None
+}
+
 impl FromStr for Schedule {
     type Err = ScheduleError;
 
-    /// Reads the text form; the parts are checked to fit together, the lists are not verified.
+    /// Reads the text form. What is left out is as in [`Schedule::compute`]. The parts are checked to fit
+    /// together, the lists are not verified.
     fn from_str(text: &str) -> Result<Self, ScheduleError> {
         let mut draft = Draft::default();
         let mut lines = 0;

@@ -71,38 +71,6 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A training schedule of one's own: what each rank computes, in order. The bound of activations
-    /// in flight is what the lists reach; [`crate::lower()`] adds messages and reductions.
-    ///
-    /// ```
-    /// use trine_schedule::{Action, Schedule, lower, verify};
-    ///
-    /// // A stage on each of two ranks, one micro-batch.
-    /// let list = |text: &str| text.split(' ').map(str::parse::<Action>).collect::<Result<_, _>>();
-    /// let lists = vec![list("F0.0 B0.0 W0.0")?, list("F1.0 B1.0 W1.0")?];
-    /// let mine = Schedule::compute("mine", vec![0, 1], 1, lists);
-    /// assert_eq!(verify(&lower(&mine, None)?)?.in_flight_peak, [1, 1]);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn compute(
-        name: impl Into<String>,
-        placement: Vec<usize>,
-        micro_batches: usize,
-        actions: Vec<Vec<Action>>,
-    ) -> Self {
-        let mut schedule = Self {
-            name: name.into(),
-            purpose: Purpose::Train,
-            micro_batches,
-            placement,
-            in_flight_max: vec![],
-            sync: None,
-            actions,
-        };
-        schedule.in_flight_max = schedule.in_flight_peaks().iter().map(|peak| peak.count).collect();
-        schedule
-    }
-
     /// The number of stages the model is cut into.
     pub fn stages(&self) -> usize {
         self.placement.len()

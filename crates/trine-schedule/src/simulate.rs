@@ -1,7 +1,8 @@
 //! The simulator: how long a schedule takes, where its bubbles are, what it keeps in memory.
 
 use crate::engine::{Outcome, run};
-use crate::grid::{describe, grid};
+use crate::grid::grid;
+use crate::waits::waits;
 use crate::{Action, Compute, Reduction, Schedule, ScheduleError, Transfer};
 
 /// When a send completes.
@@ -140,15 +141,25 @@ pub fn simulate<'a, C: Costs + ?Sized>(
     let spans = match run(schedule, delivery, costs)? {
         Outcome::Done(spans) => spans,
         Outcome::Blocked(cells) => {
-            return Err(ScheduleError::Stuck {
-                what: format!("under {delivery:?} delivery, {}", describe(schedule, &cells)),
-                grid: grid(schedule, &cells),
-            });
+            let what =
+                format!("under {delivery:?} delivery, {}", waits(schedule, delivery, &cells));
+            return Err(stuck(schedule, &cells, what));
         }
     };
     let makespan = spans.iter().flatten().map(|span| span.end).fold(0.0, f64::max);
     let busy = schedule.actions.iter().zip(&spans).map(|(list, spans)| working_time(list, spans));
     Ok(Timeline { schedule, makespan, busy: busy.collect(), spans })
+}
+
+/// The error of ranks that wait at these cells for ever.
+pub(crate) fn stuck(schedule: &Schedule, cells: &[(usize, usize)], what: String) -> ScheduleError {
+    let action =
+        |&(rank, position): &(usize, usize)| Some((rank, *schedule.actions[rank].get(position)?));
+    ScheduleError::Stuck {
+        what,
+        first: cells.iter().find_map(action).map(Box::new),
+        grid: grid(schedule, cells),
+    }
 }
 
 fn check_peers(schedule: &Schedule) -> Result<(), ScheduleError> {

@@ -298,7 +298,8 @@ fn a_deadlock_shows_where_every_rank_waits() {
     assert_eq!(
         error.to_string(),
         "deadlock with rendezvous sends: rank 0, position 3, `SA0.1>1`: expected all ranks to \
-         finish; waiting: rank 0 at step 3 (SA0.1>1), rank 1 at step 4 (SG1.0>0)\n\
+         finish; rank 0 at step 3 (SA0.1>1) waits for rank 1 at step 5 (RA1.1<0); \
+         rank 1 at step 4 (SG1.0>0) waits for rank 0 at step 4 (RG0.0<1)\n\
          step | rank 0      rank 1\n   \
             0 | F0.0        RA1.0<0\n   \
             1 | SA0.0>1     F1.0\n   \
@@ -329,7 +330,17 @@ fn compute_lists_that_wait_in_a_circle_cannot_be_lowered() {
     schedule.actions[0].rotate_left(1);
     let error = lower(&schedule, None).unwrap_err();
     assert!(matches!(error, ScheduleError::Stuck { .. }), "{error}");
-    assert!(error.to_string().contains("rank 0 at step 0 (B0.0), rank 1 at step 0 (F1.0)"));
+    let circle = "rank 0 at step 0 (B0.0) waits for rank 1 at step 2 (W1.0); \
+                  rank 1 at step 0 (F1.0) waits for rank 0 at step 2 (F0.0)";
+    assert!(error.to_string().contains(circle), "{error}");
+    // An action that no rank has is waited for in vain.
+    let mut schedule = generate::gpipe(2, 1).unwrap();
+    schedule.actions[0].remove(0);
+    let error = lower(&schedule, None).unwrap_err().to_string();
+    assert!(
+        error.contains("rank 1 at step 0 (F1.0) waits for `F0.0`, which is in no list"),
+        "{error}"
+    );
 }
 
 #[test]

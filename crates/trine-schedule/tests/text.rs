@@ -127,11 +127,14 @@ fn the_message_reads_well() {
 
 #[test]
 fn what_is_missing_at_the_end_is_named() {
-    let error = "schedule x\npurpose train\n".parse::<Schedule>().unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "line 3, column 1: the text ends here, but `micro-batches` is missing"
-    );
+    for (text, key) in
+        [("purpose train\nrank 0\n", "schedule"), ("schedule x\npurpose train\n", "rank")]
+    {
+        assert_eq!(
+            text.parse::<Schedule>().unwrap_err().to_string(),
+            format!("line 3, column 1: the text ends here, but `{key}` is missing")
+        );
+    }
     // The frame is read, but does not fit together: only one of two ranks has a list.
     let error = HEAD.parse::<Schedule>().unwrap_err();
     assert!(

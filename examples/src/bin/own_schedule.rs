@@ -20,7 +20,7 @@ fn schedule(lists: [&str; 2]) -> Result<Schedule, Box<dyn Error>> {
     for list in lists {
         actions.push(list.split(' ').map(str::parse).collect::<Result<Vec<Action>, _>>()?);
     }
-    Ok(lower(&Schedule::compute("mine", vec![0, 1], 3, actions), None)?)
+    Ok(lower(&Schedule::compute("mine", actions)?, None)?)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

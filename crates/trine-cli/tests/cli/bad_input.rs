@@ -258,6 +258,16 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["bench", "plan", "--rounds", "0"], &["--rounds 0", "at least 1"]),
     (&["schedule", "verify", "missing.txt"], &["missing.txt: cannot read the schedule"]),
     (&["schedule", "verify", "good.toml"], &["good.toml: "]),
+    (&["schedule", "verify", "file:missing.txt"], &["missing.txt: cannot read the schedule"]),
+    (&["schedule", "show", "file:missing.txt"], &["missing.txt: cannot read the schedule"]),
+    (
+        &["schedule", "show", "file:good.toml", "--stages", "2"],
+        &["--stages 2: the shape of a schedule from a file is that of its lists; leave --stages"],
+    ),
+    (
+        &["schedule", "verify", "gpipe", "--stages", "4096", "--micro-batches", "4096"],
+        &["4096 stages × 4096 micro-batches: 16777216 pairs", "at most 1048576"],
+    ),
 ];
 
 #[test]
@@ -277,7 +287,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 96);
+    assert_eq!(cases, 100);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }
@@ -290,7 +300,17 @@ fn a_wrong_schedule_is_refused_with_its_place() {
     let wrong = right.replacen("W0.0 ", "", 1);
     assert_ne!(right, wrong);
     fs::write(folder.path().join("wrong.txt"), wrong).unwrap();
-    fails(folder.path(), &["schedule", "verify", "wrong.txt"], 1, &["wrong.txt: ", "rank 0"]);
+    let wrong = ["schedule", "verify", "wrong.txt"];
+    fails(folder.path(), &wrong, 1, &["wrong.txt: action missing: rank 0, expected `W0.0`"]);
+    // Ranks that wait for each other are told which action waits for which.
+    let stuck = "schedule stuck\nrank 0\n  F0.0 B0.0\n  W0.0 F0.1 B0.1 W0.1\nrank 1\n  F1.0 F1.1 B1.0 W1.0 B1.1 W1.1\n";
+    fs::write(folder.path().join("stuck.txt"), stuck).unwrap();
+    let circle = "rank 0 at step 1 (B0.0) waits for rank 1 at step 3 (W1.0); \
+                  rank 1 at step 1 (F1.1) waits for rank 0 at step 3 (F0.1)";
+    for command in ["show", "verify"] {
+        let args = ["schedule", command, "file:stuck.txt"];
+        fails(folder.path(), &args, 1, &["stuck.txt: line 3: ", circle]);
+    }
 }
 
 /// A binary without MPI starts nothing that every rank would refuse.

@@ -230,9 +230,45 @@ fn schedules_are_drawn_written_and_verified() {
         let expected = format!("{name} is right: {stages} stages on 4 ranks, 8 micro-batches");
         assert!(report.contains(&expected), "{report}");
     }
+    let shaped = ["schedule", "verify", "zb-v", "--stages", "3", "--micro-batches", "7"];
+    let report = ok(folder.path(), &shaped);
+    assert!(
+        report.starts_with("zb-v is right: 6 stages on 3 ranks, 7 micro-batches\n"),
+        "{report}"
+    );
     let text = ok(folder.path(), &["schedule", "show", "interleaved", "--virtual", "4"]);
     assert!(text.contains("interleaved: 16 stages on 4 ranks, 8 micro-batches"), "{text}");
     assert!(text.contains("bubble 8.6 %"), "{text}");
+}
+
+#[test]
+fn a_schedule_of_ones_own_needs_its_computations_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mine = "schedule mine\nrank 0\nF0.0 F0.1 B0.0 W0.0 B0.1 W0.1\nrank 1\nF1.0 B1.0 W1.0 F1.1 B1.1 W1.1\n";
+    fs::write(folder.path().join("mine.txt"), mine).unwrap();
+    let said = ok(folder.path(), &["schedule", "verify", "file:mine.txt"]);
+    let report = "mine.txt: mine is right: 2 stages on 2 ranks, 2 micro-batches\n\
+                  4 pairs of stage and micro-batch, 4 messages, 2 exchanges, 0 buckets reduced\n\
+                  activations in flight at most [2, 1]; ";
+    assert!(said.starts_with(report), "{said}");
+    // The same without `file:`, and with the messages written out.
+    assert_eq!(ok(folder.path(), &["schedule", "verify", "mine.txt"]), said);
+    let text = ok(folder.path(), &["schedule", "show", "file:mine.txt", "--text"]);
+    assert!(text.contains("RG0.0<1"), "{text}");
+    fs::write(folder.path().join("whole.txt"), &text).unwrap();
+    assert_eq!(ok(folder.path(), &["schedule", "show", "file:whole.txt", "--text"]), text);
+    let whole = ok(folder.path(), &["schedule", "verify", "file:whole.txt"]);
+    assert_eq!(whole.replace("whole.txt", "mine.txt"), said);
+    let drawn = ok(folder.path(), &["schedule", "show", "file:mine.txt"]);
+    let named = ["schedule", "show", "1f1b", "--stages", "2", "--micro-batches", "2"];
+    assert_eq!(drawn.replace("mine", "1f1b"), ok(folder.path(), &named));
+    // A file that is called like a schedule is still a file where it was one.
+    fs::write(folder.path().join("gpipe"), mine).unwrap();
+    assert!(
+        ok(folder.path(), &["schedule", "verify", "gpipe"]).starts_with("gpipe: mine is right")
+    );
+    let gpipe = ["schedule", "show", "gpipe", "--stages", "2"];
+    assert!(ok(folder.path(), &gpipe).starts_with("gpipe: 2 stages"));
 }
 
 /// A line of metrics.

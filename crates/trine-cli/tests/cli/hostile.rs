@@ -132,7 +132,7 @@ fn what_is_too_much_is_refused_with_the_limit() {
     fails(here, stages, 2, &["20000", "1 to 4096"]);
     let pairs: &[&str] =
         &["schedule", "show", "gpipe", "--stages", "4096", "--micro-batches", "4096"];
-    fails(here, pairs, 2, &["4096 × 1 × 4096: 16777216 pairs", "at most 1048576"]);
+    fails(here, pairs, 2, &["4096 stages × 4096 micro-batches: 16777216 pairs", "at most 1048576"]);
     fs::write(here.join("large.toml"), " ".repeat((1 << 20) + 1)).expect("a file");
     fails(here, &["train", "large.toml"], 2, &["it has 1048577 bytes; at most 1048576 are read"]);
 }

@@ -11,7 +11,7 @@ mod transfers;
 pub use error::{VerifyError, VerifyErrorKind};
 
 use crate::engine::{Outcome, run};
-use crate::grid::describe;
+use crate::waits::waits;
 use crate::{Action, Compute, Delivery, Message, Purpose, Reduction, Schedule, TiedSegment};
 
 /// What a schedule was found to be.
@@ -219,7 +219,7 @@ fn check_deadlock(schedule: &Schedule, delivery: Delivery) -> Result<(), VerifyE
     match outcome {
         Outcome::Done(_) => Ok(()),
         Outcome::Blocked(cells) => {
-            let expected = format!("all ranks to finish; waiting: {}", describe(schedule, &cells));
+            let expected = format!("all ranks to finish; {}", waits(schedule, delivery, &cells));
             let kind = VerifyErrorKind::Deadlock(delivery);
             Err(VerifyError::marked(schedule, kind, &cells, expected))
         }
