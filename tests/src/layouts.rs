@@ -34,7 +34,7 @@ impl Layout {
             } else {
                 serial.micro_batch
             },
-            schedule: self.schedule,
+            schedule: self.schedule.into(),
             virtual_stages: self.virtual_stages,
             zero: self.zero,
             recompute: self.recompute,

@@ -37,7 +37,7 @@ pub fn serial(model: ModelSpec) -> EngineConfig {
         virtual_stages: 1,
         layers: None,
         sequence_parallel: false,
-        schedule: ScheduleKind::OneFOneB,
+        schedule: ScheduleKind::OneFOneB.into(),
         numerics: Numerics::Fast,
         compute: DType::F32,
         recompute: false,

@@ -113,7 +113,8 @@ fn ranks_that_come_late_allocate_nothing_large() {
         for pp in [2, 4] {
             let degrees = Degrees { pp, dp: 1, tp: 1, ..Degrees::SERIAL };
             let base = layouts().swap_remove(0);
-            let config = EngineConfig { degrees, schedule, global_batch: 16, ..base };
+            let config =
+                EngineConfig { degrees, schedule: schedule.into(), global_batch: 16, ..base };
             let counts = large_blocks(&config, 5, Duration::from_millis(10));
             assert_eq!(counts[2..], [0, 0, 0], "{counts:?} blocks, {schedule} of {pp} stages");
             cases += 1;

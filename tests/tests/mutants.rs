@@ -46,7 +46,7 @@ struct Mutant {
 /// Two of everything.
 fn layout(model: ModelSpec) -> EngineConfig {
     let degrees = Degrees { tp: 2, pp: 2, dp: 2, ..Degrees::SERIAL };
-    EngineConfig { degrees, schedule: ScheduleKind::GPipe, ..serial(model) }
+    EngineConfig { degrees, schedule: ScheduleKind::GPipe.into(), ..serial(model) }
 }
 
 /// An operation that never happens: `group` and the name's label tell which.

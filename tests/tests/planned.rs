@@ -142,7 +142,7 @@ fn layouts() -> Vec<EngineConfig> {
                             sequence_parallel,
                             compute,
                             recompute,
-                            schedule,
+                            schedule: schedule.into(),
                             // Groups of as many micro-batches as ranks.
                             micro_batch: if virtual_stages == 1 { 2 } else { 1 },
                             ..run(model)

@@ -104,9 +104,9 @@ pub(crate) struct ConfigArgs {
     /// Data-parallel replicas (layout.dp)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) dp: Option<String>,
-    /// Pipeline schedule: 1f1b, gpipe, interleaved, breadth-first, zb-h1, zb-h2, zb-v or dualpipe-v
-    /// (layout.schedule)
-    #[arg(long, value_name = "NAME")]
+    /// Pipeline schedule: 1f1b, gpipe, interleaved, breadth-first, zb-h1, zb-h2, zb-v or dualpipe-v; or file:PATH, one
+    /// of your own as text (layout.schedule)
+    #[arg(long, value_name = "NAME|file:PATH")]
     pub(crate) schedule: Option<String>,
     /// Stages of the pipeline on each rank, for schedules that take several (layout.virtual)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]

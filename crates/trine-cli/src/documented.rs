@@ -152,7 +152,8 @@ fn filled(words: &[String]) -> Vec<String> {
 /// What the configuration of a command that needs no file says against its keys and values.
 fn refused(command: &Command) -> Option<String> {
     let check = |args: &ConfigArgs| {
-        let typed = select::typed(args).ok().filter(|_| args.config.is_none())?;
+        let own = args.schedule.as_ref().is_some_and(|schedule| schedule.starts_with("file:"));
+        let typed = select::typed(args).ok().filter(|_| args.config.is_none() && !own)?;
         Config::load(&typed).err().map(|error| error.to_string())
     };
     if let Command::Train(args) = command {

@@ -74,6 +74,18 @@ pub enum ScheduleError {
         /// The fewest micro-batches.
         nearest: usize,
     },
+    /// A schedule of one's own has another shape.
+    #[error("the schedule {name} is for {has} {what}, not {asked}")]
+    OtherShape {
+        /// Its name.
+        name: String,
+        /// What there is another number of.
+        what: &'static str,
+        /// How many it has.
+        has: usize,
+        /// How many were asked for.
+        asked: usize,
+    },
     /// No schedule has this name.
     #[error("no schedule is called `{asked}`; did you mean `{nearest}`? There are: {all}")]
     UnknownKind {
@@ -177,6 +189,7 @@ impl ScheduleError {
             | Self::Chunks { .. }
             | Self::Groups { .. }
             | Self::Few { .. }
+            | Self::OtherShape { .. }
             | Self::UnknownKind { .. }
             | Self::Shape { .. }
             | Self::Reduces { .. }

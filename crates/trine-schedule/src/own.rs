@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Action, Compute, Purpose, Reduction, Schedule, ScheduleError, lower, verify};
+use crate::{Action, Compute, Purpose, Reduction, Schedule, ScheduleError, Shape, lower, verify};
 
 impl Schedule {
     /// A training schedule of one's own: what each rank computes, in order. The rest follows from the
@@ -47,8 +47,8 @@ impl Schedule {
     /// every rank has a stage, and nothing is reduced. A run adds the reductions of its own buckets.
     ///
     /// # Errors
-    /// [`ScheduleError::Shape`] for an evaluation or a rank without a stage, [`ScheduleError::Reduces`], and
-    /// what [`crate::lower()`] or [`crate::verify()`] finds.
+    /// [`ScheduleError::Shape`] for an evaluation, a rank without a stage or more than a step may have
+    /// ([`Shape::is_too_long`]), [`ScheduleError::Reduces`], and what [`crate::lower()`] or [`crate::verify()`] finds.
     pub fn check_order(&self) -> Result<(), ScheduleError> {
         let shape = |what: String| Err(ScheduleError::Shape { what });
         self.check()?;
@@ -56,6 +56,14 @@ impl Schedule {
             return shape(
                 "it is an evaluation; a run trains by a schedule of `purpose train`".into(),
             );
+        }
+        let (ranks, pairs) = (self.ranks(), self.stages().saturating_mul(self.micro_batches));
+        let (ranks_max, pairs_max) = (Shape::STEP_RANKS_MAX, Shape::STEP_PAIRS_MAX);
+        if ranks > ranks_max || pairs > pairs_max {
+            return shape(format!(
+                "{ranks} ranks and {pairs} pairs of stage and micro-batch; a step has at most {ranks_max} and \
+                 {pairs_max}"
+            ));
         }
         if let Some(rank) = (0..self.ranks()).find(|rank| !self.placement.contains(rank)) {
             return shape(format!("rank {rank} of {} has no stage", self.ranks()));

@@ -31,7 +31,7 @@ impl RunPlan {
     /// As [`EngineConfig::check`], or a schedule that fails its proof.
     pub fn new(config: &EngineConfig) -> Result<Self, TrainError> {
         config.check()?;
-        let order = config.schedule.generate_shape(config.shape())?;
+        let order = config.schedule.generate(config.shape())?;
         let stages = config.stages()?;
         let ranks: Vec<Vec<RankLayout>> = (0..order.ranks())
             .map(|pp| {
@@ -78,7 +78,7 @@ fn rank_layout(
         tp: config.degrees.tp,
         tp_index,
         dp: config.degrees.dp,
-        tied_apart: config.shape().stages() > 1 || config.numerics == Numerics::Reference,
+        tied_apart: config.stage_count() > 1 || config.numerics == Numerics::Reference,
         bucket_elements: config.bucket_elements,
     })
 }
@@ -98,7 +98,7 @@ fn reductions(order: &Schedule, ranks: &[Vec<RankLayout>]) -> SyncPlan {
 impl EngineConfig {
     /// The pieces of each stage of the pipeline.
     pub(crate) fn stages(&self) -> Result<Vec<StagePieces>, SpecError> {
-        split_layers(&self.model, self.shape().stages(), self.layers.as_deref())
+        split_layers(&self.model, self.stage_count(), self.layers.as_deref())
     }
 }
 
@@ -113,7 +113,7 @@ mod tests {
         let model = presets::find("gpt2-124m").unwrap().model;
         let degrees = Degrees { pp: 2, tp: 2, ..Degrees::SERIAL };
         let batch = EngineConfig { global_batch: 4, ..EngineConfig::serial(model) };
-        EngineConfig { degrees, schedule, virtual_stages, ..batch }
+        EngineConfig { degrees, schedule: schedule.into(), virtual_stages, ..batch }
     }
 
     #[test]

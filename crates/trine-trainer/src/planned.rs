@@ -10,7 +10,7 @@ use trine_plan::{
     ActivationRequest, Attention, Cluster, Constants, Layout, Model, Planner, Precision, Recompute,
     SharedStep, activation_peak, find_stack, stacks,
 };
-use trine_schedule::Schedule;
+use trine_schedule::{Order, Schedule};
 use trine_spec::{Piece, RankBytes, RankLayout, StagePieces};
 
 /// The machine that a run is planned for.
@@ -157,6 +157,9 @@ fn layout(config: &EngineConfig) -> Result<Layout, String> {
     if config.numerics == Numerics::Reference {
         return Err("the planner knows no times for reference numerics".into());
     }
+    let Order::Named(pipeline) = config.schedule else {
+        return Err("the planner knows no times for a schedule of one's own".into());
+    };
     let precision = match config.compute {
         DType::F32 => Precision::F32,
         DType::Bf16 => Precision::Bf16,
@@ -165,7 +168,7 @@ fn layout(config: &EngineConfig) -> Result<Layout, String> {
     Ok(Layout {
         degrees: config.degrees,
         virtual_stages: config.virtual_stages,
-        pipeline: config.schedule,
+        pipeline,
         micro_batch: config.micro_batch,
         global_batch: config.global_batch,
         seq: config.seq,

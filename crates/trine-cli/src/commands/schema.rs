@@ -56,6 +56,10 @@ fn of_kind(kind: Kind) -> Value {
         Kind::Flag => json!({"type": "boolean"}),
         Kind::Text | Kind::Path => json!({"type": "string"}),
         Kind::Choice(words) => json!({"enum": words}),
+        // The text of a schedule has several lines.
+        Kind::Order(names) => {
+            json!({"anyOf": [{"enum": names}, {"type": "string", "pattern": "^file:.|\n"}]})
+        }
         Kind::Counts => json!({"type": "array", "items": count}),
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
     }

@@ -34,6 +34,23 @@ fn problems(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
             "minimum" if value.as_f64() < rule.as_f64() => {
                 wrong(format!("{value} is below {rule}"))
             }
+            "anyOf" => {
+                let fits = |schema: &Value| {
+                    let mut found = Vec::new();
+                    problems(schema, value, at, &mut found);
+                    found.is_empty()
+                };
+                if !rule.as_array().unwrap().iter().any(fits) {
+                    wrong(format!("{value} is none of {rule}"));
+                }
+            }
+            "pattern" => {
+                assert_eq!(rule, "^file:.|\n");
+                let text = value.as_str().unwrap_or_default();
+                if !(text.starts_with("file:") || text.contains('\n')) {
+                    wrong(format!("{value} is no {rule}"));
+                }
+            }
             "additionalProperties" => {
                 assert_eq!(rule, false);
                 let known = schema["properties"].as_object().unwrap();
@@ -75,6 +92,9 @@ fn every_preset_fits_the_schema() {
     let shorthands =
         "preset = \"gpt2-124m\"\nbatch.micro_batches = 4\nmodel.preset = \"llama3-8b\"\n";
     assert!(check(&schema, shorthands).is_empty());
+    for own in ["\"file:mine.txt\"", "\"\"\"\nschedule mine\n\"\"\""] {
+        assert!(check(&schema, &format!("[layout]\nschedule = {own}\n")).is_empty(), "{own}");
+    }
     // Every key is there with what is said of it.
     for key in trine_trainer::config::keys() {
         let pointer = format!("/properties/{}", key.path.replace('.', "/properties/"));

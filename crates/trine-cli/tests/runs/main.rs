@@ -16,6 +16,7 @@ mod layouts;
 mod memory;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod own_schedule;
 mod planned;
 mod printed;
 mod removed;

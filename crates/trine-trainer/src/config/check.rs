@@ -1,11 +1,13 @@
 //! The rules that values must keep, by themselves and with each other.
 
+mod own;
+
 use super::error::{Origin, Violation};
 use super::load::{Origins, lookup};
 use super::schema::{Key, Kind};
 use super::{Config, Precision, Source, keys};
 use trine_nn::Numerics;
-use trine_schedule::{ScheduleError, Shape};
+use trine_schedule::{Order, ScheduleError, ScheduleKind, Shape};
 use trine_spec::{SpecError, split_layers};
 
 /// Entries that a byte-level tokenizer cannot do without: the bytes and the end of a text.
@@ -195,14 +197,20 @@ impl Check<'_> {
 
     /// The stages of a pipeline that has a layer for each rank.
     fn stages(&mut self) {
+        match &self.config.layout.schedule {
+            Order::Named(kind) => self.named_stages(*kind),
+            Order::Own(own) => self.own_stages(own),
+        }
+    }
+
+    fn named_stages(&mut self, kind: ScheduleKind) {
         let (layout, layers) = (&self.config.layout, self.config.model.layers);
         let (pp, chunks) = (layout.pp, self.config.virtual_stages());
-        let (fewest, most) = layout.schedule.info().chunks;
+        let (fewest, most) = kind.info().chunks;
         if chunks.clamp(fewest, most) != chunks {
             let range =
                 if fewest == most { fewest.to_string() } else { format!("{fewest}..={most}") };
-            let rule =
-                format!("with layout.schedule = \"{}\" must be 0 or {range}", layout.schedule);
+            let rule = format!("with layout.schedule = \"{kind}\" must be 0 or {range}");
             self.report("layout.virtual", chunks, rule, chunks.clamp(fewest, most));
         } else if pp * chunks > layers {
             let rule = format!(
@@ -216,18 +224,20 @@ impl Check<'_> {
             let nearest = if layers / pp < fewest { other } else { (layers / pp).to_string() };
             self.report("layout.virtual", layout.virtual_stages, rule, nearest);
         } else if !layout.layers.is_empty() {
-            self.layers(&layout.layers, (pp, chunks));
+            let each =
+                if chunks == 1 { String::new() } else { format!(" × {chunks} on each rank") };
+            let of = format!("layout.pp = {pp}{}{each}", self.given("layout.pp"));
+            self.layers(&layout.layers, pp * chunks, of);
         }
     }
 
-    fn layers(&mut self, given: &[usize], (pp, chunks): (usize, usize)) {
+    /// The blocks of each stage: as many numbers as there are stages, which `of` says.
+    fn layers(&mut self, given: &[usize], stages: usize, of: String) {
         let layers = self.config.model.layers;
-        let split = split_layers(&self.config.model, pp * chunks, Some(given));
+        let split = split_layers(&self.config.model, stages, Some(given));
         let Err(SpecError::Layout { nearest, .. }) = split else { return };
-        let each = if chunks == 1 { String::new() } else { format!(" × {chunks} on each rank") };
         let rule = format!(
-            "must be layout.pp = {pp}{}{each} positive numbers that add up to model.layers = {layers}{}",
-            self.given("layout.pp"),
+            "must be {of} positive numbers that add up to model.layers = {layers}{}",
             self.given("model.layers")
         );
         self.report(
@@ -305,6 +315,9 @@ impl Check<'_> {
             return self.step_too_long(&shape);
         }
         self.kept();
+        if let Order::Own(own) = &layout.schedule {
+            return self.own_micro_batches(own, shape.micro_batches);
+        }
         let (takes, asked, nearest) = match layout.schedule.check_shape(&shape) {
             Err(ScheduleError::Groups { asked, nearest, .. }) => {
                 ("in multiples of", asked, nearest)
@@ -472,7 +485,9 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
         Kind::Count => single,
         Kind::Counts => value.as_array().map_or(single, Vec::as_slice),
         Kind::Number => return beyond_f32(key, value, at),
-        Kind::Flag | Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Texts => return None,
+        Kind::Flag | Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Order(_) | Kind::Texts => {
+            return None;
+        }
     };
     let largest = items.iter().filter_map(toml::Value::as_integer).max()?;
     (largest > max).then(|| above_limit(key, value, at))
@@ -489,6 +504,7 @@ pub(super) fn above_limit(key: &Key, value: impl ToString, at: &Origin) -> Viola
         | Kind::Text
         | Kind::Path
         | Kind::Choice(_)
+        | Kind::Order(_)
         | Kind::Texts => max.to_string(),
     };
     Violation::Rule {

@@ -88,6 +88,16 @@ pub enum Violation {
         /// One that would do.
         example: String,
     },
+    /// A schedule of one's own cannot be read, or no run can train by it.
+    #[error("{at}: {key}: {cause}")]
+    Schedule {
+        /// Where it was given.
+        at: Origin,
+        /// The key's path.
+        key: String,
+        /// The file, if it is from one, the line, and what is wrong.
+        cause: String,
+    },
     /// A value contradicts a rule or another value.
     #[error("{at}: {what}: {rule}; nearest valid: {nearest}")]
     Rule {
@@ -142,7 +152,7 @@ impl Violation {
     pub(super) fn may_explain(&self, rule: &Self) -> bool {
         let meant = match self {
             Self::UnknownKey { nearest, .. } => nearest.trim_matches(['[', ']']),
-            Self::Type { key, .. } | Self::Choice { key, .. } => key,
+            Self::Type { key, .. } | Self::Choice { key, .. } | Self::Schedule { key, .. } => key,
             Self::Option { .. } | Self::Rule { .. } => return false,
         };
         let Self::Rule { what, rule, .. } = rule else { return false };

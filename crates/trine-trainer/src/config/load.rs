@@ -6,6 +6,7 @@ use super::typed::{Assignment, Typed, read_file, read_setting};
 use super::{Config, DEFAULT_PRESET, LayoutBy, Loaded, Source, check, presets};
 use std::collections::BTreeMap;
 use toml::Value;
+use trine_schedule::Order;
 use trine_spec::ModelSpec;
 
 /// Beginnings of validation documents that are completed where the text has no prompts.
@@ -290,9 +291,18 @@ impl Draft {
 fn of_one_rank(config: &Config, micro_is_given: bool) -> Config {
     let mut least = config.clone();
     let (layout, batch) = (&mut least.layout, &mut least.batch);
+    (layout.dp, layout.tp) = (1, 1);
+    if let Order::Own(own) = &layout.schedule {
+        // It says how many ranks and micro-batches there are.
+        layout.pp = own.ranks();
+        match micro_is_given {
+            true => layout.dp = (batch.global / batch.micro.max(1) / own.micro_batches).max(1),
+            false => batch.micro = (batch.global / own.micro_batches).max(1),
+        }
+        return least;
+    }
     // A list of blocks has one number for each stage.
-    let pp = (layout.layers.len() / config.virtual_stages().max(1)).max(1);
-    (layout.dp, layout.pp, layout.tp) = (1, pp, 1);
+    layout.pp = (layout.layers.len() / config.virtual_stages().max(1)).max(1);
     if !micro_is_given {
         let divides = |micro: &usize| batch.global.is_multiple_of(*micro);
         batch.micro = (1..=batch.micro).rev().find(divides).unwrap_or(1);

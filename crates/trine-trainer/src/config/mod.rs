@@ -45,7 +45,7 @@ pub use typed::{File, Setting, Typed};
 // The enums of the crates that act on them, so that a configuration can be built with this module alone.
 pub use trine_nn::Numerics;
 pub use trine_optim::LrKind;
-pub use trine_schedule::ScheduleKind;
+pub use trine_schedule::{Order, ScheduleKind};
 
 use serde::{Deserialize, Serialize};
 use toml::Value;
@@ -196,11 +196,23 @@ impl Config {
             |table, path| load::lookup(table, path).map_or_else(String::new, Value::to_string);
         let rows = keys::keys().filter(|key| !key.shorthand).map(|key| key.path);
         let rows = rows.map(|path| (path, text(&before, path), text(&after, path)));
-        Ok(rows.filter(|(_, before, after)| before != after).collect())
+        let differing = rows.filter(|(_, before, after)| before != after);
+        Ok(differing
+            .map(|(path, before, after)| (path, first_line(&before), first_line(&after)))
+            .collect())
     }
 
     fn to_table(&self) -> Result<toml::Table, ConfigError> {
         toml::Table::try_from(self).map_err(|error| ConfigError::Write { cause: error.to_string() })
+    }
+}
+
+/// The first line of a value that has several, as a schedule of one's own.
+fn first_line(value: &str) -> String {
+    let shown = value.trim_start_matches(['"', '\'', '\n']);
+    match shown.split_once('\n') {
+        Some((first, _)) => format!("\"{first} …\""),
+        None => value.to_owned(),
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Config, DEFAULT_PRESET, check};
 use trine_mesh::Degrees;
 use trine_nn::Numerics;
 use trine_optim::LrKind;
-use trine_schedule::ScheduleKind;
+use trine_schedule::{Order, ScheduleKind};
 use trine_spec::ModelSpec;
 use trine_spec::presets::Preset;
 
@@ -91,7 +91,7 @@ fn general(name: &str, model: &ModelSpec, (degrees, micro): (Degrees, usize)) ->
             tp: degrees.tp,
             // With shards, norms and additions are done once instead of by every rank of them.
             sequence_parallel: true,
-            schedule: ScheduleKind::OneFOneB,
+            schedule: Order::Named(ScheduleKind::OneFOneB),
             virtual_stages: 0,
             layers: Vec::new(),
             threads_per_rank: 0,

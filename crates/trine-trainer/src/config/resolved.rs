@@ -7,6 +7,7 @@ use std::time::Duration;
 use trine_dp::ZeroStage;
 use trine_mesh::{Degrees, Mesh, MeshError};
 use trine_optim::{LrSchedule, OptimizerConfig};
+use trine_schedule::Order;
 use trine_spec::BUCKET_ELEMENTS;
 
 impl Config {
@@ -48,19 +49,21 @@ impl Config {
         Mesh::new(self.degrees(), self.world())
     }
 
-    /// Stages on each pipeline rank: `layout.virtual`, or as many as the schedule usually has.
+    /// Stages on each pipeline rank: `layout.virtual`, or as many as the schedule usually has; of a schedule of one's
+    /// own those of the rank with the most.
     pub fn virtual_stages(&self) -> usize {
         match self.layout.virtual_stages {
-            0 => self.layout.schedule.info().chunks_usual,
+            0 => self.layout.schedule.chunks_usual(),
             given => given,
         }
     }
 
-    /// The order of work in words: `1f1b`, or `zb-v with 2 stages on each rank`.
+    /// The order of work in words: `1f1b`, `zb-v with 2 stages on each rank`, or `mine, a schedule of one's own`.
     pub fn order_of_work(&self) -> String {
-        match self.virtual_stages() {
-            1 => self.layout.schedule.to_string(),
-            several => format!("{} with {several} stages on each rank", self.layout.schedule),
+        match (&self.layout.schedule, self.virtual_stages()) {
+            (Order::Own(own), _) => format!("{}, a schedule of one's own", own.name),
+            (Order::Named(kind), 1) => kind.to_string(),
+            (Order::Named(kind), several) => format!("{kind} with {several} stages on each rank"),
         }
     }
 
@@ -82,7 +85,7 @@ impl Config {
             virtual_stages: self.virtual_stages(),
             layers: (!layers.is_empty()).then(|| layers.clone()),
             sequence_parallel: self.splits_tokens(),
-            schedule: self.layout.schedule,
+            schedule: self.layout.schedule.clone(),
             numerics: self.train.numerics,
             compute: self.train.precision.dtype(),
             recompute: self.train.recompute,

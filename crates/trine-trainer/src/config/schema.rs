@@ -18,6 +18,8 @@ pub enum Kind {
     Path,
     /// One of these texts.
     Choice(&'static [&'static str]),
+    /// One of these names, or a schedule of one's own: its text, or `file:` and the path of one.
+    Order(&'static [&'static str]),
     /// A list of whole numbers.
     Counts,
     /// A list of texts.
@@ -34,6 +36,10 @@ impl Kind {
             Self::Text => "a text in quotes".into(),
             Self::Path => "a path in quotes".into(),
             Self::Choice(choices) => format!("one of {}", quoted(choices)),
+            Self::Order(names) => format!(
+                "{}, or \"file:\" and the path of a schedule",
+                Self::Choice(names).describe()
+            ),
             Self::Counts => "a list of whole numbers".into(),
             Self::Texts => "a list of texts in quotes".into(),
         }
@@ -45,7 +51,7 @@ impl Kind {
             Self::Count => value.as_integer().is_some_and(|number| number >= 0),
             Self::Number => value.is_float() || value.is_integer(),
             Self::Flag => value.is_bool(),
-            Self::Text | Self::Path | Self::Choice(_) => value.is_str(),
+            Self::Text | Self::Path | Self::Choice(_) | Self::Order(_) => value.is_str(),
             Self::Counts => all(value, |item| Self::Count.has_type(item)),
             Self::Texts => all(value, toml::Value::is_str),
         }

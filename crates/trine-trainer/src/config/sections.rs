@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use trine_buffer::DType;
 use trine_nn::Numerics;
 use trine_optim::LrKind;
-use trine_schedule::ScheduleKind;
+use trine_schedule::Order;
 
 /// Where the text comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -87,8 +87,8 @@ choice! {
 }
 
 // Enums of the crates that act on them. A test sets every word.
-impl Field for ScheduleKind {
-    const KIND: Kind = Kind::Choice(&[
+impl Field for Order {
+    const KIND: Kind = Kind::Order(&[
         "gpipe",
         "1f1b",
         "interleaved",
@@ -142,8 +142,8 @@ section! {
         /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198) where tp divides those of a micro-batch
         sequence_parallel: bool, "any";
         /// order of work in the pipeline
-        schedule: ScheduleKind, "interleaved takes micro-batches in multiples of layout.pp, dualpipe-v at least 2 × layout.pp";
-        /// stages of the pipeline on each rank; 0: as many as the schedule needs, which is one for gpipe, 1f1b, zb-h1 and zb-h2
+        schedule: Order, "interleaved takes micro-batches in multiples of layout.pp, dualpipe-v at least 2 × layout.pp; a schedule of one's own has layout.pp ranks and the micro-batches of a step";
+        /// stages of the pipeline on each rank; 0: as many as the schedule needs, which is one for gpipe, 1f1b, zb-h1 and zb-h2; one's own says it itself
         virtual_stages as "virtual": usize, "0, or as the schedule has it; layout.pp × layout.virtual is at most model.layers";
         /// blocks of each stage; empty: by work, the output layer's included
         layers: Vec<usize>, "empty, or as many positive numbers as there are stages, which add up to model.layers";

@@ -288,7 +288,7 @@ fn wrong_types_and_words_say_what_was_expected() {
         ),
         (
             "[layout]\nschedule = \"1f2b\"\n",
-            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\", \"interleaved\", \"breadth-first\", \"zb-h1\", \"zb-h2\", \"zb-v\", \"dualpipe-v\"; nearest: \"1f1b\"",
+            "run.toml:2:1: layout.schedule = \"1f2b\": must be one of \"gpipe\", \"1f1b\", \"interleaved\", \"breadth-first\", \"zb-h1\", \"zb-h2\", \"zb-v\", \"dualpipe-v\", or \"file:\" and the path of a schedule; nearest: \"1f1b\"",
         ),
         (
             "[layout]\nschedule = \"forward-only\"\n",
@@ -582,7 +582,7 @@ fn every_choice_can_be_set() {
     let mut words = 0;
     // Shorthands are no part of what is resolved.
     for key in keys().filter(|key| !key.shorthand) {
-        if let Kind::Choice(choices) = key.kind {
+        if let Kind::Choice(choices) | Kind::Order(choices) = key.kind {
             for word in choices {
                 let word_set = format!("{}={word}", key.path);
                 let config = load("", &["train.precision=f32", "batch.global=64", &word_set]);

@@ -6,9 +6,16 @@ use super::{Source, check, keys};
 use std::path::{Path, PathBuf};
 use toml::Value;
 use toml::de::{DeTable, DeValue};
+use trine_schedule::{Order, Schedule};
 
 /// Bytes of the largest configuration file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of the longest schedule of one's own: the configuration of a run, which is read again, holds its text.
+const SCHEDULE_BYTES_MAX: usize = FILE_BYTES_MAX as usize / 2;
+
+/// What stands before the path of a schedule, where its name could stand.
+const SCHEDULE_FILE: &str = "file:";
 
 /// What a user typed. Options win over the file, the file over the preset; of two options the
 /// later wins.
@@ -99,7 +106,7 @@ pub(super) fn read_file(
     let places = DeTable::parse(&file.text).map_err(syntax)?;
     let values: toml::Table = toml::from_str(&file.text).map_err(syntax)?;
     let mut reader =
-        FileReader { file, line_starts: file.line_starts(), found: Vec::new(), violations };
+        FileReader { file, dir, line_starts: file.line_starts(), found: Vec::new(), violations };
     reader.table("", places.get_ref(), &values);
     let mut found = reader.found;
     found.sort_by_key(|(offset, _)| *offset);
@@ -141,6 +148,7 @@ impl File {
 
 struct FileReader<'a> {
     file: &'a File,
+    dir: &'a Path,
     line_starts: Vec<usize>,
     found: Vec<(usize, Assignment)>,
     violations: &'a mut Vec<Violation>,
@@ -160,7 +168,7 @@ impl FileReader<'_> {
             } else if let Some(value) = values.get(word) {
                 // Looking for the nearest key takes time, and nobody reads thousands of them.
                 let is_counted = self.violations.len() >= LISTED_MAX;
-                match checked(&path, value.clone(), at, is_counted) {
+                match checked(&path, value.clone(), at, is_counted, self.dir) {
                     Ok(assignment) => self.found.push((name.span().start, assignment)),
                     Err(violation) => self.violations.push(*violation),
                 }
@@ -181,8 +189,9 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violatio
         let rule = "the key's path is missing before `=`".to_owned();
         return Err(Box::new(Violation::Option { at, rule, example }));
     }
-    let wants_text = keys::find(path)
-        .is_some_and(|key| matches!(key.kind, Kind::Text | Kind::Path | Kind::Choice(_)));
+    let wants_text = keys::find(path).is_some_and(|key| {
+        matches!(key.kind, Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Order(_))
+    });
     let wants_number = keys::find(path).is_some_and(|key| key.kind == Kind::Number);
     if let Some(violation) = too_long(path, text, &at) {
         return Err(Box::new(violation));
@@ -205,16 +214,17 @@ pub(super) fn read_setting(setting: &Setting) -> Result<Assignment, Box<Violatio
             return Err(Box::new(Violation::Option { at, rule, example }));
         }
     };
-    checked(path, value, at, false)
+    checked(path, value, at, false, Path::new(""))
 }
 
 /// Looks the key up and checks the value; of a problem that `is_counted` only, no nearest key is
-/// looked for.
+/// looked for. A schedule of one's own is read from its file, which a relative path has below `dir`.
 fn checked(
     path: &str,
     value: Value,
     at: Origin,
     is_counted: bool,
+    dir: &Path,
 ) -> Result<Assignment, Box<Violation>> {
     let Some(key) = keys::find(path) else {
         return Err(Box::new(if keys::is_section(path) {
@@ -224,10 +234,46 @@ fn checked(
             Violation::UnknownKey { at, key: path.to_owned(), nearest }
         }));
     };
+    let value = match (key.kind, own_schedule(&value, dir)) {
+        (Kind::Order(_), Some(Ok(text))) => Value::String(text),
+        (Kind::Order(_), Some(Err(cause))) => {
+            return Err(Box::new(Violation::Schedule { at, key: path.to_owned(), cause }));
+        }
+        _ => value,
+    };
     match wrong_value(key, &value, &at) {
         Some(violation) => Err(Box::new(violation)),
         None => Ok(Assignment { key, value, at }),
     }
+}
+
+/// The text of a schedule of one's own, proven and as the program writes it, where a value is one or names its file.
+fn own_schedule(value: &Value, dir: &Path) -> Option<Result<String, String>> {
+    let text = value.as_str()?;
+    let Some(path) = text.strip_prefix(SCHEDULE_FILE) else {
+        return Order::is_own(text).then(|| proven(text));
+    };
+    let path = dir.join(path);
+    let name = path.display();
+    Some(match trine_files::read_text(&path, SCHEDULE_BYTES_MAX as u64) {
+        Ok(text) => proven(&text).map_err(|cause| format!("{name}: {cause}")),
+        Err(error) => Err(format!("{name}: cannot read the schedule: {error}")),
+    })
+}
+
+/// Reads a schedule and proves that a run can train by it. An error is told in a line, without the lists.
+fn proven(text: &str) -> Result<String, String> {
+    let schedule = text.parse::<Schedule>().and_then(|own| own.check_order().map(|()| own));
+    let schedule = schedule
+        .map_err(|error| error.in_text(text).lines().next().unwrap_or_default().to_owned())?;
+    let written = schedule.to_string();
+    if written.len() > SCHEDULE_BYTES_MAX {
+        return Err(format!(
+            "with all its keys it has {} bytes; that of a run has at most {SCHEDULE_BYTES_MAX}",
+            written.len()
+        ));
+    }
+    Ok(written)
 }
 
 /// Reports a whole number with more digits than TOML has: it would pass for a text.
@@ -253,17 +299,26 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
             example: example(key),
         });
     }
-    match (key.kind, value.as_str()) {
-        (Kind::Choice(choices), Some(word)) if !choices.contains(&word) => {
-            Some(Violation::Choice {
-                at: at.clone(),
-                key: key.path.to_owned(),
-                found: word.to_owned(),
-                choices: quoted(choices),
-                nearest: keys::nearest_word(word, choices.iter().copied()).to_owned(),
-            })
-        }
-        _ => check::too_large(key, value, at),
+    let (choices, more) = match key.kind {
+        Kind::Choice(choices) => (choices, ""),
+        Kind::Order(names) => (names, ", or \"file:\" and the path of a schedule"),
+        Kind::Count
+        | Kind::Number
+        | Kind::Flag
+        | Kind::Text
+        | Kind::Path
+        | Kind::Counts
+        | Kind::Texts => return check::too_large(key, value, at),
+    };
+    match value.as_str() {
+        Some(word) if !choices.contains(&word) && !Order::is_own(word) => Some(Violation::Choice {
+            at: at.clone(),
+            key: key.path.to_owned(),
+            found: word.to_owned(),
+            choices: quoted(choices) + more,
+            nearest: keys::nearest_word(word, choices.iter().copied()).to_owned(),
+        }),
+        Some(_) | None => None,
     }
 }
 

@@ -6,7 +6,7 @@ use trine_dp::ZeroStage;
 use trine_mesh::{Axis, Degrees};
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
-use trine_schedule::{ScheduleKind, Shape};
+use trine_schedule::{Order, ScheduleKind, Shape};
 use trine_spec::{BUCKET_ELEMENTS, ModelSpec};
 
 /// Axes that the mesh has and the engine does not split anything on.
@@ -19,14 +19,15 @@ pub struct EngineConfig {
     pub model: ModelSpec,
     /// The layout.
     pub degrees: Degrees,
-    /// Stages of the pipeline on each rank (virtual stages); 1 but for schedules that take several.
+    /// Stages of the pipeline on each rank (virtual stages); 1 but for schedules that take several. A schedule of one's
+    /// own says it itself.
     pub virtual_stages: usize,
     /// Blocks of each stage; `None`: by work ([`trine_spec::stage_blocks`]).
     pub layers: Option<Vec<usize>>,
     /// Split the residual stream by rows over tensor parallelism.
     pub sequence_parallel: bool,
     /// The pipeline's order of work.
-    pub schedule: ScheduleKind,
+    pub schedule: Order,
     /// How sums are ordered.
     pub numerics: Numerics,
     /// Type of weights and activations.
@@ -62,7 +63,7 @@ impl EngineConfig {
             virtual_stages: 1,
             layers: None,
             sequence_parallel: true,
-            schedule: ScheduleKind::OneFOneB,
+            schedule: Order::Named(ScheduleKind::OneFOneB),
             numerics: Numerics::Fast,
             compute: DType::F32,
             recompute: false,
@@ -93,6 +94,11 @@ impl EngineConfig {
     pub fn shape(&self) -> Shape {
         let (ranks, chunks) = (self.degrees.pp, self.virtual_stages);
         Shape { ranks, chunks, micro_batches: self.micro_batches() }
+    }
+
+    /// Stages of the pipeline, on all ranks together.
+    pub fn stage_count(&self) -> usize {
+        self.schedule.stages(self.degrees.pp, self.virtual_stages)
     }
 
     /// Checks the parts against each other. [`crate::RunPlan::new`] does it first.

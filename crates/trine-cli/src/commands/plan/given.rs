@@ -49,6 +49,11 @@ pub(crate) fn fixed(args: &TaskArgs) -> Result<Fixed, Failure> {
 }
 
 fn schedule(name: &str) -> Result<ScheduleKind, Failure> {
+    if name.starts_with("file:") {
+        return Err(Failure::usage(format!(
+            "--schedule {name}: a plan makes its schedules by name; `trine train` and `trine schedule` take a file"
+        )));
+    }
     let kind: ScheduleKind = name.parse().map_err(Failure::usage)?;
     if kind.info().purpose != Purpose::Train {
         return Err(Failure::usage(format!("--schedule {name}: does not train")));

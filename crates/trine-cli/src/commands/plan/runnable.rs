@@ -120,7 +120,7 @@ fn config(base: &Config, choice: &Choice, tokens: f64) -> Config {
         pp: layout.degrees.pp,
         dp: layout.degrees.dp,
         sequence_parallel: layout.sequence_parallel,
-        schedule: layout.pipeline,
+        schedule: layout.pipeline.into(),
         virtual_stages: match layout.virtual_stages {
             usual if usual == layout.pipeline.info().chunks_usual => 0,
             given => given,
