@@ -170,7 +170,6 @@ pub(crate) fn run_config(run: &Path) -> Result<File, Failure> {
 
 /// The run directory that a checkpoint of it, or their folder, lies in.
 fn run_above(path: &Path) -> Option<&Path> {
-    let is_run =
-        |above: &&Path| above.join("checkpoints").is_dir() && above.join("config.toml").is_file();
-    path.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()).find(is_run)
+    let mut above = path.ancestors().skip(1).take(2);
+    above.find(|above| !above.as_os_str().is_empty() && trine_files::is_run(above))
 }

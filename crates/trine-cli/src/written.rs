@@ -6,7 +6,9 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use trine_files::is_run;
 use trine_trainer::TrainError;
+use trine_trainer::bench::STEP_FIRST;
 use trine_trainer::run::{TRACE_FIRST, TRACE_PART_FIRST};
 
 /// Of a file that is there, so much tells what it is.
@@ -32,6 +34,8 @@ pub(crate) enum Kind {
     Constants,
     /// A page of `trine man`.
     ManualPage,
+    /// `trine bench gradients`.
+    GradientStep,
 }
 
 impl Kind {
@@ -44,6 +48,7 @@ impl Kind {
             Self::Machine => "a machine",
             Self::Constants => "a set of constants",
             Self::ManualPage => "a manual page",
+            Self::GradientStep => "a step",
         }
     }
 
@@ -57,6 +62,7 @@ impl Kind {
             Self::Machine => "# Written by trine plan --measure\n",
             Self::Constants => "# Written by trine plan calibrate\n",
             Self::ManualPage => ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n.TH trine",
+            Self::GradientStep => STEP_FIRST,
         }
     }
 
@@ -74,7 +80,9 @@ impl Kind {
     /// Whether its text begins so by itself: another kind gets its first line when it is written.
     fn begins_by_itself(self) -> bool {
         match self {
-            Self::Trace | Self::TracePart | Self::Svg | Self::ManualPage => true,
+            Self::Trace | Self::TracePart | Self::Svg | Self::ManualPage | Self::GradientStep => {
+                true
+            }
             Self::Configuration | Self::Machine | Self::Constants => false,
         }
     }
@@ -88,6 +96,24 @@ pub(crate) struct Output<'a> {
     /// Where.
     pub(crate) path: &'a Path,
     pub(crate) kind: Kind,
+}
+
+/// A file that will be written. What nothing was written to is removed again: the command was refused later.
+#[must_use = "the file is given up when this is dropped"]
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    /// The file, if it was not there.
+    made: Option<PathBuf>,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(path) = self.made.as_deref()
+            && fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0)
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 impl Output<'_> {
@@ -106,17 +132,20 @@ impl Output<'_> {
         })
     }
 
-    /// The same, and whether the system lets it be written: leaves an empty file where there is none.
+    /// The same, and whether the system lets it be written: makes an empty file where there is none.
     ///
     /// # Errors
     /// As [`Output::check`], or the system's.
-    pub(crate) fn claim(&self, inputs: &[&Path]) -> Result<(), TrainError> {
+    pub(crate) fn claim(&self, inputs: &[&Path]) -> Result<Claimed, TrainError> {
         self.check(inputs)?;
+        let made = (!self.path.exists()).then(|| self.path.to_owned());
         let opened = File::options().append(true).create(true).open(self.path);
-        opened.map(drop).map_err(|error| self.refused(&format!("cannot create it: {error}")))
+        let claimed = opened.map(|_| Claimed { made });
+        claimed.map_err(|error| self.refused(&format!("cannot create it: {error}")))
     }
 
-    fn refused(&self, why: &str) -> TrainError {
+    /// A refusal that names the option and the file.
+    pub(crate) fn refused(&self, why: &str) -> TrainError {
         TrainError::Refused(format!("{} {}: {why}", self.option, self.path.display()))
     }
 
@@ -125,7 +154,7 @@ impl Output<'_> {
     /// # Errors
     /// As [`Output::claim`], and a failure to write.
     pub(crate) fn write(&self, text: &str, inputs: &[&Path]) -> Result<(), Failure> {
-        self.claim(inputs)?;
+        let _claimed = self.claim(inputs)?;
         let kind = self.kind;
         let first = if kind.begins_by_itself() { "" } else { kind.beginning() };
         fs::write(self.path, format!("{first}{text}")).map_err(|error| {
@@ -161,11 +190,6 @@ impl Output<'_> {
             Err(error) => Some(format!("it is there, and cannot be read: {error}")),
         }
     }
-}
-
-/// Whether a folder is the directory of a run.
-fn is_run(folder: &Path) -> bool {
-    ["config.toml", "checkpoints"].iter().all(|name| folder.join(name).exists())
 }
 
 /// The paths among optional ones.

@@ -136,7 +136,8 @@ impl Walk<'_> {
             self.skips.add(SkipReason::NotRegular, &name, 0);
         } else if self.is_users && index::is_dataset(&path) {
             self.skips.add(SkipReason::Dataset, &name, 0);
-        } else if self.is_users && is_run(&path) {
+        } else if self.is_users && trine_files::is_run(&path) {
+            // What a run writes must not count as its text: it could never be resumed.
             self.skips.add(SkipReason::Run, &name, 0);
         } else {
             let resolved = fs::canonicalize(&path).map_err(DataError::io("look at", &path))?;
@@ -166,11 +167,6 @@ fn gitignore(folder: &Path) -> Result<Option<Rc<Gitignore>>, DataError> {
     // Says at once whether it can be read; what the crate reports also holds bad patterns.
     fs::File::open(&path).map_err(DataError::io("open", &path))?;
     Ok(Some(Rc::new(Gitignore::new(&path).0)))
-}
-
-/// Whether a folder is the directory of a run. What a run writes must not count as its text: it could never be resumed.
-fn is_run(path: &Path) -> bool {
-    [".lock", "config.toml", "checkpoints"].iter().all(|name| path.join(name).exists())
 }
 
 /// Whether the innermost rule that speaks of a path leaves it out.

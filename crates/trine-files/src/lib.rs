@@ -1,4 +1,4 @@
-//! Opens regular files of a sane size, and nothing else; names that stay in their folder.
+//! Opens regular files of a sane size, and nothing else; names that stay in their folder; what a run directory is.
 //!
 //! A path that a user or a file names may be a FIFO, a device, a socket or a folder. To open or read
 //! it could wait forever or fill the memory. Every reader of trine comes through here instead, and
@@ -24,6 +24,17 @@ use std::path::{Component, Path, PathBuf};
 
 /// The largest text that is read whole: configurations, indexes, tokenizers, metrics. 256 MiB.
 pub const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// The configuration of a run, in its directory.
+pub const RUN_CONFIG: &str = "config.toml";
+
+/// The checkpoints of a run, in its directory; a link where they are elsewhere.
+pub const RUN_CHECKPOINTS: &str = "checkpoints";
+
+/// Whether a folder is the directory of a run: it has the configuration of one, and checkpoints or a place for them.
+pub fn is_run(folder: &Path) -> bool {
+    folder.join(RUN_CONFIG).is_file() && folder.join(RUN_CHECKPOINTS).exists()
+}
 
 /// Opens a regular file for reading, links followed. Never waits, whatever is there.
 ///
@@ -216,6 +227,22 @@ mod tests {
         // A file of the system that says it has no bytes.
         let error = read(Path::new("/proc/self/status"), 10).unwrap_err().to_string();
         assert_eq!(error, "it has more than 10 bytes; at most 10 are read");
+    }
+
+    #[test]
+    fn a_run_has_a_configuration_and_checkpoints() {
+        let folder = tempfile::tempdir().unwrap();
+        let here = folder.path();
+        assert!(!is_run(here) && !is_run(&here.join("none")));
+        fs::create_dir(here.join(RUN_CONFIG)).unwrap();
+        fs::create_dir(here.join("elsewhere")).unwrap();
+        symlink("elsewhere", here.join(RUN_CHECKPOINTS)).unwrap();
+        assert!(!is_run(here));
+        fs::remove_dir(here.join(RUN_CONFIG)).unwrap();
+        fs::write(here.join(RUN_CONFIG), "").unwrap();
+        assert!(is_run(here));
+        fs::remove_file(here.join(RUN_CHECKPOINTS)).unwrap();
+        assert!(!is_run(here));
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn items(memory: &Memory) -> [(&'static str, &'static str, f64); 9] {
 /// One bar a pipeline rank, its items stacked, with the device's memory as a line: a self-contained SVG.
 pub fn memory_svg(planner: &Planner<'_>, layout: &Layout) -> String {
     let ranks = layout.degrees.pp;
-    let stages: Vec<Memory> = (0..ranks).map(|rank| planner.stage_memory(layout, rank)).collect();
+    let stages: Vec<Memory> = (0..ranks).map(|rank| planner.rank_memory(layout, rank)).collect();
     let limit = planner.cluster.device.memory_bytes as f64;
     let most = stages.iter().map(Memory::total).fold(limit, f64::max) * 1.05;
     let bar = ((WIDTH - LEFT) / ranks as f64 - GAP).clamp(1.0, BAR_MAX);

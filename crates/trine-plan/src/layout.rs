@@ -51,6 +51,23 @@ impl Attention {
     }
 }
 
+/// What a pipeline rank has of the ends of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The embedding: the rank of the first stage has it.
+    pub embedding: bool,
+    /// The head: the rank of the last stage has it. In a V that is the first rank too.
+    pub head: bool,
+}
+
+impl Ends {
+    /// Of most ranks of a pipeline: none. Without a pipeline, both.
+    pub(crate) fn of_rest(layout: &Layout) -> Self {
+        let is_alone = layout.degrees.pp == 1;
+        Self { embedding: is_alone, head: is_alone }
+    }
+}
+
 /// A layout and the batch that runs through it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Layout {
@@ -107,6 +124,13 @@ impl Layout {
     pub fn stages_of(&self, rank: usize) -> impl Iterator<Item = usize> + use<> {
         let (shape, pipeline) = (self.shape(), self.pipeline);
         (0..shape.chunks).map(move |chunk| pipeline.stage_of(&shape, rank, chunk))
+    }
+
+    /// What a pipeline rank has of the ends of the model.
+    pub fn ends_of(&self, rank: usize) -> Ends {
+        let shape = self.shape();
+        let has = |stage: usize| self.pipeline.rank_of(&shape, stage) == rank;
+        Ends { embedding: has(0), head: has(shape.stages() - 1) }
     }
 
     /// The compute-only lists of its pipeline.

@@ -74,7 +74,7 @@ pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
 pub use draw::memory_svg;
 pub use error::PlanError;
 pub use flops::{Convention, Flops, flops};
-pub use layout::{Attention, Layout, Recompute};
+pub use layout::{Attention, Ends, Layout, Recompute};
 pub use memory::Memory;
 pub use model::Model;
 pub use pipeline::{StageTime, blocks_of};
@@ -109,9 +109,9 @@ pub struct Planner<'a> {
 /// What a layout needs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
-    /// Memory of each rank of the fullest stage.
+    /// Memory of each device of the fullest pipeline rank.
     pub memory: Memory,
-    /// Which stage that is.
+    /// Which rank of the pipeline that is.
     pub stage: usize,
     /// Seconds of a step.
     pub time: Time,

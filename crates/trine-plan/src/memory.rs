@@ -1,8 +1,8 @@
-//! What one rank of a stage holds at its peak, item by item.
+//! What one pipeline rank holds at its peak, item by item.
 
 use crate::pipeline::blocks_of;
 use crate::stack::Partition;
-use crate::{Attention, Layout, Planner, Precision, Recompute};
+use crate::{Attention, Ends, Layout, Planner, Precision, Recompute};
 use trine_spec::{BUCKET_ELEMENTS, ElementBytes, RankBytes, StageShape, stage_blocks};
 
 /// Bytes of one rank, itemised. Everything is live at the peak, except [`Memory::reserve`] and
@@ -53,33 +53,33 @@ impl Memory {
 }
 
 impl Planner<'_> {
-    /// Memory of each rank of one pipeline stage.
-    pub fn stage_memory(&self, layout: &Layout, stage: usize) -> Memory {
+    /// Memory of each device of a pipeline rank, all its stages together.
+    pub fn rank_memory(&self, layout: &Layout, rank: usize) -> Memory {
         let p = layout.degrees.pp;
-        let (first, last) = (stage == 0, stage == p - 1);
-        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
+        let ends = layout.ends_of(rank);
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, rank);
         let state = self.stack.states(layout.precision);
-        let mut memory = self.states(layout, stage);
+        let mut memory = self.states(layout, rank);
         let tokens = layout.tokens();
         let compute = element_bytes(layout.precision);
         let tp = layout.degrees.tp as f64;
         let h = self.model.spec.hidden as f64;
 
-        let flight = layout.in_flight(stage);
+        let flight = layout.in_flight(rank);
         let again = layout.recompute.whole_blocks(blocks);
         let mut each = again * self.checkpoint_bytes(layout)
             + (blocks - again) * self.block_saved_bytes(layout, layout.recompute);
         let stream = tokens * h / sequence_parts(layout);
-        if first && self.stack.dropout_masks {
+        if ends.embedding && self.stack.dropout_masks {
             each += stream;
         }
         if self.stack.stage_input_kept && p > 1 {
             each += compute * tokens * h / tp;
         }
         memory.activations = flight * each;
-        memory.working_set = self.working_set(layout, last);
+        memory.working_set = self.working_set(layout, ends.head);
         let exchanged =
-            self.bucketed(layout, stage).map_or(0, |(elements, each)| each.exchanged(elements));
+            self.bucketed(layout, rank).map_or(0, |(elements, each)| each.exchanged(elements));
         memory.buffers = self.stack.buffer_bytes + self.gathered(layout) + exchanged as f64;
         if p > 1 {
             memory.buffers += 2.0 * self.stack.stream_bytes(layout.precision) * stream;
@@ -95,31 +95,46 @@ impl Planner<'_> {
         memory
     }
 
-    /// The stage whose rank needs most, and its memory. Ranks hold less the later they come, but for the first and
-    /// the last, which also hold the embedding and the head: so three stages are looked at.
+    /// The pipeline rank that needs most, and its memory. Ranks hold less the later they come, but for those that also
+    /// hold the embedding and the head, and for a V: there the later ones have more in flight, so that it may be the
+    /// last of those with as many blocks as any.
     pub fn peak_memory(&self, layout: &Layout) -> (usize, Memory) {
-        let p = layout.degrees.pp;
-        let mut worst = (0, self.stage_memory(layout, 0));
-        for stage in [1, p - 1] {
-            if stage < p && stage > worst.0 {
-                let memory = self.stage_memory(layout, stage);
+        let last = layout.degrees.pp - 1;
+        let fullest = if layout.ends_of(last).head { last } else { self.last_full(layout) };
+        let mut worst = (0, self.rank_memory(layout, 0));
+        for rank in [1, fullest, last] {
+            if rank <= last && rank > worst.0 {
+                let memory = self.rank_memory(layout, rank);
                 if memory.total() > worst.1.total() {
-                    worst = (stage, memory);
+                    worst = (rank, memory);
                 }
             }
         }
         worst
     }
 
+    /// Of the ranks behind the first, the last that has as many blocks as the second: later ones have fewer, or none
+    /// has.
+    fn last_full(&self, layout: &Layout) -> usize {
+        let blocks = |rank| blocks_of(&self.model.spec, layout, self.stack, rank);
+        let (mut full, mut end) = (1, layout.degrees.pp);
+        while end - full > 1 {
+            let middle = full.midpoint(end);
+            let is_full = blocks(middle) >= blocks(1);
+            (full, end) = if is_full { (middle, end) } else { (full, middle) };
+        }
+        full
+    }
+
     /// Elements of the training state of one rank of a stage.
-    fn elements(&self, layout: &Layout, blocks: f64, first: bool, last: bool) -> f64 {
+    fn elements(&self, layout: &Layout, blocks: f64, ends: Ends) -> f64 {
         let d = &layout.degrees;
         match self.model.sizes(d.tp).filter(|_| self.stack.bucketed) {
-            None => self.model.stage_elements(blocks, first, last, d.tp as f64),
+            None => self.model.stage_elements(blocks, ends, d.tp as f64),
             Some(sizes) => sizes.elements(&StageShape {
                 blocks: blocks as usize,
-                first,
-                last,
+                first: ends.embedding,
+                last: ends.head,
                 dp: d.dp * d.cp,
                 tied_apart: layout.shape().stages() > 1,
                 bucket_elements: BUCKET_ELEMENTS,
@@ -142,12 +157,13 @@ impl Planner<'_> {
         let elements: f64 = if self.stack.partition == Partition::Work && stages <= spec.layers {
             let of = |stage| {
                 let blocks = stage_blocks(spec, stages, stage) as f64;
-                self.elements(layout, blocks, stage == 0, stage == stages - 1)
+                let ends = Ends { embedding: stage == 0, head: stage == stages - 1 };
+                self.elements(layout, blocks, ends)
             };
             layout.stages_of(rank).map(of).sum()
         } else {
-            let blocks = blocks_of(spec, layout, self.stack, rank);
-            self.elements(layout, blocks, rank == 0, rank == layout.degrees.pp - 1)
+            let (blocks, ends) = (blocks_of(spec, layout, self.stack, rank), layout.ends_of(rank));
+            self.elements(layout, blocks, ends)
         };
         let state = self.stack.states(layout.precision);
         let each = ElementBytes {
@@ -160,8 +176,8 @@ impl Planner<'_> {
         Some((elements as usize, each))
     }
 
-    fn states(&self, layout: &Layout, stage: usize) -> Memory {
-        if let Some(bytes) = self.rank_bytes(layout, stage) {
+    fn states(&self, layout: &Layout, rank: usize) -> Memory {
+        if let Some(bytes) = self.rank_bytes(layout, rank) {
             return Memory {
                 weights: bytes.weights as f64,
                 gradients: bytes.gradients as f64,
@@ -170,8 +186,8 @@ impl Planner<'_> {
                 ..Memory::default()
             };
         }
-        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
-        let elements = self.elements(layout, blocks, stage == 0, stage == layout.degrees.pp - 1);
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, rank);
+        let elements = self.elements(layout, blocks, layout.ends_of(rank));
         let state = self.stack.states(layout.precision);
         let replicas = (layout.degrees.dp * layout.degrees.cp) as f64;
         let shared = |from: u8| if layout.zero >= from { elements / replicas } else { elements };
@@ -246,7 +262,7 @@ impl Planner<'_> {
         }
     }
 
-    fn working_set(&self, layout: &Layout, last: bool) -> f64 {
+    fn working_set(&self, layout: &Layout, has_head: bool) -> f64 {
         let spec = &self.model.spec;
         let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
         let compute = element_bytes(layout.precision);
@@ -261,7 +277,7 @@ impl Planner<'_> {
             Recompute::SelectiveOps => self.block_saved_bytes(layout, Recompute::None),
             Recompute::Full { .. } => self.block_saved_bytes(layout, Recompute::None),
         };
-        let logits = if last {
+        let logits = if has_head {
             let parts = if self.stack.logits_whole { 1.0 } else { tp };
             tokens * self.model.vocab_local(parts) * self.stack.logit_bytes
                 + tokens * spec.hidden as f64 * compute * 2.0

@@ -1,6 +1,6 @@
 //! A model as the planner needs it: sums over [`ModelSpec`], taken once.
 
-use crate::PlanError;
+use crate::{Ends, PlanError};
 use trine_mesh::Axis;
 use trine_spec::{Kept, ModelSpec, ParamSpec, Piece, PieceSizes, Split};
 
@@ -98,16 +98,16 @@ impl Model {
         self.sizes.iter().find(|(degree, _)| *degree == tp).map(|(_, sizes)| sizes)
     }
 
-    /// Elements that one tensor rank of a stage holds. A tied output layer on a stage of its own is a second copy of
-    /// the embedding.
-    pub(crate) fn stage_elements(&self, blocks: f64, first: bool, last: bool, tp: f64) -> f64 {
+    /// Elements that one tensor rank of some blocks and ends holds. A tied output layer without the embedding is a
+    /// second copy of it.
+    pub(crate) fn stage_elements(&self, blocks: f64, ends: Ends, tp: f64) -> f64 {
         let mut elements = blocks * self.block.local(tp);
-        if first {
+        if ends.embedding {
             elements += self.embedding.local(tp);
         }
-        if last {
+        if ends.head {
             elements += self.head.local(tp);
-            if self.spec.tied && !first {
+            if self.spec.tied && !ends.embedding {
                 elements += self.output.local(tp);
             }
         }
@@ -153,7 +153,8 @@ mod tests {
         for name in ["gpt2-124m", "llama3-8b", "frontier-175b"] {
             let spec = presets::find(name).unwrap().model;
             let model = Model::new(&spec).unwrap();
-            let all = model.stage_elements(spec.layers as f64, true, true, 1.0);
+            let all =
+                model.stage_elements(spec.layers as f64, Ends { embedding: true, head: true }, 1.0);
             let padding = (spec.vocab_stored(1) - spec.vocab) * spec.hidden;
             let padding = padding as f64 * if spec.tied { 1.0 } else { 2.0 };
             assert_eq!(all, model.params + padding, "{name}");
@@ -166,9 +167,10 @@ mod tests {
         let mut spec = presets::find("frontier-175b").unwrap().model;
         spec.vocab = 50688;
         let model = Model::new(&spec).unwrap();
-        assert_eq!(model.stage_elements(6.0, false, false, 4.0), 2_718_480_384.0);
+        let inner = Ends { embedding: false, head: false };
+        assert_eq!(model.stage_elements(6.0, inner, 4.0), 2_718_480_384.0);
         // Theirs pads 50257 to 50688 and keeps the positions (2048 × h) on both ends.
-        let last = model.stage_elements(6.0, false, true, 4.0);
+        let last = model.stage_elements(6.0, Ends { head: true, ..inner }, 4.0);
         assert!((last - 2_899_384_320.0).abs() < 26e6, "{last}");
     }
 }

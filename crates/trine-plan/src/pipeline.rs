@@ -16,20 +16,23 @@ pub fn blocks_of(model: &ModelSpec, layout: &Layout, stack: &Stack, rank: usize)
         }
         Partition::Work | Partition::Blocks => each + usize::from(rank < over),
         Partition::ShortEnds => {
-            // Whoever is short: the last, then the first, then from the end.
-            let order = match rank {
-                0 => 1,
-                rank if rank == ranks - 1 => 0,
-                rank => ranks - rank,
+            // Whoever is short: the rank with the head, then that with the embedding, then from the end.
+            let ends = layout.ends_of(rank);
+            let order = match (ends.head, ends.embedding) {
+                (true, _) => 0,
+                (false, true) => 1,
+                (false, false) => ranks - rank,
             };
             each + usize::from(over > 0 && order >= ranks - over)
         }
         Partition::AllLayers => {
             // The embedding before the blocks; norm and head after them.
-            let (each, over) = ((layers + 3) / ranks, (layers + 3) % ranks);
+            let stages = layout.shape().stages();
+            let (each, over) = ((layers + 3) / stages, (layers + 3) % stages);
             let start = |stage: usize| stage * each + stage.min(over);
             let blocks = |end: usize| end.clamp(1, layers + 1);
-            blocks(start(rank + 1)) - blocks(start(rank))
+            let of = |stage: usize| blocks(start(stage + 1)) - blocks(start(stage));
+            layout.stages_of(rank).map(of).sum()
         }
     };
     blocks as f64

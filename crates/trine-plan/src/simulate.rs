@@ -49,8 +49,8 @@ impl Planner<'_> {
 
 impl Planner<'_> {
     /// Blocks of each virtual stage: by work, where the stack cuts so. Else those of its rank, as even as possible
-    /// over its chunks. Where they do not divide, the first chunks take one more, but on the first rank the last
-    /// ones: its first has the embedding.
+    /// over its chunks. Where they do not divide, the first chunks take one more, but where the first has the embedding
+    /// and the last not the head, the last ones do.
     fn stage_blocks(&self, layout: &Layout, placement: &[usize]) -> Vec<usize> {
         let (spec, stages, chunks) = (&self.model.spec, placement.len(), layout.virtual_stages);
         if self.stack.partition == Partition::Work && stages <= spec.layers {
@@ -62,11 +62,9 @@ impl Planner<'_> {
             let (each, over) = (blocks / chunks, blocks % chunks);
             let chunk = seen[rank];
             seen[rank] += 1;
-            let more = if rank == 0 && layout.degrees.pp > 1 {
-                chunk >= chunks - over
-            } else {
-                chunk < over
-            };
+            let ends = layout.ends_of(rank);
+            let more =
+                if ends.embedding && !ends.head { chunk >= chunks - over } else { chunk < over };
             each + usize::from(more)
         };
         placement.iter().map(place).collect()

@@ -4,7 +4,7 @@ use crate::collectives::{Group, Network};
 use crate::kernels::{Kernels, Passes};
 use crate::memory::element_bytes;
 use crate::pipeline::{StageTime, blocks_of, bubble_s};
-use crate::{Layout, Planner, Precision, Recompute};
+use crate::{Ends, Layout, Planner, Precision, Recompute};
 
 /// Kernels of an fp8 block relative to a bf16 one: a cast and a transpose beside each product's operands.
 const FP8_KERNELS: f64 = 1.8;
@@ -79,11 +79,11 @@ impl Unit {
 }
 
 impl Planner<'_> {
-    /// The work of a pipeline rank: its blocks, and on the last the head.
-    fn unit(&self, layout: &Layout, stage: usize, block: &Unit, head: &Unit) -> Unit {
-        let blocks = blocks_of(&self.model.spec, layout, self.stack, stage);
-        let last = f64::from(u8::from(stage == layout.degrees.pp - 1));
-        Unit::default().scaled(blocks, block).scaled(last, head)
+    /// The work of a pipeline rank: its blocks, and the head where it is.
+    fn unit(&self, layout: &Layout, rank: usize, block: &Unit, head: &Unit) -> Unit {
+        let blocks = blocks_of(&self.model.spec, layout, self.stack, rank);
+        let heads = f64::from(u8::from(layout.ends_of(rank).head));
+        Unit::default().scaled(blocks, block).scaled(heads, head)
     }
 
     /// Seconds of one optimizer step.
@@ -94,12 +94,12 @@ impl Planner<'_> {
         let head = self.head(layout, &kernels, &network);
         let p = layout.degrees.pp;
         let m = layout.micro_batches() as f64;
-        // The first ranks have as many blocks as any, the last has the head.
+        // The first ranks have as many blocks as any, the first or the last has the head.
         let slow = [0, usize::from(p > 2), p - 1]
-            .map(|stage| self.unit(layout, stage, &block, &head))
+            .map(|rank| self.unit(layout, rank, &block, &head))
             .into_iter()
             .max_by(|a, b| a.stage_time().total().total_cmp(&b.stage_time().total()))
-            .expect("invariant: three stages");
+            .expect("invariant: three ranks");
         let slowest = slow.stage_time();
         let all = Unit::default()
             .scaled(self.model.spec.layers as f64, &block)
@@ -332,7 +332,7 @@ impl Planner<'_> {
             return 0.0;
         }
         let tp = d.tp as f64;
-        let elements = self.model.stage_elements(blocks, d.pp == 1, d.pp == 1, tp);
+        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), tp);
         let calls = blocks.max(1.0);
         let reduced = elements * self.stack.reduce_bytes(layout.precision);
         let gathered = elements * element_bytes(layout.precision);
@@ -365,10 +365,10 @@ impl Planner<'_> {
             + partly_hidden(gather, slowest.forward * window, over, overlap)
     }
 
-    /// A tied embedding on the first and last stage: its gradient is summed between the two.
+    /// A tied embedding on the first and last stage: its gradient is summed between the two, where two ranks have them.
     fn tied_s(&self, layout: &Layout, network: &Network<'_>) -> f64 {
         let d = &layout.degrees;
-        if d.pp == 1 || !self.model.spec.tied {
+        if layout.ends_of(0).head || !self.model.spec.tied {
             return 0.0;
         }
         let elements = self.model.output.split / d.tp as f64;
@@ -379,8 +379,7 @@ impl Planner<'_> {
     /// Adam reads and writes master weights and two moments, reads gradients (twice: the norm), writes weights.
     fn optimizer_s(&self, layout: &Layout, kernels: &Kernels<'_>, blocks: f64) -> f64 {
         let d = &layout.degrees;
-        let one = d.pp == 1;
-        let elements = self.model.stage_elements(blocks, one, one, d.tp as f64);
+        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp as f64);
         let owned = if layout.zero >= 1 { elements / (d.dp * d.cp) as f64 } else { elements };
         let state = self.stack.states(layout.precision);
         let bytes = owned * (2.0 * (state.master + state.moments) + state.weights)

@@ -159,7 +159,7 @@ fn memory_of_each_stage_of_the_log() {
     let degrees = Degrees { dp: 2, pp: 16, tp: 4, ..Degrees::SERIAL };
     let layout = frontier(degrees, 160);
     with_planner("frontier-175b", |planner| {
-        let peak = |stage: usize| planner.stage_memory(&layout, stage).allocated() / MIB;
+        let peak = |stage: usize| planner.rank_memory(&layout, stage).allocated() / MIB;
         let mut stages = 0;
         for line in log.lines().skip(1) {
             let fields: Vec<&str> = line.split(',').collect();

@@ -207,18 +207,23 @@ impl ScheduleKind {
     /// The stage that is chunk `chunk` of a rank: in loops, or as a V. With [`Shape::ranks`] ranks of [`Shape::chunks`]
     /// chunks each, every stage has one place.
     pub fn stage_of(self, shape: &Shape, rank: usize, chunk: usize) -> usize {
-        let is_on_the_way_up = self.info().placement == Placement::V && chunk % 2 == 1;
-        let place = if is_on_the_way_up { shape.ranks - 1 - rank } else { rank };
-        chunk * shape.ranks + place
+        chunk * shape.ranks + self.mirrored(shape, rank, chunk)
+    }
+
+    /// The rank that has a stage.
+    pub fn rank_of(self, shape: &Shape, stage: usize) -> usize {
+        self.mirrored(shape, stage % shape.ranks, stage / shape.ranks)
     }
 
     /// The rank of each stage.
     pub fn placement(self, shape: &Shape) -> Vec<usize> {
-        let mut placement = vec![0; shape.stages()];
-        for rank in 0..shape.ranks {
-            (0..shape.chunks).for_each(|chunk| placement[self.stage_of(shape, rank, chunk)] = rank);
-        }
-        placement
+        (0..shape.stages()).map(|stage| self.rank_of(shape, stage)).collect()
+    }
+
+    /// Which rank has the `place`-th stage of a chunk; and, the other way round, which stage a rank has.
+    fn mirrored(self, shape: &Shape, place: usize, chunk: usize) -> usize {
+        let is_on_the_way_up = self.info().placement == Placement::V && chunk % 2 == 1;
+        if is_on_the_way_up { shape.ranks - 1 - place } else { place }
     }
 
     /// Says whether the kind is defined for a shape.

@@ -5,7 +5,7 @@ mod gradients;
 mod rank;
 
 pub use core_time::{CoreTime, Overhead, Part};
-pub use gradients::{GRADIENT, GradientStep, STEP_FILE, gradients};
+pub use gradients::{GRADIENT, GradientStep, STEP_FILE, STEP_FIRST, gradients};
 
 use crate::TrainError;
 use crate::config::Config;

@@ -3,6 +3,7 @@
 use crate::args::BenchGradientsArgs;
 use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::written::{Kind, Output};
 use crate::{output, select};
 use trine_buffer::DType;
 use trine_trainer::bench::{STEP_FILE, gradients};
@@ -12,13 +13,17 @@ use trine_trainer::config::Config;
 pub(crate) fn run(args: &BenchGradientsArgs) -> Result<(), Failure> {
     let config = Config::load(&select::typed(&args.config)?)?;
     check(&config)?;
+    let path = args.write.join(STEP_FILE);
+    if path.exists() {
+        Output { option: "--write", path: &path, kind: Kind::GradientStep }.check(&[])?;
+    }
     let mut text = String::new();
     for step in gradients(&config, cores(), &args.write)? {
         let checkpoint = args.write.join(&step.checkpoint);
         let (compute, loss) = (step.compute, step.loss);
         text += &format!("{compute}: loss {loss:.6}, gradients in {}\n", checkpoint.display());
     }
-    text += &format!("tokens and losses in {}\n", args.write.join(STEP_FILE).display());
+    text += &format!("tokens and losses in {}\n", path.display());
     output::print(&text)
 }
 

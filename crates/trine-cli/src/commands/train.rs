@@ -8,8 +8,10 @@ use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
 use crate::signals::{Heeding, Wishes};
 use crate::terminal::Terminal;
-use crate::written::{Kind, Output, given};
+use crate::written::{Claimed, Kind, Output, given};
 use crate::{dry_run, machine, output};
+use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use trine_comm::Communicator;
@@ -79,13 +81,13 @@ pub(crate) struct Run<'a> {
 pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
     let Run { config, args, started, ranks, machine, memory, heeding } = run;
     // Found out now, and not after the last step.
-    match ranks {
+    let _claimed = match ranks {
         Ranks::Threads => check_files(args, &config, 0)?,
         Ranks::Process(process) => {
             let own = check_files(args, &config, process.world().rank());
-            process.agree(own, TrainError::is_usage)?;
+            process.agree(own, TrainError::is_usage)?
         }
-    }
+    };
     let wishes = Wishes::watch(heeding)?;
     let base = config.clone();
     let find = || machine.clone().map_or_else(|| layout::machine_of(args, &base), Ok);
@@ -116,24 +118,55 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
     Ok(())
 }
 
-/// Whether the trace of a rank can be written, and the machine be read, which the first rank does for all.
-fn check_files(args: &TrainArgs, config: &Config, rank: usize) -> Result<(), TrainError> {
-    if let Some(path) = &args.trace {
-        let (path, kind) = match rank {
-            0 => (path.clone(), Kind::Trace),
-            rank => (trace_part(path, rank), Kind::TracePart),
-        };
-        let source = match &config.data.source {
-            Source::Path(path) => Some(path),
-            Source::Crates => None,
-        };
-        let data = [source, Some(&config.data.tokenizer), Some(&config.data.manifest)];
-        let inputs = [given(data), given([args.config.config.as_ref(), args.machine.as_ref()])];
-        Output { option: "--trace", path: &path, kind }.claim(&inputs.concat())?;
+/// Whether the trace of a rank can be written, which claims it, and the machine be read, which the first rank does for
+/// all.
+fn check_files(
+    args: &TrainArgs,
+    config: &Config,
+    rank: usize,
+) -> Result<Option<Claimed>, TrainError> {
+    if let Some(Err(failure)) = args.machine.as_deref().filter(|_| rank == 0).map(machine::read) {
+        return Err(TrainError::Refused(failure.to_string()));
     }
-    match args.machine.as_deref().filter(|_| rank == 0).map(machine::read) {
-        Some(Err(failure)) => Err(TrainError::Refused(failure.to_string())),
-        Some(Ok(_)) | None => Ok(()),
+    args.trace.as_deref().map(|path| claim_trace(path, args, config, rank)).transpose()
+}
+
+/// Claims the trace of a rank.
+fn claim_trace(
+    path: &Path,
+    args: &TrainArgs,
+    config: &Config,
+    rank: usize,
+) -> Result<Claimed, TrainError> {
+    let (path, kind) = match rank {
+        0 => (path.to_owned(), Kind::Trace),
+        rank => (trace_part(path, rank), Kind::TracePart),
+    };
+    let source = match &config.data.source {
+        Source::Path(path) => Some(path),
+        Source::Crates => None,
+    };
+    let data = [source, Some(&config.data.tokenizer), Some(&config.data.manifest)];
+    let inputs = [given(data), given([args.config.config.as_ref(), args.machine.as_ref()])];
+    let trace = Output { option: "--trace", path: &path, kind };
+    // A new run takes an empty directory only.
+    if args.resume.is_none() && is_below(&path, &config.output.dir) {
+        let why =
+            "it lies in the directory of the new run, which must be empty; name a file elsewhere";
+        return Err(trace.refused(why));
+    }
+    trace.claim(&inputs.concat())
+}
+
+/// Whether a path lies in a folder that is there.
+fn is_below(path: &Path, folder: &Path) -> bool {
+    let whole = |path: &Path| std::path::absolute(path).and_then(fs::canonicalize).ok();
+    let above = path
+        .parent()
+        .map(|above| if above.as_os_str().is_empty() { Path::new(".") } else { above });
+    match (above.and_then(whole), whole(folder)) {
+        (Some(above), Some(folder)) => above.starts_with(folder),
+        _ => false,
     }
 }
 

@@ -56,7 +56,10 @@ fn values(file: &[u8], name: &str, dtype: Dtype, shape: &[usize]) -> Vec<f64> {
 #[test]
 fn both_types_have_the_same_weights_and_nearly_the_same_gradients() {
     let scratch = tempfile::tempdir().unwrap();
-    let text = ok(scratch.path(), &args(&["--dp", "1", "--precision", "bf16", "--write", "out"]));
+    let asked = args(&["--dp", "1", "--precision", "bf16", "--write", "out"]);
+    let text = ok(scratch.path(), &asked);
+    // What trine wrote there is replaced.
+    assert_eq!(ok(scratch.path(), &asked), text);
     assert!(text.starts_with("bf16: loss 5.") && text.contains("\nf64: loss 5."), "{text}");
 
     let read = |path: &str| fs::read(scratch.path().join("out").join(path)).unwrap();
@@ -109,4 +112,11 @@ fn what_cannot_be_compared_is_refused() {
     let dropout = args(&["--write", "no", "--dp", "1", "--set", "model.dropout=0.1"]);
     fails(here, &dropout, 2, &["model.dropout = 0.1", "nearest valid: 0"]);
     assert!(!here.join("no").exists());
+    // Nothing is computed before somebody's file is found.
+    let scratch = tempfile::tempdir().unwrap();
+    let step = scratch.path().join("step.json");
+    fs::write(&step, "{\"name\":\"mine\"}").unwrap();
+    let parts = ["--write ./step.json: it is there, and not a step that trine wrote"];
+    fails(scratch.path(), &args(&["--write", ".", "--dp", "1"]), 2, &parts);
+    assert_eq!(fs::read(&step).unwrap(), b"{\"name\":\"mine\"}");
 }

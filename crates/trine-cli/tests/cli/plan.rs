@@ -274,8 +274,8 @@ fn plan_with<'a>(options: &[(&'a str, &'a str)]) -> Vec<&'a str> {
 enum Writes {
     /// What `trine train` runs.
     Runs,
-    /// Nothing: trine runs no layout with it.
-    NoneOfThese,
+    /// Nothing: trine runs no layout with it, and what it has instead.
+    NoneOfThese(&'static str),
     /// Nothing: the option is for something else than searches.
     NoSearch,
 }
@@ -283,6 +283,10 @@ enum Writes {
 /// Every option of `trine plan`, with values.
 const OPTIONS: [(&str, &[(&str, Writes)]); 30] = {
     use Writes::{NoSearch, NoneOfThese, Runs};
+    const TYPES: Writes = NoneOfThese("computes in bf16 and f32");
+    const ZERO: Writes = NoneOfThese("has ZeRO stages 0 and 1");
+    const CP: Writes = NoneOfThese("splits no sequence over ranks");
+    const AGAIN: Writes = NoneOfThese("computes whole blocks again, or none");
     [
         ("--model", &[("rust-default", Runs), ("mine.toml", Runs)]),
         ("--cluster", &[("frontier", Runs), ("h100", Runs)]),
@@ -292,13 +296,10 @@ const OPTIONS: [(&str, &[(&str, Writes)]); 30] = {
         ("--global-batch", &[("8", Runs), ("96", Runs), ("400000", Runs)]),
         ("--seq", &[("1", Runs), ("1024", Runs), ("4096", Runs), ("16384", Runs)]),
         ("--memory-headroom", &[("0", Runs), ("0.5", Runs)]),
-        (
-            "--precision",
-            &[("bf16", Runs), ("f32", Runs), ("f16", NoneOfThese), ("fp8", NoneOfThese)],
-        ),
+        ("--precision", &[("bf16", Runs), ("f32", Runs), ("f16", TYPES), ("fp8", TYPES)]),
         ("--tp", &[("1", Runs), ("2", Runs), ("4", Runs)]),
         ("--pp", &[("1", Runs), ("4", Runs), ("8", Runs)]),
-        ("--cp", &[("1", Runs), ("2", NoneOfThese)]),
+        ("--cp", &[("1", Runs), ("2", CP)]),
         ("--virtual", &[("1", Runs), ("3", Runs)]),
         (
             "--schedule",
@@ -313,8 +314,8 @@ const OPTIONS: [(&str, &[(&str, Writes)]); 30] = {
             ],
         ),
         ("--micro-batch", &[("1", Runs), ("8", Runs)]),
-        ("--zero", &[("0", Runs), ("1", Runs), ("2", NoneOfThese), ("3", NoneOfThese)]),
-        ("--recompute", &[("none", Runs), ("full", Runs), ("selective", NoneOfThese)]),
+        ("--zero", &[("0", Runs), ("1", Runs), ("2", ZERO), ("3", ZERO)]),
+        ("--recompute", &[("none", Runs), ("full", Runs), ("selective", AGAIN)]),
         ("--sequence-parallel", &[("true", Runs), ("false", Runs)]),
         ("--runnable", &[("", Runs)]),
         ("--tokens", &[("3k", Runs), ("20T", Runs)]),
@@ -361,9 +362,10 @@ fn what_any_option_of_plan_writes_is_what_trine_trains() {
             if flag.is_empty() {
                 args.retain(|word| !matches!(*word, "--model" | "gpt2-124m"));
             }
-            if *writes == Writes::NoneOfThese {
-                let without =
-                    format!("trine runs none of these; without {option} {value} the best is ");
+            if let Writes::NoneOfThese(has) = writes {
+                let without = format!(
+                    "trine {has} and runs none of these; without {option} {value} the best is "
+                );
                 fails(folder.path(), &args, 2, &[&without]);
                 assert!(!folder.path().join("p.toml").exists(), "{args:?}");
                 let asked = plan_with(&[(option, value)]);
@@ -394,7 +396,8 @@ fn what_any_option_of_plan_writes_is_what_trine_trains() {
         folder.path(),
         &both,
         2,
-        &["trine runs none of these; without --cp 2 --zero 3 the best is "],
+        &["trine splits no sequence over ranks, has ZeRO stages 0 and 1 and runs none of these; \
+           without --cp 2 --zero 3 the best is "],
     );
 }
 

@@ -72,3 +72,19 @@ fn what_trine_wrote_is_replaced_by_its_like_only() {
     let output = trine(folder.path(), &["schedule", "show", "gpipe", "--svg", "/dev/null"]);
     assert!(output.status.success());
 }
+
+#[test]
+fn a_refused_start_leaves_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("z")).unwrap();
+    for inside in ["z/config.toml", "./z/trace.json"] {
+        let parts = [&format!("--trace {inside}: it lies in the directory of the new run")[..]];
+        fails(folder.path(), &["train", "--out=z", "--trace", inside], 2, &parts);
+    }
+    fails(folder.path(), &["train", "--data=none", "--trace=t.json"], 2, &["none"]);
+    fs::write(folder.path().join("kept.json"), "").unwrap();
+    fails(folder.path(), &["train", "--data=none", "--trace=kept.json"], 2, &["none"]);
+    let exists = |path: &str| folder.path().join(path).exists();
+    assert!(!exists("z/config.toml") && !exists("z/trace.json") && !exists("t.json"));
+    assert!(exists("kept.json"));
+}

@@ -16,6 +16,9 @@ pub const GRADIENT: &str = "gradient";
 /// The file that describes the step: tokens, losses, and where the gradients are.
 pub const STEP_FILE: &str = "step.json";
 
+/// How that file begins.
+pub const STEP_FIRST: &str = "{\"written_by\":\"trine bench gradients\",";
+
 /// The step in one type.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GradientStep {
@@ -30,6 +33,8 @@ pub struct GradientStep {
 /// What [`STEP_FILE`] holds.
 #[derive(Debug, Serialize)]
 struct Written<'a> {
+    /// First of all: so a file of ours is known ([`STEP_FIRST`]).
+    written_by: &'static str,
     name: &'a str,
     sequences: usize,
     seq: usize,
@@ -59,6 +64,7 @@ pub fn gradients(
         steps.push(step(&EngineConfig { compute, ..engine.clone() }, &batch, dir)?);
     }
     let written = Written {
+        written_by: "trine bench gradients",
         name: &config.name,
         sequences: engine.global_batch,
         seq: engine.seq,

@@ -244,13 +244,13 @@ impl RunDirectory {
 }
 
 /// Where checkpoints are.
-const CHECKPOINTS: &str = "checkpoints";
+const CHECKPOINTS: &str = trine_files::RUN_CHECKPOINTS;
 
 /// One line a step.
 pub(super) const METRICS: &str = "metrics.jsonl";
 
 /// The configuration of a run: what makes a folder one.
-pub(super) const CONFIG: &str = "config.toml";
+pub(super) const CONFIG: &str = trine_files::RUN_CONFIG;
 
 /// Held while a process works in the directory.
 const LOCK: &str = ".lock";

@@ -10,6 +10,8 @@ use trine_schedule::{Purpose, ScheduleKind};
 pub(crate) struct Given {
     /// As typed.
     pub(crate) typed: String,
+    /// What trine's trainer runs where it does not run every value.
+    pub(crate) runs: &'static str,
     /// Leaves what it keeps to the search.
     clear: Clear,
 }
@@ -66,21 +68,32 @@ pub(crate) fn all(args: &TaskArgs) -> Vec<Given> {
     fn typed(flag: &str, value: Option<impl ToString>) -> Option<String> {
         value.map(|value| format!("{flag} {}", value.to_string()))
     }
-    let rows: [(Option<String>, Clear); 10] = [
-        (typed("--precision", args.precision.as_ref()), |all| all.precision = Precision::Bf16),
-        (typed("--tp", args.tp), |all| all.fixed.tp = None),
-        (typed("--pp", args.pp), |all| all.fixed.pp = None),
-        (typed("--cp", args.cp), |all| all.fixed.cp = None),
-        (typed("--virtual", args.r#virtual), |all| all.fixed.virtual_stages = None),
-        (typed("--schedule", args.schedule.as_ref()), |all| all.fixed.pipeline = None),
-        (typed("--micro-batch", args.micro_batch), |all| all.fixed.micro_batch = None),
-        (typed("--zero", args.zero), |all| all.fixed.zero = None),
-        (typed("--recompute", args.recompute.as_ref()), |all| all.fixed.recompute = None),
-        (typed("--sequence-parallel", args.sequence_parallel), |all| {
+    const ANY: &str = "";
+    let rows: [(Option<String>, &'static str, Clear); 10] = [
+        (typed("--precision", args.precision.as_ref()), "computes in bf16 and f32", |all| {
+            all.precision = Precision::Bf16;
+        }),
+        (typed("--tp", args.tp), ANY, |all| all.fixed.tp = None),
+        (typed("--pp", args.pp), ANY, |all| all.fixed.pp = None),
+        (typed("--cp", args.cp), "splits no sequence over ranks", |all| all.fixed.cp = None),
+        (typed("--virtual", args.r#virtual), ANY, |all| all.fixed.virtual_stages = None),
+        (typed("--schedule", args.schedule.as_ref()), ANY, |all| all.fixed.pipeline = None),
+        (typed("--micro-batch", args.micro_batch), ANY, |all| all.fixed.micro_batch = None),
+        (typed("--zero", args.zero), "has ZeRO stages 0 and 1", |all| all.fixed.zero = None),
+        (
+            typed("--recompute", args.recompute.as_ref()),
+            "computes whole blocks again, or none",
+            |all| {
+                all.fixed.recompute = None;
+            },
+        ),
+        (typed("--sequence-parallel", args.sequence_parallel), ANY, |all| {
             all.fixed.sequence_parallel = None;
         }),
     ];
-    let given = |(typed, clear): (Option<String>, _)| typed.map(|typed| Given { typed, clear });
+    let given = |(typed, runs, clear): (Option<String>, _, _)| {
+        typed.map(|typed| Given { typed, runs, clear })
+    };
     rows.into_iter().filter_map(given).collect()
 }
 
@@ -88,11 +101,11 @@ pub(crate) fn all(args: &TaskArgs) -> Vec<Given> {
 pub(crate) fn beyond_trine<'a>(
     given: &'a [Given],
     request: &'a Request,
-) -> impl Iterator<Item = &'a str> {
+) -> impl Iterator<Item = &'a Given> {
     let near = request.for_trine();
     let is_beyond =
         move |one: &&Given| one.without(&near) == near && one.without(request) != *request;
-    given.iter().filter(is_beyond).map(|one| one.typed.as_str())
+    given.iter().filter(is_beyond)
 }
 
 /// The value of a word.

@@ -1,6 +1,6 @@
 //! The best layout that trine itself runs, and its configuration.
 
-use super::given::beyond_trine;
+use super::given::{Given, beyond_trine};
 use super::task::{Task, describe};
 use crate::failure::Failure;
 use trine_plan::{Choice, Found, Planner, Precision, Recompute, SearchError, search};
@@ -10,7 +10,7 @@ use trine_trainer::config::{self, Config};
 pub(crate) enum Runnable {
     /// The best layout.
     Best(Choice, Box<Config>),
-    /// Nothing, but the best without these options.
+    /// Nothing, but the best without some options, in words.
     Without(String, Choice, Box<Config>),
     /// Nothing, and why.
     Nothing(String),
@@ -25,10 +25,11 @@ impl Runnable {
             Ok(found) => Self::checked(task, tokens, None, &found),
             Err(SearchError::Plan(error)) => Err(Failure::usage(error)),
             Err(error @ SearchError::Impossible(_)) => {
-                let beyond: Vec<&str> = beyond_trine(&task.given, &task.request).collect();
+                let beyond: Vec<&Given> = beyond_trine(&task.given, &task.request).collect();
                 match search(planner, &task.request.for_trine()) {
                     Ok(found) if !beyond.is_empty() => {
-                        Self::checked(task, tokens, Some(beyond.join(" ")), &found)
+                        let said = none_of_these(&beyond, &found.best[0]);
+                        Self::checked(task, tokens, Some(said), &found)
                     }
                     _ => Ok(Self::Nothing(task.failure(error).to_string())),
                 }
@@ -56,9 +57,7 @@ impl Runnable {
     pub(crate) fn file(&self, task: &Task) -> Result<String, Failure> {
         match self {
             Self::Best(choice, config) => text(task, choice, config),
-            Self::Without(options, choice, _) => {
-                Err(Failure::usage(none_of_these(options, choice)))
-            }
+            Self::Without(said, ..) => Err(Failure::usage(said)),
             Self::Nothing(why) => Err(Failure::usage(format!("no layout that trine runs: {why}"))),
         }
     }
@@ -74,9 +73,8 @@ impl Runnable {
                 task.not_here(),
                 text(task, choice, config)?
             ),
-            Self::Without(options, choice, config) => format!(
-                "\n{} ({:+.1} % time){}\n\n{}",
-                none_of_these(options, choice),
+            Self::Without(said, choice, config) => format!(
+                "\n{said} ({:+.1} % time){}\n\n{}",
                 slower(choice),
                 task.not_here(),
                 text(task, choice, config)?
@@ -97,15 +95,22 @@ pub(crate) fn failure(
         return task.failure(error);
     }
     match Runnable::find(task, planner, tokens) {
-        Ok(Runnable::Without(options, choice, _)) => {
-            Failure::usage(none_of_these(&options, &choice))
-        }
+        Ok(Runnable::Without(said, ..)) => Failure::usage(said),
         Ok(Runnable::Best(..) | Runnable::Nothing(_)) | Err(_) => task.failure(error),
     }
 }
 
-fn none_of_these(options: &str, choice: &Choice) -> String {
-    format!("trine runs none of these; without {options} the best is {}", describe(choice))
+/// What trine never runs, what it runs instead, and the best of that.
+fn none_of_these(beyond: &[&Given], choice: &Choice) -> String {
+    let words = |of: fn(&Given) -> &str, between: &str| {
+        beyond.iter().map(|one| of(one)).collect::<Vec<_>>().join(between)
+    };
+    format!(
+        "trine {} and runs none of these; without {} the best is {}",
+        words(|one| one.runs, ", "),
+        words(|one| &one.typed, " "),
+        describe(choice)
+    )
 }
 
 /// The configuration of a layout: that of the model, with what the layout decides and the steps that so many tokens
@@ -129,16 +134,20 @@ fn config(base: &Config, choice: &Choice, tokens: f64) -> Config {
         ..config.layout
     };
     config.batch = config::Batch { global: layout.global_batch, micro: layout.micro_batch };
-    config.train.precision = match layout.precision {
-        Precision::F32 => config::Precision::F32,
-        Precision::F16 | Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => {
-            config::Precision::Bf16
-        }
-    };
+    config.train.precision = trained(layout.precision).expect("invariant: the layout is runnable");
     config.train.recompute = layout.recompute != Recompute::None;
     config.train.zero = usize::from(layout.zero);
     config.train.steps = (tokens / config.tokens_per_step() as f64).ceil() as usize;
     config
+}
+
+/// How a configuration calls a precision that trine computes in.
+fn trained(precision: Precision) -> Option<config::Precision> {
+    match precision {
+        Precision::F32 => Some(config::Precision::F32),
+        Precision::Bf16 => Some(config::Precision::Bf16),
+        Precision::F16 | Precision::Fp8 | Precision::Fp8Rows => None,
+    }
 }
 
 /// A configuration as a file: of a preset what differs from it, of another model all.
