@@ -76,7 +76,7 @@ fn layout_of(
 }
 
 fn preset(name: &str) -> ModelSpec {
-    presets::find(name).unwrap().model
+    presets::find(name).expect("a preset").model
 }
 
 #[test]
