@@ -1,9 +1,8 @@
 //! The layouts that are compared with the serial run.
 
-use trine_dp::ZeroStage;
 use trine_mesh::Degrees;
 use trine_schedule::ScheduleKind;
-use trine_trainer::engine::EngineConfig;
+use trine_trainer::engine::{EngineConfig, ZeroStage};
 
 /// One way to run a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,6 @@ pub mod layouts;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType};
 use trine_comm::{Communicator, threads};
-use trine_dp::ZeroStage;
 use trine_mesh::Degrees;
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
@@ -26,7 +25,7 @@ use trine_testkit::assemble::{Shards, Tensors, assemble};
 use trine_testkit::toy;
 use trine_trainer::RunPlan;
 use trine_trainer::TrainError;
-use trine_trainer::engine::{Batch, Engine, EngineConfig, WEIGHTS};
+use trine_trainer::engine::{Batch, Engine, EngineConfig, WEIGHTS, ZeroStage};
 use trine_trainer::parity::gradients;
 
 /// A serial run of a toy model in f32: what layouts start from.

@@ -2,7 +2,6 @@
 //! computes what the serial run computes.
 
 use trine_buffer::DType;
-use trine_dp::ZeroStage;
 use trine_mesh::Degrees;
 use trine_nn::Numerics;
 use trine_schedule::ScheduleKind;
@@ -11,7 +10,7 @@ use trine_testkit::{tolerance, toy};
 use trine_tests::compare::{Check, findings};
 use trine_tests::layouts::Layout;
 use trine_tests::{Mutation, Outcome, serial, step};
-use trine_trainer::engine::EngineConfig;
+use trine_trainer::engine::{EngineConfig, ZeroStage};
 
 const DROPOUT: f64 = 0.2;
 

@@ -11,16 +11,15 @@ use std::sync::{Arc, Mutex};
 use trine_buffer::{Buf, DType};
 use trine_comm::wrap::{Action as Tapped, Tap};
 use trine_comm::{Communicator, Group, Operation, ReduceOp, Request};
-use trine_dp::ZeroStage;
-use trine_mesh::Degrees;
+use trine_mesh::{AxisSet, Degrees};
 use trine_schedule::{Action, Compute, Reduction, ScheduleKind};
-use trine_spec::ModelSpec;
+use trine_spec::{Bucket, ModelSpec};
 use trine_testkit::{tolerance, toy};
 use trine_tests::compare::Check::{Gradients, Loss, LossAfter, Norm, Run};
 use trine_tests::compare::{Check, Finding, findings};
 use trine_tests::{Mutation, Outcome, batch, serial, step};
 use trine_trainer::RunPlan;
-use trine_trainer::engine::EngineConfig;
+use trine_trainer::engine::{EngineConfig, ZeroStage};
 
 /// What a mutant does to an operation between ranks.
 type Meddle = dyn Fn(&Group, &mut Request) -> Tapped + Send + Sync;
@@ -73,6 +72,14 @@ fn change(
 
 fn edit(edit: impl Fn(&mut RunPlan) + 'static) -> Injection {
     Injection::Plan(Box::new(edit))
+}
+
+/// The first bucket of every rank.
+fn edit_bucket(change: impl Fn(&mut Bucket) + 'static) -> Injection {
+    edit(move |plan| {
+        let layouts = plan.ranks.iter_mut().flatten();
+        layouts.for_each(|layout| change(&mut layout.buckets[0]));
+    })
 }
 
 fn scale(buf: &mut Option<Buf>, factor: f32) {
@@ -303,6 +310,27 @@ fn in_the_placement() -> Vec<Mutant> {
             &[Norm, LossAfter],
             "instead of",
         ),
+        mutant(
+            "a bucket's gradient is summed over nothing",
+            gpt(),
+            edit_bucket(|bucket| bucket.summed = AxisSet::EMPTY),
+            &[Run],
+            "another rank",
+        ),
+        mutant(
+            "a bucket's gradient is summed over the wrong axis",
+            gpt(),
+            edit_bucket(|bucket| bucket.summed = AxisSet::TP),
+            &[Run],
+            "another rank",
+        ),
+        mutant(
+            "a bucket divides its state over an axis that it is not summed over",
+            gpt(),
+            edit_bucket(|bucket| bucket.shared.states = AxisSet::PP),
+            &[Run],
+            "divides its states over pp, and its gradient is summed over dp",
+        ),
     ]
 }
 
@@ -413,7 +441,7 @@ fn every_mutant_is_noticed() {
         assert!(first.message.contains(mutant.says), "{}: {first}", mutant.name);
         noticed += 1;
     }
-    assert_eq!(noticed, 23);
+    assert_eq!(noticed, 26);
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use trine_buffer::DType;
 use trine_comm::threads;
-use trine_dp::ZeroStage;
 use trine_mesh::{Axis, Degrees, Mesh};
 use trine_plan::{
     Attention, Constants, Ends, Layout, Model, Planner, Precision, Recompute, blocks_of, clusters,
@@ -13,7 +12,7 @@ use trine_spec::{BUCKET_ELEMENTS, ModelSpec, Piece, presets};
 use trine_testkit::toy;
 use trine_tests::{ADAMW, batch, serial};
 use trine_trainer::RunPlan;
-use trine_trainer::engine::{Engine, EngineConfig};
+use trine_trainer::engine::{Engine, EngineConfig, ZeroStage};
 use trine_trainer::{RankMemory, TrainError};
 
 /// A run of a model as users start one, on one rank.

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use trine_buffer::Buf;
 use trine_comm::threads;
 use trine_comm::wrap::{Action as Tapped, Tap};
-use trine_dp::ZeroStage;
 use trine_mesh::{Axis, Degrees, Mesh};
 use trine_nn::Numerics;
 use trine_schedule::{Action, Reduction};
@@ -17,7 +16,7 @@ use trine_tests::layouts;
 use trine_tests::{ADAMW, batch, serial};
 use trine_trainer::RunPlan;
 use trine_trainer::TrainError;
-use trine_trainer::engine::{Engine, EngineConfig, WEIGHTS};
+use trine_trainer::engine::{Engine, EngineConfig, WEIGHTS, ZeroStage};
 
 const STEPS: u64 = 3;
 const LR: f64 = 0.05;
@@ -27,10 +26,17 @@ type After = (Vec<Vec<f64>>, Vec<(f64, f64)>);
 
 /// Some steps of every rank, by [`Engine::train`] or by a backward pass and an update of all buckets.
 fn steps(config: &EngineConfig, together: bool) -> Vec<After> {
-    let mesh = Mesh::new(config.degrees, config.degrees.world()).unwrap();
+    steps_of(RunPlan::new(config).unwrap(), together)
+}
+
+fn steps_of(plan: RunPlan, together: bool) -> Vec<After> {
+    let plan = Arc::new(plan);
+    let (config, mesh) = (&plan.config, plan.mesh);
     let ranks = threads::run(mesh.world(), &Default::default(), |comm| {
-        let batch = batch(config, mesh.coordinate(comm.rank()).of(Axis::Dp));
-        let mut engine = Engine::new(config, comm)?;
+        let at = mesh.coordinate(comm.rank());
+        let batch = batch(config, at.of(Axis::Dp));
+        let mut engine = Engine::from_plan(plan.clone(), comm)?;
+        assert_eq!(engine.bytes(), plan.memory(at.pp, at.tp).state);
         let mut said = Vec::new();
         for step in 0..STEPS {
             let (loss, updated) = if together {
@@ -69,6 +75,36 @@ fn buckets_at_once_have_the_bits_of_all_together() {
         }
     }
     assert!(compared >= 4 * (10 + 16), "{compared}");
+}
+
+/// What is divided is said by each bucket and by nothing else: where every second one divides its state, a run has
+/// the bits of one where none does, and holds less.
+#[test]
+fn each_bucket_divides_its_state_for_itself() {
+    let (mut cases, mut divided) = (0, 0);
+    for numerics in [Numerics::Fast, Numerics::Reference] {
+        for (tp, pp) in [(1, 1), (2, 2)] {
+            for clip_norm in [0.0, 0.01] {
+                let degrees = Degrees { tp, pp, dp: 2, ..Degrees::SERIAL };
+                let base = EngineConfig { degrees, numerics, clip_norm, ..serial(toy::gpt()) };
+                let config = EngineConfig { optimizer: ADAMW, bucket_elements: 2_000, ..base };
+                let whole = RunPlan::new(&config).unwrap();
+                let mut mixed = whole.clone();
+                for layout in mixed.ranks.iter_mut().flatten() {
+                    for bucket in layout.buckets.iter_mut().step_by(2) {
+                        bucket.shared = ZeroStage::Zero1.shares(bucket.summed);
+                        divided += 1;
+                    }
+                }
+                let held = |plan: &RunPlan| plan.memory(0, 0).state.moments;
+                assert!(held(&mixed) < held(&whole) && held(&mixed) > held(&whole) / 2);
+                let together = clip_norm > 0.0;
+                assert!(steps_of(mixed, together) == steps_of(whole, together), "{config:?}");
+                cases += 1;
+            }
+        }
+    }
+    assert!(cases == 8 && divided > 40, "{cases} cases, {divided} buckets");
 }
 
 /// With clipping, a step is a backward pass and an update behind the norm.

@@ -26,10 +26,7 @@
 //! let gpt2 = presets::find("gpt2-124m")?.model;
 //! let model = ModelSpec { hidden: 24, head_dim: 2, layers: 2, ffn: 96, vocab: 100, ..gpt2 };
 //! let stages = [StagePieces::whole(&model)];
-//! let layout = RankLayout::new(&RankRequest {
-//!     model: &model, stages: &stages, tp: 1, tp_index: 0, dp: 1,
-//!     tied_apart: false, bucket_elements: 1 << 20,
-//! })?;
+//! let layout = RankLayout::new(&RankRequest::serial(&model, &stages))?;
 //! let run = RunState {
 //!     step: 10, consumed_samples: 80, seed: 1, data_hash: "5eed".into(), tokenizer_hash: None,
 //!     trainer: Default::default(),

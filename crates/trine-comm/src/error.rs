@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use trine_buffer::BufferError;
+use trine_mesh::{AxisSet, MeshError};
 
 /// The first failure of a world: what stopped everybody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,6 +190,20 @@ pub enum CommError {
         /// The wrapper's words.
         message: String,
     },
+    /// A run has no communicator along these axes.
+    #[error(
+        "this run has no group along {axes}, only along {}; name the set where the groups are made",
+        there.iter().map(AxisSet::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    NoGroup {
+        /// The set asked for.
+        axes: AxisSet,
+        /// Those there are.
+        there: Vec<AxisSet>,
+    },
+    /// A mesh does not fit the ranks that there are.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
     /// A buffer refused.
     #[error(transparent)]
     Buffer(#[from] BufferError),
@@ -211,6 +226,8 @@ impl CommError {
             | Self::Rank { .. }
             | Self::Taken { .. }
             | Self::Injected { .. }
+            | Self::NoGroup { .. }
+            | Self::Mesh(_)
             | Self::Buffer(_) => None,
         }
     }

@@ -7,6 +7,7 @@
 //! where, instead of a hang.
 //!
 //! * A [`Request`] owns its buffers; a [`Pending`] operation holds them and gives them back.
+//! * [`Groups`] are the communicators of a run, by the axes of its mesh.
 //! * [`SelfComm`] is the group of one rank: free, for every axis of degree 1.
 //! * [`threads`] runs ranks as threads of one process: the reference for every other backend.
 //! * [`wrap::Tap`] puts a closure in front of a communicator: to delay, drop, alter or fail.
@@ -42,6 +43,7 @@ pub mod conformance;
 mod diagnosis;
 mod error;
 mod group;
+mod groups;
 mod local;
 mod pending;
 mod place;
@@ -58,6 +60,7 @@ pub use diagnosis::{
 };
 pub use error::{Cause, CommError, Missing, RankState, Stuck};
 pub use group::Group;
+pub use groups::Groups;
 pub use local::SelfComm;
 pub use pending::{Done, Pending, Progress};
 pub use place::{ActionText, Phase, Place};
@@ -67,3 +70,4 @@ pub use threads::Delivery;
 pub use tree::tree_fold;
 // What the interface above names, so that a user of it needs no second dependency.
 pub use trine_buffer::{Buf, BufferError, DType, Element, Queue, Slice, SliceMut};
+pub use trine_mesh::{AxisSet, Degrees, Mesh};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use trine_buffer::{Buf, DType, Queue};
 use trine_comm::threads::{self, WorldError, WorldOptions};
 use trine_comm::{CommError, Communicator, Delivery, Name, Phase, ReduceOp};
-use trine_mesh::{Axis, Degrees, Mesh};
+use trine_mesh::{AxisSet, Degrees, Mesh};
 
 type Comm = Arc<dyn Communicator>;
 type Outcome = Result<(), CommError>;
@@ -121,8 +121,8 @@ const CLASSES: [Class; 8] = [
         body: |comm| {
             let mesh = Mesh::new(Degrees { dp: 2, tp: 2, ..Degrees::SERIAL }, 4);
             let mesh = mesh.expect("2 × 2 is 4");
-            let tp = comm.split(mesh.colour(comm.rank(), &[Axis::Tp]), "tp")?;
-            let dp = comm.split(mesh.colour(comm.rank(), &[Axis::Dp]), "dp")?;
+            let tp = comm.split(mesh.colour(comm.rank(), AxisSet::TP), "tp")?;
+            let dp = comm.split(mesh.colour(comm.rank(), AxisSet::DP), "dp")?;
             // Ranks 0 and 3 begin with their tensor group, 1 and 2 with their data group.
             let order = if [0, 3].contains(&comm.rank()) { [&tp, &dp] } else { [&dp, &tp] };
             order

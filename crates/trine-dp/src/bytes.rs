@@ -1,7 +1,7 @@
 //! What a rank holds between steps: planned, and measured (contract C10).
 
-use crate::ZeroStage;
 use trine_buffer::DType;
+use trine_mesh::Degrees;
 use trine_nn::{GradStore, ParamStore};
 use trine_spec::{ElementBytes, RankBytes, RankLayout};
 
@@ -15,30 +15,24 @@ pub fn measured_bytes(
     RankBytes { weights: params.size_bytes(), gradients: grads.size_bytes(), master, moments }
 }
 
-/// What one rank will hold: a pure function of its stage's layout (which is laid out for `dp`
-/// ranks), the ZeRO stage, the compute type, and how many moments the optimizer keeps for an
-/// element. It is the same for all data-parallel ranks.
+/// What one rank of a mesh of these degrees will hold: a pure function of its layout, the compute type, and how
+/// many moments the optimizer keeps for an element. It is the same for all data-parallel ranks.
 pub fn planned_bytes(
     layout: &RankLayout,
-    zero: ZeroStage,
-    dp: usize,
+    degrees: &Degrees,
     compute: DType,
     moments: usize,
 ) -> RankBytes {
-    RankBytes::planned(layout.elements(), &element_bytes(zero, dp, compute, moments))
+    RankBytes::of(layout, &element_bytes(compute, moments), degrees)
 }
 
 /// Bytes of the training state of one element.
-pub fn element_bytes(zero: ZeroStage, dp: usize, compute: DType, moments: usize) -> ElementBytes {
+pub fn element_bytes(compute: DType, moments: usize) -> ElementBytes {
     let sums = compute.accumulator();
     ElementBytes {
         weights: compute.bytes(),
         gradients: sums.bytes(),
         master: if compute == sums { 0 } else { sums.bytes() },
         moments: moments * sums.bytes(),
-        owners: match zero {
-            ZeroStage::Zero0 => 1,
-            ZeroStage::Zero1 => dp,
-        },
     }
 }

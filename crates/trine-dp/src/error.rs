@@ -4,41 +4,29 @@ use std::fmt::Write;
 use trine_buffer::BufferError;
 use trine_comm::CommError;
 use trine_kernels::KernelError;
+use trine_mesh::AxisSet;
 use trine_nn::{NnError, Node};
 
 /// What can go wrong between data-parallel ranks.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DpError {
-    /// A ZeRO stage that there is not.
-    #[error("ZeRO stage {stage} does not exist here: it is 0 or 1; nearest valid value: 1")]
-    Stage {
-        /// The stage asked for.
-        stage: u8,
-    },
-    /// A rank outside its group.
-    #[error("data-parallel index {index} lies outside 0..{dp}")]
-    Index {
-        /// The index.
-        index: usize,
-        /// The data-parallel degree.
-        dp: usize,
-    },
-    /// The partition and the communicator are of different groups.
+    /// Ranks would divide what they can only hold whole.
     #[error(
-        "the partition is of rank {index} of {dp}, the communicator of {group} is rank {rank} of {size}"
+        "bucket {bucket} divides its {what} over {axes}, and its gradient is summed over {summed}: only states are \
+         divided, over all axes of that sum or none; nearest valid value: {nearest}"
     )]
-    Group {
-        /// Index of the partition.
-        index: usize,
-        /// Degree of the partition.
-        dp: usize,
-        /// The communicator's group.
-        group: String,
-        /// Index within it.
-        rank: usize,
-        /// Its size.
-        size: usize,
+    Shares {
+        /// The bucket.
+        bucket: usize,
+        /// Weights, gradients or states.
+        what: &'static str,
+        /// Over which axes.
+        axes: AxisSet,
+        /// The axes that its gradient is summed over.
+        summed: AxisSet,
+        /// What would do.
+        nearest: AxisSet,
     },
     /// A bucket is waited for that was not posted.
     #[error("bucket {bucket} is waited for, but its {what} were not posted")]
@@ -75,7 +63,7 @@ pub enum DpError {
         peers: Option<usize>,
     },
     /// A parameter that the model does not have.
-    #[error("parameter \"{parameter}\" is on this stage but not in the model")]
+    #[error("parameter \"{parameter}\" is on this rank but not in the model")]
     Unknown {
         /// The parameter.
         parameter: String,

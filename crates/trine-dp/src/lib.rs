@@ -9,10 +9,14 @@
 //!    runs; [`GradSync::wait`] at the end.
 //! 2. [`GradNorm::measure`]: the global norm, each element of the model counted once; a gradient
 //!    that is not finite stops all ranks with one message. [`clip_scale`] turns it into a factor.
-//! 3. The optimizer updates the ranges that [`Partition::own`] gives. Where nothing is clipped, it may
+//! 3. The optimizer updates the ranges that [`own_ranges`] gives. Where nothing is clipped, it may
 //!    update each bucket right after [`GradSync::wait`], if [`check_finite`] finds nothing there.
 //! 4. [`WeightSync`] gathers the updated parts (ZeRO-1).
 //! 5. Now and then [`check_replicas`] compares what should be equal.
+//!
+//! Each bucket of the layout says over which axes of the mesh its gradient is summed and what ranks
+//! divide of it; the communicators come from [`Groups`](trine_comm::Groups). Whether it is ZeRO-0 or
+//! ZeRO-1 is asked nowhere else, so one rank may hold buckets of both.
 //!
 //! [`planned_bytes`] says beforehand what a rank will hold, and [`measured_bytes`] is compared with what
 //! it does hold.
@@ -24,28 +28,32 @@
 //! ```
 //! use std::sync::Arc;
 //! use trine_buffer::DType;
-//! use trine_comm::SelfComm;
-//! use trine_dp::{GradNorm, GradSync, GradSyncOptions, Partition, ZeroStage, clip_scale};
+//! use trine_comm::{Groups, SelfComm};
+//! use trine_dp::{GradNorm, GradSync, GradSyncOptions, clip_scale};
 //! use trine_kernels::{CpuOps, Team};
+//! use trine_mesh::{AxisSet, Degrees, Mesh};
 //! use trine_nn::{GradStore, Numerics};
-//! use trine_spec::{Piece, RankLayout, RankRequest, StagePieces, presets};
+//! use trine_spec::{Piece, RankLayout, RankRequest, Shares, StagePieces, presets};
 //!
 //! let model = presets::find("rust-default")?.model;
 //! let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(0)] }];
 //! let layout = Arc::new(RankLayout::new(&RankRequest {
-//!     model: &model, stages: &stages, tp: 1, tp_index: 0, dp: 1, tied_apart: false, bucket_elements: 1 << 16,
+//!     summed: AxisSet::DP,
+//!     shared: Shares::zero(1, AxisSet::DP),
+//!     ..RankRequest::serial(&model, &stages)
 //! })?);
 //! let (ops, numerics) = (CpuOps::new(Team::new(1)), Numerics::Fast);
 //! let mut grads = GradStore::new(layout.clone(), DType::F32, numerics);
 //!
 //! // One rank: every collective is over when it is posted.
-//! let (world, partition) = (SelfComm::new(), Partition::new(ZeroStage::Zero1, 1, 0)?);
-//! let options = GradSyncOptions { partition, numerics, global_batch: 4, tied_peer: None };
-//! let mut sync = GradSync::new(&layout, options, world.clone())?;
+//! let (mesh, world) = (Mesh::new(Degrees::SERIAL, 1)?, SelfComm::new());
+//! let groups = Groups::new(&mesh, &world, [AxisSet::DP])?;
+//! let options = GradSyncOptions { numerics, global_batch: 4, tied_peer: None };
+//! let mut sync = GradSync::new(&layout, options, &groups)?;
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.post(&mut grads, bucket, &ops)?;
 //! }
-//! let norm = GradNorm::new(&model, &layout, 1, partition, numerics, world)?;
+//! let norm = GradNorm::new(model.param_names(), &layout, &groups, numerics, world)?;
 //! let mut squares = norm.squares();
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.wait(&mut grads, bucket, &ops)?;
@@ -59,8 +67,8 @@
 mod bytes;
 mod error;
 mod norm;
-mod partition;
 mod replicas;
+mod shared;
 mod sync;
 mod tied;
 mod trees;
@@ -69,7 +77,7 @@ mod weights;
 pub use bytes::{element_bytes, measured_bytes, planned_bytes};
 pub use error::DpError;
 pub use norm::{GlobalNorm, GradNorm, Squares, check_finite, clip_scale};
-pub use partition::{Partition, ZeroStage};
-pub use replicas::{ReplicaGroups, check_replicas};
+pub use replicas::check_replicas;
+pub use shared::own_ranges;
 pub use sync::{GradSync, GradSyncOptions};
 pub use weights::WeightSync;

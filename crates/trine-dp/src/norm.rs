@@ -1,14 +1,14 @@
 //! The global gradient norm: every element of the model exactly once.
 
-use crate::{DpError, Partition};
+use crate::DpError;
+use crate::shared::SharedBucket;
 use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::Buf;
-use trine_comm::{Communicator, Name, ReduceOp};
+use trine_comm::{Communicator, Groups, Name, ReduceOp};
 use trine_kernels::Ops;
-use trine_mesh::Axis;
 use trine_nn::{GradStore, Numerics};
-use trine_spec::{CANONICAL_BLOCKS, LocalParam, ModelSpec, RankLayout};
+use trine_spec::{CANONICAL_BLOCKS, LocalParam, RankLayout};
 
 /// The factor on gradients that limits their norm to `max`: `min(1, max / (norm + 1e-6))`, as
 /// PyTorch has it. Handed to the optimizer, so that no pass over the gradients is needed.
@@ -74,10 +74,10 @@ pub struct Squares {
 /// Measures the global norm. What a rank adds up is decided once, as a list:
 ///
 /// * Among tensor-parallel replicas and tied copies the owner counts ([`LocalParam::owner`]).
-/// * Fast numerics: each data-parallel rank counts its own part of each bucket, under ZeRO-0 as
-///   under ZeRO-1: less work, nothing stale is read, and both stages get the same bits.
+/// * Fast numerics: each of the ranks that a bucket is summed over counts its own part of it, whether
+///   states are shared out or not: less work, nothing stale is read, and both get the same bits.
 /// * Reference numerics: a parameter is summed whole, in blocks that no tensor parallelism cuts, by
-///   one data-parallel rank (all of them have the whole sum then): every layout adds the same
+///   one of these ranks (all of them have the whole sum then): every layout adds the same
 ///   numbers in the same order.
 ///
 /// The partial sums travel in one vector of f64 over all ranks.
@@ -91,35 +91,30 @@ pub struct GradNorm {
 }
 
 impl GradNorm {
-    /// The norm of `model`, of which this rank holds `layout`, laid out for `tp` ranks. `world` are
-    /// all ranks of the run.
+    /// The norm of a model, of which this rank holds `layout`. `names` are those of all its parameters, in
+    /// the model's order, without tied copies; `world` are all ranks of the run.
     ///
     /// # Errors
-    /// A parameter that the model does not have; in reference numerics, one that cannot be cut into
-    /// canonical blocks.
+    /// A parameter that is not in `names`; in reference numerics, one that cannot be cut into canonical
+    /// blocks; as [`crate::own_ranges`].
     pub fn new(
-        model: &ModelSpec,
+        names: Vec<String>,
         layout: &RankLayout,
-        tp: usize,
-        partition: Partition,
+        groups: &Groups,
         numerics: Numerics,
         world: Arc<dyn Communicator>,
     ) -> Result<Self, DpError> {
-        let all = model.pieces().flat_map(|piece| model.params(piece, tp));
-        let names: Vec<String> =
-            all.filter(|spec| spec.tied_to.is_none()).map(|spec| spec.name).collect();
+        let buckets = SharedBucket::of(layout, groups)?;
         let blocks = numerics.blocks(1);
         let mut terms = Vec::new();
         for param in layout.params.iter().filter(|param| param.owner) {
             let number = names.iter().position(|name| *name == param.spec.name);
             let unknown = || DpError::Unknown { parameter: param.spec.name.clone() };
             let number = number.ok_or_else(unknown)?;
+            let bucket = &buckets[param.bucket];
             match numerics {
-                Numerics::Fast => {
-                    let part = partition.part(layout.buckets[param.bucket].len);
-                    terms.extend(part_of(param, number, &part));
-                }
-                Numerics::Reference if number % partition.dp() == partition.index() => {
+                Numerics::Fast => terms.extend(part_of(param, number, &bucket.counted())),
+                Numerics::Reference if number % bucket.summed.size() == bucket.summed.rank() => {
                     terms.extend(canonical_blocks(param, number * blocks)?);
                 }
                 Numerics::Reference => {}
@@ -258,8 +253,7 @@ fn part_of(param: &LocalParam, cell: usize, part: &Range<usize>) -> Option<Term>
 /// parallelism splits; a parameter that is not split is one block.
 fn canonical_blocks(param: &LocalParam, first_cell: usize) -> Result<Vec<Term>, DpError> {
     let (bucket, shape) = (param.bucket, param.shape());
-    let split = param.spec.placement.iter().position(|placement| placement.axes.contains(Axis::Tp));
-    let Some(dim) = split else {
+    let Some(dim) = param.spec.split_dim() else {
         let (start, len) = (param.offset, param.len());
         return Ok(vec![Term { cell: first_cell, bucket, start, len, stride: len, runs: 1 }]);
     };
@@ -293,9 +287,9 @@ fn canonical_blocks(param: &LocalParam, first_cell: usize) -> Result<Vec<Term>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ZeroStage;
-    use trine_comm::SelfComm;
-    use trine_spec::{Piece, RankRequest, StagePieces, presets};
+    use trine_comm::{CommError, SelfComm, threads};
+    use trine_mesh::{AxisSet, Degrees, Mesh};
+    use trine_spec::{ModelSpec, Piece, RankRequest, StagePieces, presets};
 
     fn model() -> ModelSpec {
         let mut model = presets::find("llama3-8b").unwrap().model;
@@ -323,24 +317,24 @@ mod tests {
         let mut cases = 0;
         for numerics in [Numerics::Fast, Numerics::Reference] {
             for (tp, dp) in [(1, 1), (1, 3), (2, 2), (4, 1), (4, 2)] {
-                let mut counted = 0;
-                for (tp_index, dp_index) in (0..tp).flat_map(|t| (0..dp).map(move |d| (t, d))) {
+                let degrees = Degrees { tp, dp, ..Degrees::SERIAL };
+                let mesh = Mesh::new(degrees, tp * dp).unwrap();
+                let counted = threads::run(tp * dp, &Default::default(), |world| {
                     let layout = RankLayout::new(&RankRequest {
-                        model: &model,
-                        stages: &stages,
-                        tp,
-                        tp_index,
-                        dp,
-                        tied_apart: false,
+                        degrees,
+                        tp_index: mesh.coordinate(world.rank()).tp,
+                        summed: AxisSet::DP,
                         bucket_elements: 1000,
+                        ..RankRequest::serial(&model, &stages)
                     })
                     .unwrap();
-                    let partition = Partition::new(ZeroStage::Zero1, dp, dp_index).unwrap();
-                    let world = SelfComm::new();
+                    let groups = Groups::new(&mesh, &world, [AxisSet::DP])?;
                     let norm =
-                        GradNorm::new(&model, &layout, tp, partition, numerics, world).unwrap();
-                    counted += norm.terms.iter().map(|term| term.runs * term.len).sum::<usize>();
-                }
+                        GradNorm::new(model.param_names(), &layout, &groups, numerics, world);
+                    let terms = norm.unwrap().terms;
+                    Ok::<_, CommError>(terms.iter().map(|term| term.runs * term.len).sum::<usize>())
+                });
+                let counted: usize = counted.unwrap().iter().sum();
                 assert_eq!(counted, elements, "{numerics:?} tp {tp} dp {dp}");
                 cases += 1;
             }
@@ -349,15 +343,8 @@ mod tests {
     }
 
     fn layout_of_block(model: &ModelSpec, bucket_elements: usize) -> RankLayout {
-        let request = RankRequest {
-            model,
-            stages: &[StagePieces { stage: 0, pieces: vec![Piece::Block(1)] }],
-            tp: 1,
-            tp_index: 0,
-            dp: 1,
-            tied_apart: false,
-            bucket_elements,
-        };
+        let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(1)] }];
+        let request = RankRequest { bucket_elements, ..RankRequest::serial(model, &stages) };
         RankLayout::new(&request).expect("a block fits one rank")
     }
 
@@ -366,9 +353,10 @@ mod tests {
         let mut model = model();
         model.ffn = 12;
         let layout = layout_of_block(&model, 1000);
-        let partition = Partition::new(ZeroStage::Zero0, 1, 0).unwrap();
-        let world = SelfComm::new();
-        let norm = GradNorm::new(&model, &layout, 1, partition, Numerics::Reference, world);
+        let (world, mesh) = (SelfComm::new(), Mesh::new(Degrees::SERIAL, 1).unwrap());
+        let groups = Groups::new(&mesh, &world, []).unwrap();
+        let names = model.param_names();
+        let norm = GradNorm::new(names, &layout, &groups, Numerics::Reference, world);
         let text = norm.unwrap_err().to_string();
         assert!(text.contains("block.1.mlp.gate.weight") && text.contains("12 elements"), "{text}");
     }

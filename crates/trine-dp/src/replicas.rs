@@ -1,40 +1,44 @@
 //! Compares weights that must be equal, so that silent divergence becomes an error.
 
 use crate::DpError;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use trine_buffer::Buf;
-use trine_comm::{Communicator, Name};
-use trine_mesh::Axis;
+use trine_comm::{Communicator, Groups, Name};
+use trine_mesh::AxisSet;
 use trine_nn::ParamStore;
 use trine_spec::{LocalParam, RankLayout};
 use xxhash_rust::xxh3::xxh3_64;
-
-/// The groups within which weights repeat.
-#[derive(Debug, Clone)]
-pub struct ReplicaGroups {
-    /// Data parallelism: everything repeats.
-    pub dp: Arc<dyn Communicator>,
-    /// Tensor parallelism: parameters that are not split, and key and value heads that several
-    /// ranks share.
-    pub tp: Arc<dyn Communicator>,
-    /// The two ranks that hold a tied embedding's copies, on the stages that have one.
-    pub tied: Option<Arc<dyn Communicator>>,
-}
 
 /// Compares the weights of all replicas by 64-bit hashes, one a parameter: 8 bytes each are
 /// exchanged and each weight is read once, so it is cheap enough for every few steps. Equal weights
 /// always pass; different ones pass with probability 2⁻⁶⁴.
 ///
+/// Weights repeat over the axes that their bucket says ([`trine_spec::Bucket::repeated`]). Over tensor
+/// parallelism they repeat where they are not split, and in key and value heads that several ranks
+/// share. `tied` are the two ranks that hold a tied embedding's copies, on the stages that have one.
+///
 /// # Errors
 /// [`DpError::Replicas`] on every rank of a group that disagrees, for its first parameter that
-/// differs; a bucket that is away; a failed operation.
-pub fn check_replicas(params: &ParamStore, groups: &ReplicaGroups) -> Result<(), DpError> {
+/// differs; a bucket that is away; axes along which `groups` has no group; a failed operation.
+pub fn check_replicas(
+    params: &ParamStore,
+    groups: &Groups,
+    tied: Option<&Arc<dyn Communicator>>,
+) -> Result<(), DpError> {
     let layout = params.layout();
     let hashes = hash_params(params)?;
     let everything: Vec<usize> = (0..layout.params.len()).collect();
-    compare(layout, &everything, &hashes, &*groups.dp, |_, _| 0)?;
-    compare(layout, &everything, &hashes, &*groups.tp, held_slice)?;
-    if let Some(peer) = &groups.tied {
+    let mut by_axes: BTreeMap<AxisSet, Vec<usize>> = BTreeMap::new();
+    for &index in &everything {
+        let bucket = &layout.buckets[layout.params[index].bucket];
+        by_axes.entry(bucket.repeated()).or_default().push(index);
+    }
+    for (axes, repeated) in by_axes {
+        compare(layout, &repeated, &hashes, &**groups.of(axes)?, |_, _| 0)?;
+    }
+    compare(layout, &everything, &hashes, &**groups.of(AxisSet::TP)?, held_slice)?;
+    if let Some(peer) = tied {
         let tied = |index: &usize| layout.buckets[layout.params[*index].bucket].tied;
         let copies: Vec<usize> = everything.into_iter().filter(tied).collect();
         compare(layout, &copies, &hashes, &**peer, |_, _| 0)?;
@@ -53,8 +57,7 @@ fn hash_params(params: &ParamStore) -> Result<Vec<u64>, DpError> {
 /// Which slice of a parameter the tensor-parallel rank `index` holds: ranks with the same one must
 /// agree.
 fn held_slice(param: &LocalParam, index: usize) -> usize {
-    let split = param.spec.placement.iter().any(|placement| placement.axes.contains(Axis::Tp));
-    if split { index / param.replicas } else { 0 }
+    if param.spec.split_dim().is_some() { index / param.replicas } else { 0 }
 }
 
 /// Compares the hashes of some parameters among the ranks of `comm` that hold the same slice.

@@ -1,21 +1,21 @@
 //! Gradient reduction, bucket by bucket, while the backward pass still runs.
 
+use crate::DpError;
+use crate::shared::SharedBucket;
 use crate::tied::Tied;
-use crate::trees::TreeShares;
-use crate::{DpError, Partition};
+use crate::trees::TreeExchange;
+use std::ops::Range;
 use std::panic::Location;
 use std::sync::Arc;
 use trine_buffer::{Buf, Pool, Queue};
-use trine_comm::{Communicator, Name, Pending, ReduceOp};
+use trine_comm::{Communicator, Groups, Name, Pending, ReduceOp};
 use trine_kernels::Ops;
 use trine_nn::{GradStore, Numerics, TakenGrads};
 use trine_spec::RankLayout;
 
-/// What a [`GradSync`] is made of, beside the layout and the data-parallel communicator.
+/// What a [`GradSync`] is made of, beside the layout and the groups of the rank.
 #[derive(Debug, Clone)]
 pub struct GradSyncOptions {
-    /// This rank's share.
-    pub partition: Partition,
     /// How sums are ordered.
     pub numerics: Numerics,
     /// Samples of a step over all ranks.
@@ -25,7 +25,7 @@ pub struct GradSyncOptions {
     pub tied_peer: Option<Arc<dyn Communicator>>,
 }
 
-/// The gradient reduction of one rank's stage over data parallelism.
+/// The gradient reduction of one rank's buckets, each over the axes that it says ([`trine_spec::Bucket::summed`]).
 ///
 /// A posted bucket is absent from the [`GradStore`] until it is waited for, so adding to it is an
 /// error. The gradient of the loss was seeded with one over the number of valid tokens of all ranks
@@ -34,8 +34,7 @@ pub struct GradSyncOptions {
 pub struct GradSync {
     pub(crate) options: GradSyncOptions,
     pub(crate) tied: Tied,
-    comm: Arc<dyn Communicator>,
-    shares: TreeShares,
+    buckets: Vec<SharedBucket>,
     posted: Vec<Option<Posted>>,
     // Of its own, so that the step's activations can be counted alone.
     pool: Pool,
@@ -50,32 +49,31 @@ enum Posted {
     Scattered(Pending),
     /// The ranks' subtrees are added up.
     Gathered(Pending),
-    /// Nothing: it was summed over data parallelism before (a tied bucket in reference numerics).
+    /// Nothing: it was summed before (a tied bucket in reference numerics).
     Complete(Buf),
 }
 
 impl GradSync {
-    /// The reduction of a stage's gradients over `comm`, the data-parallel group.
+    /// The reduction of the gradients of `layout` among the ranks of `groups`.
     ///
     /// # Errors
-    /// A partition of another group, or tied buckets that do not match the link to their copies.
+    /// As [`crate::own_ranges`], or tied buckets that do not match the link to their copies.
     pub fn new(
         layout: &RankLayout,
         options: GradSyncOptions,
-        comm: Arc<dyn Communicator>,
+        groups: &Groups,
     ) -> Result<Self, DpError> {
-        check_group(&options.partition, &*comm)?;
+        let buckets = SharedBucket::of(layout, groups)?;
         let tied = Tied::new(layout, options.tied_peer.as_ref())?;
-        let shares = TreeShares::new(&options.partition, options.global_batch);
         let posted = layout.buckets.iter().map(|_| None).collect();
-        Ok(Self { options, tied, comm, shares, posted, pool: Pool::new() })
+        Ok(Self { options, tied, buckets, posted, pool: Pool::new() })
     }
 
     /// Takes a bucket whose gradient is complete on this rank, and posts its reduction without
-    /// waiting. All data-parallel ranks post their buckets in the same order.
+    /// waiting. Ranks that sum a bucket together post their buckets in the same order.
     ///
-    /// Fast numerics: an all-reduce under ZeRO-0, a reduce-scatter under ZeRO-1. Reference numerics:
-    /// a gather of the subtrees over samples.
+    /// Fast numerics: a reduce-scatter where states are shared out, else an all-reduce. Reference
+    /// numerics: a gather of the subtrees over samples.
     ///
     /// # Errors
     /// The bucket is posted already, or a failed operation.
@@ -86,32 +84,46 @@ impl GradSync {
         ops: &dyn Ops,
     ) -> Result<(), DpError> {
         let (dtype, len) = (grads.dtype(), grads.layout().buckets[bucket].len);
-        let posted =
-            match (self.options.numerics, grads.take(bucket, ops)?) {
-                (Numerics::Fast, TakenGrads::Sum(sum)) => self.reduce(bucket, sum)?,
-                (Numerics::Fast, TakenGrads::Nodes(_)) => return Err(DpError::Numerics { bucket }),
-                (Numerics::Reference, TakenGrads::Sum(sum)) => Posted::Complete(sum),
-                (Numerics::Reference, TakenGrads::Nodes(held)) => Posted::Gathered(
-                    self.shares.post(bucket, (dtype, len), &held, &self.pool, &*self.comm)?,
-                ),
-            };
+        let posted = match (self.options.numerics, grads.take(bucket, ops)?) {
+            (Numerics::Fast, TakenGrads::Sum(sum)) => self.reduce(bucket, sum)?,
+            (Numerics::Fast, TakenGrads::Nodes(_)) => return Err(DpError::Numerics { bucket }),
+            (Numerics::Reference, TakenGrads::Sum(sum)) => Posted::Complete(sum),
+            (Numerics::Reference, TakenGrads::Nodes(held)) => {
+                let trees = self.trees(bucket);
+                Posted::Gathered(trees.post(bucket, (dtype, len), &held, &self.pool)?)
+            }
+        };
         self.posted[bucket] = Some(posted);
         Ok(())
     }
 
     fn reduce(&self, bucket: usize, sum: Buf) -> Result<Posted, DpError> {
         let name = Name::new("gradient").with("bucket", bucket as u64);
-        if !self.options.partition.is_split() {
-            return Ok(Posted::Reduced(self.comm.post_all_reduce(sum, ReduceOp::Sum, name)?));
+        let shared = &self.buckets[bucket];
+        if !shared.is_split() {
+            return Ok(Posted::Reduced(shared.summed.post_all_reduce(sum, ReduceOp::Sum, name)?));
         }
-        let part = self.options.partition.own(sum.len()).len();
-        let recv = self.pool.alloc(sum.dtype(), part)?;
-        Ok(Posted::Scattered(self.comm.post_reduce_scatter(sum, recv, ReduceOp::Sum, name)?))
+        let recv = self.pool.alloc(sum.dtype(), shared.own().len())?;
+        let pending = shared.summed.post_reduce_scatter(sum, recv, ReduceOp::Sum, name)?;
+        Ok(Posted::Scattered(pending))
     }
 
-    /// Waits for a posted bucket and puts it back. In fast numerics under ZeRO-1 only this rank's
-    /// part ([`Partition::own`]) is the sum then; the rest is stale and must not be read. Otherwise
-    /// the whole bucket is.
+    /// The exchange of a bucket's subtrees over samples.
+    fn trees(&self, bucket: usize) -> TreeExchange<'_> {
+        TreeExchange::new(self.options.global_batch, &*self.buckets[bucket].summed)
+    }
+
+    /// The elements of a bucket that are the sum on this rank once it has been waited for: in fast
+    /// numerics its own part ([`crate::own_ranges`]), in reference numerics all of them.
+    pub fn reduced(&self, bucket: usize) -> Range<usize> {
+        match self.options.numerics {
+            Numerics::Fast => self.buckets[bucket].own(),
+            Numerics::Reference => self.buckets[bucket].whole(),
+        }
+    }
+
+    /// Waits for a posted bucket and puts it back. Only [`GradSync::reduced`] is the sum then; the
+    /// rest is stale and must not be read.
     ///
     /// # Errors
     /// The bucket was not posted, or a failed operation.
@@ -129,13 +141,12 @@ impl GradSync {
             Posted::Reduced(pending) => pending.wait(&queue)?.into_send(site)?,
             Posted::Scattered(pending) => {
                 let (mut sum, part) = pending.wait(&queue)?.into_both(site)?;
-                let own = self.options.partition.own(sum.len());
-                sum.slice_mut().range(own)?.copy_from(part.slice())?;
+                sum.slice_mut().range(self.buckets[bucket].own())?.copy_from(part.slice())?;
                 sum
             }
             Posted::Gathered(pending) => {
                 let gathered = pending.wait(&queue)?.into_recv(site)?;
-                self.shares.finish(&gathered, grads.layout().buckets[bucket].len, ops)?
+                self.trees(bucket).finish(&gathered, grads.layout().buckets[bucket].len, ops)?
             }
         };
         Ok(grads.restore(bucket, sum)?)
@@ -156,13 +167,4 @@ impl GradSync {
             ) => pending.is_done(),
         }
     }
-}
-
-/// Refuses a partition of another group than the communicator's.
-pub(crate) fn check_group(partition: &Partition, comm: &dyn Communicator) -> Result<(), DpError> {
-    let (index, dp, rank, size) = (partition.index(), partition.dp(), comm.rank(), comm.size());
-    if (index, dp) == (rank, size) {
-        return Ok(());
-    }
-    Err(DpError::Group { index, dp, group: comm.group().to_string(), rank, size })
 }

@@ -57,7 +57,7 @@ impl GradSync {
     /// the schedule's `ReduceTied`, once a step, before the tied buckets are posted. Does nothing on
     /// a stage without a tied bucket.
     ///
-    /// In reference numerics the tied buckets are summed over data parallelism here already, and
+    /// In reference numerics the tied buckets are summed over their axes here already, and
     /// posting them later costs nothing.
     ///
     /// # Errors

@@ -1,24 +1,26 @@
 //! Sums over samples in the serial run's order: ranks exchange subtrees, and each adds them all up.
 
-use crate::{DpError, Partition};
+use crate::DpError;
 use trine_buffer::{Buf, DType, Pool};
 use trine_comm::{Communicator, Name, Pending};
 use trine_kernels::Ops;
+use trine_mesh::part;
 use trine_nn::{Node, SampleTree, subtrees};
 
-/// Which subtrees of the sum over samples each data-parallel rank contributes. A pure function of
-/// the batch, so that only numbers need to be exchanged.
+/// The exchange of subtrees of the sum over samples among the ranks of a group. Who contributes which is a pure
+/// function of the batch, so that only numbers need to be exchanged.
 #[derive(Debug)]
-pub(crate) struct TreeShares {
+pub(crate) struct TreeExchange<'a> {
     /// By rank, in order of the samples.
     by_rank: Vec<Vec<Node>>,
-    index: usize,
+    comm: &'a dyn Communicator,
 }
 
-impl TreeShares {
-    pub(crate) fn new(partition: &Partition, global_batch: usize) -> Self {
-        let by_rank = partition.samples(global_batch).map(subtrees).collect();
-        Self { by_rank, index: partition.index() }
+impl<'a> TreeExchange<'a> {
+    /// Trainers refuse batches that the ranks do not divide; the sums here do not need them to.
+    pub(crate) fn new(global_batch: usize, comm: &'a dyn Communicator) -> Self {
+        let samples = |rank| part(global_batch, comm.size(), rank);
+        Self { by_rank: (0..comm.size()).map(samples).map(subtrees).collect(), comm }
     }
 
     /// Sums that every rank sends: as many as the rank with the most, because a gather needs equal
@@ -35,10 +37,9 @@ impl TreeShares {
         (dtype, len): (DType, usize),
         held: &[(Node, Buf)],
         pool: &Pool,
-        comm: &dyn Communicator,
     ) -> Result<Pending, DpError> {
         let nodes: Vec<Node> = held.iter().map(|(node, _)| *node).collect();
-        let expected = &self.by_rank[self.index];
+        let expected = &self.by_rank[self.comm.rank()];
         if !nodes.is_empty() && nodes != *expected {
             return Err(DpError::Samples { bucket, held: nodes, expected: expected.clone() });
         }
@@ -49,7 +50,7 @@ impl TreeShares {
         }
         let recv = pool.alloc(dtype, self.by_rank.len() * each * len)?;
         let name = Name::new("gradient subtrees").with("bucket", bucket as u64);
-        Ok(comm.post_all_gather(send, recv, name)?)
+        Ok(self.comm.post_all_gather(send, recv, name)?)
     }
 
     /// Adds all ranks' subtrees up: the bits of the serial run, on every rank. The sums of the padding
@@ -72,19 +73,27 @@ impl TreeShares {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ZeroStage;
+    use trine_comm::{CommError, threads};
+
+    fn subtrees_of(ranks: usize, batch: usize) -> (Vec<Vec<Node>>, usize) {
+        let all = threads::run(ranks, &Default::default(), |comm| {
+            let exchange = TreeExchange::new(batch, &*comm);
+            Ok::<_, CommError>((exchange.by_rank.clone(), exchange.each()))
+        });
+        let all = all.unwrap();
+        assert!(all.iter().all(|rank| *rank == all[0]), "{all:?}");
+        all[0].clone()
+    }
 
     #[test]
     fn shares_are_all_ranks_subtrees_and_the_largest_number_of_them() {
-        let partition = Partition::new(ZeroStage::Zero0, 2, 1).unwrap();
-        let shares = TreeShares::new(&partition, 12);
         let node = |level, index| Node { level, index };
-        assert_eq!(shares.by_rank[0], [node(2, 0), node(1, 2)]);
-        assert_eq!(shares.by_rank[1], [node(1, 3), node(2, 2)]);
-        assert_eq!(shares.each(), 2);
+        let (by_rank, each) = subtrees_of(2, 12);
+        assert_eq!(by_rank, [[node(2, 0), node(1, 2)], [node(1, 3), node(2, 2)]]);
+        assert_eq!(each, 2);
         // 7 samples on 3 ranks: 0..2, 2..4, 4..7.
-        let shares = TreeShares::new(&Partition::new(ZeroStage::Zero0, 3, 0).unwrap(), 7);
-        let counts: Vec<usize> = shares.by_rank.iter().map(Vec::len).collect();
-        assert_eq!((counts, shares.each()), (vec![1, 1, 2], 2));
+        let (by_rank, each) = subtrees_of(3, 7);
+        let counts: Vec<usize> = by_rank.iter().map(Vec::len).collect();
+        assert_eq!((counts, each), (vec![1, 1, 2], 2));
     }
 }

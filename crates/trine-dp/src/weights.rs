@@ -1,48 +1,47 @@
-//! Gathers weights after a ZeRO-1 update: every rank gets the parts that the others updated.
+//! Gathers weights after an update of parts (ZeRO-1): every rank gets those that the others updated.
 
-use crate::sync::check_group;
-use crate::{DpError, Partition};
+use crate::DpError;
+use crate::shared::SharedBucket;
 use std::panic::Location;
-use std::sync::Arc;
 use trine_buffer::{Pool, Queue};
-use trine_comm::{Communicator, Name, Pending};
+use trine_comm::{Groups, Name, Pending};
 use trine_nn::ParamStore;
+use trine_spec::RankLayout;
 
-/// Gathers the weights of one rank's stage over data parallelism, in the compute type, in place.
-/// Under ZeRO-0 every rank has updated everything, and there is nothing to do.
+/// Gathers the weights of one rank's buckets among the ranks that share out their states, in the
+/// compute type, in place. Where every rank has updated a whole bucket there is nothing to do.
 #[derive(Debug)]
 pub struct WeightSync {
-    partition: Partition,
-    comm: Arc<dyn Communicator>,
+    buckets: Vec<SharedBucket>,
     posted: Vec<(usize, Pending)>,
     pool: Pool,
 }
 
 impl WeightSync {
-    /// A gather over `comm`, the data-parallel group.
+    /// The gather of the weights of `layout` among the ranks of `groups`.
     ///
     /// # Errors
-    /// A partition of another group.
-    pub fn new(partition: Partition, comm: Arc<dyn Communicator>) -> Result<Self, DpError> {
-        check_group(&partition, &*comm)?;
-        Ok(Self { partition, comm, posted: Vec::new(), pool: Pool::new() })
+    /// As [`crate::own_ranges`].
+    pub fn new(layout: &RankLayout, groups: &Groups) -> Result<Self, DpError> {
+        let buckets = SharedBucket::of(layout, groups)?;
+        Ok(Self { buckets, posted: Vec::new(), pool: Pool::new() })
     }
 
     /// Takes a bucket whose own part is updated and posts its gather without waiting: the optimizer
-    /// may go on with the next bucket. All data-parallel ranks post in the same order.
+    /// may go on with the next bucket. All ranks that share a bucket post in the same order.
     ///
     /// # Errors
     /// The bucket is away, or a failed operation.
     pub fn post(&mut self, params: &mut ParamStore, bucket: usize) -> Result<(), DpError> {
-        if !self.partition.is_split() {
+        let shared = &self.buckets[bucket];
+        if !shared.is_split() {
             return Ok(());
         }
-        let weights = params.take(bucket)?;
-        let own = self.partition.own(weights.len());
+        let (weights, own) = (params.take(bucket)?, shared.own());
         let mut part = self.pool.alloc(weights.dtype(), own.len())?;
         part.slice_mut().copy_from(weights.slice().range(own)?)?;
         let name = Name::new("weights").with("bucket", bucket as u64);
-        self.posted.push((bucket, self.comm.post_all_gather(part, weights, name)?));
+        self.posted.push((bucket, shared.states.post_all_gather(part, weights, name)?));
         Ok(())
     }
 

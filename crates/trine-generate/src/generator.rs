@@ -46,13 +46,8 @@ impl Generator {
         }
         let (spec, whole) = (model.clone(), [StagePieces::whole(model)]);
         let layout = Arc::new(RankLayout::new(&RankRequest {
-            model,
-            stages: &whole,
-            tp: 1,
-            tp_index: 0,
-            dp: 1,
-            tied_apart: false,
             bucket_elements: BUCKET_ELEMENTS,
+            ..RankRequest::serial(model, &whole)
         })?);
         let mut weights = ParamStore::zeros(layout.clone(), DType::F32);
         for bucket in 0..layout.buckets.len() {

@@ -41,17 +41,19 @@ impl fmt::Display for Axis {
     }
 }
 
-/// A set of axes: what a tensor dimension is split over, or a gradient is reduced over.
+/// A set of axes: what a tensor dimension is split over, a gradient is summed over, or a group of ranks differs on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct AxisSet(u8);
 
 impl AxisSet {
     /// No axis: replicated.
     pub const EMPTY: Self = Self(0);
-    /// Tensor parallelism alone.
-    pub const TP: Self = Self(Axis::Tp.bit());
+    /// Pipeline parallelism alone.
+    pub const PP: Self = Self(Axis::Pp.bit());
     /// Data parallelism alone.
     pub const DP: Self = Self(Axis::Dp.bit());
+    /// Tensor parallelism alone.
+    pub const TP: Self = Self(Axis::Tp.bit());
 
     /// The set of the given axes.
     pub fn of(axes: &[Axis]) -> Self {
@@ -66,6 +68,12 @@ impl AxisSet {
     /// Whether no axis is in the set.
     pub fn is_empty(self) -> bool {
         self.0 == 0
+    }
+
+    /// The axes of this set that are not in `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// The axes in the set, outermost first.

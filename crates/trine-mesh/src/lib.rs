@@ -3,16 +3,17 @@
 //! Pure integers: no device, no communicator, no clock. A [`Mesh`] is a value made once from
 //! [`Degrees`] and handed to whoever needs to know where a rank stands; [`shard()`] says which slice
 //! of a tensor dimension a coordinate owns, including dimensions with fewer units than ranks (KV
-//! heads under wide tensor parallelism), which are replicated.
+//! heads under wide tensor parallelism), which are replicated. [`part()`] is the even cut of what has
+//! no units.
 //!
 //! ```
-//! use trine_mesh::{Axis, Degrees, Mesh};
+//! use trine_mesh::{Axis, AxisSet, Degrees, Mesh};
 //!
 //! let mesh = Mesh::new(Degrees { dp: 2, pp: 2, tp: 2, ..Degrees::SERIAL }, 8)?;
 //! assert_eq!(mesh.coordinate(5).of(Axis::Pp), 1);
 //! // Tensor-parallel ranks are neighbours, so they share a host.
-//! assert_eq!(mesh.group(5, &[Axis::Tp]).ranks, [4, 5]);
-//! assert_eq!(mesh.group(5, &[Axis::Dp]).ranks, [5, 7]);
+//! assert_eq!(mesh.group(5, AxisSet::TP).ranks, [4, 5]);
+//! assert_eq!(mesh.group(5, AxisSet::DP).ranks, [5, 7]);
 //!
 //! // A product that does not fit is refused with the nearest that do.
 //! let error = Mesh::new(Degrees { dp: 3, pp: 2, tp: 2, ..Degrees::SERIAL }, 8).unwrap_err();
@@ -30,7 +31,7 @@ pub use axis::{Axis, AxisSet};
 pub use mesh::{Coordinate, Degrees, Group, Mesh};
 pub use placement::Placement;
 pub use plural::plural;
-pub use shard::{DimPlacement, Shard, shard};
+pub use shard::{DimPlacement, Shard, part, shard};
 
 /// What can be wrong with a mesh or a shard.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! Degrees, ranks, coordinates and groups.
 
-use crate::{Axis, MeshError};
+use crate::{Axis, AxisSet, MeshError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -34,9 +34,14 @@ impl Degrees {
         }
     }
 
+    /// The product of the degrees of some axes: how many ranks differ on these alone. 1 for no axis.
+    pub fn product(&self, axes: AxisSet) -> usize {
+        axes.iter().map(|axis| self.of(axis)).product()
+    }
+
     /// The number of ranks that the degrees need.
     pub fn world(&self) -> usize {
-        Axis::ORDER.iter().map(|axis| self.of(*axis)).product()
+        self.product(AxisSet::of(&Axis::ORDER))
     }
 }
 
@@ -173,11 +178,11 @@ impl Mesh {
     }
 
     /// The group of `rank` along `axes`: every rank that differs from it on those axes only.
-    pub fn group(&self, rank: usize, axes: &[Axis]) -> Group {
+    pub fn group(&self, rank: usize, axes: AxisSet) -> Group {
         let mine = self.coordinate(rank);
         let shares = |other: &usize| {
             let other = self.coordinate(*other);
-            Axis::ORDER.iter().all(|axis| axes.contains(axis) || other.of(*axis) == mine.of(*axis))
+            Axis::ORDER.iter().all(|axis| axes.contains(*axis) || other.of(*axis) == mine.of(*axis))
         };
         let ranks: Vec<usize> = (0..self.world()).filter(shares).collect();
         let index = ranks.iter().position(|other| *other == rank).expect("invariant: in own group");
@@ -186,12 +191,12 @@ impl Mesh {
 
     /// A number that the group of `rank` along `axes` has in common and no other such group has:
     /// what a communicator of [`Mesh::world`] ranks is split by, to get the group's.
-    pub fn colour(&self, rank: usize, axes: &[Axis]) -> u64 {
+    pub fn colour(&self, rank: usize, axes: AxisSet) -> u64 {
         self.group(rank, axes).ranks[0] as u64
     }
 
     /// All groups along `axes`, each rank in exactly one, ordered by their first rank.
-    pub fn groups(&self, axes: &[Axis]) -> Vec<Vec<usize>> {
+    pub fn groups(&self, axes: AxisSet) -> Vec<Vec<usize>> {
         (0..self.world())
             .map(|rank| self.group(rank, axes))
             .filter(|group| group.index == 0)
@@ -255,9 +260,9 @@ mod tests {
                 }
                 cases += 1;
             }
-            for axes in [&[Axis::Tp][..], &[Axis::Dp], &[Axis::Pp], &[Axis::Tp, Axis::Dp], &[]] {
-                let groups = mesh.groups(axes);
-                let size: usize = axes.iter().map(|axis| degrees.of(*axis)).product();
+            let both = AxisSet::of(&[Axis::Tp, Axis::Dp]);
+            for axes in [AxisSet::TP, AxisSet::DP, AxisSet::PP, both, AxisSet::EMPTY] {
+                let (groups, size) = (mesh.groups(axes), degrees.product(axes));
                 assert!(groups.iter().all(|group| group.len() == size));
                 let colour = |group: &Vec<usize>| mesh.colour(group[size - 1], axes);
                 let colours: Vec<u64> = groups.iter().map(colour).collect();
@@ -283,9 +288,9 @@ mod tests {
     #[test]
     fn tensor_neighbours_are_adjacent_and_pipeline_is_outermost() {
         let mesh = Mesh::new(Degrees { dp: 2, pp: 2, tp: 2, ..Degrees::SERIAL }, 8).unwrap();
-        assert_eq!(mesh.groups(&[Axis::Tp]), [[0, 1], [2, 3], [4, 5], [6, 7]]);
-        assert_eq!(mesh.groups(&[Axis::Dp]), [[0, 2], [1, 3], [4, 6], [5, 7]]);
-        assert_eq!(mesh.groups(&[Axis::Pp]), [[0, 4], [1, 5], [2, 6], [3, 7]]);
+        assert_eq!(mesh.groups(AxisSet::TP), [[0, 1], [2, 3], [4, 5], [6, 7]]);
+        assert_eq!(mesh.groups(AxisSet::DP), [[0, 2], [1, 3], [4, 6], [5, 7]]);
+        assert_eq!(mesh.groups(AxisSet::PP), [[0, 4], [1, 5], [2, 6], [3, 7]]);
     }
 
     #[test]

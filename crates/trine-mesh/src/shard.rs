@@ -68,9 +68,38 @@ pub fn shard(len: usize, units: usize, parts: usize, index: usize) -> Result<Sha
     Err(MeshError::Split { units, parts, nearest: below.into_iter().chain(above).collect() })
 }
 
+/// The part of `len` elements or samples that rank `index` of `parts` has, where any cut will do: from
+/// `index · len / parts` to `(index + 1) · len / parts`. Parts differ by one at most and follow one another.
+///
+/// ```
+/// assert_eq!(trine_mesh::part(64, 4, 1), 16..32);
+/// assert_eq!(trine_mesh::part(7, 3, 2), 4..7);
+/// ```
+pub fn part(len: usize, parts: usize, index: usize) -> Range<usize> {
+    index * len / parts..(index + 1) * len / parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn parts_cover_every_element_once_in_order(len in 0usize..5000, parts in 1usize..40) {
+            let mut end = 0;
+            for index in 0..parts {
+                let part = part(len, parts, index);
+                prop_assert_eq!(part.start, end);
+                prop_assert!(part.len() == len / parts || part.len() == len.div_ceil(parts));
+                if len.is_multiple_of(parts) {
+                    prop_assert_eq!(part.len(), len / parts);
+                }
+                end = part.end;
+            }
+            prop_assert_eq!(end, len);
+        }
+    }
 
     #[test]
     fn shards_cover_the_dimension_once_per_replica() {

@@ -15,10 +15,7 @@
 //! (model.layers, model.hidden, model.heads, model.head_dim) = (2, 32, 4, 8);
 //! (model.kv_heads, model.ffn, model.vocab, model.seq_max) = (4, 64, 100, 16);
 //! let whole = [StagePieces::whole(&model)];
-//! let layout = RankLayout::new(&RankRequest {
-//!     model: &model, stages: &whole, tp: 1, tp_index: 0, dp: 1,
-//!     tied_apart: false, bucket_elements: 1 << 20,
-//! })?;
+//! let layout = RankLayout::new(&RankRequest::serial(&model, &whole))?;
 //! let stages = StageModel::of_rank(&RankParts {
 //!     model: &model, layout: &layout, comm: trine_comm::SelfComm::new(),
 //!     sequence_parallel: false, recompute: false,

@@ -19,9 +19,7 @@
 //!
 //! let model = presets::find("rust-default")?.model;
 //! let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(0)] }];
-//! let layout = Arc::new(RankLayout::new(&RankRequest {
-//!     model: &model, stages: &stages, tp: 1, tp_index: 0, dp: 1, tied_apart: false, bucket_elements: 1 << 16,
-//! })?);
+//! let layout = Arc::new(RankLayout::new(&RankRequest::serial(&model, &stages))?);
 //! let ops = CpuOps::new(Team::new(1));
 //! let mut params = ParamStore::zeros(layout.clone(), DType::Bf16);
 //! let grads = GradStore::new(layout.clone(), DType::Bf16, Numerics::Fast);

@@ -46,6 +46,7 @@ fn valid_span(param: &LocalParam) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trine_mesh::{AxisSet, Degrees};
     use trine_spec::{RankRequest, StagePieces, presets};
 
     fn layout(tp: usize, tp_index: usize) -> RankLayout {
@@ -54,13 +55,11 @@ mod tests {
         (model.heads, model.kv_heads, model.head_dim, model.seq_max) = (4, 4, 2, 5);
         let stages = [StagePieces::whole(&model)];
         RankLayout::new(&RankRequest {
-            model: &model,
-            stages: &stages,
-            tp,
+            degrees: Degrees { dp: 4, tp, ..Degrees::SERIAL },
             tp_index,
-            dp: 4,
-            tied_apart: false,
+            summed: AxisSet::DP,
             bucket_elements: 200,
+            ..RankRequest::serial(&model, &stages)
         })
         .unwrap()
     }
@@ -80,7 +79,7 @@ mod tests {
                 for parts in 1..=4 {
                     let mut found = vec![0; held.len];
                     for part in 0..parts {
-                        let own = part * held.len / parts..(part + 1) * held.len / parts;
+                        let own = trine_mesh::part(held.len, parts, part);
                         for segment in segments(&layout, bucket, &own) {
                             assert!(own.start <= segment.span.start && segment.span.end <= own.end);
                             for group in &mut found[segment.span] {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType};
 use trine_kernels::{CpuOps, Team};
+use trine_mesh::{AxisSet, Degrees};
 use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
 use trine_optim::{MASTER, OptimError, Optimizer, OptimizerConfig, Update};
 use trine_spec::{LocalParam, RankLayout, RankRequest, StagePieces, presets};
@@ -24,13 +25,10 @@ fn layout() -> Arc<RankLayout> {
     (model.heads, model.kv_heads, model.head_dim, model.seq_max) = (4, 4, 4, 5);
     let stages = [StagePieces::whole(&model)];
     let request = RankRequest {
-        model: &model,
-        stages: &stages,
-        tp: 1,
-        tp_index: 0,
-        dp: 4,
-        tied_apart: false,
+        degrees: Degrees { dp: 4, ..Degrees::SERIAL },
+        summed: AxisSet::DP,
         bucket_elements: 1500,
+        ..RankRequest::serial(&model, &stages)
     };
     Arc::new(RankLayout::new(&request).unwrap())
 }
@@ -58,8 +56,7 @@ fn is_padding(layout: &RankLayout, bucket: usize, at: usize) -> bool {
 }
 
 fn own(layout: &RankLayout, parts: usize, part: usize) -> Vec<Range<usize>> {
-    let cut = |len: usize| part * len / parts..(part + 1) * len / parts;
-    layout.buckets.iter().map(|bucket| cut(bucket.len)).collect()
+    layout.buckets.iter().map(|bucket| trine_mesh::part(bucket.len, parts, part)).collect()
 }
 
 struct Run {

@@ -1,8 +1,9 @@
 //! How a model is laid out over devices: what a plan varies.
 
 use crate::{Model, PlanError, Precision};
-use trine_mesh::Degrees;
+use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_schedule::{Purpose, Schedule, ScheduleError, ScheduleKind, Shape};
+use trine_spec::Shares;
 
 /// What the backward pass computes again instead of keeping it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,6 +105,21 @@ impl Layout {
     /// Devices.
     pub fn devices(&self) -> usize {
         self.degrees.world()
+    }
+
+    /// Axes over which gradients are summed: those whose ranks see other tokens and hold the same weights.
+    pub fn summed(&self) -> AxisSet {
+        AxisSet::of(&[Axis::Dp, Axis::Cp])
+    }
+
+    /// Ranks that a gradient is summed over.
+    pub fn replicas(&self) -> usize {
+        self.degrees.product(self.summed())
+    }
+
+    /// Axes over which ranks divide weights, gradients and states.
+    pub fn shares(&self) -> Shares {
+        Shares::zero(self.zero, self.summed())
     }
 
     /// Tokens of one micro-batch that one rank of a tensor group sees.

@@ -78,8 +78,9 @@ impl Planner<'_> {
         }
         memory.activations = flight * each;
         memory.working_set = self.working_set(layout, ends.head);
-        let exchanged =
-            self.bucketed(layout, rank).map_or(0, |(elements, each)| each.exchanged(elements));
+        let exchanged = self.bucketed(layout, rank).map_or(0, |(elements, each)| {
+            each.exchanged(elements, &layout.shares(), &layout.degrees)
+        });
         memory.buffers = self.stack.buffer_bytes + self.gathered(layout) + exchanged as f64;
         if p > 1 {
             memory.buffers += 2.0 * self.stack.stream_bytes(layout.precision) * stream;
@@ -135,7 +136,7 @@ impl Planner<'_> {
                 blocks: blocks as usize,
                 first: ends.embedding,
                 last: ends.head,
-                dp: d.dp * d.cp,
+                replicas: layout.replicas(),
                 tied_apart: layout.shape().stages() > 1,
                 bucket_elements: BUCKET_ELEMENTS,
             }) as f64,
@@ -146,7 +147,7 @@ impl Planner<'_> {
     /// lies in buckets, under ZeRO-0 and -1.
     pub fn rank_bytes(&self, layout: &Layout, rank: usize) -> Option<RankBytes> {
         let (elements, each) = self.bucketed(layout, rank)?;
-        Some(RankBytes::planned(elements, &each))
+        Some(RankBytes::planned(elements, &each, &layout.shares(), &layout.degrees))
     }
 
     fn bucketed(&self, layout: &Layout, rank: usize) -> Option<(usize, ElementBytes)> {
@@ -171,7 +172,6 @@ impl Planner<'_> {
             gradients: state.gradients as usize,
             master: state.master as usize,
             moments: state.moments as usize,
-            owners: if layout.zero == 1 { layout.degrees.dp * layout.degrees.cp } else { 1 },
         };
         Some((elements as usize, each))
     }
@@ -189,14 +189,14 @@ impl Planner<'_> {
         let blocks = blocks_of(&self.model.spec, layout, self.stack, rank);
         let elements = self.elements(layout, blocks, layout.ends_of(rank));
         let state = self.stack.states(layout.precision);
-        let replicas = (layout.degrees.dp * layout.degrees.cp) as f64;
-        let shared = |from: u8| if layout.zero >= from { elements / replicas } else { elements };
-        let main = if state.main_gradients_sharded { shared(1) } else { elements };
+        let shares = layout.shares();
+        let held = |axes| elements / layout.degrees.product(axes) as f64;
+        let main = if state.main_gradients_sharded { held(shares.states) } else { elements };
         Memory {
-            weights: state.weights * shared(3),
-            gradients: state.gradients * shared(2) + state.main_gradients * main,
-            master: state.master * shared(1),
-            moments: state.moments * shared(1),
+            weights: state.weights * held(shares.weights),
+            gradients: state.gradients * held(shares.gradients) + state.main_gradients * main,
+            master: state.master * held(shares.states),
+            moments: state.moments * held(shares.states),
             ..Memory::default()
         }
     }

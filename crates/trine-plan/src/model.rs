@@ -1,7 +1,6 @@
 //! A model as the planner needs it: sums over [`ModelSpec`], taken once.
 
 use crate::{Ends, PlanError};
-use trine_mesh::Axis;
 use trine_spec::{Kept, ModelSpec, ParamSpec, Piece, PieceSizes, Split};
 
 /// Elements of a piece: those that tensor parallelism splits, and those that every rank holds.
@@ -124,7 +123,7 @@ fn sum(params: &[ParamSpec]) -> Elements {
     let mut elements = Elements { split: 0.0, replicated: 0.0 };
     for param in params {
         let len = param.shape.iter().product::<usize>() as f64;
-        if param.placement.iter().any(|dim| dim.axes.contains(Axis::Tp)) {
+        if param.split_dim().is_some() {
             elements.split += len;
         } else {
             elements.replicated += len;

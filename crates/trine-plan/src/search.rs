@@ -294,7 +294,7 @@ fn with_options(
     each: &mut impl FnMut(&Layout) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let Fixed { zero, recompute, sequence_parallel, runnable, .. } = request.fixed;
-    let replicas = base.degrees.dp * base.degrees.cp;
+    let replicas = base.replicas();
     for stage in 0..=3_u8 {
         // One replica has nothing to share out.
         let sensible = stage == 0 || replicas > 1;

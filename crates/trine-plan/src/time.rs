@@ -327,7 +327,7 @@ impl Planner<'_> {
         slowest: &StageTime,
     ) -> f64 {
         let d = &layout.degrees;
-        let replicas = Group { size: d.dp * d.cp, stride: d.tp };
+        let replicas = Group { size: layout.replicas(), stride: d.tp };
         if replicas.size == 1 {
             return 0.0;
         }
@@ -380,7 +380,7 @@ impl Planner<'_> {
     fn optimizer_s(&self, layout: &Layout, kernels: &Kernels<'_>, blocks: f64) -> f64 {
         let d = &layout.degrees;
         let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp as f64);
-        let owned = if layout.zero >= 1 { elements / (d.dp * d.cp) as f64 } else { elements };
+        let owned = elements / d.product(layout.shares().states) as f64;
         let state = self.stack.states(layout.precision);
         let bytes = owned * (2.0 * (state.master + state.moments) + state.weights)
             + 2.0 * elements.min(owned * 2.0) * state.gradients;

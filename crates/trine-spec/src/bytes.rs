@@ -3,10 +3,13 @@
 //! The rank that trains and the planner that has never seen it both count with these, so that they cannot differ.
 
 use crate::layout::{offset, padded};
-use crate::{ModelSpec, ParamSpec, Piece, SpecError, params::TOKEN_EMBEDDING};
+use crate::{
+    Bucket, ModelSpec, ParamSpec, Piece, RankLayout, Shares, SpecError, params::TOKEN_EMBEDDING,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use trine_mesh::{Axis, shard};
+use std::iter::Sum;
+use trine_mesh::{Degrees, shard};
 
 /// A gradient bucket is closed once it holds this many elements: large enough that a reduction is
 /// bandwidth and not latency, small enough that several overlap the backward pass.
@@ -26,7 +29,7 @@ pub struct RankBytes {
     pub moments: usize,
 }
 
-/// Bytes of the training state of one element, and how it is shared out.
+/// Bytes of the training state of one element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ElementBytes {
     /// Of its weight.
@@ -37,38 +40,65 @@ pub struct ElementBytes {
     pub master: usize,
     /// Of its moments.
     pub moments: usize,
-    /// Ranks that share out master weights and moments: 1, or the data-parallel degree under ZeRO-1
-    /// (Rajbhandari et al., 1910.02054).
-    pub owners: usize,
 }
 
 impl ElementBytes {
-    /// Bytes that a rank needs beside its buckets of `elements` elements together to exchange them: with several
-    /// owners, its own part of every gradient bucket, which are all under way at once, and then of every weight bucket.
-    pub fn exchanged(&self, elements: usize) -> usize {
-        match self.owners {
-            0 | 1 => 0,
+    /// Bytes that a rank needs beside buckets of `elements` elements together to exchange them: where states are
+    /// shared out, its own part of every gradient bucket, which are all under way at once, and then of every weight
+    /// bucket.
+    pub fn exchanged(&self, elements: usize, shared: &Shares, degrees: &Degrees) -> usize {
+        match degrees.product(shared.states) {
+            1 => 0,
             owners => elements / owners * (self.gradients + self.weights),
         }
+    }
+
+    /// [`ElementBytes::exchanged`] for all buckets of a layout.
+    pub fn exchanged_of(&self, layout: &RankLayout, degrees: &Degrees) -> usize {
+        let of = |bucket: &Bucket| self.exchanged(bucket.len, &bucket.shared, degrees);
+        layout.buckets.iter().map(of).sum()
     }
 }
 
 impl RankBytes {
-    /// What a rank holds of buckets of `elements` elements together, padding included. Every bucket is a multiple of
-    /// the data-parallel degree, so all owners have equal parts.
-    pub fn planned(elements: usize, each: &ElementBytes) -> Self {
-        let owned = elements / each.owners.max(1);
+    /// What a rank holds of buckets of `elements` elements together, padding included, that are shared out alike.
+    /// Every bucket is a multiple of the ranks that share it, so all have equal parts.
+    pub fn planned(
+        elements: usize,
+        each: &ElementBytes,
+        shared: &Shares,
+        degrees: &Degrees,
+    ) -> Self {
+        let held = |axes| elements / degrees.product(axes);
         Self {
-            weights: elements * each.weights,
-            gradients: elements * each.gradients,
-            master: owned * each.master,
-            moments: owned * each.moments,
+            weights: held(shared.weights) * each.weights,
+            gradients: held(shared.gradients) * each.gradients,
+            master: held(shared.states) * each.master,
+            moments: held(shared.states) * each.moments,
         }
+    }
+
+    /// [`RankBytes::planned`] for all buckets of a layout.
+    pub fn of(layout: &RankLayout, each: &ElementBytes, degrees: &Degrees) -> Self {
+        let of = |bucket: &Bucket| Self::planned(bucket.len, each, &bucket.shared, degrees);
+        layout.buckets.iter().map(of).sum()
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
         self.weights + self.gradients + self.master + self.moments
+    }
+}
+
+impl Sum for RankBytes {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        let none = Self { weights: 0, gradients: 0, master: 0, moments: 0 };
+        parts.fold(none, |sum, part| Self {
+            weights: sum.weights + part.weights,
+            gradients: sum.gradients + part.gradients,
+            master: sum.master + part.master,
+            moments: sum.moments + part.moments,
+        })
     }
 }
 
@@ -88,8 +118,8 @@ pub struct StageShape {
     pub first: bool,
     /// Whether it has the head.
     pub last: bool,
-    /// As in [`crate::RankRequest`].
-    pub dp: usize,
+    /// Ranks that gradients are summed over: the product of their degrees.
+    pub replicas: usize,
     /// As in [`crate::RankRequest`].
     pub tied_apart: bool,
     /// As in [`crate::RankRequest`].
@@ -141,7 +171,7 @@ impl PieceSizes {
         let (mut closed, mut open) = (0, 0);
         let mut place = |size: usize| {
             if open >= stage.bucket_elements {
-                closed += padded(open, stage.dp);
+                closed += padded(open, stage.replicas);
                 open = 0;
             }
             // A piece begins with a parameter that is not fused.
@@ -158,7 +188,7 @@ impl PieceSizes {
             place(with_table(self.head, own));
         }
         let tables = if apart { usize::from(stage.first) + usize::from(stage.last) } else { 0 };
-        closed + padded(open, stage.dp) + tables * padded(self.table, stage.dp)
+        closed + padded(open, stage.replicas) + tables * padded(self.table, stage.replicas)
     }
 }
 
@@ -172,20 +202,17 @@ fn end<'a>(start: usize, specs: impl Iterator<Item = &'a ParamSpec>, tp: usize) 
 
 /// Elements of a parameter on one tensor-parallel rank.
 fn local_len(spec: &ParamSpec, tp: usize) -> usize {
-    let local = |(len, placement): (&usize, &trine_mesh::DimPlacement)| {
-        if !placement.axes.contains(Axis::Tp) {
-            return *len;
-        }
-        let shard = shard(*len, placement.units, tp, 0);
-        shard.expect("invariant: check_layout has passed").range.len()
-    };
-    spec.shape.iter().zip(&spec.placement).map(local).product()
+    let whole = spec.shape.iter().product();
+    let Some(dim) = spec.split_dim() else { return whole };
+    let shard = shard(spec.shape[dim], spec.placement[dim].units, tp, 0);
+    whole / spec.shape[dim] * shard.expect("invariant: check_layout has passed").range.len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{RankLayout, RankRequest, presets, split_layers};
+    use crate::{RankRequest, presets, split_layers};
+    use trine_mesh::AxisSet;
 
     fn models() -> Vec<ModelSpec> {
         let mut gpt = presets::find("gpt2-124m").unwrap().model;
@@ -214,19 +241,18 @@ mod tests {
                                 blocks: held.pieces.len() - ends,
                                 first: stage == 0,
                                 last: stage + 1 == pp,
-                                dp,
+                                replicas: dp,
                                 tied_apart,
                                 bucket_elements,
                             };
                             for tp_index in 0..tp {
                                 let request = RankRequest {
-                                    model: &model,
-                                    stages: std::slice::from_ref(held),
-                                    tp,
+                                    degrees: Degrees { dp, tp, ..Degrees::SERIAL },
                                     tp_index,
-                                    dp,
+                                    summed: AxisSet::DP,
                                     tied_apart,
                                     bucket_elements,
+                                    ..RankRequest::serial(&model, std::slice::from_ref(held))
                                 };
                                 let layout = RankLayout::new(&request).unwrap();
                                 assert_eq!(
@@ -245,12 +271,44 @@ mod tests {
     }
 
     #[test]
-    fn state_is_shared_out_and_weights_are_not() {
-        let each = ElementBytes { weights: 2, gradients: 4, master: 4, moments: 8, owners: 3 };
-        let bytes = RankBytes::planned(48 * 3, &each);
-        assert_eq!((bytes.weights, bytes.gradients), (288, 576));
-        assert_eq!((bytes.master, bytes.moments, bytes.total()), (192, 384, 1440));
-        assert_eq!(each.exchanged(48 * 3), 48 * 6);
-        assert_eq!(ElementBytes { owners: 1, ..each }.exchanged(48 * 3), 0);
+    fn what_is_shared_out_is_divided_by_the_degrees_and_the_rest_is_not() {
+        let each = ElementBytes { weights: 2, gradients: 4, master: 4, moments: 8 };
+        let degrees = Degrees { dp: 3, tp: 2, ..Degrees::SERIAL };
+        let elements = 48 * 3;
+        let bytes = |stage| {
+            let shared = Shares::zero(stage, AxisSet::DP);
+            let held = RankBytes::planned(elements, &each, &shared, &degrees);
+            let RankBytes { weights, gradients, master, moments } = held;
+            let exchanged = each.exchanged(elements, &shared, &degrees);
+            ([weights, gradients, master, moments], held.total(), exchanged)
+        };
+        assert_eq!(bytes(0), ([288, 576, 576, 1152], 2592, 0));
+        assert_eq!(bytes(1), ([288, 576, 192, 384], 1440, 48 * 6));
+        assert_eq!(bytes(3).0, [96, 192, 192, 384]);
+    }
+
+    #[test]
+    fn a_layout_holds_what_its_buckets_do_each_by_its_own_shares() {
+        let model = models().remove(0);
+        let stages = split_layers(&model, 1, None).unwrap();
+        let degrees = Degrees { dp: 2, ..Degrees::SERIAL };
+        let shared = Shares::zero(1, AxisSet::DP);
+        let mut layout = RankLayout::new(&RankRequest {
+            degrees,
+            summed: AxisSet::DP,
+            shared,
+            bucket_elements: 5_000,
+            ..RankRequest::serial(&model, &stages)
+        })
+        .unwrap();
+        layout.buckets[0].shared = Shares::NONE;
+        let whole = layout.buckets[0].len;
+        let rest = layout.elements() - whole;
+        assert!(whole > 0 && rest > 0);
+        let each = ElementBytes { weights: 2, gradients: 4, master: 4, moments: 8 };
+        let held = RankBytes::of(&layout, &each, &degrees);
+        assert_eq!((held.weights, held.gradients), (2 * (whole + rest), 4 * (whole + rest)));
+        assert_eq!((held.master, held.moments), (4 * whole + 2 * rest, 8 * whole + 4 * rest));
+        assert_eq!(each.exchanged_of(&layout, &degrees), 3 * rest);
     }
 }

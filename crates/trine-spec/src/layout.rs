@@ -1,8 +1,10 @@
 //! What one rank holds: its stages with their pieces, the local shape of each parameter, and the flat buckets.
 
-use crate::{ModelSpec, ParamSpec, Piece, SpecError, params::TOKEN_EMBEDDING};
+use crate::{
+    BUCKET_ELEMENTS, ModelSpec, ParamSpec, Piece, Shares, SpecError, params::TOKEN_EMBEDDING,
+};
 use std::ops::Range;
-use trine_mesh::{Axis, shard};
+use trine_mesh::{Axis, AxisSet, Degrees, shard};
 
 /// Parameters start at multiples of this many elements (64 bytes in f32), except fused ones.
 const ALIGN_ELEMENTS: usize = 16;
@@ -12,9 +14,9 @@ pub(crate) fn offset(len: usize, fused: bool) -> usize {
     if fused { len } else { len.next_multiple_of(ALIGN_ELEMENTS) }
 }
 
-/// The length of a closed bucket: data-parallel ranks have equal, aligned parts of it.
-pub(crate) fn padded(len: usize, dp: usize) -> usize {
-    len.next_multiple_of(dp * ALIGN_ELEMENTS)
+/// The length of a closed bucket: as many ranks as its gradient is summed over have equal, aligned parts of it.
+pub(crate) fn padded(len: usize, replicas: usize) -> usize {
+    len.next_multiple_of(replicas * ALIGN_ELEMENTS)
 }
 
 /// The part of a model that one stage of a pipeline is.
@@ -40,18 +42,37 @@ pub struct RankRequest<'a> {
     pub model: &'a ModelSpec,
     /// The stages of this rank, in forward order.
     pub stages: &'a [StagePieces],
-    /// Tensor-parallel degree.
-    pub tp: usize,
+    /// How many ranks each axis has.
+    pub degrees: Degrees,
     /// This rank's tensor-parallel index.
     pub tp_index: usize,
-    /// Data-parallel degree: bucket lengths are multiples of it, so that ZeRO can split them.
-    pub dp: usize,
+    /// Axes over which gradients are summed: ranks that differ on them hold the same weights and see different
+    /// samples. Bucket lengths are multiples of the product of their degrees, so that parts are equal.
+    pub summed: AxisSet,
+    /// Axes over which ranks divide what belongs to a bucket.
+    pub shared: Shares,
     /// Keep a tied output layer as a parameter of its own even when the embedding is on this very
     /// rank: always when the two lie on different stages, and in reference numerics, where both
     /// uses must be summed apart as a pipeline would.
     pub tied_apart: bool,
     /// A bucket is closed once it holds this many elements.
     pub bucket_elements: usize,
+}
+
+impl<'a> RankRequest<'a> {
+    /// Stages on one rank, whose gradients are summed over nothing: where another layout begins.
+    pub fn serial(model: &'a ModelSpec, stages: &'a [StagePieces]) -> Self {
+        Self {
+            model,
+            stages,
+            degrees: Degrees::SERIAL,
+            tp_index: 0,
+            summed: AxisSet::EMPTY,
+            shared: Shares::NONE,
+            tied_apart: false,
+            bucket_elements: BUCKET_ELEMENTS,
+        }
+    }
 }
 
 /// A parameter as one rank holds it.
@@ -98,7 +119,14 @@ impl LocalParam {
     }
 }
 
-/// A flat buffer of parameters that is reduced, sharded and updated as one.
+impl ParamSpec {
+    /// The dimension that is split over tensor parallelism, if one is.
+    pub fn split_dim(&self) -> Option<usize> {
+        self.placement.iter().position(|placement| placement.axes.contains(Axis::Tp))
+    }
+}
+
+/// A flat buffer of parameters that is reduced, shared out and updated as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
     /// The stage whose gradients it holds.
@@ -107,19 +135,38 @@ pub struct Bucket {
     pub segment: usize,
     /// Indices into [`RankLayout::params`], by offset.
     pub params: Vec<usize>,
-    /// Elements, padding included; a multiple of the data-parallel degree.
+    /// Elements, padding included; a multiple of the number of ranks that its gradient is summed over.
     pub len: usize,
     /// The pieces whose gradients it holds, in forward order. Empty for the bucket of a tied
     /// embedding, which is complete only when the whole backward pass is.
     pub pieces: Vec<Piece>,
     /// Whether its gradient must first be summed with the other copy of a tied embedding.
     pub tied: bool,
+    /// Axes over which its gradient is summed.
+    pub summed: AxisSet,
+    /// Axes over which ranks divide its weights, gradient and state instead of each holding them whole.
+    pub shared: Shares,
 }
 
 impl Bucket {
-    /// One that holds nothing yet.
+    /// One that holds nothing yet, summed over nothing.
     fn open(stage: usize, segment: usize) -> Self {
-        Self { stage, segment, params: vec![], len: 0, pieces: vec![], tied: false }
+        Self {
+            stage,
+            segment,
+            params: vec![],
+            len: 0,
+            pieces: vec![],
+            tied: false,
+            summed: AxisSet::EMPTY,
+            shared: Shares::NONE,
+        }
+    }
+
+    /// The axes on which ranks hold the same weights of it and must agree: it is summed over them, and its weights
+    /// are not divided over them.
+    pub fn repeated(&self) -> AxisSet {
+        self.summed.without(self.shared.weights)
     }
 }
 
@@ -138,15 +185,18 @@ impl RankLayout {
     /// Lays out the stages of one tensor-parallel rank.
     ///
     /// # Errors
-    /// A dimension that cannot be split over `tp`.
+    /// A dimension that cannot be split over the tensor-parallel degree.
     pub fn new(request: &RankRequest<'_>) -> Result<Self, SpecError> {
-        request.model.check_layout(request.tp, 1)?;
+        request.model.check_layout(request.degrees.tp, 1)?;
         let mut layout = Self { params: vec![], buckets: vec![], stages: request.stages.to_vec() };
         for stage in request.stages {
             layout.place_stage(stage, request)?;
         }
+        let RankRequest { summed, shared, .. } = *request;
+        let replicas = request.degrees.product(summed);
         for bucket in &mut layout.buckets {
-            bucket.len = padded(bucket.len, request.dp);
+            (bucket.summed, bucket.shared) = (summed, shared);
+            bucket.len = padded(bucket.len, replicas);
         }
         Ok(layout)
     }
@@ -161,7 +211,7 @@ impl RankLayout {
         let here = pieces.contains(&Piece::Embedding);
         let mut tied = Vec::new();
         for &piece in pieces {
-            let mut specs = request.model.params(piece, request.tp);
+            let mut specs = request.model.params(piece, request.degrees.tp);
             // The output layer uses the embedding itself where both are here and nothing asks for
             // two copies.
             specs.retain(|spec| spec.tied_to.is_none() || apart || !here);
@@ -174,7 +224,7 @@ impl RankLayout {
         }
         for (piece, spec) in tied {
             self.open(*stage).tied = true;
-            self.append(piece, spec, (request.tp, request.tp_index))?;
+            self.append(piece, spec, (request.degrees.tp, request.tp_index))?;
         }
         Ok(())
     }
@@ -238,7 +288,7 @@ impl RankLayout {
             None => self.open(stage).pieces.push(piece),
         }
         for spec in specs {
-            self.append(piece, spec, (request.tp, request.tp_index))?;
+            self.append(piece, spec, (request.degrees.tp, request.tp_index))?;
         }
         Ok(())
     }
@@ -250,19 +300,14 @@ impl RankLayout {
         spec: ParamSpec,
         (tp, tp_index): (usize, usize),
     ) -> Result<(), SpecError> {
-        let (mut replicas, mut replica, mut owner) = (1, 0, spec.tied_to.is_none());
-        let mut ranges = Vec::new();
-        for (len, placement) in spec.shape.iter().zip(&spec.placement) {
-            if placement.axes.contains(Axis::Tp) {
-                let shard = shard(*len, placement.units, tp, tp_index)?;
-                (replicas, replica) = (shard.replicas, shard.replica);
-                ranges.push(shard.range);
-            } else {
-                ranges.push(0..*len);
-            }
+        let (mut replicas, mut replica, mut first) = (1, 0, tp_index == 0);
+        let mut ranges: Vec<Range<usize>> = spec.shape.iter().map(|len| 0..*len).collect();
+        if let Some(dim) = spec.split_dim() {
+            let shard = shard(spec.shape[dim], spec.placement[dim].units, tp, tp_index)?;
+            (replicas, replica, first) = (shard.replicas, shard.replica, shard.replica == 0);
+            ranges[dim] = shard.range;
         }
-        let split = spec.placement.iter().any(|placement| placement.axes.contains(Axis::Tp));
-        owner &= if split { replica == 0 } else { tp_index == 0 };
+        let owner = first && spec.tied_to.is_none();
         let bucket = self.buckets.len() - 1;
         let open = &mut self.buckets[bucket];
         let offset = offset(open.len, spec.fused);
@@ -357,13 +402,11 @@ mod tests {
         i: usize,
     ) -> RankRequest<'a> {
         RankRequest {
-            model,
-            stages,
-            tp,
+            degrees: Degrees { dp: 2, tp, ..Degrees::SERIAL },
             tp_index: i,
-            dp: 2,
-            tied_apart: false,
+            summed: AxisSet::DP,
             bucket_elements: 1 << 16,
+            ..RankRequest::serial(model, stages)
         }
     }
 
@@ -410,6 +453,24 @@ mod tests {
             assert!(end <= bucket.len);
         }
         assert!(layout.find("head.output.weight").is_none(), "the embedding serves");
+    }
+
+    #[test]
+    fn every_bucket_says_its_axes_and_has_equal_parts_over_those_it_is_summed_over() {
+        let model = presets::find("gpt2-124m").unwrap().model;
+        let stages = [StagePieces::whole(&model)];
+        let summed = AxisSet::of(&[Axis::Dp, Axis::Cp]);
+        let degrees = Degrees { dp: 3, cp: 5, tp: 2, ..Degrees::SERIAL };
+        let shared = Shares::zero(1, summed);
+        let request = RankRequest { degrees, summed, shared, ..request(&model, &stages, 2, 0) };
+        let layout = RankLayout::new(&request).unwrap();
+        for bucket in &layout.buckets {
+            assert_eq!((bucket.summed, bucket.shared, bucket.repeated()), (summed, shared, summed));
+            assert!(bucket.len.is_multiple_of(3 * 5 * ALIGN_ELEMENTS), "{}", bucket.len);
+        }
+        // Weights shared out over one of the axes repeat on the other alone.
+        let parted = Bucket { shared: Shares::zero(3, AxisSet::DP), ..layout.buckets[0].clone() };
+        assert_eq!(parted.repeated(), AxisSet::of(&[Axis::Cp]));
     }
 
     #[test]

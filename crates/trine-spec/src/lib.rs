@@ -4,7 +4,8 @@
 //! * [`ModelSpec::params`]: every parameter of a [`Piece`] (embedding, block, head) with its global
 //!   shape, placement on the mesh, initialisation and padding; [`hf`] says how Hugging Face names
 //!   and lays out the same tensors.
-//! * [`RankLayout`]: what one rank holds: local shapes and the flat buckets they lie in.
+//! * [`RankLayout`]: what one rank holds: local shapes and the flat buckets they lie in. A [`Bucket`]
+//!   says over which axes its gradient is summed and what ranks divide of it ([`Shares`]: ZeRO).
 //! * [`assemble`]: whole tensors from the shards of all ranks.
 //! * [`RankBytes`] and [`PieceSizes`]: bytes of a rank's training state, from lengths alone.
 //! * [`ModelSpec::saved`]: what a block keeps for its backward pass, as symbolic shapes.
@@ -28,6 +29,7 @@ mod layout;
 mod model;
 mod params;
 pub mod presets;
+mod shares;
 
 pub use activations::{Kept, SavedTensor, Split};
 pub use bytes::{BUCKET_ELEMENTS, ElementBytes, PieceSizes, RankBytes, StageShape};
@@ -36,6 +38,9 @@ pub use layout::{
 };
 pub use model::{Family, ModelSpec, Norm};
 pub use params::{Init, ParamSpec, Piece};
+pub use shares::Shares;
+// What the interface above names, so that a user of it needs no second dependency.
+pub use trine_mesh::{AxisSet, Degrees};
 
 /// Sums over dimensions that a layout may split are taken over this many canonical blocks in
 /// reference numerics (contract C4), so tensor parallelism up to this degree is bit-equal.

@@ -278,6 +278,12 @@ impl ModelSpec {
             .sum()
     }
 
+    /// The names of all parameters, in the model's order, without tied copies.
+    pub fn param_names(&self) -> Vec<String> {
+        let all = self.pieces().flat_map(|piece| self.params(piece, 1));
+        all.filter(|param| param.tied_to.is_none()).map(|param| param.name).collect()
+    }
+
     /// Model FLOPs of one token's forward and backward pass in a sequence of `seq` tokens: 6 per
     /// weight of every matrix product (2 forward, 4 backward) and the causal half of the attention
     /// products. Recompute is not counted (that would be hardware FLOPs).

@@ -7,7 +7,7 @@ mod messages;
 mod settings;
 mod state;
 
-pub use settings::EngineConfig;
+pub use settings::{EngineConfig, ZeroStage};
 
 use crate::TrainError;
 use crate::plan::RunPlan;
@@ -16,15 +16,15 @@ use crate::update::{AtOnce, Updating};
 use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::{Buf, Pool};
-use trine_comm::{Communicator, Name, ReduceOp};
+use trine_comm::{Communicator, Groups, Name, ReduceOp};
 use trine_dp::{
-    DpError, GlobalNorm, GradNorm, GradSync, GradSyncOptions, Partition, ReplicaGroups, Squares,
-    WeightSync, check_replicas, clip_scale, measured_bytes,
+    DpError, GlobalNorm, GradNorm, GradSync, GradSyncOptions, Squares, WeightSync, check_replicas,
+    clip_scale, measured_bytes, own_ranges,
 };
 use trine_kernels::{CpuOps, Ops, Team};
-use trine_mesh::{Axis, Coordinate, Mesh};
+use trine_mesh::{AxisSet, Coordinate};
 use trine_models::{RankParts, StageModel};
-use trine_nn::{GradStore, Mode, Numerics, ParamStore, initial_weights};
+use trine_nn::{GradStore, Mode, ParamStore, initial_weights};
 use trine_optim::{Optimizer, Update};
 use trine_pipeline::{Execution, Moment, execute};
 use trine_schedule::{Action, Schedule};
@@ -81,9 +81,11 @@ pub struct Engine {
     coordinate: Coordinate,
     layout: Arc<RankLayout>,
     world: Arc<dyn Communicator>,
+    groups: Groups,
     pp: Arc<dyn Communicator>,
     dp: Arc<dyn Communicator>,
-    groups: ReplicaGroups,
+    /// The two ranks that hold a tied embedding's copies, if this is one.
+    tied: Option<Arc<dyn Communicator>>,
     ops: Arc<dyn Ops>,
     pool: Pool,
     stages: Vec<StageModel>,
@@ -125,54 +127,51 @@ impl Engine {
         world: Arc<dyn Communicator>,
         ops: Arc<dyn Ops>,
     ) -> Result<Self, TrainError> {
-        let (config, coordinate) = (&plan.config, plan.mesh.coordinate(world.rank()));
-        let mesh = Mesh::new(config.degrees, world.size())?;
-        let along = |axis: Axis, name| world.split(mesh.colour(world.rank(), &[axis]), name);
-        let (pp, dp, tp) = (along(Axis::Pp, "pp")?, along(Axis::Dp, "dp")?, along(Axis::Tp, "tp")?);
+        let groups = Groups::new(&plan.mesh, &world, plan.axis_sets())?;
+        let along = |axes| groups.of(axes).cloned();
+        let (pp, dp, tp) = (along(AxisSet::PP)?, along(AxisSet::DP)?, along(AxisSet::TP)?);
         let tied = tied_link(&plan, &pp)?;
         messages::make_room(&plan, &*pp);
+        let (config, coordinate) = (&plan.config, plan.mesh.coordinate(world.rank()));
         let layout = Arc::new(plan.layout(coordinate).clone());
+        // Before any memory: it refuses what is not built.
+        let own = own_ranges(&layout, &groups)?;
         let numerics = config.numerics;
         let stages = StageModel::of_rank(&RankParts {
             model: &config.model,
             layout: &layout,
-            comm: tp.clone(),
+            comm: tp,
             sequence_parallel: config.sequence_parallel,
             recompute: config.recompute,
             numerics,
             compute: config.compute,
             seed: config.seed,
         })?;
-        let partition = Partition::new(config.zero, config.degrees.dp, coordinate.dp)?;
         let mut weights = ParamStore::zeros(layout.clone(), config.compute);
-        let own = layout.buckets.iter().map(|bucket| partition.own(bucket.len)).collect();
         let optimizer = Optimizer::new(&layout, own, config.compute, config.optimizer, |bucket| {
             let dtype = config.compute.accumulator();
             let initial = initial_weights(&layout, bucket, config.seed, dtype)?;
             weights.load(bucket, initial.slice(), &*ops)?;
             Ok(initial)
         })?;
-        let options = GradSyncOptions {
-            partition,
-            numerics,
-            global_batch: config.global_batch,
-            tied_peer: tied.clone(),
-        };
-        let (model, tp_degree) = (&config.model, config.degrees.tp);
+        let tied_peer = tied.clone();
+        let options = GradSyncOptions { numerics, global_batch: config.global_batch, tied_peer };
+        let names = config.model.param_names();
         Ok(Self {
-            sync: GradSync::new(&layout, options, dp.clone())?,
-            weight_sync: WeightSync::new(partition, dp.clone())?,
-            norm: GradNorm::new(model, &layout, tp_degree, partition, numerics, world.clone())?,
+            sync: GradSync::new(&layout, options, &groups)?,
+            weight_sync: WeightSync::new(&layout, &groups)?,
+            norm: GradNorm::new(names, &layout, &groups, numerics, world.clone())?,
             squares: None,
-            groups: ReplicaGroups { dp: dp.clone(), tp, tied },
             grads: GradStore::new(layout.clone(), config.compute, numerics),
             pool: Pool::new(),
             coordinate,
             plan,
             layout,
             world,
+            groups,
             pp,
             dp,
+            tied,
             ops,
             stages,
             weights,
@@ -205,6 +204,12 @@ impl Engine {
         &self.world
     }
 
+    /// The ranks that differ from this one along the pipeline, data or tensor parallelism alone, or along the axes
+    /// of a bucket.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
     /// The data-parallel ranks.
     pub fn dp(&self) -> &Arc<dyn Communicator> {
         &self.dp
@@ -220,13 +225,9 @@ impl Engine {
         &self.grads
     }
 
-    /// The elements of a bucket whose reduced gradient is valid on this rank: under ZeRO-1 in fast
-    /// numerics its own part, else all.
+    /// The elements of a bucket whose reduced gradient is valid on this rank: [`GradSync::reduced`].
     pub fn reduced(&self, bucket: usize) -> Range<usize> {
-        match self.plan.config.numerics {
-            Numerics::Fast => self.optimizer.own(bucket),
-            Numerics::Reference => 0..self.layout.buckets[bucket].len,
-        }
+        self.sync.reduced(bucket)
     }
 
     /// Where activations come from: its statistics are the activation memory.
@@ -424,7 +425,7 @@ impl Engine {
     /// # Errors
     /// The parameter and the ranks that differ.
     pub fn check_replicas(&self) -> Result<(), TrainError> {
-        Ok(check_replicas(&self.weights, &self.groups)?)
+        Ok(check_replicas(&self.weights, &self.groups, self.tied.as_ref())?)
     }
 }
 

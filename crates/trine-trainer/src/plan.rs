@@ -3,7 +3,8 @@
 use crate::TrainError;
 use crate::engine::EngineConfig;
 use crate::planned::RankMemory;
-use trine_mesh::{Coordinate, Mesh};
+use std::collections::BTreeSet;
+use trine_mesh::{AxisSet, Coordinate, Mesh};
 use trine_nn::Numerics;
 use trine_schedule::{Schedule, SyncPlan, TiedSegment, generate, lower, verify};
 use trine_spec::{RankLayout, RankRequest, SpecError, StagePieces, split_layers};
@@ -59,6 +60,16 @@ impl RunPlan {
         RankMemory::planned(&self.config, pp, &self.ranks[pp][tp], &self.training)
     }
 
+    /// The axes along which ranks talk, for [`trine_comm::Groups`]: pipeline, data and tensor parallelism, and those
+    /// of every bucket of any rank.
+    pub fn axis_sets(&self) -> Vec<AxisSet> {
+        let buckets = self.ranks.iter().flatten().flat_map(|layout| &layout.buckets);
+        let of_buckets: BTreeSet<AxisSet> = buckets
+            .flat_map(|bucket| [bucket.summed, bucket.shared.states, bucket.repeated()])
+            .collect();
+        [AxisSet::PP, AxisSet::DP, AxisSet::TP].into_iter().chain(of_buckets).collect()
+    }
+
     /// The pipeline ranks that hold a copy of a tied embedding: none, one that has both copies, or two.
     pub fn tied_ranks(&self) -> Vec<usize> {
         let holds = |ranks: &Vec<RankLayout>| ranks[0].buckets.iter().any(|bucket| bucket.tied);
@@ -72,12 +83,15 @@ fn rank_layout(
     stages: &[StagePieces],
     tp_index: usize,
 ) -> Result<RankLayout, SpecError> {
+    // Ranks that see other samples.
+    let summed = AxisSet::DP;
     RankLayout::new(&RankRequest {
         model: &config.model,
         stages,
-        tp: config.degrees.tp,
+        degrees: config.degrees,
         tp_index,
-        dp: config.degrees.dp,
+        summed,
+        shared: config.zero.shares(summed),
         tied_apart: config.stage_count() > 1 || config.numerics == Numerics::Reference,
         bucket_elements: config.bucket_elements,
     })

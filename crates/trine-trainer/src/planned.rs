@@ -4,7 +4,7 @@ use crate::TrainError;
 use crate::engine::{Engine, EngineConfig};
 use serde::{Deserialize, Serialize};
 use trine_buffer::DType;
-use trine_dp::{ZeroStage, element_bytes};
+use trine_dp::element_bytes;
 use trine_nn::Numerics;
 use trine_plan::{
     ActivationRequest, Attention, Cluster, Constants, Layout, Model, Planner, Precision, Recompute,
@@ -83,8 +83,7 @@ impl RankMemory {
         training: &Schedule,
     ) -> Self {
         let moments = config.optimizer.moments().len();
-        let each = element_bytes(config.zero, config.degrees.dp, config.compute, moments);
-        let elements = layout.elements();
+        let each = element_bytes(config.compute, moments);
         let fast = config.numerics == Numerics::Fast;
         let request = ActivationRequest {
             model: &config.model,
@@ -99,8 +98,8 @@ impl RankMemory {
             sum_bytes: config.compute.accumulator().bytes(),
         };
         Self {
-            state: RankBytes::planned(elements, &each),
-            buffers: fast.then(|| each.exchanged(elements)),
+            state: RankBytes::of(layout, &each, &config.degrees),
+            buffers: fast.then(|| each.exchanged_of(layout, &config.degrees)),
             activations: fast.then(|| activation_peak(&request)),
             arena: None,
         }
@@ -175,10 +174,7 @@ fn layout(config: &EngineConfig) -> Result<Layout, String> {
         sequence_parallel: config.sequence_parallel && config.degrees.tp > 1,
         recompute: if config.recompute { Recompute::Full { every: 1 } } else { Recompute::None },
         attention: Attention::Flash2,
-        zero: match config.zero {
-            ZeroStage::Zero0 => 0,
-            ZeroStage::Zero1 => 1,
-        },
+        zero: config.zero.number(),
         precision,
     })
 }

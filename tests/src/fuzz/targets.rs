@@ -271,16 +271,7 @@ fn each_bucket(
     load: impl Fn(&RankLayout, usize, SliceMut<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let stages = [StagePieces::whole(model)];
-    let request = RankRequest {
-        model,
-        stages: &stages,
-        tp: 1,
-        tp_index: 0,
-        dp: 1,
-        tied_apart: false,
-        bucket_elements: 1 << 16,
-    };
-    let layout = RankLayout::new(&request).map_err(said)?;
+    let layout = RankLayout::new(&RankRequest::serial(model, &stages)).map_err(said)?;
     for bucket in 0..layout.buckets.len() {
         let mut values = vec![0.0f32; layout.buckets[bucket].len];
         load(&layout, bucket, SliceMut::F32(&mut values))?;

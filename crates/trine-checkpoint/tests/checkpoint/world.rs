@@ -10,7 +10,7 @@ use trine_checkpoint::{
     WEIGHTS, prune, save,
 };
 use trine_comm::{Delivery, threads};
-use trine_mesh::{Degrees, Mesh};
+use trine_mesh::{AxisSet, Degrees, Mesh};
 use trine_spec::{Family, ModelSpec, RankLayout, RankRequest, StagePieces, presets, split_layers};
 
 pub(crate) const MOMENTS: &[&str] = &["exp_avg", "exp_avg_sq"];
@@ -58,9 +58,15 @@ impl World {
     ) -> Self {
         let degrees = Degrees { dp, pp: stages.len(), tp, ..Degrees::SERIAL };
         let layout = |stages: &[StagePieces], tp_index| {
-            let request =
-                RankRequest { model, stages, tp, tp_index, dp, tied_apart, bucket_elements };
-            RankLayout::new(&request).unwrap()
+            RankLayout::new(&RankRequest {
+                degrees,
+                tp_index,
+                summed: AxisSet::DP,
+                tied_apart,
+                bucket_elements,
+                ..RankRequest::serial(model, stages)
+            })
+            .unwrap()
         };
         let ranks = |stages: &[StagePieces]| -> Vec<RankLayout> {
             (0..tp).map(|tp_index| layout(stages, tp_index)).collect()

@@ -1,12 +1,14 @@
-//! Gradients that are not finite, samples and groups that do not fit.
+//! Gradients that are not finite, samples, shares and ties that do not fit.
 
-use crate::support::{Case, degrees, model, run};
+use crate::support::{Case, Divided, degrees, model, run};
 use trine_comm::SelfComm;
-use trine_dp::{DpError, GradNorm, GradSync, GradSyncOptions, Partition, WeightSync, ZeroStage};
+use trine_dp::{DpError, GradNorm, GradSync, GradSyncOptions, WeightSync, own_ranges};
+use trine_mesh::AxisSet;
 use trine_nn::{Numerics, ParamId, Rows};
+use trine_spec::Shares;
 
-fn case(numerics: Numerics, zero: ZeroStage, (dp, pp, tp): (usize, usize, usize)) -> Case {
-    Case { model: model(), degrees: degrees(dp, pp, tp), zero, numerics, batch: 4 }
+fn case(numerics: Numerics, divided: Divided, (dp, pp, tp): (usize, usize, usize)) -> Case {
+    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch: 4 }
 }
 
 #[test]
@@ -14,8 +16,8 @@ fn a_gradient_that_is_not_finite_stops_all_ranks_with_one_message() {
     let mut cases = 0;
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for numerics in [Numerics::Fast, Numerics::Reference] {
-            for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
-                let case = case(numerics, zero, (2, 2, 2));
+            for divided in [Divided::None, Divided::All] {
+                let case = case(numerics, divided, (2, 2, 2));
                 let texts = run(&case, |rank| {
                     let (mut grads, mut sync) = (rank.grads(), rank.sync());
                     // On one rank of the last stage, in two parameters: the first is named.
@@ -32,16 +34,7 @@ fn a_gradient_that_is_not_finite_stops_all_ranks_with_one_message() {
                     }
                     rank.reduce(&mut sync, &mut grads);
                     rank.poison_stale(&mut grads);
-                    let world = rank.world.clone();
-                    let norm = GradNorm::new(
-                        &case.model,
-                        &rank.layout,
-                        2,
-                        rank.partition,
-                        numerics,
-                        world,
-                    );
-                    norm.unwrap().measure(&grads, &rank.ops).unwrap_err().to_string()
+                    rank.norm().measure(&grads, &rank.ops).unwrap_err().to_string()
                 });
                 assert!(texts[0].contains("\"block.1.norm2.weight\""), "{}", texts[0]);
                 assert!(texts[0].contains("rank ") && texts[0].contains("bucket "), "{}", texts[0]);
@@ -55,7 +48,7 @@ fn a_gradient_that_is_not_finite_stops_all_ranks_with_one_message() {
 
 #[test]
 fn sums_over_other_samples_are_refused() {
-    let case = case(Numerics::Reference, ZeroStage::Zero0, (1, 1, 1));
+    let case = case(Numerics::Reference, Divided::None, (1, 1, 1));
     let texts = run(&case, |rank| {
         let (mut grads, mut sync) = (rank.grads(), rank.sync());
         let id = ParamId::find(&rank.layout, &["block.0.norm1.bias"]).unwrap();
@@ -68,7 +61,7 @@ fn sums_over_other_samples_are_refused() {
 
 #[test]
 fn trees_are_refused_in_fast_numerics() {
-    let case = case(Numerics::Fast, ZeroStage::Zero0, (1, 1, 1));
+    let case = case(Numerics::Fast, Divided::None, (1, 1, 1));
     run(&case, |rank| {
         let mut tree = trine_nn::GradStore::new(
             rank.layout.clone(),
@@ -81,20 +74,29 @@ fn trees_are_refused_in_fast_numerics() {
 }
 
 #[test]
-fn groups_and_ties_that_do_not_fit_are_refused() {
-    run(&case(Numerics::Fast, ZeroStage::Zero1, (1, 2, 1)), |rank| {
-        let partition = Partition::new(ZeroStage::Zero1, 2, 1).unwrap();
-        let error = WeightSync::new(partition, rank.dp.clone()).unwrap_err().to_string();
-        assert!(error.contains("rank 1 of 2") && error.contains("rank 0 of 1"), "{error}");
+fn shares_and_ties_that_do_not_fit_are_refused() {
+    run(&case(Numerics::Fast, Divided::All, (1, 2, 1)), |rank| {
+        // What is not built, by everybody who reads the bucket.
+        let mut layout = (*rank.layout).clone();
+        layout.buckets[1].shared = Shares::zero(3, AxisSet::DP);
+        let options =
+            |tied_peer| GradSyncOptions { numerics: Numerics::Fast, global_batch: 4, tied_peer };
+        let (names, world) = (rank.case.model.param_names(), rank.world.clone());
+        let refused = [
+            own_ranges(&layout, &rank.groups).map(drop).unwrap_err(),
+            GradSync::new(&layout, options(None), &rank.groups).map(drop).unwrap_err(),
+            WeightSync::new(&layout, &rank.groups).map(drop).unwrap_err(),
+            GradNorm::new(names, &layout, &rank.groups, Numerics::Fast, world)
+                .map(drop)
+                .unwrap_err(),
+        ];
+        for text in refused.map(|error| error.to_string()) {
+            assert!(text.contains("bucket 1 divides its weights over dp"), "{text}");
+            assert!(text.ends_with("nearest valid value: none"), "{text}");
+        }
 
         // One tied bucket: its copy must be somewhere.
-        let options = |tied_peer| GradSyncOptions {
-            partition: rank.partition,
-            numerics: Numerics::Fast,
-            global_batch: 4,
-            tied_peer,
-        };
-        let sync = |peer| GradSync::new(&rank.layout, options(peer), rank.dp.clone());
+        let sync = |peer| GradSync::new(&rank.layout, options(peer), &rank.groups);
         let text = sync(None).unwrap_err().to_string();
         assert!(text.contains("no communicator") && text.contains("2 ranks"), "{text}");
         let text = sync(Some(SelfComm::new())).unwrap_err().to_string();

@@ -1,7 +1,7 @@
 //! The global norm in every layout against the exact one.
 
-use crate::support::{Case, Rank, degrees, exact, model, model_with_shared_heads, run};
-use trine_dp::{GlobalNorm, GradNorm, ZeroStage};
+use crate::support::{Case, Divided, Rank, degrees, exact, model, model_with_shared_heads, run};
+use trine_dp::GlobalNorm;
 use trine_nn::Numerics;
 use trine_spec::ModelSpec;
 
@@ -9,10 +9,7 @@ fn measure(rank: &Rank) -> GlobalNorm {
     let (mut grads, mut sync) = (rank.grads(), rank.sync());
     rank.reduce(&mut sync, &mut grads);
     rank.poison_stale(&mut grads);
-    let (case, world) = (&rank.case, rank.world.clone());
-    let tp = case.degrees.tp;
-    let norm =
-        GradNorm::new(&case.model, &rank.layout, tp, rank.partition, case.numerics, world).unwrap();
+    let norm = rank.norm();
     let at_once = norm.measure(&grads, &rank.ops).unwrap();
     // Bucket by bucket as they become ready, some of them twice, the rest at the end.
     let mut squares = norm.squares();
@@ -59,9 +56,9 @@ fn every_layout_counts_each_element_once() {
         for numerics in [Numerics::Fast, Numerics::Reference] {
             let mut serial = None;
             for layout in LAYOUTS {
-                for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
+                for divided in [Divided::None, Divided::All, Divided::Mixed] {
                     let degrees = degrees(layout.0, layout.1, layout.2);
-                    let case = Case { model: model.clone(), degrees, zero, numerics, batch: 12 };
+                    let case = Case { model: model.clone(), degrees, divided, numerics, batch: 12 };
                     let norms = run(&case, |rank| measure(&rank));
                     for norm in &norms {
                         assert!((norm.norm() / total - 1.0).abs() < 1e-6, "{case:?}");
@@ -81,19 +78,20 @@ fn every_layout_counts_each_element_once() {
             }
         }
     }
-    assert_eq!(cases, 72);
+    assert_eq!(cases, 108);
 }
 
 #[test]
-fn both_zero_stages_have_the_same_bits_in_fast_numerics() {
+fn both_zero_stages_and_a_mixture_have_the_same_bits_in_fast_numerics() {
     let mut cases = 0;
     for layout in LAYOUTS {
-        let [whole, parts] = [ZeroStage::Zero0, ZeroStage::Zero1].map(|zero| {
+        let [whole, parts, mixed] = [Divided::None, Divided::All, Divided::Mixed].map(|divided| {
             let degrees = degrees(layout.0, layout.1, layout.2);
-            let case = Case { model: model(), degrees, zero, numerics: Numerics::Fast, batch: 12 };
+            let case =
+                Case { model: model(), degrees, divided, numerics: Numerics::Fast, batch: 12 };
             run(&case, |rank| measure(&rank).squared().to_bits())
         });
-        assert_eq!(whole, parts, "{layout:?}");
+        assert_eq!((&whole, &whole), (&parts, &mixed), "{layout:?}");
         cases += 1;
     }
     assert_eq!(cases, 9);

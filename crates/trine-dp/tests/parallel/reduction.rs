@@ -1,12 +1,13 @@
 //! Reduced gradients against the serial ones.
 
-use crate::support::{Case, EMBEDDING, HEAD, Named, Rank, degrees, exact, model, named, run};
+use crate::support::{
+    Case, Divided, EMBEDDING, HEAD, Named, Rank, degrees, exact, model, named, run,
+};
 use trine_buffer::Buf;
 use trine_comm::{Communicator, Name};
-use trine_dp::ZeroStage;
 use trine_nn::{Numerics, ParamId, Rows};
 
-const ZEROS: [ZeroStage; 2] = [ZeroStage::Zero0, ZeroStage::Zero1];
+const DIVIDED: [Divided; 3] = [Divided::None, Divided::All, Divided::Mixed];
 
 fn gradients(rank: &Rank) -> Vec<(String, usize, f64)> {
     let (mut grads, mut sync) = (rank.grads(), rank.sync());
@@ -17,20 +18,20 @@ fn gradients(rank: &Rank) -> Vec<(String, usize, f64)> {
 
 fn case(
     numerics: Numerics,
-    zero: ZeroStage,
+    divided: Divided,
     (dp, pp, tp): (usize, usize, usize),
     batch: usize,
 ) -> Case {
-    Case { model: model(), degrees: degrees(dp, pp, tp), zero, numerics, batch }
+    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch }
 }
 
 #[test]
 fn fast_sums_are_the_exact_ones_up_to_their_order() {
     let mut cases = 0;
-    for zero in ZEROS {
+    for divided in DIVIDED {
         for layout in [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1), (2, 2, 2), (3, 1, 2)]
         {
-            let case = case(Numerics::Fast, zero, layout, 12);
+            let case = case(Numerics::Fast, divided, layout, 12);
             let mut checked = 0;
             for (name, index, value) in run(&case, |rank| gradients(&rank)).into_iter().flatten() {
                 let by_vocabulary = name == EMBEDDING || name == HEAD;
@@ -51,24 +52,25 @@ fn fast_sums_are_the_exact_ones_up_to_their_order() {
             cases += 1;
         }
     }
-    assert_eq!(cases, 14);
+    assert_eq!(cases, 21);
 }
 
 #[test]
-fn both_stages_reduce_to_the_same_bits() {
+fn both_stages_and_a_mixture_reduce_to_the_same_bits() {
     let mut compared = 0;
     for layout in [(2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1)] {
-        let [whole, parts] = ZEROS.map(|zero| {
-            named(run(&case(Numerics::Fast, zero, layout, 12), |rank| gradients(&rank)))
+        let [whole, parts, mixed] = DIVIDED.map(|divided| {
+            named(run(&case(Numerics::Fast, divided, layout, 12), |rank| gradients(&rank)))
         });
         assert_eq!(whole, parts, "{layout:?}");
+        assert_eq!(whole, mixed, "{layout:?}");
         compared += whole.len();
     }
     assert!(compared > 20_000, "{compared}");
 }
 
 fn serial(batch: usize) -> Named {
-    let case = case(Numerics::Reference, ZeroStage::Zero0, (1, 1, 1), batch);
+    let case = case(Numerics::Reference, Divided::None, (1, 1, 1), batch);
     named(run(&case, |rank| gradients(&rank)))
 }
 
@@ -78,11 +80,11 @@ fn reference_sums_have_the_serial_bits_in_every_layout() {
     // Splits into unequal trees (12 on 2: 4 + 2 and 2 + 4), and ones that do not even divide.
     for batch in [4, 6, 7, 12] {
         let serial = serial(batch);
-        for zero in ZEROS {
+        for divided in DIVIDED {
             for layout in
                 [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1), (4, 2, 1), (2, 2, 2)]
             {
-                let case = case(Numerics::Reference, zero, layout, batch);
+                let case = case(Numerics::Reference, divided, layout, batch);
                 let mut seen = 0;
                 for (name, index, value) in
                     run(&case, |rank| gradients(&rank)).into_iter().flatten()
@@ -97,7 +99,7 @@ fn reference_sums_have_the_serial_bits_in_every_layout() {
             }
         }
     }
-    assert_eq!(cases, 56);
+    assert_eq!(cases, 84);
     assert!(elements > 500_000, "{elements}");
 }
 
@@ -105,7 +107,7 @@ fn reference_sums_have_the_serial_bits_in_every_layout() {
 fn the_order_of_samples_would_show() {
     // Control: the comparison of bits above is not vacuous. In fast numerics some element differs.
     let reference = serial(12);
-    let fast = case(Numerics::Fast, ZeroStage::Zero0, (1, 1, 1), 12);
+    let fast = case(Numerics::Fast, Divided::None, (1, 1, 1), 12);
     let fast = named(run(&fast, |rank| gradients(&rank)));
     let differing = fast.iter().filter(|(at, value)| reference[*at] != **value).count();
     assert!(differing > 1000, "{differing}");
@@ -114,7 +116,7 @@ fn the_order_of_samples_would_show() {
 #[test]
 fn a_bucket_that_nobody_contributed_to_is_zero() {
     for numerics in [Numerics::Fast, Numerics::Reference] {
-        let case = case(numerics, ZeroStage::Zero1, (2, 1, 1), 4);
+        let case = case(numerics, Divided::All, (2, 1, 1), 4);
         let zeros = run(&case, |rank| {
             let (mut grads, mut sync) = (rank.grads(), rank.sync());
             sync.post(&mut grads, 1, &rank.ops).unwrap();
@@ -128,12 +130,12 @@ fn a_bucket_that_nobody_contributed_to_is_zero() {
 
 #[test]
 fn posting_does_not_wait_and_a_posted_bucket_cannot_be_written() {
-    for (numerics, zero) in [
-        (Numerics::Fast, ZeroStage::Zero0),
-        (Numerics::Fast, ZeroStage::Zero1),
-        (Numerics::Reference, ZeroStage::Zero1),
+    for (numerics, divided) in [
+        (Numerics::Fast, Divided::None),
+        (Numerics::Fast, Divided::All),
+        (Numerics::Reference, Divided::All),
     ] {
-        let case = case(numerics, zero, (2, 1, 1), 4);
+        let case = case(numerics, divided, (2, 1, 1), 4);
         let done = run(&case, |rank| {
             let (mut grads, mut sync) = (rank.grads(), rank.sync());
             rank.accumulate(&mut grads);

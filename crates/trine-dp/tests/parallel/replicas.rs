@@ -1,16 +1,16 @@
 //! Replicas that differ are found and named.
 
 use crate::support::{
-    Case, EMBEDDING, Rank, degrees, model, model_with_shared_heads, run, try_run,
+    Case, Divided, EMBEDDING, Rank, degrees, model, model_with_shared_heads, run, try_run,
 };
 use trine_buffer::DType;
-use trine_dp::{DpError, ReplicaGroups, ZeroStage, check_replicas};
+use trine_dp::{DpError, check_replicas};
 use trine_mesh::Degrees;
 use trine_nn::{Numerics, ParamStore, initial_weights};
 use trine_spec::ModelSpec;
 
 fn case(model: ModelSpec, degrees: Degrees) -> Case {
-    Case { model, degrees, zero: ZeroStage::Zero1, numerics: Numerics::Fast, batch: 4 }
+    Case { model, degrees, divided: Divided::All, numerics: Numerics::Fast, batch: 4 }
 }
 
 fn weights(rank: &Rank) -> ParamStore {
@@ -23,9 +23,7 @@ fn weights(rank: &Rank) -> ParamStore {
 }
 
 fn check(rank: &Rank, params: &ParamStore) -> Result<(), DpError> {
-    let groups =
-        ReplicaGroups { dp: rank.dp.clone(), tp: rank.tp.clone(), tied: rank.tied.clone() };
-    check_replicas(params, &groups)
+    check_replicas(params, &rank.groups, rank.tied.as_ref())
 }
 
 #[test]

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::DType;
-use trine_comm::{CommError, Communicator, threads};
-use trine_dp::{GradSync, GradSyncOptions, Partition, ZeroStage};
+use trine_comm::{CommError, Communicator, Groups, threads};
+use trine_dp::{GradNorm, GradSync, GradSyncOptions, own_ranges};
 use trine_kernels::{CpuOps, Team};
-use trine_mesh::{Axis, Coordinate, Degrees, Mesh};
+use trine_mesh::{AxisSet, Coordinate, Degrees, Mesh, part};
 use trine_nn::{GradStore, Numerics, ParamId, Rows};
-use trine_spec::{LocalParam, ModelSpec, RankLayout, RankRequest, presets, split_layers};
+use trine_spec::{LocalParam, ModelSpec, RankLayout, RankRequest, Shares, presets, split_layers};
 
 pub(crate) const EMBEDDING: &str = "embedding.token";
 pub(crate) const HEAD: &str = "head.output.weight";
@@ -34,19 +35,43 @@ pub(crate) fn degrees(dp: usize, pp: usize, tp: usize) -> Degrees {
     Degrees { dp, pp, tp, ..Degrees::SERIAL }
 }
 
+/// Which buckets divide their optimizer state over data parallelism.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Divided {
+    /// ZeRO-0.
+    None,
+    /// ZeRO-1.
+    All,
+    /// Every second one.
+    Mixed,
+}
+
+impl Divided {
+    fn edit(self, layout: &mut RankLayout) {
+        for (number, bucket) in layout.buckets.iter_mut().enumerate() {
+            let divided = match self {
+                Self::None => false,
+                Self::All => true,
+                Self::Mixed => number % 2 == 0,
+            };
+            bucket.shared = Shares::zero(u8::from(divided), AxisSet::DP);
+        }
+    }
+}
+
 /// What a test varies.
 #[derive(Debug, Clone)]
 pub(crate) struct Case {
     pub(crate) model: ModelSpec,
     pub(crate) degrees: Degrees,
-    pub(crate) zero: ZeroStage,
+    pub(crate) divided: Divided,
     pub(crate) numerics: Numerics,
     pub(crate) batch: usize,
 }
 
 impl Case {
     pub(crate) fn serial(&self) -> Self {
-        Self { degrees: Degrees::SERIAL, zero: ZeroStage::Zero0, ..self.clone() }
+        Self { degrees: Degrees::SERIAL, divided: Divided::None, ..self.clone() }
     }
 }
 
@@ -56,10 +81,10 @@ pub(crate) struct Rank {
     pub(crate) case: Case,
     pub(crate) at: Coordinate,
     pub(crate) layout: Arc<RankLayout>,
-    pub(crate) partition: Partition,
+    /// Its elements of each bucket.
+    pub(crate) own: Vec<Range<usize>>,
     pub(crate) world: Arc<dyn Communicator>,
-    pub(crate) dp: Arc<dyn Communicator>,
-    pub(crate) tp: Arc<dyn Communicator>,
+    pub(crate) groups: Groups,
     pub(crate) tied: Option<Arc<dyn Communicator>>,
     pub(crate) ops: CpuOps,
 }
@@ -70,24 +95,25 @@ impl Rank {
         let mesh = Mesh::new(case.degrees, dp * pp * tp).unwrap();
         let at = mesh.coordinate(world.rank());
         let stages = split_layers(&case.model, pp, None).unwrap();
-        let layout = RankLayout::new(&RankRequest {
-            model: &case.model,
-            stages: &stages[at.pp..=at.pp],
-            tp,
+        let mut layout = RankLayout::new(&RankRequest {
+            degrees: case.degrees,
             tp_index: at.tp,
-            dp,
+            summed: AxisSet::DP,
             tied_apart: pp > 1 || case.numerics == Numerics::Reference,
             bucket_elements: 1500,
-        });
+            ..RankRequest::serial(&case.model, &stages[at.pp..=at.pp])
+        })
+        .unwrap();
+        case.divided.edit(&mut layout);
+        let groups = Groups::new(&mesh, &world, [AxisSet::DP, AxisSet::TP])?;
         let outer = at.pp == 0 || at.pp == pp - 1;
         let colour = if outer { at.dp * tp + at.tp } else { 1000 + world.rank() };
         let tied = world.split(colour as u64, "tied")?;
         Ok(Self {
             at,
-            layout: Arc::new(layout.unwrap()),
-            partition: Partition::new(case.zero, dp, at.dp).unwrap(),
-            dp: world.split(mesh.colour(world.rank(), &[Axis::Dp]), "dp")?,
-            tp: world.split(mesh.colour(world.rank(), &[Axis::Tp]), "tp")?,
+            own: own_ranges(&layout, &groups).unwrap(),
+            layout: Arc::new(layout),
+            groups,
             tied: Some(tied).filter(|peer| peer.size() == 2 && case.model.tied),
             world,
             ops: CpuOps::new(Team::new(1)),
@@ -101,17 +127,22 @@ impl Rank {
 
     pub(crate) fn sync(&self) -> GradSync {
         let options = GradSyncOptions {
-            partition: self.partition,
             numerics: self.case.numerics,
             global_batch: self.case.batch,
             tied_peer: self.tied.clone(),
         };
-        GradSync::new(&self.layout, options, self.dp.clone()).unwrap()
+        GradSync::new(&self.layout, options, &self.groups).unwrap()
+    }
+
+    pub(crate) fn norm(&self) -> GradNorm {
+        let (case, world) = (&self.case, self.world.clone());
+        let names = case.model.param_names();
+        GradNorm::new(names, &self.layout, &self.groups, case.numerics, world).unwrap()
     }
 
     /// Adds this rank's samples to every gradient, in micro-batches of 2.
     pub(crate) fn accumulate(&self, grads: &mut GradStore) {
-        let samples = self.partition.samples(self.case.batch).nth(self.at.dp).unwrap();
+        let samples = part(self.case.batch, self.case.degrees.dp, self.at.dp);
         for start in samples.clone().step_by(2) {
             let rows = Rows { samples: start..samples.end.min(start + 2), seq: 1 };
             for param in &self.layout.params {
@@ -165,12 +196,11 @@ impl Rank {
 
     /// Sets everything that is not this rank's part to NaN where the reduction left it stale.
     pub(crate) fn poison_stale(&self, grads: &mut GradStore) {
-        if (self.case.numerics, self.case.zero) != (Numerics::Fast, ZeroStage::Zero1) {
+        if self.case.numerics == Numerics::Reference {
             return;
         }
-        for bucket in 0..self.layout.buckets.len() {
+        for (bucket, own) in self.own.iter().enumerate() {
             let values = grads.bucket_mut(bucket).unwrap().typed_mut::<f32>().unwrap();
-            let own = self.partition.own(values.len());
             let stale = values.iter_mut().enumerate().filter(|(at, _)| !own.contains(at));
             stale.for_each(|(_, value)| *value = f32::NAN);
         }
@@ -180,7 +210,7 @@ impl Rank {
     pub(crate) fn owned(&self, values: impl Fn(usize) -> Vec<f64>) -> Vec<(String, usize, f64)> {
         let mut owned = Vec::new();
         for (bucket, held) in self.layout.buckets.iter().enumerate() {
-            let (values, own) = (values(bucket), self.partition.own(held.len));
+            let (values, own) = (values(bucket), &self.own[bucket]);
             for param in held.params.iter().map(|index| &self.layout.params[*index]) {
                 for (at, index) in param.span().zip(global_indices(param)) {
                     if own.contains(&at) {

@@ -1,13 +1,12 @@
 //! Whole steps: reduce, clip, update, gather. Both ZeRO stages, both numerics, both precisions.
 
-use crate::support::{Case, Named, Rank, degrees, model, named, run};
+use crate::support::{Case, Divided, Named, Rank, degrees, model, named, run};
 use trine_buffer::DType;
-use trine_dp::{
-    GradNorm, ReplicaGroups, WeightSync, ZeroStage, check_replicas, clip_scale, measured_bytes,
-    planned_bytes,
-};
+use trine_dp::{WeightSync, check_replicas, clip_scale, measured_bytes, planned_bytes};
+use trine_mesh::AxisSet;
 use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
 use trine_optim::{Optimizer, OptimizerConfig, Update};
+use trine_spec::Shares;
 
 const ADAMW: OptimizerConfig =
     OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
@@ -23,8 +22,7 @@ fn optimizer(
     config: OptimizerConfig,
     params: &mut ParamStore,
 ) -> Optimizer {
-    let own = rank.layout.buckets.iter().map(|bucket| rank.partition.own(bucket.len)).collect();
-    Optimizer::new(&rank.layout, own, compute, config, |bucket| {
+    Optimizer::new(&rank.layout, rank.own.clone(), compute, config, |bucket| {
         let master = initial_weights(&rank.layout, bucket, 11, DType::F32)?;
         params.load(bucket, master.slice(), &rank.ops)?;
         Ok(master)
@@ -41,17 +39,8 @@ fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> Trained {
     let mut optimizer = optimizer(rank, compute, config, &mut params);
     let mut grads = GradStore::new(rank.layout.clone(), compute, rank.case.numerics);
     let (mut sync, mut last) = (rank.sync(), 0);
-    let mut weights = WeightSync::new(rank.partition, rank.dp.clone()).unwrap();
-    let (case, world) = (&rank.case, rank.world.clone());
-    let norm = GradNorm::new(
-        &case.model,
-        &rank.layout,
-        case.degrees.tp,
-        rank.partition,
-        case.numerics,
-        world,
-    );
-    let norm = norm.unwrap();
+    let mut weights = WeightSync::new(&rank.layout, &rank.groups).unwrap();
+    let norm = rank.norm();
     for step in 1..=3 {
         grads.clear().unwrap();
         rank.reduce(&mut sync, &mut grads);
@@ -67,9 +56,7 @@ fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> Trained {
         }
         weights.wait(&mut params).unwrap();
     }
-    let groups =
-        ReplicaGroups { dp: rank.dp.clone(), tp: rank.tp.clone(), tied: rank.tied.clone() };
-    check_replicas(&params, &groups).unwrap();
+    check_replicas(&params, &rank.groups, rank.tied.as_ref()).unwrap();
     // Every element that this rank holds, not only its part: the gather must have brought the rest.
     let mut all = Vec::new();
     for (bucket, held) in rank.layout.buckets.iter().enumerate() {
@@ -101,8 +88,8 @@ fn weights(ranks: Vec<Trained>) -> (Named, u64) {
     (merged, norm)
 }
 
-fn case(numerics: Numerics, zero: ZeroStage, (dp, pp, tp): (usize, usize, usize)) -> Case {
-    Case { model: model(), degrees: degrees(dp, pp, tp), zero, numerics, batch: 12 }
+fn case(numerics: Numerics, divided: Divided, (dp, pp, tp): (usize, usize, usize)) -> Case {
+    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch: 12 }
 }
 
 #[test]
@@ -111,8 +98,8 @@ fn zero_1_updates_as_zero_0_bit_for_bit() {
     for config in CONFIGS {
         for compute in [DType::F32, DType::Bf16] {
             for layout in [(2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 2)] {
-                let [whole, parts] = [ZeroStage::Zero0, ZeroStage::Zero1].map(|zero| {
-                    let case = case(Numerics::Fast, zero, layout);
+                let [whole, parts] = [Divided::None, Divided::All].map(|divided| {
+                    let case = case(Numerics::Fast, divided, layout);
                     weights(run(&case, |rank| train(&rank, compute, config)))
                 });
                 assert_eq!(whole, parts, "{config:?} {compute} {layout:?}");
@@ -129,11 +116,11 @@ fn zero_1_updates_as_zero_0_bit_for_bit() {
 fn reference_numerics_update_as_the_serial_run_bit_for_bit() {
     let mut cases = 0;
     for config in CONFIGS {
-        let serial = case(Numerics::Reference, ZeroStage::Zero0, (1, 1, 1)).serial();
+        let serial = case(Numerics::Reference, Divided::None, (1, 1, 1)).serial();
         let serial = weights(run(&serial, |rank| train(&rank, DType::F32, config)));
         for layout in [(2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1)] {
-            for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
-                let case = case(Numerics::Reference, zero, layout);
+            for divided in [Divided::None, Divided::All] {
+                let case = case(Numerics::Reference, divided, layout);
                 let parallel = weights(run(&case, |rank| train(&rank, DType::F32, config)));
                 assert_eq!(serial, parallel, "{config:?} {case:?}");
                 cases += 1;
@@ -144,22 +131,53 @@ fn reference_numerics_update_as_the_serial_run_bit_for_bit() {
 }
 
 #[test]
+fn each_bucket_is_read_where_some_divide_their_state_and_some_do_not() {
+    let (mut cases, mut whole, mut parts) = (0, 0, 0);
+    for numerics in [Numerics::Fast, Numerics::Reference] {
+        for compute in [DType::F32, DType::Bf16] {
+            let [all_whole, mixed] = [Divided::None, Divided::Mixed].map(|divided| {
+                run(&case(numerics, divided, (2, 1, 1)), |rank| {
+                    (train(&rank, compute, ADAMW), rank.own.clone(), rank.layout.clone())
+                })
+            });
+            // One rank of the mixture has buckets of both kinds.
+            for (_, own, layout) in &mixed {
+                let held = own.iter().zip(&layout.buckets);
+                whole += held.clone().filter(|(own, bucket)| own.len() == bucket.len).count();
+                parts += held.filter(|(own, bucket)| own.len() * 2 == bucket.len).count();
+            }
+            let trained = |ranks: Vec<(Trained, _, _)>| -> (Named, u64) {
+                weights(ranks.into_iter().map(|(trained, ..)| trained).collect())
+            };
+            let mixed = trained(mixed);
+            assert_eq!(trained(all_whole), mixed, "{numerics:?} {compute}");
+            if (numerics, compute) == (Numerics::Reference, DType::F32) {
+                let serial = case(numerics, Divided::None, (1, 1, 1));
+                assert_eq!(weights(run(&serial, |rank| train(&rank, compute, ADAMW))), mixed);
+            }
+            cases += 1;
+        }
+    }
+    assert!(cases == 4 && whole >= 8 && parts >= 8, "{cases} cases, {whole} whole, {parts} parts");
+}
+
+#[test]
 fn planned_bytes_are_the_allocated_ones() {
     let mut cases = 0;
     for config in CONFIGS {
         for compute in [DType::F32, DType::Bf16] {
-            for zero in [ZeroStage::Zero0, ZeroStage::Zero1] {
+            for divided in [Divided::None, Divided::All, Divided::Mixed] {
                 for layout in [(1, 1, 1), (2, 2, 2), (3, 1, 1), (2, 1, 4)] {
                     for numerics in [Numerics::Fast, Numerics::Reference] {
-                        let case = Case { batch: 2, ..case(numerics, zero, layout) };
+                        let case = Case { batch: 2, ..case(numerics, divided, layout) };
                         let done = run(&case, |rank| {
                             let mut params = ParamStore::zeros(rank.layout.clone(), compute);
                             let optimizer = optimizer(&rank, compute, config, &mut params);
                             let (mut grads, mut sync) = (rank.grads(), rank.sync());
                             rank.reduce(&mut sync, &mut grads);
                             let moments = config.moments().len();
-                            let dp = layout.0;
-                            let planned = planned_bytes(&rank.layout, zero, dp, compute, moments);
+                            let degrees = &rank.case.degrees;
+                            let planned = planned_bytes(&rank.layout, degrees, compute, moments);
                             let measured = measured_bytes(
                                 &params,
                                 &grads,
@@ -180,15 +198,20 @@ fn planned_bytes_are_the_allocated_ones() {
             }
         }
     }
-    assert_eq!(cases, 96);
+    assert_eq!(cases, 144);
 }
 
 #[test]
 fn zero_1_divides_optimizer_state_by_the_data_parallel_degree() {
-    let case = case(Numerics::Fast, ZeroStage::Zero1, (4, 1, 1));
+    let case = case(Numerics::Fast, Divided::All, (4, 1, 1));
     let checked = run(&case, |rank| {
-        let plan = |zero| planned_bytes(&rank.layout, zero, 4, DType::Bf16, 2);
-        let (whole, parts) = (plan(ZeroStage::Zero0), plan(ZeroStage::Zero1));
+        let plan = |stage| {
+            let mut layout = (*rank.layout).clone();
+            let shared = Shares::zero(stage, AxisSet::DP);
+            layout.buckets.iter_mut().for_each(|bucket| bucket.shared = shared);
+            planned_bytes(&layout, &rank.case.degrees, DType::Bf16, 2)
+        };
+        let (whole, parts) = (plan(0), plan(1));
         assert_eq!((whole.weights * 2, whole.weights * 4), (whole.gradients, whole.moments));
         assert_eq!((parts.weights, parts.gradients), (whole.weights, whole.gradients));
         assert_eq!((parts.master * 4, parts.moments * 4), (whole.master, whole.moments));

@@ -27,13 +27,8 @@ impl Bench {
         let stages = [StagePieces::whole(spec)];
         let layout = Arc::new(
             RankLayout::new(&RankRequest {
-                model: spec,
-                stages: &stages,
-                tp: 1,
-                tp_index: 0,
-                dp: 1,
-                tied_apart: false,
                 bucket_elements: 1 << 12,
+                ..RankRequest::serial(spec, &stages)
             })
             .unwrap(),
         );

@@ -9,7 +9,7 @@ use trine_models::{RankParts, StageModel};
 use trine_nn::initial_weights;
 use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, stream_type};
 use trine_rng::Stream;
-use trine_spec::{Init, ModelSpec, Piece, RankLayout, RankRequest, StagePieces};
+use trine_spec::{Degrees, Init, ModelSpec, Piece, RankLayout, RankRequest, StagePieces};
 use trine_testkit::toy;
 
 pub(crate) const SEQ: usize = 8;
@@ -72,14 +72,13 @@ impl Batch {
 
 impl Rank {
     pub(crate) fn new(setup: &Setup, comm: Arc<dyn Communicator>) -> Result<Self, NnError> {
+        let stages = [StagePieces { stage: 0, pieces: setup.pieces.clone() }];
         let layout = RankLayout::new(&RankRequest {
-            model: &setup.model,
-            stages: &[StagePieces { stage: 0, pieces: setup.pieces.clone() }],
-            tp: comm.size(),
+            degrees: Degrees { tp: comm.size(), ..Degrees::SERIAL },
             tp_index: comm.rank(),
-            dp: 1,
             tied_apart: setup.tied_apart,
             bucket_elements: setup.bucket_elements,
+            ..RankRequest::serial(&setup.model, &stages)
         })
         .unwrap();
         let layout = Arc::new(layout);

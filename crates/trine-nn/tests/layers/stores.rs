@@ -8,7 +8,7 @@ use trine_nn::{
     Activation, GradStore, Layer, NnError, Numerics, ParamId, ParamStore, Rows, TakenGrads,
     WeightWork, initial_weights,
 };
-use trine_spec::{RankLayout, RankRequest, StagePieces};
+use trine_spec::{Degrees, RankLayout, RankRequest, StagePieces};
 use trine_testkit::assemble::{Shards, assemble};
 use trine_testkit::toy;
 
@@ -253,13 +253,11 @@ fn every_shard_starts_from_its_slice_of_the_global_weights() {
         let global = |tp: usize, tied_apart: bool, bucket_elements: usize| {
             let shards = |tp_index| {
                 let layout = RankLayout::new(&RankRequest {
-                    model: &model,
-                    stages: &stages,
-                    tp,
+                    degrees: Degrees { tp, ..Degrees::SERIAL },
                     tp_index,
-                    dp: 1,
                     tied_apart,
                     bucket_elements,
+                    ..RankRequest::serial(&model, &stages)
                 })
                 .unwrap();
                 let all = 0..layout.buckets.len();

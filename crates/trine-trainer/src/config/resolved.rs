@@ -1,10 +1,9 @@
 //! What follows from a configuration: sizes and shapes that several parts need, computed once.
 
 use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind};
-use crate::engine::EngineConfig;
+use crate::engine::{EngineConfig, ZeroStage};
 use std::path::PathBuf;
 use std::time::Duration;
-use trine_dp::ZeroStage;
 use trine_mesh::{Degrees, Mesh, MeshError};
 use trine_optim::{LrSchedule, OptimizerConfig};
 use trine_schedule::Order;

@@ -1,9 +1,9 @@
 //! Tests of the configuration: precedence, the round trip, and every message.
 
 use super::*;
+use crate::engine::ZeroStage;
 use std::collections::BTreeSet;
 use trine_buffer::DType;
-use trine_dp::ZeroStage;
 use trine_schedule::{KindInfo, Purpose, ScheduleKind};
 
 fn typed(file: &str, settings: &[&str]) -> Typed {

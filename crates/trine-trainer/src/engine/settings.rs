@@ -2,15 +2,39 @@
 
 use crate::TrainError;
 use trine_buffer::DType;
-use trine_dp::ZeroStage;
-use trine_mesh::{Axis, Degrees};
+use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
 use trine_schedule::{Order, ScheduleKind, Shape};
-use trine_spec::{BUCKET_ELEMENTS, ModelSpec};
+use trine_spec::{BUCKET_ELEMENTS, ModelSpec, Shares};
 
 /// Axes that the mesh has and the engine does not split anything on.
 const NOT_SPLIT: [Axis; 2] = [Axis::Cp, Axis::Ep];
+
+/// What data-parallel ranks share out among themselves, as a configuration says it. The plan turns it into the
+/// [`Shares`] of each bucket; nobody else asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ZeroStage {
+    /// Nothing: every rank updates all weights and keeps all optimizer state.
+    Zero0,
+    /// Optimizer state: each rank updates one part of each bucket, and the parts are gathered.
+    Zero1,
+}
+
+impl ZeroStage {
+    /// Its number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Zero0 => 0,
+            Self::Zero1 => 1,
+        }
+    }
+
+    /// What ranks divide, over `summed`: the axes that gradients are summed over.
+    pub fn shares(self, summed: AxisSet) -> Shares {
+        Shares::zero(self.number(), summed)
+    }
+}
 
 /// Everything that determines the numbers of a run, and how they are computed.
 #[derive(Debug, Clone)]

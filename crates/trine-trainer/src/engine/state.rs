@@ -12,14 +12,17 @@ impl Engine {
     }
 
     /// One whole bucket of a quantity in the accumulator type: `weights` (the masters) or one of
-    /// [`Engine::moments`], gathered over data parallelism where ranks hold parts. A collective call
-    /// among data-parallel ranks.
+    /// [`Engine::moments`], gathered where ranks share it out. A collective call among the ranks that
+    /// share the bucket's states.
     ///
     /// # Errors
     /// No such quantity, or a failed collective.
     pub fn full_bucket(&self, quantity: &str, bucket: usize) -> Result<Buf, TrainError> {
         let dtype = self.plan.config.compute.accumulator();
-        let len = self.layout.buckets[bucket].len;
+        let (len, states) = {
+            let bucket = &self.layout.buckets[bucket];
+            (bucket.len, bucket.shared.states)
+        };
         let state = self.optimizer.state(bucket);
         let wanted = if quantity == WEIGHTS { trine_optim::MASTER } else { quantity };
         let part = match state.iter().find(|(name, _)| *name == wanted) {
@@ -34,7 +37,7 @@ impl Engine {
             return Ok(copy);
         }
         let name = Name::new("state").with("bucket", bucket as u64);
-        let (_, all) = self.dp.all_gather(copy, Buf::zeros(dtype, len), name)?;
+        let (_, all) = self.groups.of(states)?.all_gather(copy, Buf::zeros(dtype, len), name)?;
         Ok(all)
     }
 
