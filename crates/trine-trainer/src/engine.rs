@@ -210,11 +210,6 @@ impl Engine {
         &self.groups
     }
 
-    /// The data-parallel ranks.
-    pub fn dp(&self) -> &Arc<dyn Communicator> {
-        &self.dp
-    }
-
     /// The weights.
     pub fn weights(&self) -> &ParamStore {
         &self.weights
