@@ -322,7 +322,7 @@ fn in_the_placement() -> Vec<Mutant> {
             gpt(),
             edit_bucket(|bucket| bucket.summed = AxisSet::TP),
             &[Run],
-            "another rank",
+            "replicas of",
         ),
         mutant(
             "a bucket divides its state over an axis that it is not summed over",

@@ -36,7 +36,6 @@ fn steps_of(plan: RunPlan, together: bool) -> Vec<After> {
         let at = mesh.coordinate(comm.rank());
         let batch = batch(config, at.of(Axis::Dp));
         let mut engine = Engine::from_plan(plan.clone(), comm)?;
-        assert_eq!(engine.bytes(), plan.memory(at.pp, at.tp).state);
         let mut said = Vec::new();
         for step in 0..STEPS {
             let (loss, updated) = if together {
@@ -48,6 +47,7 @@ fn steps_of(plan: RunPlan, together: bool) -> Vec<After> {
             said.push((loss.mean(), updated.norm.norm()));
             engine.check_replicas()?;
         }
+        assert_eq!(engine.bytes(), plan.memory(at.pp, at.tp).state);
         let mut held = Vec::new();
         for quantity in std::iter::once(WEIGHTS).chain(engine.moments().iter().copied()) {
             for bucket in 0..engine.layout().buckets.len() {
