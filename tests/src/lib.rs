@@ -37,6 +37,7 @@ pub fn serial(model: ModelSpec) -> EngineConfig {
         layers: None,
         sequence_parallel: false,
         schedule: ScheduleKind::OneFOneB.into(),
+        times: None,
         numerics: Numerics::Fast,
         compute: DType::F32,
         recompute: false,

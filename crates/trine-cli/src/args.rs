@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use trine_schedule::UniformStage;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -108,6 +109,9 @@ pub(crate) struct ConfigArgs {
     /// of your own as text (layout.schedule)
     #[arg(long, value_name = "NAME|file:PATH")]
     pub(crate) schedule: Option<String>,
+    /// Times of F, B, W and a message in any one unit, for which zb-h1, zb-h2 and zb-v are made (layout.times)
+    #[arg(long, value_name = "F,B,W,M", value_parser = stage_times_text, allow_hyphen_values = true)]
+    pub(crate) times: Option<String>,
     /// Stages of the pipeline on each rank, for schedules that take several (layout.virtual)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) r#virtual: Option<String>,
@@ -265,6 +269,24 @@ pub(crate) struct ScheduleArgs {
     /// Micro-batches [default: 8]
     #[arg(long, value_name = "M", value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
     pub(crate) micro_batches: Option<usize>,
+    /// Times of F, B, W and a message in any one unit, for which zb-h1, zb-h2 and zb-v are made, and any is drawn
+    /// [default: 1,1,1,0]
+    #[arg(long, value_name = "F,B,W,M", value_parser = stage_times, allow_hyphen_values = true)]
+    pub(crate) times: Option<UniformStage>,
+}
+
+/// Such times as they are typed.
+fn stage_times_text(text: &str) -> Result<String, String> {
+    stage_times(text).map(|_| text.to_owned())
+}
+
+/// Reads `1,1.5,0.5,0.1`.
+fn stage_times(text: &str) -> Result<UniformStage, String> {
+    let numbers: Result<Vec<f64>, _> =
+        text.split(',').map(|number| number.trim().parse()).collect();
+    let numbers = numbers.ok().and_then(|numbers| <[f64; 4]>::try_from(numbers).ok());
+    let numbers = numbers.ok_or("must be four numbers, such as 1,1.5,0.5,0.1")?;
+    UniformStage::new(numbers).map_err(|error| error.to_string())
 }
 
 #[derive(Debug, Args)]

@@ -77,6 +77,7 @@ pub(crate) fn typed(args: &ConfigArgs) -> Result<Typed, Failure> {
         ("--steps", "train.steps", &args.steps),
         ("--seed", "seed", &args.seed),
     ]));
+    all.extend(args.times.iter().map(|times| Setting::list("--times", "layout.times", times)));
     let folder = args.config.as_deref().and_then(Path::parent).map(Path::to_path_buf);
     let file_dir = folder.unwrap_or_default();
     Ok(Typed { preset: args.preset.clone(), file, file_dir, settings: all })

@@ -1,7 +1,7 @@
 //! Steps of ranks that share the cores of one machine: trine's own runs on a processor.
 
 use crate::{Cluster, Device, Layout, PlanError, Planner};
-use trine_schedule::step_times;
+use trine_schedule::{Schedule, step_times};
 
 /// A step of ranks that share cores.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,21 +40,23 @@ impl Cluster {
 }
 
 impl Planner<'_> {
-    /// The step of a layout whose stages have so many `blocks`, when so many ranks compute `at_once`.
+    /// The step of a layout by the compute-only `lists` of its schedule, whose stages have so many `blocks`, when so
+    /// many ranks compute `at_once`.
     ///
     /// Ranks with cores of their own wait for the pipeline. Where there are more ranks than cores, those that wait
     /// leave their cores to others, so that the step takes at least all work divided by the cores; it takes the longer
     /// of the two (Graham's bound lies at their sum, 10.1137/0117039).
     ///
     /// # Errors
-    /// A shape for which the schedule is not defined.
+    /// Lists that do not fit the stages.
     pub fn shared_step(
         &self,
         layout: &Layout,
+        lists: &Schedule,
         blocks: &[usize],
         at_once: f64,
     ) -> Result<SharedStep, PlanError> {
-        let times = step_times(&layout.schedule()?, &self.costs_of(layout, blocks))?;
+        let times = step_times(lists, &self.costs_of(layout, blocks))?;
         let time = self.time(layout);
         let after = time.data + time.optimizer;
         let replicas = (layout.devices() / layout.degrees.pp) as f64;
@@ -97,8 +99,9 @@ mod tests {
             zero: 0,
             precision: Precision::Bf16,
         };
-        let step =
-            |blocks: &[usize], at_once| planner.shared_step(&layout, blocks, at_once).unwrap();
+        let step = |blocks: &[usize], at_once| {
+            planner.shared_step(&layout, &layout.schedule().unwrap(), blocks, at_once).unwrap()
+        };
         let by_work = [4, 4, 3, 1];
         let alone = step(&by_work, 4.0);
         let simulated = simulate_step(&planner, &layout, &planner.estimate(&layout)).unwrap();

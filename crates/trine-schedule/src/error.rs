@@ -74,6 +74,25 @@ pub enum ScheduleError {
         /// The fewest micro-batches.
         nearest: usize,
     },
+    /// Times of F, B, W and a message that there cannot be.
+    #[error(
+        "times {times:?}: F, B and W take more than 0, a message 0 or more, and all are finite"
+    )]
+    Times {
+        /// The times given.
+        times: [f64; 4],
+    },
+    /// Another number of times than four.
+    #[error("{0} times; F, B, W and a message are four")]
+    TimesCount(usize),
+    /// A schedule is the same for all times.
+    #[error("{name} is made without times; those that take them: {all}")]
+    Untimed {
+        /// Its name.
+        name: String,
+        /// The kinds that take times.
+        all: String,
+    },
     /// A schedule of one's own has another shape.
     #[error("the schedule {name} is for {has} {what}, not {asked}")]
     OtherShape {
@@ -189,6 +208,9 @@ impl ScheduleError {
             | Self::Chunks { .. }
             | Self::Groups { .. }
             | Self::Few { .. }
+            | Self::Times { .. }
+            | Self::TimesCount(_)
+            | Self::Untimed { .. }
             | Self::OtherShape { .. }
             | Self::UnknownKind { .. }
             | Self::Shape { .. }

@@ -36,6 +36,30 @@ pub struct UniformStage {
     pub transfer: f64,
 }
 
+impl UniformStage {
+    /// F, B and W of a stage and a message, in any one unit of time.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Times`]: F, B or W that is not above 0, a message below 0, or what is not finite.
+    pub fn new(times: [f64; 4]) -> Result<Self, ScheduleError> {
+        let [forward, backward_input, backward_weight, transfer] = times;
+        let is_right = times.iter().all(|time| time.is_finite())
+            && times[..3].iter().all(|time| *time > 0.0)
+            && transfer >= 0.0;
+        if !is_right {
+            return Err(ScheduleError::Times { times });
+        }
+        Ok(Self { forward, backward_input, backward_weight, transfer })
+    }
+}
+
+impl std::fmt::Display for UniformStage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { forward, backward_input, backward_weight, transfer } = self;
+        write!(f, "F {forward}, B {backward_input}, W {backward_weight}, message {transfer}")
+    }
+}
+
 impl StageCosts {
     /// `stages` stages alike.
     pub fn uniform(stages: usize, one: UniformStage) -> Self {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::generate::{self, Shape};
 use crate::nearest::nearest;
-use crate::{Purpose, Schedule, ScheduleError};
+use crate::{Purpose, Schedule, ScheduleError, UniformStage};
 
 /// A schedule that can be asked for by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -59,6 +59,8 @@ pub struct KindInfo {
     pub chunks_usual: usize,
     /// How stages lie on ranks.
     pub placement: Placement,
+    /// Whether its lists can be made for other times than equal ones ([`ScheduleKind::generate_for`]).
+    pub takes_times: bool,
     generate: fn(Shape) -> Result<Schedule, ScheduleError>,
 }
 
@@ -75,6 +77,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (1, 1),
         chunks_usual: 1,
         placement: Placement::Loops,
+        takes_times: false,
         generate: |shape| generate::gpipe(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -86,6 +89,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (1, 1),
         chunks_usual: 1,
         placement: Placement::Loops,
+        takes_times: false,
         generate: |shape| generate::one_f_one_b(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -97,6 +101,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (1, CHUNKS_MAX),
         chunks_usual: 2,
         placement: Placement::Loops,
+        takes_times: false,
         generate: |shape| generate::interleaved(shape.ranks, shape.chunks, shape.micro_batches),
     },
     KindInfo {
@@ -108,6 +113,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (1, CHUNKS_MAX),
         chunks_usual: 2,
         placement: Placement::Loops,
+        takes_times: false,
         generate: |shape| generate::breadth_first(shape.ranks, shape.chunks, shape.micro_batches),
     },
     KindInfo {
@@ -119,6 +125,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (1, 1),
         chunks_usual: 1,
         placement: Placement::Loops,
+        takes_times: true,
         generate: |shape| generate::zb_h1(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -130,6 +137,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (1, 1),
         chunks_usual: 1,
         placement: Placement::Loops,
+        takes_times: true,
         generate: |shape| generate::zb_h2(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -141,6 +149,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (2, 2),
         chunks_usual: 2,
         placement: Placement::V,
+        takes_times: true,
         generate: |shape| generate::zb_v(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -152,6 +161,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (2, 2),
         chunks_usual: 2,
         placement: Placement::V,
+        takes_times: false,
         generate: |shape| generate::dual_pipe_v(shape.ranks, shape.micro_batches),
     },
     KindInfo {
@@ -163,6 +173,7 @@ const KINDS: [KindInfo; 9] = [
         chunks: (1, 1),
         chunks_usual: 1,
         placement: Placement::Loops,
+        takes_times: false,
         generate: |shape| generate::forward_only(shape.ranks, shape.micro_batches),
     },
 ];
@@ -202,6 +213,23 @@ impl ScheduleKind {
     pub fn generate_shape(self, shape: Shape) -> Result<Schedule, ScheduleError> {
         self.check_shape(&shape)?;
         (self.info().generate)(shape)
+    }
+
+    /// The compute-only lists of this kind for stages whose F, B and W take these times. Where they take equally long,
+    /// the lists are those of [`ScheduleKind::generate_shape`]. Else they may be others with a shorter step, which keep
+    /// no more activations.
+    ///
+    /// # Errors
+    /// As [`ScheduleKind::generate_shape`], or [`ScheduleError::Untimed`].
+    pub fn generate_for(
+        self,
+        shape: Shape,
+        times: &UniformStage,
+    ) -> Result<Schedule, ScheduleError> {
+        if !self.info().takes_times {
+            return Err(untimed(self.name()));
+        }
+        generate::fit(self.generate_shape(shape)?, times)
     }
 
     /// The stage that is chunk `chunk` of a rank: in loops, or as a V. With [`Shape::ranks`] ranks of [`Shape::chunks`]
@@ -249,6 +277,13 @@ impl ScheduleKind {
         }
         Ok(())
     }
+}
+
+/// The error of a schedule that takes no times.
+pub(crate) fn untimed(name: &str) -> ScheduleError {
+    let all: Vec<&str> =
+        KINDS.iter().filter(|info| info.takes_times).map(|info| info.name).collect();
+    ScheduleError::Untimed { name: name.to_owned(), all: all.join(", ") }
 }
 
 impl fmt::Display for ScheduleKind {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Schedule, ScheduleError, ScheduleKind, Shape};
+use crate::kind::untimed;
+use crate::{Schedule, ScheduleError, ScheduleKind, Shape, UniformStage};
 
 /// The order of work in a pipeline.
 ///
@@ -24,17 +25,35 @@ impl Order {
         text.contains('\n')
     }
 
-    /// The lists for a pipeline of this shape. Of a schedule of one's own the chunks are not asked for: it says
-    /// which stages a rank has.
+    /// The lists for a pipeline of this shape, made for these times if some are given. Of a schedule of one's own the
+    /// chunks are not asked for: it says which stages a rank has.
     ///
     /// # Errors
-    /// As [`Order::check_shape`], or [`ScheduleKind::generate_shape`].
-    pub fn generate(&self, shape: Shape) -> Result<Schedule, ScheduleError> {
+    /// As [`Order::check_shape`] and [`Order::check_times`], or [`ScheduleKind::generate_shape`].
+    pub fn generate(
+        &self,
+        shape: Shape,
+        times: Option<&UniformStage>,
+    ) -> Result<Schedule, ScheduleError> {
         self.check_shape(&shape)?;
-        match self {
-            Self::Named(kind) => kind.generate_shape(shape),
-            Self::Own(own) => Ok(Schedule::clone(own)),
+        self.check_times(times)?;
+        match (self, times) {
+            (Self::Named(kind), Some(times)) => kind.generate_for(shape, times),
+            (Self::Named(kind), None) => kind.generate_shape(shape),
+            (Self::Own(own), _) => Ok(Schedule::clone(own)),
         }
+    }
+
+    /// Says whether it can be made for times, if some are given.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Untimed`].
+    pub fn check_times(&self, times: Option<&UniformStage>) -> Result<(), ScheduleError> {
+        let takes = match self {
+            Self::Named(kind) => kind.info().takes_times,
+            Self::Own(_) => false,
+        };
+        if takes || times.is_none() { Ok(()) } else { Err(untimed(&self.to_string())) }
     }
 
     /// Says whether it is defined for a shape.

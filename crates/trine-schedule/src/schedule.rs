@@ -129,6 +129,16 @@ impl Schedule {
         }
     }
 
+    /// For each stage, the most micro-batches whose F is done and whose W is not.
+    pub(crate) fn kept_by_stage(&self) -> Vec<usize> {
+        let of_stage = |(stage, &rank): (usize, &usize)| {
+            let list = self.actions[rank].iter().copied();
+            let own: Vec<Action> = list.filter(|action| action.stage() == stage).collect();
+            in_flight_peak(&own, self.purpose).count
+        };
+        self.placement.iter().enumerate().map(of_stage).collect()
+    }
+
     /// For each rank, the most activations in flight and where in its list that is first reached.
     pub(crate) fn in_flight_peaks(&self) -> Vec<Peak> {
         self.actions.iter().map(|list| in_flight_peak(list, self.purpose)).collect()

@@ -3,7 +3,7 @@
 use crate::engine::{Outcome, run};
 use crate::grid::grid;
 use crate::waits::waits;
-use crate::{Action, Compute, Reduction, Schedule, ScheduleError, Transfer};
+use crate::{Action, Compute, Reduction, Schedule, ScheduleError, Transfer, UniformStage};
 
 /// When a send completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,11 +60,18 @@ pub struct UniformCosts {
 impl UniformCosts {
     /// F, B and W cost 1 each (a backward is twice a forward), all else is free.
     pub fn new(schedule: &Schedule) -> Self {
+        let alike =
+            UniformStage { forward: 1.0, backward_input: 1.0, backward_weight: 1.0, transfer: 0.0 };
+        Self::of(schedule, &alike)
+    }
+
+    /// F, B, W and messages take these times, all else is free.
+    pub fn of(schedule: &Schedule, times: &UniformStage) -> Self {
         Self {
-            forward: 1.0,
-            backward_input: 1.0,
-            backward_weight: 1.0,
-            latency: 0.0,
+            forward: times.forward,
+            backward_input: times.backward_input,
+            backward_weight: times.backward_weight,
+            latency: times.transfer,
             reduce_grad: 0.0,
             reduce_tied: 0.0,
             segments: (0..schedule.stages()).map(|stage| schedule.segments(stage)).collect(),

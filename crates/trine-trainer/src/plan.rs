@@ -32,7 +32,7 @@ impl RunPlan {
     /// As [`EngineConfig::check`], or a schedule that fails its proof.
     pub fn new(config: &EngineConfig) -> Result<Self, TrainError> {
         config.check()?;
-        let order = config.schedule.generate(config.shape())?;
+        let order = config.schedule.generate(config.shape(), config.times.as_ref())?;
         let stages = config.stages()?;
         let ranks: Vec<Vec<RankLayout>> = (0..order.ranks())
             .map(|pp| {

@@ -145,7 +145,8 @@ pub fn planned_step(
     let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
     let count = |stage: &StagePieces| stage.pieces.iter().filter(is_block).count();
     let blocks: Vec<usize> = config.stages()?.iter().map(count).collect();
-    Ok(Ok(planner.shared_step(&layout, &blocks, at_once.min(world as f64))?))
+    let lists = config.schedule.generate(config.shape(), config.times.as_ref())?;
+    Ok(Ok(planner.shared_step(&layout, &lists, &blocks, at_once.min(world as f64))?))
 }
 
 /// The software that runs.

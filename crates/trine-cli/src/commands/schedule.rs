@@ -8,8 +8,8 @@ use crate::written::{Kind, Output};
 use std::ffi::OsStr;
 use std::path::Path;
 use trine_schedule::{
-    Action, Delivery, Schedule, ScheduleError, ScheduleKind, Shape, UniformCosts, draw, lower,
-    simulate,
+    Action, Delivery, Order, Schedule, ScheduleError, ScheduleKind, Shape, UniformCosts,
+    UniformStage, draw, lower, simulate,
 };
 
 /// Bytes of the longest schedule that is read: a million actions.
@@ -24,6 +24,13 @@ const FILE: &str = "file:";
 /// Pipeline ranks and micro-batches of a named schedule, where none are given.
 const RANKS_USUAL: usize = 4;
 const MICRO_BATCHES_USUAL: usize = 8;
+
+/// What a schedule is asked for. Times are for drawing too; a proof takes those for which a schedule is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Drawing,
+    Proof,
+}
 
 /// A schedule that was asked for: whole if it reduces gradients, else without its messages or with them.
 struct Asked<'a> {
@@ -43,7 +50,7 @@ fn path(name: &OsStr) -> Option<&Path> {
 }
 
 impl<'a> Asked<'a> {
-    fn named(args: &ScheduleArgs) -> Result<Self, Failure> {
+    fn named(args: &ScheduleArgs, purpose: Use) -> Result<Self, Failure> {
         let kind = kind(&args.name)?;
         let shape = Shape {
             ranks: args.stages.unwrap_or(RANKS_USUAL),
@@ -51,8 +58,10 @@ impl<'a> Asked<'a> {
             micro_batches: args.micro_batches.unwrap_or(MICRO_BATCHES_USUAL),
         };
         check_pairs(shape.stages(), shape.micro_batches)?;
-        let schedule = kind.generate_shape(shape).map_err(Failure::usage)?;
-        Ok(Self { file: None, schedule })
+        let is_made_for = |_: &UniformStage| purpose == Use::Proof || kind.info().takes_times;
+        let times = args.times.filter(is_made_for);
+        let schedule = Order::Named(kind).generate(shape, times.as_ref());
+        Ok(Self { file: None, schedule: schedule.map_err(Failure::usage)? })
     }
 
     fn read(path: &'a Path, args: &ScheduleArgs) -> Result<Self, Failure> {
@@ -101,18 +110,22 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Draws a schedule: forward 1, input gradient 1 and weight gradient 1 unit of time, messages free.
+/// Draws a schedule, with the times that are given: forward 1, input gradient 1 and weight gradient 1 unit of time,
+/// messages free if none are.
 pub(crate) fn show(args: &ShowArgs, terminal: &Terminal) -> Result<(), Failure> {
     let asked = match path(&args.schedule.name) {
         Some(path) => Asked::read(path, &args.schedule)?,
-        None => Asked::named(&args.schedule)?,
+        None => Asked::named(&args.schedule, Use::Drawing)?,
     };
     check_pairs(asked.schedule.stages(), asked.schedule.micro_batches)?;
     let schedule = asked.whole()?;
     if args.text {
         return output::print(&schedule.to_string());
     }
-    let costs = UniformCosts::new(&schedule);
+    let costs = match &args.schedule.times {
+        Some(times) => UniformCosts::of(&schedule, times),
+        None => UniformCosts::new(&schedule),
+    };
     let timeline = asked.right(simulate(&schedule, Delivery::Buffered, &costs))?;
     match &args.svg {
         Some(path) => {
@@ -151,9 +164,13 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let is_name = kind(&args.name).is_ok() && !Path::new(&args.name).exists();
     let asked = match path(&args.name) {
         Some(path) => Asked::read(path, args)?,
-        None if is_name => Asked::named(args)?,
+        None if is_name => Asked::named(args, Use::Proof)?,
         None => Asked::read(Path::new(&args.name), args)?,
     };
+    if asked.file.is_some() && args.times.is_some() {
+        let rule = "--times: a schedule from a file is made already; leave --times, or draw it with `show`";
+        return Err(Failure::usage(rule));
+    }
     let schedule = asked.whole()?;
     let report = asked.right(trine_schedule::verify(&schedule).map_err(ScheduleError::from))?;
     let source = asked.file.as_ref().map(|(path, _)| format!("{}: ", path.display()));

@@ -61,6 +61,7 @@ fn of_kind(kind: Kind) -> Value {
             json!({"anyOf": [{"enum": names}, {"type": "string", "pattern": "^file:.|\n"}]})
         }
         Kind::Counts => json!({"type": "array", "items": count}),
+        Kind::Numbers => json!({"type": "array", "items": {"type": "number"}}),
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
     }
 }

@@ -265,6 +265,45 @@ const CASES: &[(&[&str], &[&str])] = &[
         &["--stages 2: the shape of a schedule from a file is that of its lists; leave --stages"],
     ),
     (
+        &["schedule", "show", "zb-v", "--times", "1,1,1"],
+        &["must be four numbers, such as 1,1.5,0.5,0.1"],
+    ),
+    (
+        &["schedule", "show", "zb-v", "--times", "1,1,-2,0"],
+        &["times [1.0, 1.0, -2.0, 0.0]: F, B and W take more than 0, a message 0 or more"],
+    ),
+    (
+        &["schedule", "verify", "1f1b", "--times", "1,1,2,0"],
+        &["1f1b is made without times; those that take them: zb-h1, zb-h2, zb-v"],
+    ),
+    (&["schedule", "verify", "file:good.toml", "--times", "1,1,2,0"], &["good.toml: "]),
+    (&["train", "--schedule", "zb-v", "--times", "1,x,1,0"], &["must be four numbers"]),
+    (&["train", "--schedule", "zb-v", "--times", "0,1,1,0"], &["F, B and W take more than 0"]),
+    (
+        &["train", "--schedule", "1f1b", "--times", "1,1,2,0"],
+        &[
+            "--times 1,1,2,0: layout.times = [1.0, 1.0, 2.0, 0.0]: 1f1b is made without times; those that take them: \
+             zb-h1, zb-h2, zb-v",
+            "nearest valid: []",
+        ],
+    ),
+    (
+        &["train", "--schedule", "zb-v", "--set", "layout.times=[1, 2]"],
+        &["layout.times = [1.0, 2.0]: 2 times; F, B, W and a message are four"],
+    ),
+    (
+        &["train", "--schedule", "zb-v", "--set", "layout.times=[1, 1, 1, -1]"],
+        &[
+            "layout.times = [1.0, 1.0, 1.0, -1.0]: ",
+            "a message 0 or more",
+            "nearest valid: [1.0, 1.0, 1.0, 0.0]",
+        ],
+    ),
+    (
+        &["train", "--schedule", "zb-v", "--set", "layout.times=[\"1\"]"],
+        &["layout.times must be a list of numbers"],
+    ),
+    (
         &["schedule", "verify", "gpipe", "--stages", "4096", "--micro-batches", "4096"],
         &["4096 stages × 4096 micro-batches: 16777216 pairs", "at most 1048576"],
     ),
@@ -287,7 +326,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 100);
+    assert_eq!(cases, 110);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

@@ -1,5 +1,5 @@
 //! Runs by a schedule of one's own: its order is what is executed, its numbers are those of any other, and it stays
-//! with the run.
+//! with the run. Also runs by a schedule that was made for measured times.
 
 use crate::common::{Run, SERIAL, Scratch, small, text};
 use serde_json::Value;
@@ -27,11 +27,11 @@ F0.0 F0.1 F2.0 B2.0 F2.1 B2.1 W2.0 W2.1 B0.0 B0.1 W0.0 W0.1
 F0.2 F0.3 F2.2 B2.2 F2.3 B2.3 W2.2 W2.3 B0.2 W0.2 B0.3 W0.3
 ";
 
-/// What a rank computed in the first step of a trace, in order.
-fn computed(scratch: &Scratch, trace: &str, rank: u64) -> Vec<String> {
+/// What a rank computed in a step of a trace, in order.
+fn computed(scratch: &Scratch, trace: &str, rank: u64, step: u64) -> Vec<String> {
     let events: Vec<Value> =
         serde_json::from_str(&fs::read_to_string(scratch.path(trace)).unwrap()).unwrap();
-    let of_rank = |event: &&Value| event["tid"] == rank && event["args"]["step"] == 0;
+    let of_rank = |event: &&Value| event["tid"] == rank && event["args"]["step"] == step;
     let mut found: Vec<(f64, String)> = events
         .iter()
         .filter(of_rank)
@@ -88,7 +88,7 @@ fn the_order_of_a_file_is_executed_and_changes_no_number() {
                     .collect(),
                 _ => list(schedule, rank),
             };
-            assert_eq!(computed(&scratch, &trace, rank as u64), expected, "{name} {rank}");
+            assert_eq!(computed(&scratch, &trace, rank as u64, 0), expected, "{name} {rank}");
         }
     }
 }
@@ -149,6 +149,33 @@ fn memory_is_planned_for_the_order_of_the_file() {
         (activations("file:backwards.txt"), activations("gpipe"), activations("1f1b"));
     assert_eq!(own.0, gpipe.0);
     assert!(own.0 > named.0 && own.1 > named.1, "{own:?} {named:?}");
+}
+
+/// A zero-bubble schedule is made for the times that are given, and they stay with the run.
+#[test]
+fn measured_times_change_the_order_and_no_number() {
+    let scratch = Scratch::new();
+    let layout = ["--tp=1", "--pp=4", "--dp=1", "--schedule=zb-v", "--set=model.layers=8"];
+    let common = [&layout[..], COMMON].concat();
+    let shape = ["schedule", "show", "zb-v", "--stages=4", "--micro-batches=4", "--text"];
+    let text = |more: &[&str]| scratch.ok(&[&shape, more].concat()).0;
+    let (usual, timed) = (text(&[]), text(&["--times=1,1,2,0"]));
+    assert_ne!(usual, timed);
+    let run = |out: &str, more: &[&str]| scratch.train(out, &[&common, more].concat());
+    let plain = run("plain", &["--steps=4", "--trace=plain.json"]);
+    run("timed", &["--steps=2", "--times=1,1,2,0"]);
+    let stored = fs::read_to_string(scratch.path("timed/config.toml")).unwrap();
+    assert!(stored.contains("times = [1.0, 1.0, 2.0, 0.0]"), "{stored}");
+    let resumed = scratch.resume("timed", &["--steps=4", "--trace=timed.json"]);
+    assert_eq!(resumed.loss_texts(), plain.loss_texts());
+    for (trace, step, lists) in [("plain.json", 0, &usual), ("timed.json", 2, &timed)] {
+        for rank in 0..4 {
+            let words = list(lists, rank).into_iter();
+            let expected: Vec<String> =
+                words.filter(|word| word.starts_with(['F', 'B', 'W'])).collect();
+            assert_eq!(computed(&scratch, trace, rank as u64, step), expected, "{trace} {rank}");
+        }
+    }
 }
 
 /// A file, more options, and what is said.

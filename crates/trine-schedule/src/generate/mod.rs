@@ -4,10 +4,12 @@
 
 mod looped;
 mod plain;
+mod timed;
 mod zero_bubble;
 
 pub use looped::{breadth_first, interleaved};
 pub use plain::{forward_only, forward_only_on, gpipe, one_f_one_b};
+pub(crate) use timed::fit;
 pub use zero_bubble::{dual_pipe_v, zb_h1, zb_h2, zb_v};
 
 use crate::{Action, Compute, Schedule, ScheduleError, ScheduleKind};

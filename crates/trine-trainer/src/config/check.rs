@@ -193,6 +193,7 @@ impl Check<'_> {
         if layout.pp <= model.layers {
             self.stages();
         }
+        self.times();
     }
 
     /// The stages of a pipeline that has a layer for each rank.
@@ -485,7 +486,13 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
         Kind::Count => single,
         Kind::Counts => value.as_array().map_or(single, Vec::as_slice),
         Kind::Number => return beyond_f32(key, value, at),
-        Kind::Flag | Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Order(_) | Kind::Texts => {
+        Kind::Flag
+        | Kind::Text
+        | Kind::Path
+        | Kind::Choice(_)
+        | Kind::Order(_)
+        | Kind::Numbers
+        | Kind::Texts => {
             return None;
         }
     };
@@ -505,6 +512,7 @@ pub(super) fn above_limit(key: &Key, value: impl ToString, at: &Origin) -> Viola
         | Kind::Path
         | Kind::Choice(_)
         | Kind::Order(_)
+        | Kind::Numbers
         | Kind::Texts => max.to_string(),
     };
     Violation::Rule {

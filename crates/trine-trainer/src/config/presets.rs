@@ -92,6 +92,7 @@ fn general(name: &str, model: &ModelSpec, (degrees, micro): (Degrees, usize)) ->
             // With shards, norms and additions are done once instead of by every rank of them.
             sequence_parallel: true,
             schedule: Order::Named(ScheduleKind::OneFOneB),
+            times: Vec::new(),
             virtual_stages: 0,
             layers: Vec::new(),
             threads_per_rank: 0,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use trine_mesh::{Degrees, Mesh, MeshError};
 use trine_optim::{LrSchedule, OptimizerConfig};
-use trine_schedule::Order;
+use trine_schedule::{Order, ScheduleError, UniformStage};
 use trine_spec::BUCKET_ELEMENTS;
 
 impl Config {
@@ -57,12 +57,32 @@ impl Config {
         }
     }
 
+    /// Times of a stage and a message for which the schedule is made, if some are given.
+    ///
+    /// # Errors
+    /// Not four of them, or such as there cannot be.
+    pub(crate) fn stage_times(&self) -> Result<Option<UniformStage>, ScheduleError> {
+        let times = &self.layout.times;
+        let [forward, backward_input, backward_weight, transfer] = times[..] else {
+            return if times.is_empty() {
+                Ok(None)
+            } else {
+                Err(ScheduleError::TimesCount(times.len()))
+            };
+        };
+        UniformStage::new([forward, backward_input, backward_weight, transfer]).map(Some)
+    }
+
     /// The order of work in words: `1f1b`, `zb-v with 2 stages on each rank`, or `mine, a schedule of one's own`.
     pub fn order_of_work(&self) -> String {
-        match (&self.layout.schedule, self.virtual_stages()) {
+        let order = match (&self.layout.schedule, self.virtual_stages()) {
             (Order::Own(own), _) => format!("{}, a schedule of one's own", own.name),
             (Order::Named(kind), 1) => kind.to_string(),
             (Order::Named(kind), several) => format!("{kind} with {several} stages on each rank"),
+        };
+        match self.stage_times() {
+            Ok(Some(times)) => format!("{order}, made for {times}"),
+            Ok(None) | Err(_) => order,
         }
     }
 
@@ -85,6 +105,7 @@ impl Config {
             layers: (!layers.is_empty()).then(|| layers.clone()),
             sequence_parallel: self.splits_tokens(),
             schedule: self.layout.schedule.clone(),
+            times: self.stage_times().expect("invariant: checked"),
             numerics: self.train.numerics,
             compute: self.train.precision.dtype(),
             recompute: self.train.recompute,

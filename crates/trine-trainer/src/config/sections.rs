@@ -143,6 +143,8 @@ section! {
         sequence_parallel: bool, "any";
         /// order of work in the pipeline
         schedule: Order, "interleaved takes micro-batches in multiples of layout.pp, dualpipe-v at least 2 × layout.pp; a schedule of one's own has layout.pp ranks and the micro-batches of a step";
+        /// times of F, B and W of a stage and of a message, in any one unit, for which the schedule is made; empty: F, B and W take equally long
+        times: Vec<f64>, "empty, or four numbers, the first three above 0, with zb-h1, zb-h2 or zb-v";
         /// stages of the pipeline on each rank; 0: as many as the schedule needs, which is one for gpipe, 1f1b, zb-h1 and zb-h2; one's own says it itself
         virtual_stages as "virtual": usize, "0, or as the schedule has it; layout.pp × layout.virtual is at most model.layers";
         /// blocks of each stage; empty: by work, the output layer's included

@@ -71,6 +71,12 @@ impl Setting {
         Self { typed: format!("{flag} {value}"), assignment }
     }
 
+    /// A shorthand option whose value is a list: `flag` with `1,2` sets the key `path` to `[1,2]`.
+    pub fn list(flag: &str, path: &str, value: &str) -> Self {
+        let assignment = Some((path.to_owned(), format!("[{value}]")));
+        Self { typed: format!("{flag} {value}"), assignment }
+    }
+
     /// The path of its key, if it has one.
     pub fn key(&self) -> Option<&str> {
         self.assignment.as_ref().map(|(path, _)| path.as_str())
@@ -308,6 +314,7 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         | Kind::Text
         | Kind::Path
         | Kind::Counts
+        | Kind::Numbers
         | Kind::Texts => return check::too_large(key, value, at),
     };
     match value.as_str() {

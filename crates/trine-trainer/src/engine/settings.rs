@@ -5,7 +5,7 @@ use trine_buffer::DType;
 use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
-use trine_schedule::{Order, ScheduleKind, Shape};
+use trine_schedule::{Order, ScheduleKind, Shape, UniformStage};
 use trine_spec::{BUCKET_ELEMENTS, ModelSpec, Shares};
 
 /// Axes that the mesh has and the engine does not split anything on.
@@ -52,6 +52,8 @@ pub struct EngineConfig {
     pub sequence_parallel: bool,
     /// The pipeline's order of work.
     pub schedule: Order,
+    /// Times of a stage and a message for which its lists are made; `None`: equal ones.
+    pub times: Option<UniformStage>,
     /// How sums are ordered.
     pub numerics: Numerics,
     /// Type of weights and activations.
@@ -88,6 +90,7 @@ impl EngineConfig {
             layers: None,
             sequence_parallel: true,
             schedule: Order::Named(ScheduleKind::OneFOneB),
+            times: None,
             numerics: Numerics::Fast,
             compute: DType::F32,
             recompute: false,
@@ -129,7 +132,7 @@ impl EngineConfig {
     ///
     /// # Errors
     /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, a step of too many
-    /// actions, or a schedule that is not defined for so many stages or micro-batches.
+    /// actions, or a schedule that is not defined for so many stages or micro-batches, or not made for times.
     pub fn check(&self) -> Result<(), TrainError> {
         for axis in NOT_SPLIT {
             let degree = self.degrees.of(axis);
@@ -146,6 +149,7 @@ impl EngineConfig {
         if self.shape().is_too_long() {
             return Err(TrainError::TooLong(self.shape()));
         }
+        self.schedule.check_times(self.times.as_ref())?;
         Ok(self.schedule.check_shape(&self.shape())?)
     }
 

@@ -1,10 +1,24 @@
-//! What a schedule of one's own asks of the rest.
+//! What a schedule of one's own asks of the rest, and times for which one is made.
 
 use super::Check;
 use trine_mesh::plural;
-use trine_schedule::Schedule;
+use trine_schedule::{Schedule, ScheduleError};
 
 impl Check<'_> {
+    /// Times for which the schedule is made, if there are some.
+    pub(super) fn times(&mut self) {
+        let layout = &self.config.layout;
+        let times = self.config.stage_times();
+        let broken = times.and_then(|times| layout.schedule.check_times(times.as_ref()));
+        let Err(error) = broken else { return };
+        let given = format!("{:?}", layout.times);
+        let nearest = match error {
+            ScheduleError::Untimed { .. } => "[]",
+            _ => "[1.0, 1.0, 1.0, 0.0]",
+        };
+        self.report("layout.times", given, error.to_string(), nearest);
+    }
+
     /// Those of a schedule of one's own, which has its ranks and their stages.
     pub(super) fn own_stages(&mut self, own: &Schedule) {
         let (layout, layers) = (&self.config.layout, self.config.model.layers);
