@@ -194,10 +194,14 @@ fn attention_s(ops: &CpuOps, dtype: DType) -> Result<f64, KernelError> {
         samples: 1,
         queries: tokens,
         keys: tokens,
+        query_start: 0,
+        key_start: 0,
+        window: None,
         heads,
         kv_heads: heads,
         head_dim: width,
         scale: 1.0 / (width as f64).sqrt(),
+        softcap: None,
     };
     let qkv = values(ops, dtype, tokens * 3 * features)?;
     let mut o = Buf::zeros(dtype, tokens * features);

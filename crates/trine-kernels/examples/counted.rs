@@ -25,10 +25,12 @@ const CASES: &[Case] = &[
     ("matmul-nt-bf16", |ops| matmul::<bf16>(ops, Product::Nt)),
     ("matmul-nn-bf16", |ops| matmul::<bf16>(ops, Product::Nn)),
     ("matmul-tn-bf16", |ops| matmul::<bf16>(ops, Product::Tn)),
-    ("attention-f32", attention::<f32>),
-    ("attention-bf16", attention::<bf16>),
-    ("attention-backward-f32", attention_backward::<f32>),
-    ("attention-backward-bf16", attention_backward::<bf16>),
+    ("attention-f32", |ops| attention::<f32>(ops, ATTENTION)),
+    ("attention-bf16", |ops| attention::<bf16>(ops, ATTENTION)),
+    ("attention-backward-f32", |ops| attention_backward::<f32>(ops, ATTENTION)),
+    ("attention-backward-bf16", |ops| attention_backward::<bf16>(ops, ATTENTION)),
+    ("attention-window-f32", |ops| attention::<f32>(ops, WINDOW)),
+    ("attention-window-backward-f32", |ops| attention_backward::<f32>(ops, WINDOW)),
     ("layer-norm-f32", layer_norm::<f32>),
     ("layer-norm-bf16", layer_norm::<bf16>),
     ("layer-norm-backward-f32", layer_norm_backward::<f32>),
@@ -121,35 +123,47 @@ const ATTENTION: AttentionShape = AttentionShape {
     samples: 1,
     queries: 160,
     keys: 160,
+    query_start: 0,
+    key_start: 0,
+    window: None,
     heads: 2,
     kv_heads: 2,
     head_dim: 64,
     scale: 0.125,
+    softcap: None,
 };
-const ROWS: usize = ATTENTION.samples * ATTENTION.queries;
-const COLS: usize = ATTENTION.heads * ATTENTION.head_dim;
+/// Work that grows with the tokens times the window, not with their square.
+const WINDOW: AttentionShape =
+    AttentionShape { queries: 1024, keys: 1024, window: Some(64), ..ATTENTION };
 
-fn attention<T: Float>(ops: &CpuOps) -> Done {
-    let qkv = values::<T>(ROWS * 3 * COLS);
-    let views = Qkv::fused(MatRef::new(qkv.slice(), ROWS, 3 * COLS), COLS, COLS)?;
-    let (mut o, mut lse) = (Buf::zeros(T::DTYPE, ROWS * COLS), sums::<T>(ROWS * ATTENTION.heads));
+/// Rows of one matrix of queries, keys and values, and columns of each.
+fn sizes(shape: AttentionShape) -> (usize, usize) {
+    (shape.samples * shape.queries, shape.heads * shape.head_dim)
+}
+
+fn attention<T: Float>(ops: &CpuOps, shape: AttentionShape) -> Done {
+    let (rows, cols) = sizes(shape);
+    let qkv = values::<T>(rows * 3 * cols);
+    let views = Qkv::fused(MatRef::new(qkv.slice(), rows, 3 * cols), cols, cols)?;
+    let (mut o, mut lse) = (Buf::zeros(T::DTYPE, rows * cols), sums::<T>(rows * shape.heads));
     twice(|| {
-        let o = MatMut::new(o.slice_mut(), ROWS, COLS);
-        ops.attention(ATTENTION, o, lse.slice_mut(), views, None, None)
+        let o = MatMut::new(o.slice_mut(), rows, cols);
+        ops.attention(shape, o, lse.slice_mut(), views, None, None)
     })
 }
 
-fn attention_backward<T: Float>(ops: &CpuOps) -> Done {
-    let (qkv, d_o) = (values::<T>(ROWS * 3 * COLS), values::<T>(ROWS * COLS));
-    let views = Qkv::fused(MatRef::new(qkv.slice(), ROWS, 3 * COLS), COLS, COLS)?;
-    let (mut o, mut lse) = (Buf::zeros(T::DTYPE, ROWS * COLS), sums::<T>(ROWS * ATTENTION.heads));
-    let mut d = Buf::zeros(T::DTYPE, ROWS * 3 * COLS);
-    let o_view = MatMut::new(o.slice_mut(), ROWS, COLS);
-    ops.attention(ATTENTION, o_view, lse.slice_mut(), views, None, None)?;
+fn attention_backward<T: Float>(ops: &CpuOps, shape: AttentionShape) -> Done {
+    let (rows, cols) = sizes(shape);
+    let (qkv, d_o) = (values::<T>(rows * 3 * cols), values::<T>(rows * cols));
+    let views = Qkv::fused(MatRef::new(qkv.slice(), rows, 3 * cols), cols, cols)?;
+    let (mut o, mut lse) = (Buf::zeros(T::DTYPE, rows * cols), sums::<T>(rows * shape.heads));
+    let mut d = Buf::zeros(T::DTYPE, rows * 3 * cols);
+    let o_view = MatMut::new(o.slice_mut(), rows, cols);
+    ops.attention(shape, o_view, lse.slice_mut(), views, None, None)?;
     twice(|| {
-        let d = QkvMut::Fused(MatMut::new(d.slice_mut(), ROWS, 3 * COLS));
-        let (d_o, o) = (MatRef::new(d_o.slice(), ROWS, COLS), MatRef::new(o.slice(), ROWS, COLS));
-        ops.attention_backward(ATTENTION, d, d_o, o, lse.slice(), views, None, None)
+        let d = QkvMut::Fused(MatMut::new(d.slice_mut(), rows, 3 * cols));
+        let (d_o, o) = (MatRef::new(d_o.slice(), rows, cols), MatRef::new(o.slice(), rows, cols));
+        ops.attention_backward(shape, d, d_o, o, lse.slice(), views, None, None)
     })
 }
 

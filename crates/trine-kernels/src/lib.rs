@@ -54,12 +54,13 @@ mod view;
 
 pub use affinity::{Pinned, allowed_cpus};
 pub use alloc::LargeBlocks;
+pub use attention::{AttentionDropout, AttentionShape};
 pub use cpu::CpuOps;
 pub use error::KernelError;
 pub use isa::Isa;
 pub use ops::{
-    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GeluKind, IGNORE, LossShape,
-    NormShape, Ops, Product, RopeShape, Sgd,
+    AdamW, Dropout, DropoutPlace, GeluKind, IGNORE, LossShape, NormShape, Ops, Product, RopeShape,
+    Sgd,
 };
 pub use profiled::{KernelTime, Profiled};
 pub use rope::{rope_frequencies, rope_table};

@@ -8,6 +8,8 @@ use trine_rng::Stream;
 
 /// Bits of a position in the element index of attention probabilities; heads take the rest.
 const POSITION_BITS: u32 = 24;
+/// Positions that have coordinates of their own in masks of attention probabilities.
+pub(crate) const POSITIONS: u64 = 1 << POSITION_BITS;
 
 /// A checked [`Dropout`].
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +36,8 @@ impl Mask {
         draw(isa, self.dropout, sample, first, self.threshold, kept, out);
     }
 
-    /// The factors of the probabilities of one (sample, global head, query) for keys from `key` on.
+    /// The factors of the probabilities of one (sample, global head, query) for keys from `key` on;
+    /// both are positions in the sequence.
     pub(crate) fn attention_row<A: Real>(
         &self,
         isa: Isa,

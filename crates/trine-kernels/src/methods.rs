@@ -65,6 +65,15 @@ macro_rules! kernel_methods {
             rope {
                 fn rope(shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done;
             }
+            attention {
+                fn attention_merge(
+                    shape: AttentionShape,
+                    o: MatMut<'_>,
+                    lse: SliceMut<'_>,
+                    part_o: MatRef<'_>,
+                    part_lse: Slice<'_>,
+                ) -> Done;
+            }
             embedding {
                 fn embedding(
                     cols: usize,

@@ -1,6 +1,8 @@
 //! `Ops`: the seam between devices.
 
-use crate::{GateUpMut, KernelError, MatMut, MatRef, Qkv, QkvMut};
+use crate::{
+    AttentionDropout, AttentionShape, GateUpMut, KernelError, MatMut, MatRef, Qkv, QkvMut,
+};
 use std::fmt;
 use trine_buffer::{Slice, SliceMut};
 
@@ -65,47 +67,6 @@ pub struct RopeShape {
     pub start: usize,
 }
 
-/// Shape of a causal attention. Query row `sample · queries + i` sits at position
-/// `keys − queries + i` of its sequence, so that `queries == keys` is training and
-/// `queries < keys` continues a sequence whose keys and values are cached.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    /// Sequences.
-    pub samples: usize,
-    /// Query rows of a sequence.
-    pub queries: usize,
-    /// Key and value rows of a sequence.
-    pub keys: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`. Head `h` reads key head `h / (heads / kv_heads)`.
-    pub kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Factor on the scores, usually `1 / √head_dim`.
-    pub scale: f64,
-}
-
-impl AttentionShape {
-    /// Floating-point operations of the two products of [`Ops::attention`], the visible pairs of
-    /// query and key alone.
-    pub fn flops(&self) -> f64 {
-        self.product_flops() * 2.0
-    }
-
-    /// The same of the four products of [`Ops::attention_backward`]: scores that are computed again
-    /// are not counted.
-    pub fn backward_flops(&self) -> f64 {
-        self.product_flops() * 4.0
-    }
-
-    fn product_flops(&self) -> f64 {
-        let (queries, keys) = (self.queries as f64, self.keys as f64);
-        let visible = queries * (keys - queries) + queries * (queries + 1.0) / 2.0;
-        2.0 * (self.samples * self.heads * self.head_dim) as f64 * visible
-    }
-}
-
 /// Where the random numbers of a dropout mask come from. The mask is a pure function of these and
 /// of global coordinates, is never stored, and is drawn again by the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,15 +80,6 @@ pub struct Dropout {
     pub step: u32,
     /// Global index of the first sample of the call.
     pub first_sample: u32,
-}
-
-/// Dropout of attention probabilities: coordinates are (sample, head, query, key).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionDropout {
-    /// Probability and stream.
-    pub dropout: Dropout,
-    /// Global index of the first query head of the call.
-    pub first_head: usize,
 }
 
 /// The place of a matrix `[samples · tokens, features]` inside the global activation: coordinates
@@ -377,15 +329,22 @@ pub trait Ops: Send + Sync + fmt::Debug {
     /// Types or dimensions that do not fit, positions beyond the table.
     fn rope(&self, shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done;
 
-    /// Causal attention: `o[tokens, heads · head_dim]`, and `lse[samples, heads, queries]` (`Acc`),
-    /// the logarithm of each row's sum of exponentials, for the backward pass. Scores exist one tile
-    /// at a time (arXiv 2205.14135).
+    /// Causal attention: `o[samples · queries, heads · head_dim]`, and `lse[samples, heads, queries]`
+    /// (`Acc`), the logarithm of each row's sum of exponentials, for the backward pass and for
+    /// [`Ops::attention_merge`]. Scores exist one tile at a time (arXiv 2205.14135). A row that sees
+    /// no key of the call has `o = 0` and `lse = −∞`.
     ///
-    /// `document_start` (`u32`, one for each query row) is the first visible key position inside the
-    /// row's own sequence; `None` means 0. A row always sees itself.
+    /// `document_start` (`u32`, one for each query row) is the first visible position of the row's own
+    /// sequence; `None` means 0. It never hides the row's own position.
+    ///
+    /// *Order.* A row takes the keys in blocks that begin at positions that are multiples of 256,
+    /// wherever the call's keys begin: the call's first block may be a shorter one. So a row has the
+    /// bits of a call over the whole sequence if the call holds every key that the row sees (in bf16,
+    /// and in f32 on AMX: if `key_start` is a multiple of 32).
     ///
     /// # Errors
-    /// Types or dimensions that do not fit.
+    /// Types or dimensions that do not fit, an impossible scale, window or cap, positions from 2³² on
+    /// (with dropout: from 2²⁴ on).
     fn attention(
         &self,
         shape: AttentionShape,
@@ -400,8 +359,14 @@ pub trait Ops: Send + Sync + fmt::Debug {
     /// gradient of a key head is the sum over its query heads in a tree that halves the range of
     /// heads, so that heads split over ranks add up the same way.
     ///
+    /// `o` and `lse` are those of the whole rows: of a call over all keys that the queries see, or
+    /// merged by [`Ops::attention_merge`]. The call may then hold a part of these keys. It gives this
+    /// part's share of the queries' gradient, and the share that these queries have in the gradient of
+    /// its keys and values. Shares add up to the whole gradient. Rows that see no key of the call have
+    /// a share of exactly 0.
+    ///
     /// # Errors
-    /// Types or dimensions that do not fit, `queries ≠ keys`.
+    /// As [`Ops::attention`], and fused gradients where `queries ≠ keys`.
     fn attention_backward(
         &self,
         shape: AttentionShape,
@@ -412,6 +377,28 @@ pub trait Ops: Send + Sync + fmt::Debug {
         qkv: Qkv<'_>,
         document_start: Option<Slice<'_>>,
         dropout: Option<AttentionDropout>,
+    ) -> Done;
+
+    /// Takes attention over more keys into a result: `(o, lse)` and `(part_o, part_lse)`, of the same
+    /// queries over two disjoint sets of keys, become in place of the first what [`Ops::attention`]
+    /// gives over both, up to rounding. `part_o` holds `T`, `o` holds `T` or `Acc`: of many parts, the
+    /// latter is rounded once. Of `shape` only the samples, the queries, the heads and their size
+    /// matter.
+    ///
+    /// With `m = max(lse, part_lse)`, `w = e^(lse − m)` and `v = e^(part_lse − m)`: `o` becomes
+    /// `(o · w + part_o · v) / (w + v)`, `lse` becomes `m + ln(w + v)`. Two results of one type may
+    /// change places without changing a bit; the order of three may not. A row with `lse = −∞` counts
+    /// for nothing, and the other side comes out as it is: `o = 0` with `lse = −∞` is where to begin.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn attention_merge(
+        &self,
+        shape: AttentionShape,
+        o: MatMut<'_>,
+        lse: SliceMut<'_>,
+        part_o: MatRef<'_>,
+        part_lse: Slice<'_>,
     ) -> Done;
 
     /// `y[r] = table[ids[r] − first_row]`, zeros for ids outside the table's rows: the partial

@@ -124,7 +124,8 @@ impl<'a> Builder<'a> {
             first_head: q.ranges[0].start / head_dim,
         };
         let dropout = Dropout::new(self.model.dropout, self.seed, name, shape.q_cols());
-        let core = AttentionCore { shape, rope: self.rope.clone(), dropout };
+        let rope = self.rope.clone();
+        let core = AttentionCore { shape, rope, dropout, window: None, softcap: None };
         Ok(ShardedAttention::new(core, &self.group, k.replicas, label)?.at_layer(index))
     }
 

@@ -36,8 +36,8 @@ impl AttentionShape {
     }
 }
 
-/// Causal softmax attention with grouped KV heads, optional rotary positions and dropout:
-/// `[tokens, q | k | v]` to `[tokens, q]`. Keeps the row-wise log-sum, never the scores
+/// Causal softmax attention with grouped KV heads, optional rotary positions, dropout, window and
+/// bound of the scores: `[tokens, q | k | v]` to `[tokens, q]`. Keeps the row-wise log-sum, never the scores
 /// (Dao et al., 2205.14135).
 #[derive(Debug, Clone)]
 pub struct AttentionCore {
@@ -48,6 +48,10 @@ pub struct AttentionCore {
     pub rope: Option<Act>,
     /// Dropout on probabilities.
     pub dropout: Dropout,
+    /// How many tokens each one attends to: itself and those directly before. `None` means all.
+    pub window: Option<usize>,
+    /// The bound of the scores, `softcap · tanh(score / softcap)` (Gemma 2); `None` leaves them.
+    pub softcap: Option<f64>,
 }
 
 impl AttentionCore {
@@ -56,10 +60,14 @@ impl AttentionCore {
             samples: ctx.rows.samples.len(),
             queries: ctx.rows.seq,
             keys,
+            query_start: ctx.first_position(),
+            key_start: 0,
+            window: self.window,
             heads: self.shape.heads,
             kv_heads: self.shape.kv_heads,
             head_dim: self.shape.head_dim,
             scale: 1.0 / (self.shape.head_dim as f64).sqrt(),
+            softcap: self.softcap,
         }
     }
 

@@ -4,6 +4,7 @@
 //! kept transposed, `[head_dim, KEYS]`: probabilities and scores' gradient are then right factors as
 //! they are.
 
+use super::softcap::{Cap, multiply_seen, soft_cap_slopes};
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, with_num};
 use crate::gemm::{
@@ -36,19 +37,23 @@ enum Part {
 
 impl<'a, T: Num> Gradients<'a, T> {
     fn new(op: &'static str, shape: AttentionShape, d: QkvMut<'a>) -> Result<Self, KernelError> {
-        let rows = shape.samples * shape.keys;
+        let AttentionShape { samples, queries, keys, .. } = shape;
+        let (q_rows, kv_rows) = (samples * queries, samples * keys);
         let (q_cols, kv_cols) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         match d {
             QkvMut::Fused(all) => {
+                dims(op, queries == keys, || {
+                    format!("fused gradients of {queries} queries and {keys} keys")
+                })?;
                 check_sections(op, all.cols, &[q_cols, kv_cols, kv_cols])?;
-                same_shape(op, "d", (all.rows, all.cols), (rows, q_cols + 2 * kv_cols))?;
+                same_shape(op, "d", (all.rows, all.cols), (q_rows, q_cols + 2 * kv_cols))?;
                 let all = MatSplit::new(op, "d", all)?;
                 Ok(Self::Fused { all, k: q_cols, v: q_cols + kv_cols })
             }
             QkvMut::Separate { q, k, v } => {
-                same_shape(op, "d.q", (q.rows, q.cols), (rows, q_cols))?;
-                same_shape(op, "d.k", (k.rows, k.cols), (rows, kv_cols))?;
-                same_shape(op, "d.v", (v.rows, v.cols), (rows, kv_cols))?;
+                same_shape(op, "d.q", (q.rows, q.cols), (q_rows, q_cols))?;
+                same_shape(op, "d.k", (k.rows, k.cols), (kv_rows, kv_cols))?;
+                same_shape(op, "d.v", (v.rows, v.cols), (kv_rows, kv_cols))?;
                 let q = MatSplit::new(op, "d.q", q)?;
                 let k = MatSplit::new(op, "d.k", k)?;
                 Ok(Self::Separate { q, k, v: MatSplit::new(op, "d.v", v)? })
@@ -156,6 +161,8 @@ struct Tiles<'a, T: Num> {
     rounded: &'a mut [T],
     packed: &'a mut [u8],
     factors: &'a mut [T::Acc],
+    /// Derivatives of bounded scores.
+    slopes: &'a mut [T::Acc],
     /// Σ dO · O for each query of the head.
     delta: &'a mut [T::Acc],
     /// Unfinished gradient of the head's queries, in blocks of `dq_block`.
@@ -166,14 +173,9 @@ struct Tiles<'a, T: Num> {
 }
 
 impl<'a, T: GemmElement> Tiles<'a, T> {
-    fn new(
-        scratch: &'a mut Scratch<'_>,
-        products: &Products<T>,
-        seq: usize,
-        head_dim: usize,
-        dropout: bool,
-    ) -> Self {
-        let blocks = seq.div_ceil(QUERIES);
+    fn new(scratch: &'a mut Scratch<'_>, products: &Products<T>, problem: &Problem<'_, T>) -> Self {
+        let AttentionShape { queries, head_dim, softcap, .. } = problem.shape;
+        let blocks = queries.div_ceil(QUERIES);
         let along = products.packed_bytes(Side::A, QUERIES, head_dim);
         let turned = products.packed_bytes(Side::A, head_dim, QUERIES);
         let key_rows = products.packed_bytes(Side::B, KEYS, head_dim);
@@ -194,14 +196,15 @@ impl<'a, T: GemmElement> Tiles<'a, T> {
             acc(tile),
             tile * size_of::<T>(),
             packed,
-            if dropout { acc(tile) } else { 0 },
-            acc(seq),
+            if problem.mask.is_some() { acc(tile) } else { 0 },
+            if softcap.is_some() { acc(tile) } else { 0 },
+            acc(queries),
             acc(blocks * dq_block),
             acc(KEYS * head_dim.next_multiple_of(TRANSPOSED)),
         ];
         let cast = bytemuck::cast_slice_mut::<u8, T::Acc>;
         let [q, q_turned, d_o, d_o_turned, k, k_turned, v, rest @ ..] = cut(scratch, bytes);
-        let [p, dp, rounded, packed, factors, delta, dq, rows] = rest;
+        let [p, dp, rounded, packed, factors, slopes, delta, dq, rows] = rest;
         Self {
             q: Blocks::new(q, along),
             q_turned: Blocks::new(q_turned, turned),
@@ -215,6 +218,7 @@ impl<'a, T: GemmElement> Tiles<'a, T> {
             rounded: bytemuck::cast_slice_mut(rounded),
             packed,
             factors: cast(factors),
+            slopes: cast(slopes),
             delta: cast(delta),
             dq: cast(dq),
             dq_block,
@@ -224,14 +228,15 @@ impl<'a, T: GemmElement> Tiles<'a, T> {
 }
 
 /// The place of a tile.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Place {
     sample: usize,
     head: usize,
-    query: usize,
-    rows: usize,
-    key: usize,
-    keys: usize,
+    queries: Range<usize>,
+    /// Of a block of keys those up to the last one that is seen.
+    keys: Range<usize>,
+    /// All keys of the block.
+    block: usize,
 }
 
 struct Backward<'a, T: Num> {
@@ -247,30 +252,32 @@ struct Work<'a, T> {
     cpu: &'a CpuOps,
     products: Products<T>,
     sample: usize,
+    /// Elements of dK, and of dV, of a block of keys.
+    part: usize,
 }
 
 impl<T: GemmElement> Backward<'_, T> {
     /// All gradients of one key head of one sample.
     fn kv_head(&self, cpu: &CpuOps, sample: usize, kv_head: usize) {
         let AttentionShape { keys: seq, heads, kv_heads, head_dim, .. } = self.problem.shape;
-        let work = Work { cpu, products: Products::<T>::new(cpu.isa), sample };
+        let products = Products::<T>::new(cpu.isa);
+        let part = products.rows(head_dim).next_multiple_of(TRANSPOSED) * KEYS;
+        let work = Work { cpu, products, sample, part };
         let (mut memory, mut sums) = (cpu.scratch.take(), cpu.scratch.take_beside(1));
-        let dropout = self.problem.mask.is_some();
-        let mut tiles = Tiles::new(&mut memory, &work.products, seq, head_dim, dropout);
+        let mut tiles = Tiles::new(&mut memory, &work.products, &self.problem);
+        let blocks = self.problem.blocks(&(0..seq));
         // dK and dV of a block of keys, one behind the other.
-        let part = work.products.rows(head_dim).next_multiple_of(TRANSPOSED) * KEYS;
-        let sums = sums.slice::<T::Acc>(seq.div_ceil(KEYS) * 2 * part);
+        let sums = sums.slice::<T::Acc>(blocks.len() * 2 * part);
         let group = heads / kv_heads;
         self.tree(&work, &mut tiles, kv_head * group..(kv_head + 1) * group, sums, 2);
         let width = head_dim.next_multiple_of(TRANSPOSED);
-        for (block, sums) in sums.chunks_exact(2 * part).enumerate() {
-            let key = block * KEYS;
+        for (block, sums) in blocks.zip(sums.chunks_exact(2 * part)) {
+            let keys = self.problem.block(block, seq);
             for (part, sums) in [Part::Key, Part::Value].into_iter().zip(sums.chunks_exact(part)) {
                 work.products.transpose(sums, KEYS, head_dim, KEYS, tiles.rows, width);
-                let target = self.d.target(part, sample * seq + key, kv_head * head_dim);
-                let rows = KEYS.min(seq - key);
+                let target = self.d.target(part, sample * seq + keys.start, kv_head * head_dim);
                 // SAFETY: each (row, key head) lies inside its matrix and is written by one thread.
-                unsafe { work.products.round(rows, head_dim, tiles.rows, width, target) };
+                unsafe { work.products.round(keys.len(), head_dim, tiles.rows, width, target) };
             }
         }
     }
@@ -298,24 +305,24 @@ impl<T: GemmElement> Backward<'_, T> {
 
     /// The gradients of one query head: dQ to its place, dK and dV into `sums`.
     fn head(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, head: usize, sums: &mut [T::Acc]) {
-        let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
+        let AttentionShape { queries: seq, keys, head_dim, .. } = self.problem.shape;
         let (products, sample) = (&work.products, work.sample);
         self.pack_queries(work, tiles, head);
         tiles.dq.fill(T::Acc::ZERO);
         sums.fill(T::Acc::ZERO);
-        let blocks = seq.div_ceil(KEYS);
-        for (block, sums) in sums.chunks_exact_mut(sums.len() / blocks).enumerate() {
-            let key = block * KEYS;
-            let (dk, dv) = sums.split_at_mut(sums.len() / 2);
-            self.pack_keys(work, tiles, head, key);
-            for query in (key / QUERIES * QUERIES..seq).step_by(QUERIES) {
-                let rows = QUERIES.min(seq - query);
-                let visible = self.problem.key_range(sample, query..query + rows);
-                if visible.start >= key + KEYS {
+        let blocks = self.problem.blocks(&(0..keys));
+        for (block, sums) in blocks.zip(sums.chunks_exact_mut(2 * work.part)) {
+            let block = self.problem.block(block, keys);
+            let (dk, dv) = sums.split_at_mut(work.part);
+            self.pack_keys(work, tiles, head, block.clone());
+            for query in self.query_range(&block).step_by(QUERIES) {
+                let queries = query..seq.min(query + QUERIES);
+                let visible = self.problem.key_range(sample, queries.clone());
+                if visible.start >= block.end {
                     continue;
                 }
-                let keys = KEYS.min(visible.end - key);
-                let place = Place { sample, head, query, rows, key, keys };
+                let keys = block.start..block.end.min(visible.end);
+                let place = Place { sample, head, queries, keys, block: block.len() };
                 self.tile(work, tiles, place, [&mut *dk, &mut *dv]);
             }
         }
@@ -329,9 +336,20 @@ impl<T: GemmElement> Backward<'_, T> {
         }
     }
 
+    /// The queries that may see some of `keys`, from the beginning of a tile. None of them lies in a
+    /// tile whose last query is in front of the keys.
+    fn query_range(&self, keys: &Range<usize>) -> Range<usize> {
+        let AttentionShape { queries, query_start, key_start, .. } = self.problem.shape;
+        let to_query = |position: usize| position.saturating_sub(query_start).min(queries);
+        let first = to_query(key_start + keys.start);
+        let last_key = key_start + keys.end - 1;
+        let end = to_query(last_key.saturating_add(self.problem.window));
+        if first < end { first / QUERIES * QUERIES..end } else { end..end }
+    }
+
     /// The packed blocks of a head's queries, and Σ dO · O.
     fn pack_queries(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, head: usize) {
-        let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
+        let AttentionShape { queries: seq, head_dim, .. } = self.problem.shape;
         let (products, sample) = (&work.products, work.sample);
         for (block, query) in (0..seq).step_by(QUERIES).enumerate() {
             let rows = QUERIES.min(seq - query);
@@ -352,18 +370,22 @@ impl<T: GemmElement> Backward<'_, T> {
         }
     }
 
-    /// The packed keys and values from `key` on.
-    fn pack_keys(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, head: usize, key: usize) {
-        let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
-        let products = &work.products;
-        let (problem, keys) = (&self.problem, KEYS.min(seq - key));
-        let kv_head = problem.kv_head(head);
-        let k = problem.k_at(work.sample, key, kv_head);
-        let v = problem.v_at(work.sample, key, kv_head);
+    /// A packed block of keys and values.
+    fn pack_keys(
+        &self,
+        work: &Work<'_, T>,
+        tiles: &mut Tiles<'_, T>,
+        head: usize,
+        keys: Range<usize>,
+    ) {
+        let (products, problem, n) = (&work.products, &self.problem, keys.len());
+        let (kv_head, head_dim) = (problem.kv_head(head), problem.shape.head_dim);
+        let k = problem.k_at(work.sample, keys.start, kv_head);
+        let v = problem.v_at(work.sample, keys.start, kv_head);
         let (k_stride, v_stride) = (problem.k.stride, problem.v.stride);
-        products.pack(Side::B, Operand::along_k(k, k_stride), keys, head_dim, tiles.k);
-        products.pack(Side::B, Operand::across_k(k, k_stride), head_dim, keys, tiles.k_turned);
-        products.pack(Side::B, Operand::along_k(v, v_stride), keys, head_dim, tiles.v);
+        products.pack(Side::B, Operand::along_k(k, k_stride), n, head_dim, tiles.k);
+        products.pack(Side::B, Operand::across_k(k, k_stride), head_dim, n, tiles.k_turned);
+        products.pack(Side::B, Operand::along_k(v, v_stride), n, head_dim, tiles.v);
     }
 
     /// Adds a tile's part to dQ, and to dK and dV of its block of keys.
@@ -374,18 +396,16 @@ impl<T: GemmElement> Backward<'_, T> {
         place: Place,
         [dk, dv]: [&mut [T::Acc]; 2],
     ) {
-        let Place { query, rows, key, keys, .. } = place;
-        let AttentionShape { keys: seq, head_dim, .. } = self.problem.shape;
-        let products = &work.products;
-        let block = query / QUERIES;
-        let whole = KEYS.min(seq - key);
+        let (rows, keys) = (place.queries.len(), place.keys.len());
+        let (products, head_dim) = (&work.products, self.problem.shape.head_dim);
+        let block = place.queries.start / QUERIES;
 
         let scores = Dims { m: rows, n: keys, k: head_dim };
         let (q, k) = (tiles.q.get(block, head_dim), Factor::panels(tiles.k, head_dim));
         products.multiply(scores, q, k, tiles.p, KEYS, false);
         let (d_o, v) = (tiles.d_o.get(block, head_dim), Factor::panels(tiles.v, head_dim));
         products.multiply(scores, d_o, v, tiles.dp, KEYS, false);
-        self.elements(work, tiles, place);
+        self.elements(work, tiles, &place);
 
         let by_key = Dims { m: head_dim, n: keys, k: rows };
         let p = products.rounded(&tiles.p[..rows * KEYS], tiles.rounded);
@@ -397,27 +417,36 @@ impl<T: GemmElement> Backward<'_, T> {
         let left = products.pack(Side::A, Operand::along_k(ds, KEYS), rows, keys, tiles.packed);
         let by_query = Dims { m: rows, n: head_dim, k: keys };
         let dq = &mut tiles.dq[block * tiles.dq_block..][..tiles.dq_block];
-        let k = Factor::panels(tiles.k_turned, whole);
+        let k = Factor::panels(tiles.k_turned, place.block);
         products.multiply(by_query, left, k, dq, products.cols(head_dim), true);
     }
 
     /// From scores and dP to P (with dropout) and dS.
-    fn elements(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, place: Place) {
-        let Place { sample, head, query, rows, key, keys } = place;
-        let problem = &self.problem;
+    fn elements(&self, work: &Work<'_, T>, tiles: &mut Tiles<'_, T>, place: &Place) {
+        let Place { sample, head, ref queries, ref keys, .. } = *place;
+        let (problem, isa) = (&self.problem, work.cpu.isa);
         let seen: [Range<usize>; QUERIES] = std::array::from_fn(|i| {
-            if i < rows { inside(&problem.visible(sample, query + i), key, keys) } else { 0..0 }
+            let query = queries.start + i;
+            if query < queries.end { inside(&problem.visible(sample, query), keys) } else { 0..0 }
         });
+        let seen = &seen[..queries.len()];
         let factors = problem.mask.as_ref().map(|mask| {
-            let queries = query..query + rows;
-            problem.factors(work.cpu.isa, mask, (sample, head), queries, key, tiles.factors);
+            let (own, key) = (&mut *tiles.factors, keys.start);
+            problem.factors(isa, mask, (sample, head), queries.clone(), key, own);
             &*tiles.factors
         });
-        let lse = &self.lse[problem.stat(sample, head, query)..][..rows];
-        let delta = &tiles.delta[query..query + rows];
-        let scale = T::Acc::from_f64(problem.shape.scale);
-        let seen = &seen[..rows];
-        gradients(work.cpu.isa, tiles.p, tiles.dp, factors, seen, lse, delta, scale);
+        let AttentionShape { mut scale, softcap, .. } = problem.shape;
+        if let Some(cap) = softcap {
+            soft_cap_slopes(isa, tiles.p, tiles.slopes, KEYS, seen, Cap::new(scale, cap));
+            scale = 1.0;
+        }
+        let lse = &self.lse[problem.stat(sample, head, queries.start)..][..queries.len()];
+        let delta = &tiles.delta[queries.clone()];
+        let scale = T::Acc::from_f64(scale);
+        gradients(isa, tiles.p, tiles.dp, factors, seen, lse, delta, scale);
+        if softcap.is_some() {
+            multiply_seen(isa, tiles.dp, tiles.slopes, KEYS, seen);
+        }
     }
 }
 
@@ -434,10 +463,7 @@ pub(crate) fn attention_backward(
 ) -> Result<(), KernelError> {
     const OP: &str = "attention_backward";
     with_num!(OP, "q", qkv.q.data.dtype(), T => {
-        let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, .. } = shape;
-        dims(OP, queries == keys, || {
-            format!("{queries} queries against {keys} keys: only whole sequences have gradients")
-        })?;
+        let AttentionShape { samples, queries, heads, kv_heads, head_dim, .. } = shape;
         let problem = Problem::<T>::new(OP, shape, qkv, document_start, dropout)?;
         let (d_o, o) = (Mat::<T>::new(OP, "d_o", d_o)?, Mat::<T>::new(OP, "o", o)?);
         same_shape(OP, "d_o", d_o.shape(), (samples * queries, heads * head_dim))?;
@@ -446,7 +472,7 @@ pub(crate) fn attention_backward(
         length(OP, "lse", lse.len(), samples * heads * queries, shape)?;
         let d = Gradients::new(OP, shape, d)?;
         let backward = Backward { problem, d, d_o, o, lse };
-        if queries * head_dim == 0 {
+        if head_dim == 0 {
             return Ok(());
         }
         cpu.team.run(samples * kv_heads, |unit| {

@@ -3,6 +3,7 @@
 //! Scores and output are kept transposed, a query in each column: the maximum and the sum of a query
 //! are then sums of vectors.
 
+use super::softcap::{Cap, soft_cap};
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{MatSplit, length, same_shape, typed_mut, with_num};
 use crate::cpu::PARTS_PER_THREAD;
@@ -136,10 +137,11 @@ impl<'a, T: GemmElement> Tiles<'a, T> {
         scratch: &'a mut Scratch<'_>,
         products: &Products<T>,
         head_dim: usize,
-        keys: usize,
+        blocks: usize,
+        keys: &Range<usize>,
         dropout: bool,
     ) -> Self {
-        let (block, blocks) = (keys.min(KEYS), keys.div_ceil(KEYS));
+        let block = keys.len().min(KEYS);
         let k = products.packed_bytes(Side::A, block, head_dim);
         let v = products.packed_bytes(Side::A, head_dim, block);
         let acc = |len: usize| len * size_of::<T::Acc>();
@@ -197,14 +199,15 @@ impl<T: GemmElement> Forward<'_, T> {
         let keys = problem.key_range(sample, queries.clone());
         let mut memory = cpu.scratch.take();
         let dropout = problem.mask.is_some();
-        let mut tiles = Tiles::new(&mut memory, &products, head_dim, keys.len(), dropout);
+        let blocks = problem.blocks(&keys);
+        let mut tiles = Tiles::new(&mut memory, &products, head_dim, blocks.len(), &keys, dropout);
         let kv_head = problem.kv_head(heads.start);
-        for (block, key) in keys.clone().step_by(KEYS).enumerate() {
-            let count = KEYS.min(keys.end - key);
-            let k = Operand::along_k(problem.k_at(sample, key, kv_head), problem.k.stride);
-            products.pack(Side::A, k, count, head_dim, tiles.k.room(block));
-            let v = Operand::across_k(problem.v_at(sample, key, kv_head), problem.v.stride);
-            products.pack(Side::A, v, head_dim, count, tiles.v.room(block));
+        for (place, block) in blocks.enumerate() {
+            let Range { start, end } = problem.block(block, keys.end);
+            let k = Operand::along_k(problem.k_at(sample, start, kv_head), problem.k.stride);
+            products.pack(Side::A, k, end - start, head_dim, tiles.k.room(place));
+            let v = Operand::across_k(problem.v_at(sample, start, kv_head), problem.v.stride);
+            products.pack(Side::A, v, head_dim, end - start, tiles.v.room(place));
         }
         for head in heads {
             for query in queries.clone().step_by(QUERIES) {
@@ -232,22 +235,26 @@ impl<T: GemmElement> Forward<'_, T> {
         tiles.max.fill(T::Acc::LOWEST);
         tiles.sum.fill(T::Acc::ZERO);
         let visible = problem.key_range(sample, queries.clone());
-        for key in visible.clone().step_by(KEYS) {
-            let keys = KEYS.min(visible.end - key);
-            let block = (key - packed.start) / KEYS;
-            let dims = Dims { m: keys, n, k: head_dim };
+        let (blocks, packed_blocks) = (problem.blocks(&visible), problem.blocks(&packed));
+        if blocks.is_empty() {
+            tiles.o[..head_dim * QUERIES].fill(T::Acc::ZERO);
+        }
+        for block in blocks.clone() {
+            let keys = problem.block(block, visible.end);
+            let place = block - packed_blocks.start;
+            let dims = Dims { m: keys.len(), n, k: head_dim };
             let q = Factor::panels(tiles.q, head_dim);
-            products.multiply(dims, tiles.k.get(block, head_dim), q, tiles.scores, QUERIES, false);
-            self.softmax(cpu, products, tiles, (sample, head), queries.clone(), key, keys);
-            let first = key == visible.start;
+            products.multiply(dims, tiles.k.get(place, head_dim), q, tiles.scores, QUERIES, false);
+            self.softmax(cpu, products, tiles, (sample, head), queries.clone(), keys.clone());
+            let first = block == blocks.start;
             if !first {
                 let o = &mut tiles.o[..head_dim * QUERIES];
                 scale_columns(cpu.isa, o, tiles.shrink);
             }
-            let p = products.rounded(&tiles.scores[..keys * QUERIES], tiles.p);
-            let p = products.right(p, QUERIES, n, keys, tiles.packed_p);
-            let v = tiles.v.get(block, KEYS.min(packed.end - key));
-            let dims = Dims { m: head_dim, n, k: keys };
+            let p = products.rounded(&tiles.scores[..keys.len() * QUERIES], tiles.p);
+            let p = products.right(p, QUERIES, n, keys.len(), tiles.packed_p);
+            let v = tiles.v.get(place, problem.block(block, packed.end).len());
+            let dims = Dims { m: head_dim, n, k: keys.len() };
             products.multiply(dims, v, p, tiles.o, QUERIES, !first);
         }
         self.finish(cpu, products, tiles, (sample, head), queries);
@@ -261,25 +268,29 @@ impl<T: GemmElement> Forward<'_, T> {
         tiles: &mut Tiles<'_, T>,
         (sample, head): (usize, usize),
         queries: Range<usize>,
-        key: usize,
-        keys: usize,
+        keys: Range<usize>,
     ) {
         // Columns behind the last query are computed like the others: they hold zeros.
         let mut seen = Seen {
             from: [[0; LANES]; QUERIES / LANES],
-            len: [[keys as u32; LANES]; QUERIES / LANES],
+            len: [[keys.len() as u32; LANES]; QUERIES / LANES],
         };
-        for (i, query) in queries.clone().enumerate() {
-            let range = inside(&self.problem.visible(sample, query), key, keys);
-            seen.from[i / LANES][i % LANES] = range.start as u32;
-            seen.len[i / LANES][i % LANES] = range.len() as u32;
+        let (from, len) = (seen.from.as_flattened_mut(), seen.len.as_flattened_mut());
+        for (query, (from, len)) in queries.clone().zip(from.iter_mut().zip(len)) {
+            let range = inside(&self.problem.visible(sample, query), &keys);
+            (*from, *len) = (range.start as u32, range.len() as u32);
         }
-        let scale = T::Acc::from_f64(self.problem.shape.scale * std::f64::consts::LOG2_E);
-        let scores = &mut tiles.scores[..keys * QUERIES];
+        let AttentionShape { mut scale, softcap, .. } = self.problem.shape;
+        let scores = &mut tiles.scores[..keys.len() * QUERIES];
+        if let Some(cap) = softcap {
+            soft_cap(cpu.isa, scores, Cap::new(scale, cap));
+            scale = 1.0;
+        }
+        let scale = T::Acc::from_f64(scale * std::f64::consts::LOG2_E);
         online(cpu.isa, scores, &seen, scale, tiles.max, tiles.sum, tiles.shrink);
         if let Some(mask) = &self.problem.mask {
             let [own, turned] = &mut tiles.factors;
-            self.problem.factors(cpu.isa, mask, (sample, head), queries, key, own);
+            self.problem.factors(cpu.isa, mask, (sample, head), queries, keys.start, own);
             products.transpose(own, KEYS, QUERIES, KEYS, turned, QUERIES);
             multiply(cpu.isa, scores, turned);
         }
@@ -302,7 +313,8 @@ impl<T: GemmElement> Forward<'_, T> {
             *lse = tiles.max[i].fma(ln_2, tiles.sum[i].ln());
         }
         for (shrink, sum) in tiles.shrink.iter_mut().zip(&*tiles.sum) {
-            *shrink = T::Acc::ONE / *sum;
+            // A query that saw no key has the sum 0, and an output of zeros that stays.
+            *shrink = if *sum == T::Acc::ZERO { T::Acc::ONE } else { T::Acc::ONE / *sum };
         }
         scale_columns(cpu.isa, &mut tiles.o[..head_dim * QUERIES], tiles.shrink);
         let width = head_dim.next_multiple_of(TRANSPOSED);
@@ -319,13 +331,12 @@ impl<T: GemmElement> Forward<'_, T> {
 
 /// Bounds of `parts` ranges of queries that stand for about the same number of scores.
 fn bounds(shape: AttentionShape, parts: usize) -> impl Fn(usize) -> usize {
-    let before = (shape.keys - shape.queries) as f64;
-    let queries = shape.queries as f64;
-    let scores = queries * (before + queries / 2.0);
+    let blocks = shape.queries.div_ceil(QUERIES);
+    let scores = shape.pairs(shape.queries);
     move |part| {
         let wanted = scores * part as f64 / parts as f64;
-        let query = (before * before + 2.0 * wanted).sqrt() - before;
-        ((query as usize).next_multiple_of(QUERIES)).min(shape.queries)
+        let reached = |block: &usize| shape.pairs(block * QUERIES) >= wanted;
+        (0..blocks).find(reached).map_or(shape.queries, |block| block * QUERIES)
     }
 }
 

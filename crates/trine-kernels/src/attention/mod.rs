@@ -1,39 +1,33 @@
 //! Causal attention in tiles (arXiv 2205.14135): scores exist for one block of queries and one block
 //! of keys at a time.
 //!
-//! Blocks of keys begin at multiples of [`KEYS`], so the order of a row's sums depends on the row's
-//! position only, not on which rows a call covers or which thread computes them. Keys that a row
-//! does not see enter as exact zeros, which change no sum. As on GPUs, probabilities are rounded to
-//! the compute type before they meet the values, their sum is not.
+//! Blocks of keys begin at positions that are multiples of [`KEYS`], so the order of a row's sums
+//! depends on the row's position only, not on which rows or which other keys a call holds or which
+//! thread computes them. Keys that a row does not see enter as exact zeros, which change no sum. As on
+//! GPUs, probabilities are rounded to the compute type before they meet the values, their sum is not.
 
 mod backward;
 mod forward;
+mod merge;
+mod shape;
+mod softcap;
 
 pub(crate) use backward::attention_backward;
 pub(crate) use forward::attention;
+pub(crate) use merge::attention_merge;
+pub use shape::{AttentionDropout, AttentionShape};
 
 use crate::check::{Mat, dims, length, typed};
 use crate::gemm::Factor;
-use crate::mask::Mask;
+use crate::mask::{Mask, POSITIONS};
 use crate::num::Num;
 use crate::scratch::Scratch;
-use crate::{AttentionDropout, AttentionShape, Isa, KernelError, Qkv};
-use std::fmt;
+use crate::{Isa, KernelError, Qkv};
 use std::ops::Range;
 use trine_buffer::Slice;
 
-/// Keys of a tile.
+/// Keys of a block.
 const KEYS: usize = 256;
-
-impl fmt::Display for AttentionShape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} samples of {} queries and {} keys, {} heads and {} key heads of {}",
-            self.samples, self.queries, self.keys, self.heads, self.kv_heads, self.head_dim
-        )
-    }
-}
 
 /// The checked inputs of an attention.
 struct Problem<'a, T: Num> {
@@ -44,6 +38,8 @@ struct Problem<'a, T: Num> {
     document_start: Option<&'a [u32]>,
     mask: Option<Mask>,
     first_head: usize,
+    /// Positions that a query sees, more than there are where there is no window.
+    window: usize,
 }
 
 impl<'a, T: Num> Problem<'a, T> {
@@ -54,12 +50,8 @@ impl<'a, T: Num> Problem<'a, T> {
         document_start: Option<Slice<'a>>,
         dropout: Option<AttentionDropout>,
     ) -> Result<Self, KernelError> {
-        let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, scale } = shape;
-        dims(op, kv_heads > 0 && heads.is_multiple_of(kv_heads), || {
-            format!("{heads} query heads do not share {kv_heads} key heads evenly")
-        })?;
-        dims(op, queries <= keys, || format!("{queries} queries but only {keys} keys"))?;
-        dims(op, scale > 0.0 && scale.is_finite(), || format!("a scale of {scale}"))?;
+        check_shape(op, shape, dropout.is_some())?;
+        let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, .. } = shape;
         let (rows, kv_cols) = (samples * keys, kv_heads * head_dim);
         let q = Mat::<T>::new(op, "q", qkv.q)?;
         let k = Mat::<T>::new(op, "k", qkv.k)?;
@@ -75,23 +67,47 @@ impl<'a, T: Num> Problem<'a, T> {
         }
         let first_head = dropout.map_or(0, |d| d.first_head);
         let mask = dropout.map(|d| Mask::new(op, d.dropout)).transpose()?;
-        Ok(Self { shape, q, k, v, document_start, mask, first_head })
+        let window = shape.window.unwrap_or(usize::MAX);
+        Ok(Self { shape, q, k, v, document_start, mask, first_head, window })
     }
 
-    /// The keys that a query row sees: from the start of its document to itself.
+    /// The keys that a query row sees: from the start of its document or window to itself, as far as
+    /// the call has them.
     fn visible(&self, sample: usize, query: usize) -> Range<usize> {
-        let own = self.shape.keys - self.shape.queries + query;
-        let start = self
+        let AttentionShape { queries, keys, query_start, key_start, .. } = self.shape;
+        let own = query_start + query;
+        let document = self
             .document_start
-            .map_or(0, |starts| (starts[sample * self.shape.queries + query] as usize).min(own));
-        start..own + 1
+            .map_or(0, |starts| (starts[sample * queries + query] as usize).min(own));
+        let first = document.max((own + 1).saturating_sub(self.window));
+        let end = (own + 1).saturating_sub(key_start).min(keys);
+        first.saturating_sub(key_start).min(end)..end
     }
 
     /// The keys that some row of `queries` sees, from the beginning of a block.
     fn key_range(&self, sample: usize, queries: Range<usize>) -> Range<usize> {
         let end = self.visible(sample, queries.end - 1).end;
-        let first = queries.map(|query| self.visible(sample, query).start).min().unwrap_or(0);
-        first / KEYS * KEYS..end
+        let first = match self.document_start {
+            Some(_) => queries.map(|query| self.visible(sample, query).start).min().unwrap_or(end),
+            // A later query sees from the same key on, or from a later one.
+            None => self.visible(sample, queries.start).start,
+        };
+        let block = self.blocks(&(first..end)).start;
+        if first == end { end..end } else { self.block(block, end).start..end }
+    }
+
+    /// The blocks in which `keys` lie, counted from that of the call's first key.
+    fn blocks(&self, keys: &Range<usize>) -> Range<usize> {
+        let before = self.shape.key_start % KEYS;
+        let first = (before + keys.start) / KEYS;
+        if keys.is_empty() { first..first } else { first..(before + keys.end).div_ceil(KEYS) }
+    }
+
+    /// The keys of a block, as far as they lie before `end`.
+    fn block(&self, block: usize, end: usize) -> Range<usize> {
+        let before = self.shape.key_start % KEYS;
+        let start = (block * KEYS).saturating_sub(before);
+        start..((block + 1) * KEYS - before).min(end)
     }
 
     fn kv_head(&self, head: usize) -> usize {
@@ -130,18 +146,43 @@ impl<'a, T: Num> Problem<'a, T> {
         key: usize,
         out: &mut [T::Acc],
     ) {
-        let first = self.shape.keys - self.shape.queries;
+        let AttentionShape { query_start, key_start, .. } = self.shape;
+        let (head, key) = (self.first_head + head, key_start + key);
         for (query, out) in queries.zip(out.chunks_exact_mut(KEYS)) {
-            mask.attention_row(isa, sample, self.first_head + head, first + query, key, out);
+            mask.attention_row(isa, sample, head, query_start + query, key, out);
         }
     }
 }
 
+/// What no shape may have.
+fn check_shape(op: &'static str, shape: AttentionShape, dropout: bool) -> Result<(), KernelError> {
+    let AttentionShape { heads, kv_heads, scale, softcap, .. } = shape;
+    dims(op, kv_heads > 0 && heads.is_multiple_of(kv_heads), || {
+        format!("{heads} query heads do not share {kv_heads} key heads evenly")
+    })?;
+    dims(op, scale > 0.0 && scale.is_finite(), || format!("a scale of {scale}"))?;
+    dims(op, softcap.is_none_or(|cap| cap > 0.0 && cap.is_finite()), || {
+        format!("scores capped at {}, it must be a positive number", softcap.unwrap_or_default())
+    })?;
+    dims(op, shape.window != Some(0), || {
+        "a window of 0 positions, a query sees at least its own (1)".to_owned()
+    })?;
+    let limit = if dropout { POSITIONS } else { 1 << 32 };
+    let rows = [("query", shape.query_start, shape.queries), ("key", shape.key_start, shape.keys)];
+    for (row, start, count) in rows {
+        let end = (start as u64).saturating_add(count as u64);
+        dims(op, end <= limit, || {
+            let with = if dropout { "with dropout " } else { "" };
+            format!("a {row} at position {}; {with}the last possible one is {}", end - 1, limit - 1)
+        })?;
+    }
+    Ok(())
+}
+
 /// The part of `visible` inside a block of keys, relative to the block.
-fn inside(visible: &Range<usize>, block: usize, keys: usize) -> Range<usize> {
-    let start = visible.start.clamp(block, block + keys) - block;
-    let end = visible.end.clamp(block, block + keys) - block;
-    start..end.max(start)
+fn inside(visible: &Range<usize>, block: &Range<usize>) -> Range<usize> {
+    let within = |key: usize| key.saturating_sub(block.start).min(block.len());
+    within(visible.start)..within(visible.end)
 }
 
 /// Cuts a piece of memory, each part beginning on its own cache line.

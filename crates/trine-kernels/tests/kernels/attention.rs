@@ -10,7 +10,19 @@ use trine_kernels::{
 
 fn shape(samples: usize, seq: usize, heads: usize, kv_heads: usize, dim: usize) -> AttentionShape {
     let scale = 1.0 / (dim as f64).sqrt();
-    AttentionShape { samples, queries: seq, keys: seq, heads, kv_heads, head_dim: dim, scale }
+    AttentionShape {
+        samples,
+        queries: seq,
+        keys: seq,
+        query_start: 0,
+        key_start: 0,
+        window: None,
+        heads,
+        kv_heads,
+        head_dim: dim,
+        scale,
+        softcap: None,
+    }
 }
 
 fn columns(shape: AttentionShape) -> (usize, usize) {
@@ -288,7 +300,8 @@ fn continued<T: Float>(shape: AttentionShape, qkv: &Buf, rows: Range<usize>) -> 
     assert_eq!(shape.samples, 1);
     let (q_cols, kv_cols) = columns(shape);
     let all = MatRef::new(qkv.slice(), shape.keys, q_cols + 2 * kv_cols);
-    let part = AttentionShape { queries: rows.len(), keys: rows.end, ..shape };
+    let part =
+        AttentionShape { queries: rows.len(), keys: rows.end, query_start: rows.start, ..shape };
     let views = Qkv::fused(all, q_cols, kv_cols).unwrap();
     let views = Qkv {
         q: views.q.rows(rows.clone()).unwrap(),
@@ -395,8 +408,6 @@ fn contradictions_are_errors() {
     let text = call(shape(1, 3, 4, 3, 2)).unwrap_err().to_string();
     assert_eq!(text, "attention: 4 query heads do not share 3 key heads evenly");
     assert!(call(shape(1, 4, 2, 2, 4)).unwrap_err().to_string().contains("it must be [4, 8]"));
-    let text = call(AttentionShape { queries: 4, ..shape(1, 3, 2, 2, 4) }).unwrap_err().to_string();
-    assert!(text.contains("4 queries but only 3 keys"), "{text}");
     let text = Qkv::fused(MatRef::new(buf.slice(), 3, 24), 8, 4).unwrap_err().to_string();
     assert_eq!(text, "Qkv::fused: 24 columns do not split into sections of [8, 4, 4]");
 }

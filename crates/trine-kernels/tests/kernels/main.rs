@@ -9,4 +9,5 @@ mod loss;
 mod matmul;
 mod norm;
 mod optim;
+mod parts;
 mod support;

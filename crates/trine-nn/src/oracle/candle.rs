@@ -32,6 +32,8 @@ pub(super) struct Attention {
     pub(super) rope: bool,
     pub(super) dropout: bool,
     pub(super) documents: bool,
+    pub(super) window: Option<usize>,
+    pub(super) softcap: Option<f64>,
 }
 
 /// Where the tokens of a call stand, and the type to compute in.
@@ -86,12 +88,14 @@ impl Place {
     }
 
     /// A large negative number where a query may not look.
-    fn hidden(&self, documents: bool) -> Result<Tensor> {
+    fn hidden(&self, documents: bool, window: Option<usize>) -> Result<Tensor> {
         let starts = document_starts(&self.rows);
         let mut values = Vec::new();
         for (row, start) in starts.iter().enumerate() {
             let (query, start) = (row % self.rows.seq, if documents { *start as usize } else { 0 });
-            let visible = |key: usize| (start..=query).contains(&key);
+            let visible = |key: usize| {
+                (start..=query).contains(&key) && window.is_none_or(|window| query - key < window)
+            };
             values.extend((0..self.rows.seq).map(|key| if visible(key) { 0.0 } else { -1e9 }));
         }
         self.tensor(values, &[self.rows.samples.len(), 1, self.rows.seq, self.rows.seq])
@@ -160,7 +164,11 @@ impl Attention {
         let (k, v) = (k.index_select(&of_query, 1)?, v.index_select(&of_query, 1)?);
         let scores =
             (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (self.head_dim as f64).sqrt())?;
-        let scores = scores.broadcast_add(&place.hidden(self.documents)?)?;
+        let scores = match self.softcap {
+            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+            None => scores,
+        };
+        let scores = scores.broadcast_add(&place.hidden(self.documents, self.window)?)?;
         let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
         let mut p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
         if self.dropout {

@@ -58,6 +58,10 @@ pub(super) const SEED: u64 = 9;
 pub(super) const HEADS: usize = 4;
 /// Global index of the first head, as on the second of two ranks.
 pub(super) const FIRST_HEAD: usize = 4;
+/// Tokens that one attends to, where there is a window: fewer than the longest documents have.
+const WINDOW: usize = 3;
+/// The bound of scores, where they have one: about as large as they are.
+const SOFTCAP: f64 = 1.5;
 /// Base of the rotary frequencies.
 pub(super) const THETA: f64 = 100.0;
 /// Added to variances.
@@ -161,22 +165,38 @@ fn attentions(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
         let shape = AttentionShape { heads: HEADS, kv_heads, head_dim, first_head };
         let dropped = if of.dropout { DROPPED } else { 0.0 };
         let dropout = Dropout::new(dropped, SEED, "attention", shape.q_cols());
-        AttentionCore { shape, rope: of.rope.then(|| table.clone()), dropout }
+        let rope = of.rope.then(|| table.clone());
+        AttentionCore { shape, rope, dropout, window: of.window, softcap: of.softcap }
     };
+    let plain = Attention {
+        kv_heads: HEADS,
+        head_dim,
+        rope: false,
+        dropout: false,
+        documents: false,
+        window: None,
+        softcap: None,
+    };
+    let shared = Attention { kv_heads: 2, ..plain };
+    let bounded = Attention { window: Some(WINDOW), softcap: Some(SOFTCAP), ..shared };
     let list = [
-        ("attention", 4, false, false, false),
-        ("attention with shared kv heads", 2, false, false, false),
-        ("attention with rope", 1, true, false, false),
-        ("attention within documents", 2, false, false, true),
-        ("attention with dropout", 4, false, true, false),
-        ("attention with everything", 2, true, true, true),
+        ("attention", plain),
+        ("attention with shared kv heads", shared),
+        ("attention with rope", Attention { kv_heads: 1, rope: true, ..plain }),
+        ("attention within documents", Attention { documents: true, ..shared }),
+        ("attention with dropout", Attention { dropout: true, ..plain }),
+        ("attention within a window", Attention { softcap: None, ..bounded }),
+        ("attention with bounded scores", Attention { window: None, ..bounded }),
+        (
+            "attention with everything",
+            Attention { rope: true, dropout: true, documents: true, ..bounded },
+        ),
     ];
-    let case = |(name, kv_heads, rope, dropout, documents)| {
-        let of = Attention { kv_heads, head_dim, rope, dropout, documents };
+    let case = |(name, of): (_, Attention)| {
         let core = core(of);
         let size = [core.shape.qkv_cols(), core.shape.q_cols()];
         let made = case(name, Box::new(core), layout(&[]), size, Function::Attention(of));
-        Ok(Case { documents, ..made })
+        Ok(Case { documents: of.documents, ..made })
     };
     list.into_iter().map(case).collect()
 }

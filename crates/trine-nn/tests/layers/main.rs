@@ -5,6 +5,7 @@
     reason = "a test fails by panicking, helpers outside #[test] included"
 )]
 
+mod decode;
 mod gradients;
 mod memory;
 mod oracle;

@@ -36,6 +36,8 @@ fn attention(rank: &mut Rank, ctx: &Context<'_>, case: Case) -> Result<(Part, Pa
         shape,
         rope: case.rope.then(|| Act::new(table)),
         dropout: Dropout::new(case.dropped, 9, "attention", shape.q_cols()),
+        window: None,
+        softcap: None,
     };
     let name = Name::new("attention");
     let layer = ShardedAttention::new(core, &rank.group, kv.replicas, name)?;

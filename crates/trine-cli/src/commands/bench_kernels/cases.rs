@@ -98,10 +98,14 @@ pub(super) fn all() -> Vec<Case> {
             samples: SAMPLES,
             queries: tokens,
             keys: tokens,
+            query_start: 0,
+            key_start: 0,
+            window: None,
             heads: HEADS,
             kv_heads,
             head_dim: HEAD_DIM,
             scale: 1.0 / (HEAD_DIM as f64).sqrt(),
+            softcap: None,
         };
         cases.extend([Case::Attention(shape), Case::AttentionBackward(shape)]);
     }
