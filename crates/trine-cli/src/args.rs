@@ -247,6 +247,9 @@ pub(crate) const RANKS_MAX: usize = 1 << 16;
 /// Stages and micro-batches of the largest schedule that is shown: the time to lower one grows with their square.
 pub(crate) const SHOWN_MAX: usize = 4096;
 
+/// Ranks that sleep: each is a thread.
+const ASLEEP_MAX: usize = 256;
+
 /// The widest drawing.
 const COLUMNS_MAX: usize = 1 << 20;
 
@@ -379,8 +382,26 @@ pub(crate) enum Bench {
     Kernels(BenchKernelsArgs),
     /// Planning: layouts evaluated in a second, simulated steps of a large pipeline
     Plan(BenchPlanArgs),
+    /// The bubble of every schedule, as it is executed and as it is simulated, on stages that sleep
+    Schedules(BenchSchedulesArgs),
     /// Ranks among each other: bandwidth, overlap on a slow link, the cost of the flight recorder
     Comm(BenchCommArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchSchedulesArgs {
+    /// Pipeline ranks
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole(1, ASLEEP_MAX), allow_negative_numbers = true)]
+    pub(crate) ranks: usize,
+    /// Micro-batches
+    #[arg(long, value_name = "M", default_value_t = 8, value_parser = whole(1, SHOWN_MAX), allow_negative_numbers = true)]
+    pub(crate) micro_batches: usize,
+    /// How long F, B and W of a stage sleep
+    #[arg(long, value_name = "MS", default_value_t = 20, value_parser = whole(1, 10_000_u64), allow_negative_numbers = true)]
+    pub(crate) milliseconds: u64,
+    /// Measure so many times and keep the shortest step
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole(1, ROUNDS_MAX), allow_negative_numbers = true)]
+    pub(crate) rounds: usize,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,7 @@ const HANDED_ON: &[&[&str]] = &[
     &["bench", "step"],
     &["bench", "kernels"],
     &["bench", "plan"],
+    &["bench", "schedules"],
     &["bench", "comm"],
 ];
 

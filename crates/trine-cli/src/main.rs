@@ -101,5 +101,6 @@ fn run(command: &Command, terminal: &Terminal, memory: &OutOfMemory) -> Result<(
         Command::Bench(Bench::Gradients(args)) => commands::bench_gradients::run(args),
         Command::Bench(Bench::Kernels(args)) => commands::bench_kernels::run(args),
         Command::Bench(Bench::Plan(args)) => commands::bench_plan::run(args),
+        Command::Bench(Bench::Schedules(args)) => commands::bench_schedules::run(args),
     }
 }

@@ -37,6 +37,9 @@ pub(crate) enum Bench {
     /// Planning: layouts evaluated in a second, simulated steps of a large pipeline
     #[command(disable_help_flag = true)]
     Plan(Passed),
+    /// The bubble of every schedule, as it is executed and as it is simulated
+    #[command(disable_help_flag = true)]
+    Schedules(Passed),
     /// Ranks among each other: bandwidth, overlap on a slow link, the cost of the flight recorder
     #[command(disable_help_flag = true)]
     Comm(Passed),
@@ -61,6 +64,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<ExitCo
         Bench::Step(passed) => trine::bench(workspace, "step", &passed.args),
         Bench::Kernels(passed) => trine::bench(workspace, "kernels", &passed.args),
         Bench::Plan(passed) => trine::bench(workspace, "plan", &passed.args),
+        Bench::Schedules(passed) => trine::bench(workspace, "schedules", &passed.args),
         Bench::Comm(passed) => trine::bench(workspace, "comm", &passed.args),
         Bench::Torch(args) => torch::run(workspace, args),
         Bench::Gradients(args) => gradients::run(workspace, args),
@@ -105,7 +109,10 @@ mod tests {
 
     #[test]
     fn what_trine_measures_itself_is_passed_through() {
-        for (name, at) in [("layouts", 0), ("step", 1), ("kernels", 2), ("plan", 3), ("comm", 4)] {
+        for (at, name) in
+            ["layouts", "step", "kernels", "plan", "comm", "schedules"].iter().enumerate()
+        {
+            let name = *name;
             let typed = [name, "--help", "a.toml", "--set", "data.seq=-1"];
             let (found, passed) = match parsed(&typed).unwrap() {
                 Bench::Layouts(passed) => (0, passed),
@@ -113,6 +120,7 @@ mod tests {
                 Bench::Kernels(passed) => (2, passed),
                 Bench::Plan(passed) => (3, passed),
                 Bench::Comm(passed) => (4, passed),
+                Bench::Schedules(passed) => (5, passed),
                 other => panic!("{name} became {other:?}"),
             };
             assert_eq!((found, passed.args), (at, typed[1..].iter().map(Into::into).collect()));

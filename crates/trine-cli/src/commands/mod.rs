@@ -6,6 +6,7 @@ pub(crate) mod bench_gradients;
 pub(crate) mod bench_kernels;
 pub(crate) mod bench_layouts;
 pub(crate) mod bench_plan;
+pub(crate) mod bench_schedules;
 pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod generate;

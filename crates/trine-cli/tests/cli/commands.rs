@@ -271,6 +271,35 @@ fn a_schedule_of_ones_own_needs_its_computations_only() {
     assert!(ok(folder.path(), &gpipe).starts_with("gpipe: 2 stages"));
 }
 
+/// Every schedule of training is executed; how long it takes is not held against anything here.
+#[test]
+fn the_bubble_of_every_schedule_is_measured_beside_the_simulated_one() {
+    let shape = ["--ranks=2", "--micro-batches=4", "--milliseconds=1", "--rounds=1"];
+    let text = ok(Path::new("."), &[&["bench", "schedules"], &shape[..]].concat());
+    assert!(text.starts_with("2 ranks, 4 micro-batches, 1 ms each for F, B and W"), "{text}");
+    let simulated = |name: &str| {
+        let row = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        let words: Vec<&str> = row.split_whitespace().collect();
+        let took: f64 = words[2].parse().unwrap();
+        let least: f64 = words[3].parse().unwrap();
+        assert!(took >= least, "nothing sleeps less than it is told to: {row}");
+        (words[1].to_owned(), words[3].to_owned(), words[6].to_owned())
+    };
+    for (name, stages, step, bubble) in [
+        ("gpipe", "2", "15.0", "20.0"),
+        ("1f1b", "2", "15.0", "20.0"),
+        ("interleaved", "4", "27.0", "11.1"),
+        ("breadth-first", "4", "27.0", "11.1"),
+        ("zb-h1", "2", "13.0", "7.7"),
+        ("zb-h2", "2", "13.0", "7.7"),
+        ("zb-v", "4", "25.0", "4.0"),
+        ("dualpipe-v", "4", "25.0", "4.0"),
+    ] {
+        let expected = [stages, step, bubble].map(str::to_owned);
+        assert_eq!(<[String; 3]>::from(simulated(name)), expected, "{name}: {text}");
+    }
+}
+
 /// A line of metrics.
 fn metrics(step: u64, loss: f64, val_loss: Option<f64>) -> String {
     let val_loss = val_loss.map_or_else(String::new, |loss| format!(",\"val_loss\":{loss}"));
