@@ -202,7 +202,7 @@ fn place(
     }
     let mesh = Mesh::new(config.degrees(), world.size()).map_err(|error| {
         let by = launched.map_or("no launcher: `trine launch` starts them", |one| &one.by);
-        TrainError::Refused(format!("{error}; there are {} processes, by {by}", world.size()))
+        TrainError::Refused(format!("{error}; the processes are {}, by {by}", world.size()))
     })?;
     Ok(Placement::new(&mesh, all.hosts())?)
 }

@@ -1,6 +1,6 @@
 //! Planned against measured, as a table.
 
-use crate::output::{Align, Table, human_bytes};
+use crate::output::{Align, Table, counted, human_bytes};
 use trine_trainer::{PlanCheck, RankCheck, RankMemory};
 
 /// More ranks than this are shown by the first of each stage.
@@ -25,7 +25,7 @@ pub(crate) fn line(check: &PlanCheck) -> String {
     let off = check.ranks.iter().filter(|rank| !is_exact(rank)).count();
     let memory = match off {
         0 => "memory is as planned".to_owned(),
-        off => format!("{off} of {} ranks hold other bytes than planned", check.ranks.len()),
+        off => format!("other bytes than planned: {off} of {}", counted(check.ranks.len(), "rank")),
     };
     format!("plan: {step}; {memory} (--verbose shows it by rank)")
 }
@@ -33,8 +33,9 @@ pub(crate) fn line(check: &PlanCheck) -> String {
 /// The table of a run's first steps.
 pub(crate) fn table(check: &PlanCheck) -> String {
     let mut text = format!(
-        "planned against measured after {} steps; machine: {}\n",
-        check.after_steps, check.machine
+        "planned against measured after {}; machine: {}\n",
+        counted(check.after_steps as usize, "step"),
+        check.machine
     );
     if let Some(why) = &check.unplanned {
         text += &format!("  time and bubble are not planned: {why}\n");

@@ -160,7 +160,7 @@ impl fmt::Display for Diagnosis {
             write!(f, "\n  {beat}")?;
         }
         match others().count().checked_sub(OTHERS_SHOWN + 1) {
-            Some(more) => write!(f, "\n  and {} ranks more", more + 1),
+            Some(more) => write!(f, "\n  others: {}", more + 1),
             None => Ok(()),
         }
     }

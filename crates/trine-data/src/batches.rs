@@ -142,7 +142,7 @@ impl Batches {
                 what: "global batch",
                 asked: batch as u64,
                 rule: format!(
-                    "{} data-parallel ranks × {} micro-batches divide it",
+                    "data-parallel ranks × micro-batches = {} × {} divides it",
                     share.dp, share.micro_batches
                 ),
                 nearest: nearest as u64,
@@ -292,7 +292,7 @@ mod tests {
     fn bad_shapes_name_the_nearest_good_one() {
         let stream = Arc::new(TokenStream::new(vec![1; 7], vec![0], 9, 10, 0).unwrap());
         let error = Batches::new(stream, OPTIONS).unwrap_err().to_string();
-        assert!(error.contains("window of 8 tokens: it has 7; set data.seq to 7"), "{error}");
+        assert!(error.contains("tokens in it: 7, in a window: 8; set data.seq to 7"), "{error}");
         let batches = batches(1000, OPTIONS);
         let error = |share, m| batches.micro_batch(0, share, m).unwrap_err().to_string();
         let uneven = error(Share { dp_rank: 0, dp: 5, micro_batches: 2 }, 0);

@@ -121,7 +121,7 @@ pub enum DataError {
     },
     /// A split that is shorter than one window.
     #[error(
-        "the {split} data is shorter than a window of {seq} tokens: it has {tokens}; \
+        "the {split} data is shorter than a window: tokens in it: {tokens}, in a window: {seq}; \
          set data.seq to {tokens} at most, or use more text"
     )]
     TooShort {

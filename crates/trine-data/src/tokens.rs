@@ -60,7 +60,10 @@ impl TokenStream {
             return Err(DataError::Shape {
                 what: "document starts",
                 asked: last,
-                rule: format!("they ascend from 0 and stay below the {} tokens", stream.len()),
+                rule: format!(
+                    "they ascend from 0 and stay below the number of tokens, {}",
+                    stream.len()
+                ),
                 nearest: stream.len().saturating_sub(1),
             });
         }

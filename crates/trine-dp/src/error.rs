@@ -138,7 +138,7 @@ pub enum DpError {
 
 fn tied_rule(peers: Option<usize>) -> String {
     let given = match peers {
-        Some(size) => format!("and a communicator of {size} ranks"),
+        Some(size) => format!("and a communicator of size {size}"),
         None => "and no communicator".to_string(),
     };
     format!(

@@ -89,7 +89,7 @@ pub enum PipelineError {
         what: &'static str,
     },
     /// The schedule is for another number of ranks.
-    #[error("the schedule is for {ranks} pipeline ranks, the group has {size}")]
+    #[error("the schedule is for another pipeline: ranks in it: {ranks}, in the group: {size}")]
     Ranks {
         /// Ranks in the schedule.
         ranks: usize,

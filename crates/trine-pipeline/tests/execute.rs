@@ -291,5 +291,5 @@ fn a_schedule_for_other_ranks_is_refused() {
     })
     .unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("for 3 pipeline ranks, the group has 2"), "{text}");
+    assert!(text.contains("ranks in it: 3, in the group: 2"), "{text}");
 }

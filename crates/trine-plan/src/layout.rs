@@ -194,8 +194,8 @@ impl Layout {
         // The embedding and the head may be chunks of their own.
         if chunks > model.spec.layers + 2 {
             let rule = format!(
-                "pp × virtual stages = {chunks} is more than the {} layers, embedding and head",
-                model.spec.layers
+                "pp × virtual stages = {chunks} is more than embedding, layers and head: {}",
+                model.spec.layers + 2
             );
             let nearest = (model.spec.layers / d.pp).max(1).to_string();
             return bad("virtual stages", &self.virtual_stages, rule, nearest);

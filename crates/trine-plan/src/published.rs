@@ -4,7 +4,7 @@ use crate::csv::Table;
 use crate::flops::{Convention, flops};
 use crate::{Attention, Cluster, Layout, Model, PlanError, Precision, Recompute, Stack};
 use std::collections::BTreeSet;
-use trine_mesh::Degrees;
+use trine_mesh::{Degrees, plural};
 use trine_schedule::ScheduleKind;
 use trine_spec::{Family, ModelSpec};
 
@@ -281,7 +281,8 @@ impl Row<'_> {
         let degrees = Degrees { dp, pp, tp, cp, ep: 1 };
         let (micro_batch, global_batch) = self.batch(dp, assumed)?;
         if gpus != 0 && degrees.world() != gpus {
-            return Err(format!("{degrees} are {} ranks, not {gpus} gpus", degrees.world()));
+            let (world, noun) = (degrees.world(), plural(degrees.world() as u64, "rank"));
+            return Err(format!("{degrees} are {world} {noun}, not {gpus} gpus"));
         }
         let asked = if pp == 1 { 1 } else { self.optional("vpp", 1)? };
         let pipeline = self.pipeline(asked, pp, assumed)?;

@@ -279,7 +279,7 @@ impl State {
             && now >= known.join_by
         {
             let failure = format!(
-                "has not joined within {:.1?}; {} of {} ranks are missing",
+                "has not joined within {:.1?}; ranks missing: {} of {}",
                 self.join_within,
                 absent.len(),
                 known.ranks.len()
@@ -508,6 +508,6 @@ mod tests {
         state.judge(none(10));
         let cause = state.cause_within(none(0)).unwrap();
         assert_eq!(cause.rank, 1);
-        assert!(cause.failure.contains("2 of 3 ranks are missing"), "{cause}");
+        assert!(cause.failure.contains("ranks missing: 2 of 3"), "{cause}");
     }
 }

@@ -2,13 +2,14 @@
 
 use crate::parse::line_of;
 use crate::{Action, ParseError, VerifyError};
+use trine_mesh::plural;
 
 /// What can be wrong with a schedule, or with what one asks of it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScheduleError {
     /// A generator was asked for nothing.
-    #[error("{stages} stages × {micro_batches} micro-batches: each must be at least 1")]
+    #[error("{}: each must be at least 1", pairs(*stages, *micro_batches))]
     Zero {
         /// Stages asked for.
         stages: usize,
@@ -17,8 +18,8 @@ pub enum ScheduleError {
     },
     /// A generator was asked for more than fits in memory.
     #[error(
-        "{stages} stages × {micro_batches} micro-batches are more than {max} pairs; \
-         with {stages} stages, at most {nearest} micro-batches"
+        "{} are more than {max} pairs; with so many stages, at most {nearest} {}",
+        pairs(*stages, *micro_batches), plural(*nearest as u64, "micro-batch")
     )]
     TooLarge {
         /// Stages asked for.
@@ -61,8 +62,8 @@ pub enum ScheduleError {
     },
     /// A kind of schedule takes at least two micro-batches for each rank.
     #[error(
-        "{name} takes at least {nearest} micro-batches on {ranks} ranks, not {asked}; the nearest is \
-         {nearest}"
+        "{name} takes at least {nearest} micro-batches on {ranks} {}, not {asked}; the nearest is \
+         {nearest}", plural(*ranks as u64, "rank")
     )]
     Few {
         /// The kind's name.
@@ -94,7 +95,7 @@ pub enum ScheduleError {
         all: String,
     },
     /// A schedule of one's own has another shape.
-    #[error("the schedule {name} is for {has} {what}, not {asked}")]
+    #[error("the schedule {name} is for {has} {}, not {asked}", plural(*has as u64, what))]
     OtherShape {
         /// Its name.
         name: String,
@@ -224,8 +225,14 @@ impl ScheduleError {
 /// `2 stages`, or `1 to 4 stages`.
 fn stages(fewest: usize, most: usize) -> String {
     match (fewest, most) {
-        (1, 1) => "1 stage".into(),
-        (fewest, most) if fewest == most => format!("{fewest} stages"),
+        (fewest, most) if fewest == most => format!("{fewest} {}", plural(most as u64, "stage")),
         (fewest, most) => format!("{fewest} to {most} stages"),
     }
+}
+
+/// `4 stages × 8 micro-batches`.
+fn pairs(stages: usize, micro_batches: usize) -> String {
+    let (stage, micro_batch) =
+        (plural(stages as u64, "stage"), plural(micro_batches as u64, "micro-batch"));
+    format!("{stages} {stage} × {micro_batches} {micro_batch}")
 }

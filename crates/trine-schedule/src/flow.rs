@@ -8,6 +8,7 @@
 
 use crate::lower::{expect_only, keeps_backward_whole};
 use crate::{Action, Compute, Schedule, ScheduleError};
+use trine_mesh::plural;
 
 /// What each stage costs, in any one unit of time; finite and not negative.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,7 +83,9 @@ impl StageCosts {
         for (name, costs, wanted) in parts {
             if costs.len() != wanted {
                 let given = costs.len();
-                return shape(format!("{given} costs of {name} for {stages} stages, not {wanted}"));
+                let (cost, stage) = (plural(given as u64, "cost"), plural(stages as u64, "stage"));
+                let what = format!("{given} {cost} of {name} for {stages} {stage}, not {wanted}");
+                return shape(what);
             }
             if let Some(stage) = costs.iter().position(|cost| !(cost.is_finite() && *cost >= 0.0)) {
                 let cost = costs[stage];

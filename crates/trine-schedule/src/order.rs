@@ -67,8 +67,8 @@ impl Order {
             Self::Own(own) => own,
         };
         let parts = [
-            ("pipeline ranks", own.ranks(), shape.ranks),
-            ("micro-batches", own.micro_batches, shape.micro_batches),
+            ("pipeline rank", own.ranks(), shape.ranks),
+            ("micro-batch", own.micro_batches, shape.micro_batches),
         ];
         match parts.into_iter().find(|(_, has, asked)| has != asked) {
             None => Ok(()),

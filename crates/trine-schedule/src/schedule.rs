@@ -1,6 +1,7 @@
 //! A whole schedule: the lists of all ranks and what they promise.
 
 use crate::{Action, Compute, ScheduleError};
+use trine_mesh::plural;
 
 /// More segments in a stage than this are refused; real stages have about one a layer.
 const SEGMENTS_MAX: usize = 1 << 16;
@@ -104,7 +105,7 @@ impl Schedule {
         }
         if self.stages() == 0 || ranks == 0 || self.micro_batches == 0 {
             return shape(format!(
-                "{} stages, {ranks} ranks and {} micro-batches: each must be at least 1",
+                "stages: {}, ranks: {ranks}, micro-batches: {}; each must be at least 1",
                 self.stages(),
                 self.micro_batches
             ));
@@ -118,7 +119,11 @@ impl Schedule {
         }
         if self.in_flight_max.len() != ranks {
             let given = self.in_flight_max.len();
-            return shape(format!("{given} bounds of activations in flight for {ranks} ranks"));
+            return shape(format!(
+                "{given} {} of activations in flight for {ranks} {}",
+                plural(given as u64, "bound"),
+                plural(ranks as u64, "rank")
+            ));
         }
         match (&self.sync, self.purpose) {
             (None, _) => Ok(()),
@@ -192,7 +197,8 @@ impl SyncPlan {
         let shape = |what: String| Err(ScheduleError::Shape { what });
         if self.segments.len() != stages {
             let given = self.segments.len();
-            return shape(format!("segments are given for {given} stages, but there are {stages}"));
+            let noun = plural(given as u64, "stage");
+            return shape(format!("segments are given for {given} {noun}, not for {stages}"));
         }
         if let Some(stage) = self.segments.iter().position(|&count| count > SEGMENTS_MAX) {
             let given = self.segments[stage];
@@ -201,7 +207,7 @@ impl SyncPlan {
         for (index, tied) in self.tied.iter().enumerate() {
             let TiedSegment { stage, segment } = *tied;
             let Some(&segments) = self.segments.get(stage) else {
-                return shape(format!("tied stage {stage}: there are {stages} stages, from 0"));
+                return shape(format!("tied stage {stage}: the last is {}", stages - 1));
             };
             if segment >= segments {
                 return shape(format!(

@@ -225,7 +225,7 @@ fn costs_that_do_not_fit_are_refused() {
     let mut costs = StageCosts::uniform(2, BALANCED[0]);
     costs.forward.pop();
     let error = step_times(&schedule, &costs).unwrap_err().to_string();
-    assert!(error.contains("1 costs of forward for 2 stages, not 2"), "{error}");
+    assert!(error.contains("1 cost of forward for 2 stages, not 2"), "{error}");
     let mut costs = StageCosts::uniform(2, BALANCED[0]);
     costs.backward_weight[1] = f64::NAN;
     let error = step_times(&schedule, &costs).unwrap_err().to_string();

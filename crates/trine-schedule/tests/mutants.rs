@@ -391,7 +391,7 @@ fn a_name_that_is_not_known_gets_the_nearest() {
 fn shapes_that_do_not_fit_are_refused() {
     let breaks: [(Mutation, &str); 6] = [
         (|s| s.placement[1] = 7, "stage 1 is placed on rank 7, but the last is 1"),
-        (|s| s.in_flight_max.truncate(1), "1 bounds of activations in flight for 2 ranks"),
+        (|s| s.in_flight_max.truncate(1), "1 bound of activations in flight for 2 ranks"),
         (|s| s.micro_batches = 0, "each must be at least 1"),
         (|s| s.name = "my schedule".into(), "is not one word"),
         (|s| s.sync.as_mut().unwrap().tied[0].segment = 9, "stage 0 has 1 segments"),

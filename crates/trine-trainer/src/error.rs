@@ -11,7 +11,7 @@ use trine_data::DataError;
 use trine_dp::DpError;
 use trine_generate::GenerateError;
 use trine_kernels::KernelError;
-use trine_mesh::{Axis, MeshError};
+use trine_mesh::{Axis, MeshError, plural};
 use trine_nn::NnError;
 use trine_optim::OptimError;
 use trine_pipeline::PipelineError;
@@ -44,7 +44,8 @@ pub enum TrainError {
     },
     /// Rows cannot be split evenly.
     #[error(
-        "sequence parallelism: the {tokens} tokens of a micro-batch do not divide over tp {tp}"
+        "sequence parallelism: tp {tp} does not divide the {tokens} {} of a micro-batch",
+        plural(*tokens as u64, "token")
     )]
     SequenceParallel {
         /// Tokens of a micro-batch.

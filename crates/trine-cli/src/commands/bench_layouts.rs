@@ -93,14 +93,14 @@ fn turn(config: &Config) -> Result<StepTimes, Failure> {
 fn head(serial: &Config, layouts: &[Config], args: &BenchLayoutsArgs) -> String {
     let names: Vec<String> = layouts.iter().map(|config| config.degrees().to_string()).collect();
     format!(
-        "{} in {}: one rank with {} against {}, {} steps of {} tokens a turn in \
+        "{} in {}: one rank with {} against {}, {} of {} a turn in \
          micro-batches of {} × {}, recompute {}, {} turns each\n",
         serial.name,
         serial.train.precision.dtype(),
         counted(cores(), "thread"),
         names.join(", "),
-        serial.train.steps,
-        serial.tokens_per_step(),
+        counted(serial.train.steps, "step"),
+        counted(serial.tokens_per_step(), "token"),
         serial.batch.micro,
         serial.data.seq,
         if serial.train.recompute { "on" } else { "off" },

@@ -6,6 +6,7 @@ use crate::args::{Command, LaunchArgs, RANKS_MAX, TrainArgs};
 use crate::failure::Failure;
 use crate::layout::{self, Decided};
 use crate::mpirun::{Mpirun, TICK, orphans};
+use crate::output::counted;
 use crate::signals::{self, BEFORE_STEPS, INTERRUPTED};
 use crate::terminal::{PROGRAM, Terminal, Volume};
 use crate::{launcher, output, parse};
@@ -352,11 +353,10 @@ fn directory(place: &Place, store: &Store) -> Option<String> {
 
 fn none_joined(args: &LaunchArgs, config: &Config) -> Failure {
     Failure::Run(anyhow::anyhow!(
-        "{} ended with code 0, but none of the {} ranks has joined: nothing was trained; --mpirun must start {} \
-         processes of this program",
+        "{} ended with code 0, but none of {} has joined: nothing was trained; --mpirun must start a process of this \
+         program for each",
         args.mpirun.display(),
-        config.world(),
-        config.world()
+        counted(config.world(), "rank")
     ))
 }
 

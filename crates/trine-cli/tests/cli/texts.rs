@@ -37,6 +37,11 @@ fn one_thing_is_singular() {
     fs::write(folder.path().join("one.txt"), text).unwrap();
     let said = ok(folder.path(), &["schedule", "verify", "one.txt"]);
     assert!(said.contains("1 stage on 1 rank, 1 micro-batch\n1 pair of stage"), "{said}");
+    let one = ["schedule", "show", "1f1b", "--stages=1", "--micro-batches=1"];
+    let said = ok(folder.path(), &one);
+    assert!(said.contains("1f1b: 1 stage on 1 rank, 1 micro-batch; makespan"), "{said}");
+    let few = ["schedule", "show", "dualpipe-v", "--stages=1", "--micro-batches=1"];
+    fails(folder.path(), &few, 2, &["at least 2 micro-batches on 1 rank, not 1"]);
 }
 
 #[test]

@@ -23,7 +23,10 @@ fn data_that_cannot_be_used_is_refused() {
         ("binary.txt", &["binary.txt is not UTF-8 text: byte 2", "give a UTF-8 file"]),
         (
             "short.txt",
-            &["is shorter than a window of 32 tokens: it has 16", "set data.seq to 16 at most"],
+            &[
+                "is shorter than a window: tokens in it: 16, in a window: 32",
+                "set data.seq to 16 at most",
+            ],
         ),
         ("crates", &["data.source = \"crates\"", "cargo xtask train", "--data PATH"]),
     ];

@@ -495,5 +495,5 @@ fn a_layout_is_chosen_for_the_ranks_that_there_are() {
 fn a_launch_that_no_rank_joined_has_failed() {
     let scratch = Scratch::new();
     let args = launch(&["--mpirun", "/bin/true"], "run", ONE_GROUP);
-    scratch.fails(&args, 1, &["none of the 2 ranks has joined: nothing was trained"]);
+    scratch.fails(&args, 1, &["none of 2 ranks has joined: nothing was trained"]);
 }

@@ -23,7 +23,7 @@ pub(super) struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a world of {} threads", self.bells.len())
+        write!(f, "a world of threads: {}", self.bells.len())
     }
 }
 

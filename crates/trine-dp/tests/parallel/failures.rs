@@ -100,7 +100,7 @@ fn shares_and_ties_that_do_not_fit_are_refused() {
         let text = sync(None).unwrap_err().to_string();
         assert!(text.contains("no communicator") && text.contains("2 ranks"), "{text}");
         let text = sync(Some(SelfComm::new())).unwrap_err().to_string();
-        assert!(text.contains("communicator of 1 ranks"), "{text}");
+        assert!(text.contains("communicator of size 1"), "{text}");
         assert!(sync(rank.tied.clone()).is_ok());
     });
 }

@@ -7,6 +7,7 @@ pub use ascii::ascii;
 pub use svg::svg;
 
 use crate::{Action, Compute, Message, Reduction, Timeline};
+use trine_mesh::plural;
 
 /// What a piece of a drawing shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +77,13 @@ fn look(action: &Action, many_stages: bool) -> (Paint, String) {
 /// `1f1b: 4 stages on 4 ranks, 8 micro-batches; makespan 33, bubble 27.3 %`.
 fn title(timeline: &Timeline<'_>) -> String {
     let schedule = timeline.schedule;
+    let counted = |number: usize, noun| format!("{number} {}", plural(number as u64, noun));
     format!(
-        "{}: {} stages on {} ranks, {} micro-batches; makespan {}, bubble {:.1} %",
+        "{}: {} on {}, {}; makespan {}, bubble {:.1} %",
         schedule.name,
-        schedule.stages(),
-        schedule.ranks(),
-        schedule.micro_batches,
+        counted(schedule.stages(), "stage"),
+        counted(schedule.ranks(), "rank"),
+        counted(schedule.micro_batches, "micro-batch"),
         time(timeline.makespan),
         100.0 * timeline.bubble_fraction(),
     )

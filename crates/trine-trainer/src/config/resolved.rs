@@ -4,7 +4,7 @@ use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind};
 use crate::engine::{EngineConfig, ZeroStage};
 use std::path::PathBuf;
 use std::time::Duration;
-use trine_mesh::{Degrees, Mesh, MeshError};
+use trine_mesh::{Degrees, Mesh, MeshError, plural};
 use trine_optim::{LrSchedule, OptimizerConfig};
 use trine_schedule::{Order, ScheduleError, UniformStage};
 use trine_spec::BUCKET_ELEMENTS;
@@ -35,7 +35,8 @@ impl Config {
         (asked && !self.splits_tokens()).then(|| {
             format!(
                 "tokens are not split over the shards (layout.sequence_parallel): layout.tp = {tp} does not \
-                 divide the {tokens} tokens of a micro-batch"
+                 divide the {tokens} {} of a micro-batch",
+                plural(tokens as u64, "token")
             )
         })
     }

@@ -1,7 +1,7 @@
 //! `trine plan calibrate`: fits the constants and says how good they are.
 
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, counted};
 use crate::plan_args::CalibrateArgs;
 use crate::written::{Kind, Output};
 use trine_plan::calibrate::{Fit, fit_rows, leave_one_source_out};
@@ -61,5 +61,6 @@ fn line(name: &str, errors: &[f64]) -> String {
     let percent = |share: f64| {
         quantile(errors, share).map_or("-".into(), |value| format!("{:.1} %", 100.0 * value))
     };
-    format!("{name}: {} rows, median {}, p90 {}\n", errors.len(), percent(0.5), percent(0.9))
+    let rows = counted(errors.len(), "row");
+    format!("{name}: {rows}, median {}, p90 {}\n", percent(0.5), percent(0.9))
 }

@@ -1,7 +1,7 @@
 //! `trine plan evaluate`: predicted against published.
 
 use crate::failure::Failure;
-use crate::output::{self, Align, Table};
+use crate::output::{self, Align, Table, counted};
 use crate::plan_args::EvaluateArgs;
 use crate::written::{Kind, Output, given};
 use anyhow::Context;
@@ -156,7 +156,7 @@ fn as_text(summary: &Summary) -> String {
     ] {
         text += &format!("{name}\n");
         for (group, rows, value) in groups {
-            text += &format!("  {value:.4}  {group} ({rows} rows)\n");
+            text += &format!("  {value:.4}  {group} ({})\n", counted(*rows, "row"));
         }
     }
     text
