@@ -333,6 +333,7 @@ pub(crate) fn clock(time: Duration) -> String {
 impl Reporter for Screen {
     fn event(&mut self, event: &Event<'_>) {
         match event {
+            Event::Planned(_) => {}
             Event::Data(progress) => self.data(progress),
             Event::Started { config, engine, data, directory, first_step, ends_by } => {
                 (self.first_step, self.ends_by) = (*first_step, *ends_by);

@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use trine_comm::Communicator;
 use trine_trainer::config::{self, Config, Key, Source};
-use trine_trainer::run::{MachineSource, Reporter, Seams, trace_part};
-use trine_trainer::{Machine, MemoryPlan, Ranks, RunPlan, TrainError, TrainRequest};
+use trine_trainer::run::{Event, MachineSource, Reporter, Seams, trace_part};
+use trine_trainer::{Machine, Ranks, TrainError, TrainRequest};
 
 /// Runs the command.
 pub(crate) fn run(
@@ -92,10 +92,6 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
     let base = config.clone();
     let find = || machine.clone().map_or_else(|| layout::machine_of(args, &base), Ok);
     let limits = crate::memory::limits();
-    // What cannot be planned is refused by the run.
-    if let Ok(plan) = RunPlan::new(&config.engine(cores())?) {
-        memory.planned(MemoryPlan::of_threads(&plan, &limits).to_string());
-    }
     let wrap = |comm: Arc<dyn Communicator>| {
         memory.add_rank(comm.recorder());
         comm
@@ -113,9 +109,24 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
             memory: &limits,
             seams: Seams { wrap: &wrap, ..Seams::REAL },
         };
-        trine_trainer::train(&request, ranks, reporter)
+        trine_trainer::train(&request, ranks, &Mutex::new(Learning { memory, reporter }))
     })?;
     Ok(())
+}
+
+/// Learns from events what the ranks are planned to take, and hands them on.
+struct Learning<'a> {
+    memory: &'a OutOfMemory,
+    reporter: &'a Mutex<dyn Reporter + 'a>,
+}
+
+impl Reporter for Learning<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Planned(plan) = event {
+            self.memory.planned(plan.to_string());
+        }
+        self.reporter.lock().unwrap_or_else(PoisonError::into_inner).event(event);
+    }
 }
 
 /// Whether the trace of a rank can be written, which claims it, and the machine be read, which the first rank does for

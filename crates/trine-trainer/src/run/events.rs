@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::engine::EngineConfig;
+use crate::memory::MemoryPlan;
 use crate::outlook::Outlook;
 use crate::planned::PlanCheck;
 use crate::run::{Completion, MetricsLine, Summary};
@@ -14,6 +15,8 @@ use trine_data::CorpusReport;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// What this process's ranks will take: told before anything of it is allocated.
+    Planned(&'a MemoryPlan),
     /// The data is being made ready.
     Data(trine_data::Progress<'a>),
     /// The ranks are about to start.

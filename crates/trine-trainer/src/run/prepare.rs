@@ -35,6 +35,7 @@ pub(super) fn prepare(
     let engine = config.engine(ranks.cores(request.cores)).map_err(TrainError::from);
     let plan = Arc::new(ranks.agree(engine.and_then(|engine| RunPlan::new(&engine)))?);
     let memory = ranks.agree(memory::check(request, &plan, ranks))?;
+    report(reporter, &Event::Planned(&memory));
     let own = ranks.is_first().then(|| RunDirectory::open(config, request.resume)).transpose();
     let own = ranks.agree(own)?;
     let path = own.as_ref().map_or_else(String::new, |own| own.path().display().to_string());
