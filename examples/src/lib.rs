@@ -4,3 +4,4 @@
 //! * `all_reduce`: four ranks as threads add up numbers; and what they are told when one of them does something else.
 //! * `tensor_parallel`: a layer on two ranks beside the same layer on one.
 //! * `own_loop`: a Llama in 3D parallelism, in a training loop of one's own.
+//! * `own_model`: blocks that trine does not have, one of them in candle, in several layouts.

@@ -54,11 +54,38 @@ fn own_loop_learns() {
 }
 
 #[test]
+fn own_model_has_the_gradients_of_one_rank_in_every_layout() {
+    let text = output(env!("CARGO_BIN_EXE_own_model"));
+    let compared = |kind: &str| -> Vec<f64> {
+        let lines = text.lines().filter(|line| line.starts_with(kind));
+        let off =
+            lines.map(|line| line.split("within ").nth(1).unwrap().split(' ').next().unwrap());
+        off.map(|off| off.parse().unwrap()).collect()
+    };
+    assert_eq!(compared("Reference f32"), [0.0; 5], "{text}");
+    for (kind, bound) in [("Fast f32", 1e-5), ("Fast bf16", 0.05)] {
+        let off = compared(kind);
+        assert!(off.len() == 5 && off.iter().all(|off| *off < bound), "{text}");
+        // One rank after the other adds in another order: not all can be equal.
+        assert!(off.iter().any(|off| *off > 0.0), "{text}");
+    }
+    assert_eq!(text.matches("bytes as planned").count(), 8, "{text}");
+    assert!(text.contains("to the bit"), "{text}");
+    let sampled = text.lines().last().unwrap();
+    let (made, right) = sampled.split_once("; the rule gives ").unwrap();
+    assert_eq!(made.strip_prefix("sampled "), Some(right), "{text}");
+}
+
+#[test]
 fn examples_are_short() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin");
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        // A model of one's own is a folder of files.
+        if path.is_dir() {
+            continue;
+        }
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines < LINES_MAX, "{}: {lines} lines", path.display());
         seen += 1;

@@ -107,6 +107,14 @@ pub enum CheckpointError {
         /// Its value in the checkpoint.
         theirs: String,
     },
+    /// The checkpoint has pieces that the model to load does not have, or the other way round.
+    #[error("{} is a checkpoint of another model: {}", path.display(), pieces.join("; "))]
+    OtherPieces {
+        /// The checkpoint.
+        path: PathBuf,
+        /// For each piece that differs, what it is there and here.
+        pieces: Vec<String>,
+    },
     /// A file lacks a tensor that the model needs.
     #[error("{} has no tensor \"{tensor}\"", path.display())]
     Missing {

@@ -1,38 +1,27 @@
-//! Hugging Face's `config.json` as it is written, and the import of their checkpoints.
+//! The small files that `transformers` needs, and the import of Hugging Face's checkpoints.
 
-use crate::config::model_from_config;
+use crate::error::During;
 use crate::load::load;
 use crate::table::Table;
 use crate::tensors::{Located, TensorFile};
 use crate::{CONFIG_FILE, CheckpointError, MODEL_FILE, TokenizerFile, WEIGHTS};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::Path;
 use trine_buffer::{DType, SliceMut};
-use trine_spec::{Family, ModelSpec, RankLayout};
-
-/// A GPT that GPT-2's code cannot compute, under a name that nobody takes for it.
-pub(crate) const OUR_GPT: &str = "trine-gpt";
-/// Its architecture.
-pub(crate) const OUR_GPT_CLASS: &str = "TrineGptForCausalLM";
-
-/// Whether `transformers` has an architecture that computes the model: its GPT-2 has no grouped
-/// heads, and cuts them from the width. A model that it cannot compute is saved under a name of its own.
-pub fn is_expressible(model: &ModelSpec) -> bool {
-    match model.family {
-        Family::Gpt => model.kv_heads == model.heads && model.q_dim() == model.hidden,
-        Family::Llama => true,
-    }
-}
+use trine_files::TEXT_BYTES_MAX;
+use trine_spec::hf::{self, HfError};
+use trine_spec::{ModelParts, ModelSpec, RankLayout};
 
 /// The small files beside the weights, by name: what `transformers` needs to open them.
 pub(crate) fn descriptions(
-    model: &ModelSpec,
+    model: &ModelParts,
     dtype: DType,
     tokenizer: Option<&TokenizerFile<'_>>,
 ) -> Vec<(&'static str, String)> {
     let end = tokenizer.map(|tokenizer| tokenizer.end_of_text);
+    let dtype = if dtype == DType::F64 { "float64" } else { "float32" };
     let mut files = vec![
-        (CONFIG_FILE, config(model, dtype, end)),
+        (CONFIG_FILE, hf::config(model, dtype, end)),
         // A text begins behind the end of another.
         ("generation_config.json", json!({ "bos_token_id": end, "eos_token_id": end })),
     ];
@@ -40,7 +29,7 @@ pub(crate) fn descriptions(
         let name = tokenizer.end_of_text_name;
         let config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": model.seq_max,
+            "model_max_length": model.spec.seq_max,
             "clean_up_tokenization_spaces": false,
             "bos_token": name,
             "eos_token": name,
@@ -51,66 +40,18 @@ pub(crate) fn descriptions(
     files.into_iter().map(|(name, value)| (name, format!("{value:#}\n"))).collect()
 }
 
-/// The model. Ids are written even where there are none: those left out have a default of the
-/// architecture, which is another tokenizer's.
-fn config(model: &ModelSpec, dtype: DType, end_of_text: Option<u32>) -> Value {
-    let dtype = if dtype == DType::F64 { "float64" } else { "float32" };
-    let mut config = match model.family {
-        Family::Gpt => json!({
-            "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
-            "vocab_size": model.vocab,
-            "n_positions": model.seq_max,
-            "n_embd": model.hidden,
-            "n_layer": model.layers,
-            "n_head": model.heads,
-            "n_inner": model.ffn,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": model.norm_eps,
-            "initializer_range": model.init_std,
-            "resid_pdrop": model.dropout,
-            "embd_pdrop": model.dropout,
-            "attn_pdrop": model.dropout,
-            "tie_word_embeddings": model.tied,
-        }),
-        Family::Llama => json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": model.vocab,
-            "max_position_embeddings": model.seq_max,
-            "hidden_size": model.hidden,
-            "intermediate_size": model.ffn,
-            "num_hidden_layers": model.layers,
-            "num_attention_heads": model.heads,
-            "num_key_value_heads": model.kv_heads,
-            "head_dim": model.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": model.norm_eps,
-            "rope_theta": model.rope_theta,
-            "rope_parameters": { "rope_type": "default", "rope_theta": model.rope_theta },
-            "attention_bias": false,
-            "mlp_bias": false,
-            "attention_dropout": model.dropout,
-            "initializer_range": model.init_std,
-            "tie_word_embeddings": model.tied,
-        }),
+/// The model that a `config.json` describes: GPT-2 or Llama.
+///
+/// # Errors
+/// A file that cannot be read or lacks a size, another kind of model, or one with an option that trine lacks.
+pub fn model_from_config(path: &Path) -> Result<ModelSpec, CheckpointError> {
+    let bytes = trine_files::read(path, TEXT_BYTES_MAX).during("reading", path)?;
+    let refused = |error| match error {
+        HfError::Malformed(why) => CheckpointError::Malformed { path: path.into(), why },
+        HfError::Unsupported(why) => CheckpointError::Unsupported { path: path.into(), why },
     };
-    if !is_expressible(model) {
-        config["architectures"] = json!([OUR_GPT_CLASS]);
-        config["model_type"] = OUR_GPT.into();
-        config["n_kv_head"] = model.kv_heads.into();
-        config["head_dim"] = model.head_dim.into();
-    }
-    // Releases of transformers before 4.56 know the second name of the type only.
-    for (key, value) in [
-        ("bos_token_id", json!(end_of_text)),
-        ("eos_token_id", json!(end_of_text)),
-        ("dtype", dtype.into()),
-        ("torch_dtype", dtype.into()),
-    ] {
-        config[key] = value;
-    }
-    config
+    let config = serde_json::from_slice(&bytes).map_err(|e| HfError::Malformed(e.to_string()));
+    config.and_then(|config| hf::model_from_config(&config)).map_err(refused)
 }
 
 /// Weights as Hugging Face publishes them, without a manifest of ours.
@@ -137,11 +78,9 @@ pub fn open_hf(dir: &Path) -> Result<HfWeights, CheckpointError> {
     }
     let model = model_from_config(&dir.join(CONFIG_FILE))?;
     let file = TensorFile::open(&path)?;
-    let prefix = match model.family {
-        Family::Gpt => "transformer.",
-        Family::Llama => "model.",
-    };
-    let table = Table::within(&model, file.room());
+    let prefix = hf::prefix(&model);
+    let pieces = model.pieces().map(|piece| model.part(piece, 1));
+    let table = Table::within(pieces, file.room());
     let located = Located::new(&file, &table, |name| match name.strip_prefix(prefix) {
         Some(short) if !file.has(name) && file.has(short) => short.into(),
         Some(_) | None => name.into(),

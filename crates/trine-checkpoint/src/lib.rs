@@ -24,7 +24,7 @@
 //! # let scratch = tempfile::tempdir()?;
 //! # let dir = scratch.path();
 //! let gpt2 = presets::find("gpt2-124m")?.model;
-//! let model = ModelSpec { hidden: 24, head_dim: 2, layers: 2, ffn: 96, vocab: 100, ..gpt2 };
+//! let model = ModelSpec { hidden: 24, head_dim: 2, layers: 2, ffn: 96, vocab: 100, ..gpt2 }.parts(1)?;
 //! let stages = [StagePieces::whole(&model)];
 //! let layout = RankLayout::new(&RankRequest::serial(&model, &stages))?;
 //! let run = RunState {
@@ -47,7 +47,6 @@
 //! ```
 
 mod checksum;
-mod config;
 mod error;
 mod folder;
 mod hf;
@@ -60,12 +59,11 @@ mod table;
 mod tensors;
 mod writer;
 
-pub use config::model_from_config;
 pub use error::{BoxError, CheckpointError};
 pub use folder::{Check, Keep, Latest, latest, list, prune};
-pub use hf::{HfWeights, is_expressible, open_hf};
+pub use hf::{HfWeights, model_from_config, open_hf};
 pub use load::Checkpoint;
-pub use manifest::{FileRecord, Manifest, RunState};
+pub use manifest::{FileRecord, Manifest, OwnParam, OwnRecord, RunState};
 pub use save::{BucketSource, SaveRequest, TokenizerFile, estimate_bytes, save};
 pub use storage::{Disk, FailingDisk, Storage, StorageFile};
 

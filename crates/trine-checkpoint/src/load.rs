@@ -7,7 +7,10 @@ use crate::tensors::{Located, TensorFile, key};
 use crate::{CheckpointError, MODEL_FILE, OPTIMIZER_FILE, WEIGHTS, checksum};
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, SliceMut};
-use trine_spec::{ModelSpec, RankLayout};
+use trine_spec::{ModelParts, ModelSpec, Piece, RankLayout};
+
+/// What a piece that is nobody's own is called in messages.
+const ZOO: &str = "of the zoo";
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ impl Checkpoint {
             CheckpointError::Malformed { path, why }
         })?;
         let model = TensorFile::open(&dir.join(MODEL_FILE))?;
-        let table = Table::within(&manifest.model, model.room());
+        let table = Table::within(manifest.pieces(), model.room());
         let mut located = Vec::with_capacity(manifest.quantities.len());
         let moments = manifest.quantities.len() > 1;
         let optimizer =
@@ -56,6 +59,12 @@ impl Checkpoint {
     /// What the checkpoint holds.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The model, as one tensor-parallel rank has it. Of pieces of one's own it has what files need: parameters.
+    pub fn parts(&self) -> ModelParts {
+        let (spec, pieces) = (self.manifest.model.clone(), self.manifest.pieces().collect());
+        ModelParts { spec, tp: 1, pieces }
     }
 
     /// Compares the checksums of all files with the manifest. Reads everything: usually a task for
@@ -81,14 +90,29 @@ impl Checkpoint {
     /// initialisation) may differ.
     ///
     /// # Errors
-    /// The first field that differs.
-    pub fn check_model(&self, ours: &ModelSpec) -> Result<(), CheckpointError> {
+    /// The first field that differs, or all blocks of one's own that only one of them has.
+    pub fn check_model(&self, model: &ModelParts) -> Result<(), CheckpointError> {
+        let ours = &model.spec;
         let theirs = fields(&self.manifest.model);
         for ((field, ours), (_, theirs)) in fields(ours).into_iter().zip(theirs) {
             if ours != theirs {
                 let path = self.dir.clone();
                 return Err(CheckpointError::OtherModel { path, field, ours, theirs });
             }
+        }
+        let theirs = |piece| {
+            let own = self.manifest.own.iter().find(|own| Piece::Block(own.block) == piece);
+            own.map_or(ZOO, |own| own.kind.as_str())
+        };
+        let mut pieces = Vec::new();
+        for part in &model.pieces {
+            let (ours, theirs) = (part.own_name().unwrap_or(ZOO), theirs(part.piece));
+            if ours != theirs {
+                pieces.push(format!("{} is \"{theirs}\" there and \"{ours}\" here", part.piece));
+            }
+        }
+        if !pieces.is_empty() {
+            return Err(CheckpointError::OtherPieces { path: self.dir.clone(), pieces });
         }
         Ok(())
     }

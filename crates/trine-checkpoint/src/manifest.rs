@@ -11,7 +11,7 @@ use std::path::Path;
 use trine_buffer::DType;
 use trine_files::TEXT_BYTES_MAX;
 use trine_mesh::Degrees;
-use trine_spec::ModelSpec;
+use trine_spec::{Init, ModelParts, ModelSpec, OwnBody, OwnPiece, ParamSpec, Piece, PieceParts};
 
 /// The manifest's file name.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -62,8 +62,11 @@ pub struct FileRecord {
 pub struct Manifest {
     format: String,
     version: u64,
-    /// The model.
+    /// The model, but for pieces of its own.
     pub model: ModelSpec,
+    /// Its blocks that the zoo does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own: Vec<OwnRecord>,
     /// The type of all elements.
     pub dtype: DType,
     /// What is stored of each parameter: the weights, then the optimizer's moments.
@@ -76,6 +79,46 @@ pub struct Manifest {
     pub files: Vec<FileRecord>,
 }
 
+/// A block that the zoo does not have: what a file needs to know of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnRecord {
+    /// The block's index.
+    pub block: usize,
+    /// What kind of piece it is.
+    pub kind: String,
+    /// Its parameters, in order.
+    pub params: Vec<OwnParam>,
+}
+
+/// A parameter of a block that the zoo does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnParam {
+    /// Its name, and its tensor's.
+    pub name: String,
+    /// Its shape, padding left out.
+    pub shape: Vec<usize>,
+}
+
+impl OwnRecord {
+    fn of(part: &PieceParts) -> Option<Self> {
+        let (Piece::Block(block), Some(kind)) = (part.piece, part.own_name()) else { return None };
+        let param = |spec: &ParamSpec| {
+            let rest = spec.shape.iter().skip(1).copied();
+            let shape = std::iter::once(spec.valid_rows).chain(rest).collect();
+            OwnParam { name: spec.name.clone(), shape }
+        };
+        let params = part.params.iter().map(param).collect();
+        Some(Self { block, kind: kind.into(), params })
+    }
+
+    fn part(&self) -> PieceParts {
+        let param = |param: &OwnParam| ParamSpec::new(&param.name, &param.shape, Init::Zeros);
+        let params = self.params.iter().map(param).collect();
+        let body = OwnBody { name: self.kind.clone(), ..OwnBody::default() };
+        OwnPiece { params, body, flops_per_token: 0.0 }.at(self.block)
+    }
+}
+
 /// What every version of the format has.
 #[derive(Deserialize)]
 struct Head {
@@ -86,7 +129,7 @@ struct Head {
 impl Manifest {
     /// A manifest without files.
     pub(crate) fn new(
-        model: ModelSpec,
+        model: &ModelParts,
         dtype: DType,
         quantities: &[&str],
         run: RunState,
@@ -94,7 +137,17 @@ impl Manifest {
     ) -> Self {
         let quantities = quantities.iter().map(ToString::to_string).collect();
         let (format, version) = (FORMAT.into(), VERSION);
-        Self { format, version, model, dtype, quantities, run, written_by, files: Vec::new() }
+        let own = model.pieces.iter().filter_map(OwnRecord::of).collect();
+        let (model, files) = (model.spec.clone(), Vec::new());
+        Self { format, version, model, own, dtype, quantities, run, written_by, files }
+    }
+
+    /// The model's pieces, as one rank has them.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = PieceParts> + '_ {
+        self.model.pieces().map(|piece| {
+            let own = self.own.iter().find(|own| Piece::Block(own.block) == piece);
+            own.map_or_else(|| self.model.part(piece, 1), OwnRecord::part)
+        })
     }
 
     /// The bytes of `manifest.json`.
@@ -129,6 +182,16 @@ impl Manifest {
         }
         if self.quantities.first().is_none_or(|first| first != WEIGHTS) {
             return Err(format!("its first quantity is not \"{WEIGHTS}\""));
+        }
+        let mut blocks = HashSet::new();
+        for own in &self.own {
+            let shapes = own.params.iter().map(|param| &param.shape);
+            if own.block >= self.model.layers || !blocks.insert(own.block) {
+                return Err(format!("block {} is not one more of its own", own.block));
+            }
+            if shapes.into_iter().any(|shape| !(1..=2).contains(&shape.len())) {
+                return Err(format!("block {} has a parameter of no known shape", own.block));
+            }
         }
         let mut files = HashSet::new();
         if let Some(twice) = self.files.iter().find(|file| !files.insert(file.name.as_str())) {
@@ -197,7 +260,8 @@ mod tests {
             tokenizer_hash: None,
             trainer: serde_json::json!({ "lr": 0.1 + 0.2, "decay": 1.0 / 3.0 }),
         };
-        Manifest::new(model, DType::F32, &["weights", "exp_avg"], run, Degrees::SERIAL)
+        let model = model.parts(1).unwrap();
+        Manifest::new(&model, DType::F32, &["weights", "exp_avg"], run, Degrees::SERIAL)
     }
 
     fn read(text: &[u8]) -> Result<Manifest, CheckpointError> {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use trine_buffer::{Buf, DType};
 use trine_comm::{Communicator, Name};
 use trine_mesh::Mesh;
-use trine_spec::{ModelSpec, RankLayout};
+use trine_spec::{ModelParts, RankLayout};
 
 /// The world rank that writes.
 const WRITER: usize = 0;
@@ -25,7 +25,7 @@ pub struct SaveRequest<'a> {
     /// The folder of checkpoints; `step-N/` is made in it.
     pub dir: &'a Path,
     /// The model.
-    pub model: &'a ModelSpec,
+    pub model: &'a ModelParts,
     /// The layout of ranks.
     pub mesh: &'a Mesh,
     /// What each rank holds: `ranks[pp][tp]`. A pure function of the configuration, so every rank
@@ -64,7 +64,7 @@ pub type BucketSource<'a> = &'a mut dyn FnMut(&str, usize) -> Result<Buf, BoxErr
 /// # Errors
 /// An element type other than f32 and f64, or the same moment twice.
 pub fn estimate_bytes(
-    model: &ModelSpec,
+    model: &ModelParts,
     dtype: DType,
     moments: &[&str],
 ) -> Result<u64, CheckpointError> {

@@ -1,8 +1,9 @@
 //! The tensors of a model as they lie in a file, and where in them each rank's part belongs.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::ops::Range;
-use trine_spec::{LocalParam, ModelSpec, ParamSpec, hf};
+use trine_spec::{LocalParam, ModelParts, ParamSpec, PieceParts};
 
 /// One tensor of a file. Rows are output features: they are stored first, or last if `transposed`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,25 +48,28 @@ pub(crate) struct Room {
 }
 
 impl Table {
-    pub(crate) fn new(model: &ModelSpec) -> Self {
-        Self::within(model, Room { tensors: usize::MAX, elements: usize::MAX })
+    pub(crate) fn new(model: &ModelParts) -> Self {
+        Self::within(&model.pieces, Room { tensors: usize::MAX, elements: usize::MAX })
     }
 
     /// The table of a model that somebody else has described. It ends with the first tensor that
     /// goes beyond what the file holds, whatever the model claims to have: such a table cannot be
     /// located in the file.
-    pub(crate) fn within(model: &ModelSpec, room: Room) -> Self {
+    pub(crate) fn within<T: Borrow<PieceParts>>(
+        pieces: impl IntoIterator<Item = T>,
+        room: Room,
+    ) -> Self {
         let mut table = Self { tensors: Vec::new(), homes: HashMap::new() };
         let mut start: usize = 0;
-        for piece in model.pieces() {
+        for piece in pieces {
             // Padding depends on the layout, the rows that are real do not.
-            let specs = model.params(piece, 1);
-            for described in hf::tensors(model, piece) {
+            let PieceParts { params, outside, .. } = piece.borrow();
+            for described in outside {
                 let parts: Vec<&ParamSpec> = described
                     .parts
                     .iter()
-                    .map(|part| specs.iter().find(|spec| spec.name == *part))
-                    .map(|spec| spec.expect("invariant: Hugging Face tensors name parameters"))
+                    .map(|part| params.iter().find(|spec| spec.name == *part))
+                    .map(|spec| spec.expect("invariant: tensors of a file name parameters"))
                     .collect();
                 let mut rows = 0;
                 for part in &parts {
@@ -76,7 +80,7 @@ impl Table {
                 }
                 let columns = parts[0].shape.get(1).copied();
                 let tensor = Tensor {
-                    name: described.name,
+                    name: described.name.clone(),
                     rows,
                     columns,
                     transposed: described.transposed,
@@ -209,7 +213,11 @@ mod tests {
     fn the_table_holds_each_unique_unpadded_parameter_once() {
         for name in ["gpt2-124m", "llama3-8b", "frontier-22b"] {
             let model = presets::find(name).unwrap().model;
-            assert_eq!(Table::new(&model).len() as u64, model.param_count(), "{name}");
+            assert_eq!(
+                Table::new(&model.parts(1).unwrap()).len() as u64,
+                model.param_count(),
+                "{name}"
+            );
         }
     }
 

@@ -171,8 +171,13 @@ impl<'a> Writer<'a> {
             files.push(small(TOKENIZER_FILE, text.as_bytes())?);
         }
         let (quantities, written_by) = (&self.plan.quantities, request.mesh.degrees());
-        let (model, run) = (request.model.clone(), request.run.clone());
-        let mut manifest = Manifest::new(model, request.dtype, quantities, run, written_by);
+        let mut manifest = Manifest::new(
+            request.model,
+            request.dtype,
+            quantities,
+            request.run.clone(),
+            written_by,
+        );
         manifest.files = files;
         small(MANIFEST, manifest.to_text().as_bytes())?;
         let (storage, step) = (request.storage, request.run.step);

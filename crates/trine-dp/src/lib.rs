@@ -35,7 +35,7 @@
 //! use trine_nn::{GradStore, Numerics};
 //! use trine_spec::{Piece, RankLayout, RankRequest, Shares, StagePieces, presets};
 //!
-//! let model = presets::find("rust-default")?.model;
+//! let model = presets::find("rust-default")?.model.parts(1)?;
 //! let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(0)] }];
 //! let layout = Arc::new(RankLayout::new(&RankRequest {
 //!     summed: AxisSet::DP,
@@ -53,7 +53,7 @@
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.post(&mut grads, bucket, &ops)?;
 //! }
-//! let norm = GradNorm::new(model.param_names(), &layout, &groups, numerics, world)?;
+//! let norm = GradNorm::new(model.names(), &layout, &groups, numerics, world)?;
 //! let mut squares = norm.squares();
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.wait(&mut grads, bucket, &ops)?;

@@ -308,7 +308,6 @@ mod tests {
     #[test]
     fn the_terms_of_all_ranks_count_every_element_once() {
         let model = model();
-        let stages = [StagePieces::whole(&model)];
         let elements: usize = model
             .pieces()
             .flat_map(|piece| model.params(piece, 1))
@@ -319,18 +318,19 @@ mod tests {
             for (tp, dp) in [(1, 1), (1, 3), (2, 2), (4, 1), (4, 2)] {
                 let degrees = Degrees { tp, dp, ..Degrees::SERIAL };
                 let mesh = Mesh::new(degrees, tp * dp).unwrap();
+                let parts = model.parts(tp).unwrap();
+                let stages = [StagePieces::whole(&parts)];
                 let counted = threads::run(tp * dp, &Default::default(), |world| {
                     let layout = RankLayout::new(&RankRequest {
                         degrees,
                         tp_index: mesh.coordinate(world.rank()).tp,
                         summed: AxisSet::DP,
                         bucket_elements: 1000,
-                        ..RankRequest::serial(&model, &stages)
+                        ..RankRequest::serial(&parts, &stages)
                     })
                     .unwrap();
                     let groups = Groups::new(&mesh, &world, [AxisSet::DP])?;
-                    let norm =
-                        GradNorm::new(model.param_names(), &layout, &groups, numerics, world);
+                    let norm = GradNorm::new(parts.names(), &layout, &groups, numerics, world);
                     let terms = norm.unwrap().terms;
                     Ok::<_, CommError>(terms.iter().map(|term| term.runs * term.len).sum::<usize>())
                 });
@@ -344,7 +344,8 @@ mod tests {
 
     fn layout_of_block(model: &ModelSpec, bucket_elements: usize) -> RankLayout {
         let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(1)] }];
-        let request = RankRequest { bucket_elements, ..RankRequest::serial(model, &stages) };
+        let model = model.parts(1).expect("one rank holds any model");
+        let request = RankRequest { bucket_elements, ..RankRequest::serial(&model, &stages) };
         RankLayout::new(&request).expect("a block fits one rank")
     }
 
@@ -355,7 +356,7 @@ mod tests {
         let layout = layout_of_block(&model, 1000);
         let (world, mesh) = (SelfComm::new(), Mesh::new(Degrees::SERIAL, 1).unwrap());
         let groups = Groups::new(&mesh, &world, []).unwrap();
-        let names = model.param_names();
+        let names = model.parts(1).unwrap().names();
         let norm = GradNorm::new(names, &layout, &groups, Numerics::Reference, world);
         let text = norm.unwrap_err().to_string();
         assert!(text.contains("block.1.mlp.gate.weight") && text.contains("12 elements"), "{text}");

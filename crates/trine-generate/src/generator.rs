@@ -5,10 +5,10 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::SelfComm;
 use trine_kernels::{CpuOps, Team};
-use trine_models::{RankParts, StageModel};
+use trine_models::{BuildPiece, RankParts, StageModel, zoo};
 use trine_nn::{Context, DecodeCache, Mode, Numerics, ParamStore, Rows};
 use trine_rng::Stream;
-use trine_spec::{ModelSpec, RankLayout, RankRequest, StagePieces};
+use trine_spec::{ModelParts, ModelSpec, RankLayout, RankRequest, StagePieces};
 
 /// A bucket is closed after the first piece, so that weights are loaded piece by piece.
 const BUCKET_ELEMENTS: usize = 1;
@@ -21,6 +21,8 @@ pub type LoadWeights<'a> = dyn FnMut(&RankLayout, usize, &mut [f32]) -> Result<(
 pub struct Generator {
     spec: ModelSpec,
     model: StageModel,
+    /// Whether every piece can continue from a cache.
+    cached: bool,
     weights: ParamStore,
     ops: CpuOps,
     pool: Pool,
@@ -39,23 +41,38 @@ impl Generator {
         load: &mut LoadWeights<'_>,
     ) -> Result<Self, GenerateError> {
         model.check()?;
+        Self::with_pieces(&model.parts(1)?, &zoo, threads, load)
+    }
+
+    /// [`Generator::new`] for a model with pieces of one's own, which `build` builds. `parts` are those of one
+    /// tensor-parallel rank. Such a piece cannot continue from a cache, so each token costs a pass over the whole
+    /// window.
+    ///
+    /// # Errors
+    /// As [`Generator::new`], and what `build` returns.
+    pub fn with_pieces(
+        parts: &ModelParts,
+        build: BuildPiece<'_>,
+        threads: usize,
+        load: &mut LoadWeights<'_>,
+    ) -> Result<Self, GenerateError> {
         if threads == 0 {
             let (value, nearest) = (threads.to_string(), "1".into());
             let rule = "must be at least 1";
             return Err(GenerateError::Value { field: "threads", value, rule, nearest });
         }
-        let (spec, whole) = (model.clone(), [StagePieces::whole(model)]);
+        let (spec, whole) = (parts.spec.clone(), [StagePieces::whole(parts)]);
         let layout = Arc::new(RankLayout::new(&RankRequest {
             bucket_elements: BUCKET_ELEMENTS,
-            ..RankRequest::serial(model, &whole)
+            ..RankRequest::serial(parts, &whole)
         })?);
         let mut weights = ParamStore::zeros(layout.clone(), DType::F32);
         for bucket in 0..layout.buckets.len() {
             let out = weights.bucket_mut(bucket)?.typed_mut::<f32>()?;
             load(&layout, bucket, out).map_err(|source| GenerateError::Load { bucket, source })?;
         }
-        let stages = StageModel::of_rank(&RankParts {
-            model,
+        let rank = RankParts {
+            model: parts,
             layout: &layout,
             comm: SelfComm::new(),
             sequence_parallel: false,
@@ -63,10 +80,12 @@ impl Generator {
             numerics: Numerics::Fast,
             compute: DType::F32,
             seed: 0, // of dropout masks, which are off
-        })?;
+        };
+        let stages = StageModel::of_rank(&rank, build)?;
         let (ops, pool) = (CpuOps::new(Team::new(threads)), Pool::new());
         let model = stages.into_iter().next().expect("invariant: the layout has one stage");
-        Ok(Self { spec, model, weights, ops, pool })
+        let cached = parts.own().next().is_none();
+        Ok(Self { spec, model, cached, weights, ops, pool })
     }
 
     /// Continues `prompt` by at most `tokens` tokens and returns them; `on_token` is told each as it
@@ -135,14 +154,16 @@ impl Generator {
     /// text, or is empty; afterwards it holds the text as far as the model sees it.
     fn next_logits(&self, text: &[u32], cache: &mut DecodeCache) -> Result<Buf, GenerateError> {
         let first = text.len().saturating_sub(self.spec.seq_max);
-        if first > 0 {
+        if first > 0 || !self.cached {
             cache.clear();
         }
         let fresh = &text[first + cache.position()..];
         let ids = Act::new(Buf::from_vec(fresh.to_vec()));
         let ctx = self.context(fresh.len(), cache);
         let logits = self.model.next_logits(&self.weights, ids, &ctx)?;
-        cache.advance(fresh.len())?;
+        if self.cached {
+            cache.advance(fresh.len())?;
+        }
         Ok(logits)
     }
 
@@ -158,7 +179,7 @@ impl Generator {
             document_start: None,
             targets: None,
             loss_scale: 1.0,
-            decode: Some(cache),
+            decode: self.cached.then_some(cache),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The pre-norm transformer block that both families share.
+//! The pre-norm transformer block: branches beside the residual stream.
 
 use trine_buffer::Act;
 use trine_nn::{Activation, Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork};
@@ -6,52 +6,48 @@ use trine_shard::{
     ColumnLinear, RowLinear, ShardedAttention, Split, Stream, StreamDropout, StreamNorm,
 };
 
-/// `x += attention(norm1(x)); x += mlp(norm2(x))`. Each branch enters and leaves one tensor-parallel
-/// region. The stream `x` has the accumulator's type; a norm's output has the type of products.
-/// [`crate::families`] says what the parts are.
+/// Branches one behind the other. The stream has the accumulator's type; a norm's output has the type of products.
+/// [`trine_spec::ModelSpec::branches`] says which there are.
 #[derive(Debug)]
 pub struct Block {
-    /// Norm before attention.
-    pub norm1: StreamNorm,
-    /// Queries, keys and values in one product.
-    pub qkv: ColumnLinear,
+    /// In forward order.
+    pub branches: Vec<BranchLayer>,
+}
+
+/// `x += dropout(row(inner(columns(norm(x)))))`: the layers of a [`trine_spec::Branch`]. It enters and leaves one
+/// tensor-parallel region.
+#[derive(Debug)]
+pub struct BranchLayer {
+    /// Norm of the stream.
+    pub norm: StreamNorm,
+    /// All columns in one product.
+    pub columns: ColumnLinear,
+    /// What is done by features.
+    pub inner: InnerLayer,
+    /// Back to the stream.
+    pub row: RowLinear,
+    /// Dropout of the branch.
+    pub dropout: StreamDropout,
+}
+
+/// What a branch does between its two products.
+#[derive(Debug)]
+pub enum InnerLayer {
     /// Attention by heads.
-    pub attention: ShardedAttention,
-    /// Output projection of attention.
-    pub output: RowLinear,
-    /// Dropout of the attention branch.
-    pub dropout1: StreamDropout,
-    /// Norm before the MLP.
-    pub norm2: StreamNorm,
-    /// Up projection, with the gate if there is one.
-    pub up: ColumnLinear,
+    Attention(ShardedAttention),
     /// GELU or SwiGLU.
-    pub activation: Activation,
-    /// Down projection.
-    pub down: RowLinear,
-    /// Dropout of the MLP branch.
-    pub dropout2: StreamDropout,
+    Activation(Activation),
 }
 
 impl Layer for Block {
     fn forward(&self, w: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
-        let x = Stream::assume(x);
-        let (h, norm1) = self.norm1.forward(w, &x, ctx)?;
-        let (qkv, qkv_saved) = self.qkv.forward(w, &h, ctx)?;
-        drop(h);
-        let (heads, attention) = self.attention.forward(w, qkv, ctx)?;
-        let (branch, output) = self.output.forward(w, heads, ctx)?;
-        let x = add(x, &self.dropout1.apply(branch, ctx)?, ctx)?;
-
-        let (h, norm2) = self.norm2.forward(w, &x, ctx)?;
-        let (inner, up) = self.up.forward(w, &h, ctx)?;
-        drop(h);
-        let (active, activation) = self.activation.forward(w, inner.into_inner(), ctx)?;
-        let (branch, down) = self.down.forward(w, Split::assume(active), ctx)?;
-        let y = add(x, &self.dropout2.apply(branch, ctx)?, ctx)?;
-
-        let saved = [norm1, qkv_saved, attention, output, norm2, up, activation, down];
-        Ok((y.into_inner(), Saved::new([], saved)))
+        let (mut x, mut saved) = (Stream::assume(x), Vec::new());
+        for branch in &self.branches {
+            let (y, kept) = branch.forward(w, x, ctx)?;
+            saved.push(kept);
+            x = y;
+        }
+        Ok((x.into_inner(), Saved::new([], saved)))
     }
 
     fn backward_input(
@@ -62,25 +58,84 @@ impl Layer for Block {
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
-        let ([], [norm1, qkv, attention, output, norm2, up, activation, down]) = saved.take()?;
-        let dy = Stream::assume(dy);
-        let branch = self.dropout2.apply(dy.clone().to(ctx.compute, ctx)?, ctx)?;
-        let (d, mut work) = self.down.backward_input(w, down, &branch, ctx, grads)?;
-        drop(branch);
-        let d = self.activation.backward_input(w, activation, d.into_inner(), ctx, grads)?.0;
-        let (d, left) = self.up.backward_input(w, up, Split::assume(d), ctx, grads)?;
-        work.append(left);
-        let dx = self.norm2.backward_input(w, norm2, d, Some(dy), ctx, grads)?;
+        let (mut dy, mut work) = (Stream::assume(dy), WeightWork::nothing());
+        let saved = saved.into_children_of(self.branches.len())?;
+        for (branch, saved) in self.branches.iter().zip(saved).rev() {
+            let (dx, left) = branch.backward_input(w, saved, dy, ctx, grads)?;
+            work.append(left);
+            dy = dx;
+        }
+        Ok((dy.into_inner(), work))
+    }
+}
 
-        let branch = self.dropout1.apply(dx.clone().to(ctx.compute, ctx)?, ctx)?;
-        let (d, left) = self.output.backward_input(w, output, &branch, ctx, grads)?;
-        work.append(left);
+impl BranchLayer {
+    fn forward(
+        &self,
+        w: &ParamStore,
+        x: Stream,
+        ctx: &Context<'_>,
+    ) -> Result<(Stream, Saved), NnError> {
+        let (normed, norm) = self.norm.forward(w, &x, ctx)?;
+        let (h, columns) = self.columns.forward(w, &normed, ctx)?;
+        drop(normed);
+        let (h, inner) = self.inner.forward(w, h, ctx)?;
+        let (branch, row) = self.row.forward(w, h, ctx)?;
+        let y = add(x, &self.dropout.apply(branch, ctx)?, ctx)?;
+        Ok((y, Saved::new([], [norm, columns, inner, row])))
+    }
+
+    fn backward_input(
+        &self,
+        w: &ParamStore,
+        saved: Saved,
+        dy: Stream,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<(Stream, WeightWork), NnError> {
+        let ([], [norm, columns, inner, row]) = saved.take()?;
+        let branch = self.dropout.apply(dy.clone().to(ctx.compute, ctx)?, ctx)?;
+        let (d, mut work) = self.row.backward_input(w, row, &branch, ctx, grads)?;
         drop(branch);
-        let d = self.attention.backward_input(attention, d, ctx)?;
-        let (d, left) = self.qkv.backward_input(w, qkv, d, ctx, grads)?;
+        let d = self.inner.backward_input(w, inner, d, ctx, grads)?;
+        let (d, left) = self.columns.backward_input(w, columns, d, ctx, grads)?;
         work.append(left);
-        let dx = self.norm1.backward_input(w, norm1, d, Some(dx), ctx, grads)?;
-        Ok((dx.into_inner(), work))
+        let dx = self.norm.backward_input(w, norm, d, Some(dy), ctx, grads)?;
+        Ok((dx, work))
+    }
+}
+
+impl InnerLayer {
+    fn forward(
+        &self,
+        w: &ParamStore,
+        x: Split,
+        ctx: &Context<'_>,
+    ) -> Result<(Split, Saved), NnError> {
+        match self {
+            Self::Attention(attention) => attention.forward(w, x, ctx),
+            Self::Activation(activation) => {
+                let (y, saved) = activation.forward(w, x.into_inner(), ctx)?;
+                Ok((Split::assume(y), saved))
+            }
+        }
+    }
+
+    fn backward_input(
+        &self,
+        w: &ParamStore,
+        saved: Saved,
+        dy: Split,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<Split, NnError> {
+        match self {
+            Self::Attention(attention) => attention.backward_input(saved, dy, ctx),
+            Self::Activation(activation) => {
+                let (d, _) = activation.backward_input(w, saved, dy.into_inner(), ctx, grads)?;
+                Ok(Split::assume(d))
+            }
+        }
     }
 }
 

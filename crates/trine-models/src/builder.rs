@@ -1,16 +1,17 @@
 //! Builds layers from a model's spec: parameters are looked up by name.
 
+use crate::{BranchLayer, InnerLayer, RankParts};
 use trine_buffer::{Act, DType};
 use trine_comm::Name;
 use trine_kernels::{rope_frequencies, rope_table};
-use trine_nn::{AttentionCore, AttentionShape, Dropout, NnError, NormLayer, Numerics, ParamId};
+use trine_nn::{
+    Activation, AttentionCore, AttentionShape, Dropout, NnError, NormLayer, Numerics, ParamId,
+};
 use trine_shard::{
     ColumnLinear, RowLinear, Section, ShardedAttention, StreamDropout, StreamNorm, TensorGroup,
     VocabEmbedding, VocabHead, VocabShard,
 };
-use trine_spec::{LocalParam, ModelSpec, Norm, RankLayout};
-
-use crate::RankParts;
+use trine_spec::{Branch, Inner, LocalParam, ModelSpec, Norm, RankLayout};
 
 /// Builds sharded layers for one rank by the names of their parameters.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// A compute type without an accumulator to make rotary tables in.
     pub fn new(parts: &RankParts<'a>) -> Result<Self, NnError> {
-        let model = parts.model;
+        let model = &parts.model.spec;
         let group = TensorGroup::new(parts.comm.clone(), parts.sequence_parallel);
         let rope =
             (!model.learned_positions()).then(|| rotary(model, parts.compute)).transpose()?;
@@ -38,7 +39,24 @@ impl<'a> Builder<'a> {
         Ok(Self { model, layout: parts.layout, group, numerics, seed, rope })
     }
 
-    fn local(&self, name: &str) -> Result<&LocalParam, NnError> {
+    /// The tensor-parallel ranks.
+    pub fn group(&self) -> &TensorGroup {
+        &self.group
+    }
+
+    /// The address of a parameter.
+    ///
+    /// # Errors
+    /// No such parameter on this rank.
+    pub fn param(&self, name: &str) -> Result<ParamId, NnError> {
+        ParamId::find(self.layout, &[name])
+    }
+
+    /// What this rank holds of a parameter.
+    ///
+    /// # Errors
+    /// No such parameter on this rank.
+    pub fn local(&self, name: &str) -> Result<&LocalParam, NnError> {
         let index = self.layout.find(name).ok_or_else(|| NnError::Unknown(name.into()))?;
         Ok(&self.layout.params[index])
     }
@@ -48,12 +66,37 @@ impl<'a> Builder<'a> {
         ParamId::find(self.layout, &names)
     }
 
+    /// The layers of a branch of block `index`. A collective call where ranks share KV heads.
+    ///
+    /// # Errors
+    /// A parameter that this rank does not hold, or a failed collective.
+    pub fn branch(&self, index: usize, branch: &Branch) -> Result<BranchLayer, NnError> {
+        let within = |name: &str| format!("block.{index}.{name}");
+        let label = |label| Name::new(label).with("block", index as u64);
+        let (name, biases) = (within(branch.name), branch.biases);
+        let row = format!("{name}.{}", branch.row.name);
+        let columns: Vec<&str> = branch.columns.iter().map(|part| part.name).collect();
+        let cols = self.local(&format!("{row}.weight"))?.shape()[1];
+        Ok(BranchLayer {
+            norm: self.norm(&within(branch.norm), branch.norm_kind, label(branch.norm))?,
+            columns: self.column(&name, &columns, biases, label(branch.inner.columns()))?,
+            inner: match branch.inner {
+                Inner::Attention => {
+                    InnerLayer::Attention(self.attention(&name, index, label(branch.name))?)
+                }
+                Inner::Gelu => InnerLayer::Activation(Activation::Gelu { cols }),
+                Inner::SwiGlu => InnerLayer::Activation(Activation::SwiGlu { cols }),
+            },
+            row: self.row(&row, biases, label(branch.row.name))?,
+            dropout: self.dropout(&format!("{name}.dropout")),
+        })
+    }
+
     /// A norm whose parameters are `name.weight` and, for LayerNorm, `name.bias`.
     ///
     /// # Errors
     /// No such parameter on this stage.
-    pub fn norm(&self, name: &str, label: Name) -> Result<StreamNorm, NnError> {
-        let kind = self.model.norm();
+    pub fn norm(&self, name: &str, kind: Norm, label: Name) -> Result<StreamNorm, NnError> {
         let parts: &[&str] = match kind {
             Norm::Layer => &["weight", "bias"],
             Norm::Rms => &["weight"],
@@ -74,7 +117,13 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// No such parameters, or parameters that are not neighbours.
-    pub fn column(&self, name: &str, parts: &[&str], label: Name) -> Result<ColumnLinear, NnError> {
+    pub fn column(
+        &self,
+        name: &str,
+        parts: &[&str],
+        biases: bool,
+        label: Name,
+    ) -> Result<ColumnLinear, NnError> {
         let names = |kind: &str| -> Vec<String> {
             parts.iter().map(|part| format!("{name}.{part}.{kind}")).collect()
         };
@@ -85,7 +134,7 @@ impl<'a> Builder<'a> {
             sections.push(Section { cols, replicas, replica });
         }
         let weight = self.neighbours(&names("weight"))?;
-        let bias = self.model.biases().then(|| self.neighbours(&names("bias"))).transpose()?;
+        let bias = biases.then(|| self.neighbours(&names("bias"))).transpose()?;
         let (group, inputs) = (self.group.clone(), self.model.hidden);
         Ok(ColumnLinear::new(group, (weight, bias), inputs, &sections, self.numerics, label))
     }
@@ -94,11 +143,11 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// No such parameter on this stage.
-    pub fn row(&self, name: &str, label: Name) -> Result<RowLinear, NnError> {
+    pub fn row(&self, name: &str, biases: bool, label: Name) -> Result<RowLinear, NnError> {
         let names = |kind: &str| [format!("{name}.{kind}")];
         let inputs = self.local(&names("weight")[0])?.shape()[1];
         let weight = self.neighbours(&names("weight"))?;
-        let bias = self.model.biases().then(|| self.neighbours(&names("bias"))).transpose()?;
+        let bias = biases.then(|| self.neighbours(&names("bias"))).transpose()?;
         let (group, outputs) = (self.group.clone(), self.model.hidden);
         Ok(RowLinear::new(group, (weight, bias), inputs, outputs, self.numerics, label))
     }
@@ -158,14 +207,6 @@ impl<'a> Builder<'a> {
         let rows = self.local(name)?.ranges[0].clone();
         let shard = VocabShard { rows, vocab: self.model.vocab };
         Ok(VocabHead::new(self.group.clone(), weight, self.model.hidden, shard, self.numerics))
-    }
-
-    /// The local width of a row-parallel layer's input: the MLP's inner width on this rank.
-    ///
-    /// # Errors
-    /// No such parameter on this stage.
-    pub fn inner_width(&self, row: &str) -> Result<usize, NnError> {
-        Ok(self.local(&format!("{row}.weight"))?.shape()[1])
     }
 }
 

@@ -1,5 +1,6 @@
 //! The two ends of a model.
 
+use crate::LossLayer;
 use trine_buffer::{Act, Buf};
 use trine_nn::{Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork};
 use trine_shard::{Stream, StreamDropout, StreamNorm, VocabEmbedding, VocabHead};
@@ -48,12 +49,8 @@ pub struct Head {
     pub output: VocabHead,
 }
 
-impl Head {
-    /// This rank's columns of the logits, `[tokens, local vocabulary]`: for sampling.
-    ///
-    /// # Errors
-    /// A wrong shape, or a failed collective.
-    pub fn logits(&self, w: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<Buf, NnError> {
+impl LossLayer for Head {
+    fn logits(&self, w: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<Buf, NnError> {
         let (h, _) = self.norm.forward(w, &Stream::assume(x), ctx)?;
         self.output.logits(w, &h, ctx)
     }

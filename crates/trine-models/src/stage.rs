@@ -1,6 +1,6 @@
 //! The stages of a pipeline that one rank holds, in segments that a schedule can run one by one.
 
-use crate::{Builder, Head, families};
+use crate::{BuildPiece, Builder, LossLayer, PieceLayer};
 use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType};
@@ -8,13 +8,13 @@ use trine_comm::Communicator;
 use trine_nn::{
     Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Rows, Saved, WeightWork,
 };
-use trine_spec::{ModelSpec, Piece, RankLayout, StagePieces};
+use trine_spec::{ModelParts, Piece, RankLayout, StagePieces};
 
 /// What the stages of a rank are built from.
 #[derive(Debug)]
 pub struct RankParts<'a> {
     /// The model.
-    pub model: &'a ModelSpec,
+    pub model: &'a ModelParts,
     /// What this rank holds of it.
     pub layout: &'a RankLayout,
     /// The tensor-parallel ranks.
@@ -29,12 +29,6 @@ pub struct RankParts<'a> {
     pub compute: DType,
     /// Seed of dropout masks.
     pub seed: u64,
-}
-
-#[derive(Debug)]
-enum PieceLayer {
-    Inner(Box<dyn Layer>),
-    Head(Box<Head>),
 }
 
 impl PieceLayer {
@@ -56,23 +50,33 @@ pub struct StageModel {
 }
 
 impl StageModel {
-    /// Builds the stages of a rank, in forward order. A collective call among the tensor-parallel ranks.
+    /// Builds the stages of a rank, in forward order, each piece with `build`. A collective call among the
+    /// tensor-parallel ranks.
     ///
     /// # Errors
-    /// A layout of another model, or a failed collective.
-    pub fn of_rank(parts: &RankParts<'_>) -> Result<Vec<Self>, NnError> {
+    /// A layout of another model, what `build` returns, or a failed collective.
+    pub fn of_rank(parts: &RankParts<'_>, build: BuildPiece<'_>) -> Result<Vec<Self>, NnError> {
         let builder = Builder::new(parts)?;
-        parts.layout.stages.iter().map(|stage| Self::new(parts, &builder, stage)).collect()
+        let stages = parts.layout.stages.iter();
+        stages.map(|stage| Self::new(parts, &builder, build, stage)).collect()
     }
 
     fn new(
         parts: &RankParts<'_>,
         builder: &Builder<'_>,
+        build: BuildPiece<'_>,
         stage: &StagePieces,
     ) -> Result<Self, NnError> {
         let mut pieces = Vec::new();
         for &piece in &stage.pieces {
-            pieces.push((piece, build(builder, piece, parts.recompute)?));
+            let part = parts.model.get(piece).ok_or_else(|| NnError::Unknown(piece.to_string()))?;
+            let layer = match (build(builder, part)?, piece) {
+                (PieceLayer::Inner(layer), Piece::Block(_)) if parts.recompute => {
+                    PieceLayer::Inner(Box::new(Recompute(layer)))
+                }
+                (layer, _) => layer,
+            };
+            pieces.push((piece, layer));
         }
         // A segment is the run of pieces whose gradients share a bucket. The bucket of a tied
         // embedding, at the end, has none of its own: its segment is empty.
@@ -191,27 +195,14 @@ impl StageModel {
         weights: &ParamStore,
         x: Act,
         ctx: &Context<'_>,
-    ) -> Result<(&Head, Act), NnError> {
+    ) -> Result<(&dyn LossLayer, Act), NnError> {
         let mut x = x;
         for (_, piece) in &self.pieces {
             match piece {
                 PieceLayer::Inner(layer) => x = layer.forward(weights, x, ctx)?.0,
-                PieceLayer::Head(head) => return Ok((head, x)),
+                PieceLayer::Head(head) => return Ok((&**head, x)),
             }
         }
         Err(NnError::Missing { layer: "logits", what: "an output layer on this stage" })
     }
-}
-
-fn build(b: &Builder<'_>, piece: Piece, recompute: bool) -> Result<PieceLayer, NnError> {
-    Ok(match piece {
-        Piece::Embedding => PieceLayer::Inner(Box::new(families::embedding(b)?)),
-        Piece::Block(index) => {
-            let block = families::block(b, index)?;
-            let layer: Box<dyn Layer> =
-                if recompute { Box::new(Recompute(block)) } else { Box::new(block) };
-            PieceLayer::Inner(layer)
-        }
-        Piece::Head => PieceLayer::Head(Box::new(families::head(b)?)),
-    })
 }

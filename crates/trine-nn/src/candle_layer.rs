@@ -14,7 +14,7 @@ use candle_core::backprop::GradStore as CandleGrads;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 use std::fmt;
 use std::ops::Range;
-use trine_buffer::{Act, Buf, Slice};
+use trine_buffer::{Act, Buf, DType, Slice};
 
 /// What the closure computes: the output `[samples, seq, outputs]` from the input
 /// `[samples, seq, inputs]` and the weights, in the order in which they were declared.
@@ -50,9 +50,18 @@ impl CandleLayer {
         Self { forward: Box::new(forward), params, inputs, outputs }
     }
 
-    fn weights(&self, weights: &ParamStore, ctx: &Context<'_>) -> Result<Vec<Tensor>, NnError> {
+    /// The weights in the input's type: beside a residual stream in f32, weights in bf16 become f32.
+    fn weights(
+        &self,
+        weights: &ParamStore,
+        dtype: DType,
+        ctx: &Context<'_>,
+    ) -> Result<Vec<Tensor>, NnError> {
         let tensor = |(id, shape): &(ParamId, Vec<usize>)| {
-            tensor(weights.lease(id)?.slice(), shape.as_slice(), ctx)
+            let lease = weights.lease(id)?;
+            let mut copy = ctx.pool.alloc(dtype, lease.slice().len())?;
+            ctx.ops.cast(copy.slice_mut(), lease.slice())?;
+            Ok(copy.into_tensor(shape.as_slice())?)
         };
         self.params.iter().map(tensor).collect()
     }
@@ -118,8 +127,8 @@ impl Layer for CandleLayer {
             let what = "whole sequences: a closure cannot continue from a cache";
             return Err(NnError::Missing { layer: "candle layer", what });
         }
-        let weights = self.weights(weights, ctx)?;
-        let mut y = ctx.alloc(ctx.rows.tokens(), self.outputs)?;
+        let weights = self.weights(weights, x.dtype(), ctx)?;
+        let mut y = ctx.pool.alloc(x.dtype(), ctx.rows.tokens() * self.outputs)?;
         for part in parts(ctx) {
             let [of_x, of_y] = [self.inputs, self.outputs].map(|cols| elements(&part, cols, ctx));
             let shape = (part.samples.len(), part.seq, self.inputs);
@@ -144,8 +153,8 @@ impl Layer for CandleLayer {
     ) -> Result<(Act, WeightWork), NnError> {
         let ([x], []) = saved.take()?;
         check_len("candle layer", "output gradient", dy.len(), ctx.rows.tokens() * self.outputs)?;
-        let tensors = self.weights(weights, ctx)?;
-        let mut dx = ctx.alloc(ctx.rows.tokens(), self.inputs)?;
+        let tensors = self.weights(weights, x.dtype(), ctx)?;
+        let mut dx = ctx.pool.alloc(x.dtype(), ctx.rows.tokens() * self.inputs)?;
         for part in parts(ctx) {
             let [of_x, of_y] = [self.inputs, self.outputs].map(|cols| elements(&part, cols, ctx));
             let (x, dy) = (x.slice().range(of_x.clone())?, dy.slice().range(of_y)?);

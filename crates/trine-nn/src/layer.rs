@@ -37,9 +37,16 @@ impl Saved {
         Ok((acts, children))
     }
 
-    /// The inner states, of whatever number.
-    pub fn into_children(self) -> Vec<Self> {
-        self.children
+    /// The inner states of `count` layers.
+    ///
+    /// # Errors
+    /// Another number of them, or activations beside them.
+    pub fn into_children_of(self, count: usize) -> Result<Vec<Self>, NnError> {
+        let held = (self.acts.len(), self.children.len());
+        if held != (0, count) {
+            return Err(NnError::Saved { held, expected: (0, count) });
+        }
+        Ok(self.children)
     }
 
     /// Bytes kept. An activation that several places keep is counted at each.
@@ -157,6 +164,28 @@ pub trait Layer: Send + Sync + std::fmt::Debug {
     ) -> Result<(Act, WeightWork), NnError>;
 }
 
+impl Layer for Box<dyn Layer> {
+    fn forward(
+        &self,
+        weights: &ParamStore,
+        x: Act,
+        ctx: &Context<'_>,
+    ) -> Result<(Act, Saved), NnError> {
+        (**self).forward(weights, x, ctx)
+    }
+
+    fn backward_input(
+        &self,
+        weights: &ParamStore,
+        saved: Saved,
+        dy: Act,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<(Act, WeightWork), NnError> {
+        (**self).backward_input(weights, saved, dy, ctx, grads)
+    }
+}
+
 /// Full activation recompute around any layer: keeps the input alone and runs forward again before
 /// backward. Dropout masks are functions of coordinates (contract C1), so the replay is exact; a
 /// sharded layer repeats its collectives, on all ranks alike.
@@ -222,11 +251,7 @@ impl Layer for Stack {
         grads: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
         let (mut dy, mut work) = (dy, WeightWork::nothing());
-        let children = saved.into_children();
-        if children.len() != self.0.len() {
-            let held = (0, children.len());
-            return Err(NnError::Saved { held, expected: (0, self.0.len()) });
-        }
+        let children = saved.into_children_of(self.0.len())?;
         for (layer, saved) in self.0.iter().zip(children).rev() {
             let (dx, left) = layer.backward_input(weights, saved, dy, ctx, grads)?;
             work.append(left);

@@ -58,6 +58,16 @@ pub enum NnError {
     /// A collective inside a layer failed.
     #[error(transparent)]
     Communication(Box<dyn std::error::Error + Send + Sync>),
+    /// Nobody builds the layer of a piece.
+    #[error(
+        "{piece} is a {kind}, which the zoo does not have: the builder of pieces must give its layer"
+    )]
+    NoLayer {
+        /// The piece.
+        piece: String,
+        /// What kind of piece it is.
+        kind: String,
+    },
     /// No parameter of this name is on this stage.
     #[error("this stage holds no parameter \"{0}\"")]
     Unknown(String),

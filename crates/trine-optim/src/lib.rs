@@ -17,7 +17,7 @@
 //! use trine_optim::{LrKind, LrSchedule, Optimizer, OptimizerConfig, Update};
 //! use trine_spec::{Piece, RankLayout, RankRequest, StagePieces, presets};
 //!
-//! let model = presets::find("rust-default")?.model;
+//! let model = presets::find("rust-default")?.model.parts(1)?;
 //! let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(0)] }];
 //! let layout = Arc::new(RankLayout::new(&RankRequest::serial(&model, &stages))?);
 //! let ops = CpuOps::new(Team::new(1));

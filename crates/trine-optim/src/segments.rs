@@ -53,6 +53,7 @@ mod tests {
         let mut model = presets::find("gpt2-124m").unwrap().model;
         (model.hidden, model.layers, model.ffn, model.vocab) = (8, 2, 12, 70);
         (model.heads, model.kv_heads, model.head_dim, model.seq_max) = (4, 4, 2, 5);
+        let model = model.parts(tp).unwrap();
         let stages = [StagePieces::whole(&model)];
         RankLayout::new(&RankRequest {
             degrees: Degrees { dp: 4, tp, ..Degrees::SERIAL },

@@ -23,6 +23,7 @@ fn layout() -> Arc<RankLayout> {
     let mut model = presets::find("gpt2-124m").unwrap().model;
     (model.hidden, model.layers, model.ffn, model.vocab) = (16, 2, 24, 70);
     (model.heads, model.kv_heads, model.head_dim, model.seq_max) = (4, 4, 4, 5);
+    let model = model.parts(1).unwrap();
     let stages = [StagePieces::whole(&model)];
     let request = RankRequest {
         degrees: Degrees { dp: 4, ..Degrees::SERIAL },

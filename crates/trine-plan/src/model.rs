@@ -56,7 +56,7 @@ impl Model {
         let mut saved_stream = [0.0; 3];
         for tensor in spec.saved(1) {
             let kind = match tensor.split {
-                Split::None => 0,
+                Split::None | Split::Gathered => 0,
                 Split::Tensor => 1,
                 Split::Sequence => 2,
             };

@@ -6,7 +6,7 @@ use crate::{Attention, Cluster, Layout, Model, PlanError, Precision, Recompute, 
 use std::collections::BTreeSet;
 use trine_mesh::{Degrees, plural};
 use trine_schedule::ScheduleKind;
-use trine_spec::{Family, ModelSpec};
+use trine_spec::ModelSpec;
 
 /// The vocabulary of GPT-2, where a run does not say.
 const VOCAB_ASSUMED: usize = 50257;
@@ -250,7 +250,6 @@ impl Row<'_> {
             assumed.push(format!("vocab {vocab}"));
         }
         Ok(ModelSpec {
-            family: if gated { Family::Llama } else { Family::Gpt },
             hidden,
             layers,
             heads,
@@ -260,10 +259,7 @@ impl Row<'_> {
             vocab,
             seq_max: seq,
             tied: if is_empty(self.text("tied_embed")) { !gated } else { self.yes("tied_embed") },
-            norm_eps: 1e-5,
-            rope_theta: 1e4,
-            dropout: 0.0,
-            init_std: 0.02,
+            ..ModelSpec::usual(gated)
         })
     }
 

@@ -12,6 +12,7 @@
 //! * [`VocabEmbedding`], [`VocabHead`]: the vocabulary split by rows; the loss without gathering
 //!   logits.
 //! * [`StreamNorm`], [`StreamDropout`]: row-wise layers on the stream, split or not.
+//! * [`Replicated`]: a layer that every rank computes whole, such as a closure over candle tensors.
 //!
 //! With a [`trine_comm::SelfComm`] every layer is its dense counterpart: there is no second, serial
 //! implementation.
@@ -30,6 +31,7 @@ mod embedding;
 mod group;
 mod head;
 mod linear;
+mod replicated;
 mod stream;
 
 pub use attention::ShardedAttention;
@@ -37,4 +39,5 @@ pub use embedding::VocabEmbedding;
 pub use group::{Partial, Split, Stream, TensorGroup, Whole};
 pub use head::{VocabHead, VocabShard};
 pub use linear::{ColumnLinear, RowLinear, Section};
+pub use replicated::Replicated;
 pub use stream::{StreamDropout, StreamNorm};

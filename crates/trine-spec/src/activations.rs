@@ -1,6 +1,6 @@
 //! What a block keeps for its backward pass, as symbolic shapes.
 
-use crate::{ModelSpec, Norm};
+use crate::{Branch, Inner, ModelSpec, Norm};
 
 /// How a saved tensor's size shrinks over tensor parallelism.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +11,9 @@ pub enum Split {
     Tensor,
     /// Tokens are split over tensor parallelism when sequence parallelism is on.
     Sequence,
+    /// The tokens of all ranks, brought together where sequence parallelism has split them. Where it has not, this is
+    /// no tensor of its own.
+    Gathered,
 }
 
 /// In which type a saved tensor is kept.
@@ -29,7 +32,7 @@ pub enum Kept {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedTensor {
     /// What it is.
-    pub name: &'static str,
+    pub name: String,
     /// Elements for each token.
     pub per_token: usize,
     /// In which type.
@@ -39,6 +42,11 @@ pub struct SavedTensor {
 }
 
 impl SavedTensor {
+    /// A tensor of `per_token` elements for each token.
+    pub fn new(name: impl Into<String>, per_token: usize, kept: Kept, split: Split) -> Self {
+        Self { name: name.into(), per_token, kept, split }
+    }
+
     /// Local bytes for `tokens` tokens, as trine keeps them.
     pub fn bytes(
         &self,
@@ -48,8 +56,10 @@ impl SavedTensor {
         compute_bytes: usize,
         accumulator_bytes: usize,
     ) -> usize {
+        let split_rows = sequence_parallel && tp > 1;
         let parts = match self.split {
-            Split::None => 1,
+            Split::Gathered if !split_rows => return 0,
+            Split::None | Split::Gathered => 1,
             Split::Tensor => tp,
             Split::Sequence => {
                 if sequence_parallel {
@@ -67,33 +77,49 @@ impl SavedTensor {
     }
 }
 
+impl Norm {
+    /// Statistics of a row.
+    pub(crate) fn stats(self) -> usize {
+        match self {
+            Self::Layer => 2,
+            Self::Rms => 1,
+        }
+    }
+}
+
+impl Branch {
+    /// What the branch saves beside a stream of `hidden` features, for `tp` ranks.
+    pub fn saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
+        let named = |of: &str, what: &str| format!("{of}.{what}");
+        let [before, after] = self.inner.ends();
+        let columns = self.columns.iter().map(|part| part.held(tp)).sum();
+        let mut saved = vec![
+            SavedTensor::new(named(self.norm, "input"), hidden, Kept::Stream, Split::Sequence),
+            SavedTensor::new(
+                named(self.norm, "stats"),
+                self.norm_kind.stats(),
+                Kept::Sums,
+                Split::Sequence,
+            ),
+            SavedTensor::new(named(self.name, "input"), hidden, Kept::Compute, Split::Sequence),
+            SavedTensor::new(named(self.name, before), columns, Kept::Compute, Split::Tensor),
+            SavedTensor::new(named(self.name, after), self.row.width, Kept::Compute, Split::Tensor),
+        ];
+        if self.inner == Inner::Attention {
+            let heads = self.row.units;
+            let name = named(self.name, "log_sum");
+            saved.push(SavedTensor::new(name, heads, Kept::Sums, Split::Tensor));
+        }
+        saved
+    }
+}
+
 impl ModelSpec {
     /// What one block saves between its forward and its backward pass without recompute, for
     /// `tp` ranks. Attention keeps the row-wise log-sum instead of the score matrix
     /// (Dao et al., 2205.14135); dropout masks are never kept (contract C1).
     pub fn saved(&self, tp: usize) -> Vec<SavedTensor> {
-        let of = |kept| move |name, per_token, split| SavedTensor { name, per_token, kept, split };
-        let (tensor, sums, stream) = (of(Kept::Compute), of(Kept::Sums), of(Kept::Stream));
-        let stats = match self.norm() {
-            Norm::Layer => 2,
-            Norm::Rms => 1,
-        };
-        // Replicated KV heads: tp ranks hold tp / kv_heads copies of each.
-        let kv = self.head_dim * self.kv_heads.max(tp);
-        let inner = if self.gated() { 2 * self.ffn } else { self.ffn };
-        vec![
-            stream("norm1.input", self.hidden, Split::Sequence),
-            sums("norm1.stats", stats, Split::Sequence),
-            tensor("attention.input", self.hidden, Split::Sequence),
-            tensor("attention.qkv", self.q_dim() + 2 * kv, Split::Tensor),
-            tensor("attention.output", self.q_dim(), Split::Tensor),
-            sums("attention.log_sum", self.heads, Split::Tensor),
-            stream("norm2.input", self.hidden, Split::Sequence),
-            sums("norm2.stats", stats, Split::Sequence),
-            tensor("mlp.input", self.hidden, Split::Sequence),
-            tensor("mlp.inner", inner, Split::Tensor),
-            tensor("mlp.activated", self.ffn, Split::Tensor),
-        ]
+        self.branches().iter().flat_map(|branch| branch.saved(self.hidden, tp)).collect()
     }
 
     /// Local bytes that one block keeps for a micro-batch of `tokens` tokens: all of

@@ -232,9 +232,10 @@ mod tests {
         for model in models() {
             for (tp, pp, dp) in [(1, 1, 1), (2, 2, 3), (4, 5, 2), (1, 3, 8), (4, 1, 7)] {
                 let sizes = PieceSizes::new(&model, tp).unwrap();
+                let parts = model.parts(tp).unwrap();
                 for bucket_elements in [1, 5_000, 30_000, 1 << 18] {
                     for tied_apart in [pp > 1, true] {
-                        let stages = split_layers(&model, pp, None).unwrap();
+                        let stages = split_layers(&parts, pp, None).unwrap();
                         for (stage, held) in stages.iter().enumerate() {
                             let ends = usize::from(stage == 0) + usize::from(stage + 1 == pp);
                             let shape = StageShape {
@@ -252,7 +253,7 @@ mod tests {
                                     summed: AxisSet::DP,
                                     tied_apart,
                                     bucket_elements,
-                                    ..RankRequest::serial(&model, std::slice::from_ref(held))
+                                    ..RankRequest::serial(&parts, std::slice::from_ref(held))
                                 };
                                 let layout = RankLayout::new(&request).unwrap();
                                 assert_eq!(
@@ -289,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_layout_holds_what_its_buckets_do_each_by_its_own_shares() {
-        let model = models().remove(0);
+        let model = models().remove(0).parts(1).unwrap();
         let stages = split_layers(&model, 1, None).unwrap();
         let degrees = Degrees { dp: 2, ..Degrees::SERIAL };
         let shared = Shares::zero(1, AxisSet::DP);

@@ -1,7 +1,8 @@
 //! What one rank holds: its stages with their pieces, the local shape of each parameter, and the flat buckets.
 
 use crate::{
-    BUCKET_ELEMENTS, ModelSpec, ParamSpec, Piece, Shares, SpecError, params::TOKEN_EMBEDDING,
+    BUCKET_ELEMENTS, ModelParts, ModelSpec, ParamSpec, Piece, Shares, SpecError,
+    params::TOKEN_EMBEDDING,
 };
 use std::ops::Range;
 use trine_mesh::{Axis, AxisSet, Degrees, shard};
@@ -30,16 +31,16 @@ pub struct StagePieces {
 
 impl StagePieces {
     /// The only stage of a model that is not cut.
-    pub fn whole(model: &ModelSpec) -> Self {
-        Self { stage: 0, pieces: model.pieces().collect() }
+    pub fn whole(model: &ModelParts) -> Self {
+        Self { stage: 0, pieces: model.pieces.iter().map(|part| part.piece).collect() }
     }
 }
 
 /// Which part of the model, and in which layout.
 #[derive(Debug, Clone)]
 pub struct RankRequest<'a> {
-    /// The model.
-    pub model: &'a ModelSpec,
+    /// The model, as so many tensor-parallel ranks share it.
+    pub model: &'a ModelParts,
     /// The stages of this rank, in forward order.
     pub stages: &'a [StagePieces],
     /// How many ranks each axis has.
@@ -61,7 +62,7 @@ pub struct RankRequest<'a> {
 
 impl<'a> RankRequest<'a> {
     /// Stages on one rank, whose gradients are summed over nothing: where another layout begins.
-    pub fn serial(model: &'a ModelSpec, stages: &'a [StagePieces]) -> Self {
+    pub fn serial(model: &'a ModelParts, stages: &'a [StagePieces]) -> Self {
         Self {
             model,
             stages,
@@ -187,7 +188,12 @@ impl RankLayout {
     /// # Errors
     /// A dimension that cannot be split over the tensor-parallel degree.
     pub fn new(request: &RankRequest<'_>) -> Result<Self, SpecError> {
-        request.model.check_layout(request.degrees.tp, 1)?;
+        if request.model.tp != request.degrees.tp {
+            let (degree, made) = (request.degrees.tp, request.model.tp);
+            let rule = format!("its parts were made for tp {made}");
+            let nearest = format!("tp {made}");
+            return Err(SpecError::Layout { axis: "tp", degree, rule, nearest });
+        }
         let mut layout = Self { params: vec![], buckets: vec![], stages: request.stages.to_vec() };
         for stage in request.stages {
             layout.place_stage(stage, request)?;
@@ -207,11 +213,12 @@ impl RankLayout {
         StagePieces { stage, pieces }: &StagePieces,
         request: &RankRequest<'_>,
     ) -> Result<(), SpecError> {
-        let apart = request.model.tied && request.tied_apart;
+        let apart = request.model.spec.tied && request.tied_apart;
         let here = pieces.contains(&Piece::Embedding);
         let mut tied = Vec::new();
         for &piece in pieces {
-            let mut specs = request.model.params(piece, request.degrees.tp);
+            let part = request.model.get(piece).ok_or(SpecError::NoPiece { piece })?;
+            let mut specs = part.params.clone();
             // The output layer uses the embedding itself where both are here and nothing asks for
             // two copies.
             specs.retain(|spec| spec.tied_to.is_none() || apart || !here);
@@ -338,12 +345,17 @@ impl RankLayout {
 /// `1 ≤ stages ≤ model.layers` and `stage < stages`, as [`ModelSpec::check_layout`] has it.
 pub fn stage_blocks(model: &ModelSpec, stages: usize, stage: usize) -> usize {
     let head = model.head_flops_per_token() / model.block_flops_per_token(model.seq_max);
-    let mut last = model.layers / stages;
+    blocks_by_work((model.layers, head), stages, stage)
+}
+
+/// [`stage_blocks`] of so many blocks and a head that is worth so many.
+fn blocks_by_work((layers, head): (usize, f64), stages: usize, stage: usize) -> usize {
+    let mut last = layers / stages;
     if stages == 1 {
         return last;
     }
     let most = |last: usize| {
-        let others = (model.layers - last).div_ceil(stages - 1);
+        let others = (layers - last).div_ceil(stages - 1);
         (others as f64).max(last as f64 + head)
     };
     while last > 1 && most(last - 1) < most(last) {
@@ -352,28 +364,33 @@ pub fn stage_blocks(model: &ModelSpec, stages: usize, stage: usize) -> usize {
     if stage == stages - 1 {
         return last;
     }
-    let (each, over) = ((model.layers - last) / (stages - 1), (model.layers - last) % (stages - 1));
+    let (each, over) = ((layers - last) / (stages - 1), (layers - last) % (stages - 1));
     each + usize::from(stage < over)
 }
 
-/// Splits a model's blocks over the stages of a pipeline, by [`stage_blocks`] or as `given`. Returns the pieces of each
-/// stage: the first also has the embedding, the last the output layer.
+/// Splits a model's blocks over the stages of a pipeline, by [`stage_blocks`] or as `given`; blocks that differ count
+/// as their mean. Returns the pieces of each stage: the first also has the embedding, the last the output layer.
 ///
 /// # Errors
 /// More stages than layers, or `given` layer counts that do not add up.
 pub fn split_layers(
-    model: &ModelSpec,
+    model: &ModelParts,
     stages: usize,
     given: Option<&[usize]>,
 ) -> Result<Vec<StagePieces>, SpecError> {
-    model.check_layout(1, stages)?;
-    let by_work = || (0..stages).map(|stage| stage_blocks(model, stages, stage)).collect();
+    model.spec.check_layout(1, stages)?;
+    let layers = model.spec.layers;
+    let flops = |is_head: bool| {
+        let parts = model.pieces.iter().filter(|part| (part.piece == Piece::Head) == is_head);
+        parts.map(|part| part.flops_per_token).sum::<f64>()
+    };
+    let head = flops(true) / (flops(false) / layers as f64);
+    let by_work = || (0..stages).map(|i| blocks_by_work((layers, head), stages, i)).collect();
     let counts = given.map_or_else(by_work, <[usize]>::to_vec);
     let sum: usize = counts.iter().sum();
-    if counts.len() != stages || sum != model.layers || counts.contains(&0) {
+    if counts.len() != stages || sum != layers || counts.contains(&0) {
         let rule = format!(
-            "layers per stage {counts:?} must be {stages} positive numbers that add up to {}",
-            model.layers
+            "layers per stage {counts:?} must be {stages} positive numbers that add up to {layers}"
         );
         let nearest = format!("{:?}", by_work());
         return Err(SpecError::Layout { axis: "pp", degree: stages, rule, nearest });
@@ -395,14 +412,9 @@ mod tests {
     use super::*;
     use crate::presets;
 
-    fn request<'a>(
-        model: &'a ModelSpec,
-        stages: &'a [StagePieces],
-        tp: usize,
-        i: usize,
-    ) -> RankRequest<'a> {
+    fn request<'a>(model: &'a ModelParts, stages: &'a [StagePieces], i: usize) -> RankRequest<'a> {
         RankRequest {
-            degrees: Degrees { dp: 2, tp, ..Degrees::SERIAL },
+            degrees: Degrees { dp: 2, tp: model.tp, ..Degrees::SERIAL },
             tp_index: i,
             summed: AxisSet::DP,
             bucket_elements: 1 << 16,
@@ -419,10 +431,11 @@ mod tests {
         for tp in [1, 2, 4, 8] {
             for pp in [1, 2, 3] {
                 let mut owned = 0;
-                for stage in split_layers(&model, pp, None).unwrap() {
+                let parts = model.parts(tp).unwrap();
+                for stage in split_layers(&parts, pp, None).unwrap() {
                     for i in 0..tp {
                         let stages = [stage.clone()];
-                        let layout = RankLayout::new(&request(&model, &stages, tp, i)).unwrap();
+                        let layout = RankLayout::new(&request(&parts, &stages, i)).unwrap();
                         let mine = layout.params.iter().filter(|param| param.owner);
                         owned += mine.map(LocalParam::len).sum::<usize>();
                     }
@@ -437,9 +450,9 @@ mod tests {
 
     #[test]
     fn buckets_are_padded_fused_parameters_touch_and_spans_do_not_overlap() {
-        let model = presets::find("gpt2-124m").unwrap().model;
+        let model = presets::find("gpt2-124m").unwrap().model.parts(2).unwrap();
         let stages = [StagePieces::whole(&model)];
-        let layout = RankLayout::new(&request(&model, &stages, 2, 1)).unwrap();
+        let layout = RankLayout::new(&request(&model, &stages, 1)).unwrap();
         assert_eq!(layout.buckets.len(), 14, "one a piece at this bucket size");
         for bucket in &layout.buckets {
             assert!(bucket.len.is_multiple_of(32));
@@ -457,12 +470,12 @@ mod tests {
 
     #[test]
     fn every_bucket_says_its_axes_and_has_equal_parts_over_those_it_is_summed_over() {
-        let model = presets::find("gpt2-124m").unwrap().model;
+        let model = presets::find("gpt2-124m").unwrap().model.parts(2).unwrap();
         let stages = [StagePieces::whole(&model)];
         let summed = AxisSet::of(&[Axis::Dp, Axis::Cp]);
         let degrees = Degrees { dp: 3, cp: 5, tp: 2, ..Degrees::SERIAL };
         let shared = Shares::zero(1, summed);
-        let request = RankRequest { degrees, summed, shared, ..request(&model, &stages, 2, 0) };
+        let request = RankRequest { degrees, summed, shared, ..request(&model, &stages, 0) };
         let layout = RankLayout::new(&request).unwrap();
         for bucket in &layout.buckets {
             assert_eq!((bucket.summed, bucket.shared, bucket.repeated()), (summed, shared, summed));
@@ -475,10 +488,10 @@ mod tests {
 
     #[test]
     fn tied_copies_get_buckets_of_their_own() {
-        let model = presets::find("gpt2-124m").unwrap().model;
+        let model = presets::find("gpt2-124m").unwrap().model.parts(1).unwrap();
         let stages = split_layers(&model, 2, None).unwrap();
         for (stage, name) in [(0, "embedding.token"), (1, "head.output.weight")] {
-            let mut request = request(&model, &stages[stage..=stage], 1, 0);
+            let mut request = request(&model, &stages[stage..=stage], 0);
             request.tied_apart = true;
             let layout = RankLayout::new(&request).unwrap();
             let last = layout.buckets.last().unwrap();
@@ -490,10 +503,10 @@ mod tests {
 
     #[test]
     fn a_rank_of_several_stages_holds_what_ranks_of_one_each_would() {
-        let model = presets::find("gpt2-124m").unwrap().model;
+        let model = presets::find("gpt2-124m").unwrap().model.parts(2).unwrap();
         let stages = split_layers(&model, 4, None).unwrap();
         let of = |held: &[StagePieces]| {
-            let request = RankRequest { tied_apart: true, ..request(&model, held, 2, 1) };
+            let request = RankRequest { tied_apart: true, ..request(&model, held, 1) };
             RankLayout::new(&request).unwrap()
         };
         // As a V: the first rank has both ends, and both copies of the embedding.
@@ -574,6 +587,7 @@ mod tests {
     fn layers_split_by_work_or_as_given() {
         let mut model = presets::find("gpt2-124m").unwrap().model;
         model.layers = 5;
+        let model = model.parts(1).unwrap();
         let blocks = |stages: Vec<StagePieces>| -> Vec<usize> {
             let count = |stage: &StagePieces| {
                 stage.pieces.iter().filter(|piece| matches!(piece, Piece::Block(_))).count()

@@ -23,21 +23,27 @@
 
 mod activations;
 pub mod assemble;
+mod branch;
 mod bytes;
 pub mod hf;
 mod layout;
 mod model;
 mod params;
+mod parts;
+mod passes;
 pub mod presets;
 mod shares;
 
 pub use activations::{Kept, SavedTensor, Split};
+pub use branch::{Branch, Features, Inner};
 pub use bytes::{BUCKET_ELEMENTS, ElementBytes, PieceSizes, RankBytes, StageShape};
 pub use layout::{
     Bucket, LocalParam, RankLayout, RankRequest, StagePieces, split_layers, stage_blocks,
 };
 pub use model::{Family, ModelSpec, Norm};
 pub use params::{Init, ParamSpec, Piece};
+pub use parts::{Body, ModelParts, OwnBody, OwnPiece, PieceParts};
+pub use passes::{Pass, PassShape, Passes};
 pub use shares::Shares;
 // What the interface above names, so that a user of it needs no second dependency.
 pub use trine_mesh::{AxisSet, Degrees};
@@ -77,6 +83,20 @@ pub enum SpecError {
         rule: String,
         /// Degrees that would do.
         nearest: String,
+    },
+    /// A stage has a piece that the model does not have.
+    #[error("the model has no {piece}")]
+    NoPiece {
+        /// The piece.
+        piece: Piece,
+    },
+    /// A piece of one's own lacks something.
+    #[error("{piece}: {what}")]
+    OwnPiece {
+        /// Its place.
+        piece: Piece,
+        /// What is wrong with it.
+        what: String,
     },
     /// A dimension cannot be split over tensor parallelism.
     #[error(transparent)]

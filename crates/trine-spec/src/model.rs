@@ -1,6 +1,6 @@
 //! The shape of a model.
 
-use crate::{CANONICAL_BLOCKS, SpecError, VOCAB_MULTIPLE};
+use crate::{CANONICAL_BLOCKS, Inner, SpecError, VOCAB_MULTIPLE};
 use serde::{Deserialize, Serialize};
 use trine_mesh::shard;
 
@@ -67,6 +67,27 @@ const SIZE_MAX: usize = 1 << 22;
 const PARAMETERS_MAX: u128 = 1 << 42;
 
 impl ModelSpec {
+    /// The smallest Llama (a gated MLP) or GPT, with the constants that most have: what a model of other sizes is
+    /// made from.
+    pub fn usual(gated: bool) -> Self {
+        Self {
+            family: if gated { Family::Llama } else { Family::Gpt },
+            hidden: 2,
+            layers: 1,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 2,
+            ffn: 8,
+            vocab: 1,
+            seq_max: 1,
+            tied: !gated,
+            norm_eps: 1e-5,
+            rope_theta: 1e4,
+            dropout: 0.0,
+            init_std: 0.02,
+        }
+    }
+
     /// The norm of this family.
     pub fn norm(&self) -> Norm {
         match self.family {
@@ -278,12 +299,6 @@ impl ModelSpec {
             .sum()
     }
 
-    /// The names of all parameters, in the model's order, without tied copies.
-    pub fn param_names(&self) -> Vec<String> {
-        let all = self.pieces().flat_map(|piece| self.params(piece, 1));
-        all.filter(|param| param.tied_to.is_none()).map(|param| param.name).collect()
-    }
-
     /// Model FLOPs of one token's forward and backward pass in a sequence of `seq` tokens: 6 per
     /// weight of every matrix product (2 forward, 4 backward) and the causal half of the attention
     /// products. Recompute is not counted (that would be hardware FLOPs).
@@ -293,12 +308,15 @@ impl ModelSpec {
 
     /// Those of one block.
     pub(crate) fn block_flops_per_token(&self, seq: usize) -> f64 {
-        let attention =
-            self.hidden * (self.q_dim() + 2 * self.kv_dim()) + self.q_dim() * self.hidden;
-        let mlp = self.hidden * self.ffn * if self.gated() { 3 } else { 2 };
-        // q·kᵀ and p·v: 2 products of seq/2 visible keys, 2 FLOPs each, 3 × with the backward.
-        let scores = self.q_dim() as f64 * seq as f64 * 6.0;
-        (6 * (attention + mlp)) as f64 + scores
+        let branches = self.branches();
+        let weights: usize =
+            branches.iter().map(|branch| branch.matrix_elements(self.hidden)).sum();
+        let inner = branches.iter().map(|branch| match branch.inner {
+            // q·kᵀ and p·v: 2 products of seq/2 visible keys, 2 FLOPs each, 3 × with the backward.
+            Inner::Attention => branch.row.width as f64 * seq as f64 * 6.0,
+            Inner::Gelu | Inner::SwiGlu => 0.0,
+        });
+        (6 * weights) as f64 + inner.sum::<f64>()
     }
 
     /// Those of the output layer.

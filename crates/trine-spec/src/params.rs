@@ -1,6 +1,6 @@
 //! Every parameter of a model, piece by piece.
 
-use crate::{ModelSpec, Norm};
+use crate::{Branch, ModelSpec, Norm};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use trine_mesh::DimPlacement;
@@ -149,43 +149,38 @@ impl ModelSpec {
     }
 
     fn block_params(&self, index: usize) -> Vec<ParamSpec> {
-        let block = format!("block.{index}");
-        let (h, q, kv, f) = (self.hidden, self.q_dim(), self.kv_dim(), self.ffn);
-        let mut params = self.norm_params(&format!("{block}.norm1"));
-        let by_heads = [("q", q, self.heads), ("k", kv, self.kv_heads), ("v", kv, self.kv_heads)];
-        params.extend(self.column(&format!("{block}.attention"), &by_heads));
-        params.extend(self.row(&format!("{block}.attention.output"), [h, q], self.heads));
-        params.extend(self.norm_params(&format!("{block}.norm2")));
-        let mlp = format!("{block}.mlp");
-        let inner: &[_] =
-            if self.gated() { &[("gate", f, f), ("up", f, f)] } else { &[("up", f, f)] };
-        params.extend(self.column(&mlp, inner));
-        params.extend(self.row(&format!("{mlp}.down"), [h, f], f));
+        let mut params = Vec::new();
+        for branch in self.branches() {
+            let name = format!("block.{index}.{}", branch.name);
+            params.extend(self.norm_params(&format!("block.{index}.{}", branch.norm)));
+            params.extend(self.column(&name, &branch));
+            params.extend(self.row(&format!("{name}.{}", branch.row.name), &branch));
+        }
         params
     }
 
     /// Column-parallel matrices that share their input, fused; then their biases, fused.
-    /// `parts`: (name, output features, units).
-    fn column(&self, name: &str, parts: &[(&str, usize, usize)]) -> Vec<ParamSpec> {
+    fn column(&self, name: &str, branch: &Branch) -> Vec<ParamSpec> {
         let init = Init::Normal { std: self.init_std };
-        let weights = parts.iter().enumerate().map(|(i, (part, out, units))| ParamSpec {
-            fused: i > 0,
-            ..matrix(&format!("{name}.{part}.weight"), [*out, self.hidden], Some((0, *units)), init)
+        let weights = branch.columns.iter().enumerate().map(|(i, part)| {
+            let (name, shape) = (format!("{name}.{}.weight", part.name), [part.width, self.hidden]);
+            ParamSpec { fused: i > 0, ..matrix(&name, shape, Some((0, part.units)), init) }
         });
-        let biases = parts.iter().enumerate().map(|(i, (part, out, units))| ParamSpec {
-            fused: i > 0,
-            ..vector(&format!("{name}.{part}.bias"), *out, Some(*units), Init::Zeros)
+        let biases = branch.columns.iter().enumerate().map(|(i, part)| {
+            let name = format!("{name}.{}.bias", part.name);
+            ParamSpec { fused: i > 0, ..vector(&name, part.width, Some(part.units), Init::Zeros) }
         });
-        weights.chain(biases.filter(|_| self.biases())).collect()
+        weights.chain(biases.filter(|_| branch.biases)).collect()
     }
 
     /// A row-parallel matrix: input features split; its bias, added after the sum, replicated.
     /// Residual projections start smaller (GPT-2: 1/√(2·layers)).
-    fn row(&self, name: &str, shape: [usize; 2], units: usize) -> Vec<ParamSpec> {
+    fn row(&self, name: &str, branch: &Branch) -> Vec<ParamSpec> {
         let init = Init::Normal { std: self.init_std / (2.0 * self.layers as f64).sqrt() };
-        let mut params = vec![matrix(&format!("{name}.weight"), shape, Some((1, units)), init)];
-        if self.biases() {
-            params.push(vector(&format!("{name}.bias"), shape[0], None, Init::Zeros));
+        let (shape, split) = ([self.hidden, branch.row.width], Some((1, branch.row.units)));
+        let mut params = vec![matrix(&format!("{name}.weight"), shape, split, init)];
+        if branch.biases {
+            params.push(vector(&format!("{name}.bias"), self.hidden, None, Init::Zeros));
         }
         params
     }

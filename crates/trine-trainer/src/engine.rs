@@ -23,7 +23,7 @@ use trine_dp::{
 };
 use trine_kernels::{CpuOps, Ops, Team};
 use trine_mesh::{AxisSet, Coordinate};
-use trine_models::{RankParts, StageModel};
+use trine_models::{BuildPiece, RankParts, StageModel, zoo};
 use trine_nn::{GradStore, Mode, ParamStore, initial_weights};
 use trine_optim::{Optimizer, Update};
 use trine_pipeline::{Execution, Moment, execute};
@@ -127,6 +127,20 @@ impl Engine {
         world: Arc<dyn Communicator>,
         ops: Arc<dyn Ops>,
     ) -> Result<Self, TrainError> {
+        Self::with_pieces(plan, world, ops, &zoo)
+    }
+
+    /// [`Engine::with_ops`] with layers of one's own: `build` builds those of the pieces that it knows, and leaves the
+    /// others to [`zoo`].
+    ///
+    /// # Errors
+    /// As [`Engine::new`], or what `build` returns.
+    pub fn with_pieces(
+        plan: Arc<RunPlan>,
+        world: Arc<dyn Communicator>,
+        ops: Arc<dyn Ops>,
+        build: BuildPiece<'_>,
+    ) -> Result<Self, TrainError> {
         let groups = Groups::new(&plan.mesh, &world, plan.axis_sets())?;
         let along = |axes| groups.of(axes).cloned();
         let (pp, dp, tp) = (along(AxisSet::PP)?, along(AxisSet::DP)?, along(AxisSet::TP)?);
@@ -137,8 +151,8 @@ impl Engine {
         // Before any memory: it refuses what is not built.
         let own = own_ranges(&layout, &groups)?;
         let numerics = config.numerics;
-        let stages = StageModel::of_rank(&RankParts {
-            model: &config.model,
+        let parts = RankParts {
+            model: &plan.parts,
             layout: &layout,
             comm: tp,
             sequence_parallel: config.sequence_parallel,
@@ -146,7 +160,8 @@ impl Engine {
             numerics,
             compute: config.compute,
             seed: config.seed,
-        })?;
+        };
+        let stages = StageModel::of_rank(&parts, build)?;
         let mut weights = ParamStore::zeros(layout.clone(), config.compute);
         let optimizer = Optimizer::new(&layout, own, config.compute, config.optimizer, |bucket| {
             let dtype = config.compute.accumulator();
@@ -156,7 +171,7 @@ impl Engine {
         })?;
         let tied_peer = tied.clone();
         let options = GradSyncOptions { numerics, global_batch: config.global_batch, tied_peer };
-        let names = config.model.param_names();
+        let names = plan.parts.names();
         Ok(Self {
             sync: GradSync::new(&layout, options, &groups)?,
             weight_sync: WeightSync::new(&layout, &groups)?,

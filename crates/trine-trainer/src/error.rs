@@ -219,6 +219,16 @@ pub enum TrainError {
         .0.micro_batches, .0.stages(), Shape::STEP_PAIRS_MAX, Shape::STEP_RANKS_MAX
     )]
     TooLong(Shape),
+    /// The parts are not those of the configuration.
+    #[error(
+        "the model's parts are of another model than the configuration's, or for tp {tp} instead of {expected}"
+    )]
+    OtherParts {
+        /// The degree that they are for.
+        tp: usize,
+        /// The configuration's.
+        expected: usize,
+    },
     /// A file could not be used.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {

@@ -6,11 +6,13 @@ use crate::plan::RunPlan;
 use std::sync::Arc;
 use trine_buffer::DType;
 use trine_comm::threads;
+use trine_kernels::{CpuOps, Team};
 use trine_mesh::Degrees;
-use trine_nn::Numerics;
+use trine_models::{Builder, PieceLayer, zoo};
+use trine_nn::{NnError, Numerics};
 use trine_rng::Stream;
 use trine_spec::assemble::{Shards, Tensors, assemble};
-use trine_spec::{ModelSpec, presets};
+use trine_spec::{ModelSpec, PieceParts, presets};
 
 /// The layout that [`check`] runs: every kind of parallelism at once.
 pub const LAYOUT: Degrees = Degrees { dp: 2, pp: 2, tp: 2, cp: 1, ep: 1 };
@@ -67,13 +69,28 @@ fn tiny(compute: DType, numerics: Numerics) -> Result<EngineConfig, TrainError> 
     Ok(EngineConfig { numerics, compute, global_batch, micro_batch, ..EngineConfig::serial(model) })
 }
 
-/// The gradients of the first step, from all ranks as threads.
+/// The gradients of the first step of the zoo's pieces.
 fn step(config: &EngineConfig) -> Result<Tensors, TrainError> {
     let plan = Arc::new(RunPlan::new(config)?);
+    gradients_of(&plan, &zoo, &|dp_index| batch(config, dp_index))
+}
+
+/// The gradients of the first step of a plan, put together from all ranks, which are threads here. `build` builds the
+/// model's pieces, and `batch` gives the samples of a data-parallel rank.
+///
+/// # Errors
+/// A failed step, or ranks that disagree about an element that they share.
+pub fn gradients_of(
+    plan: &Arc<RunPlan>,
+    build: &(dyn Fn(&Builder<'_>, &PieceParts) -> Result<PieceLayer, NnError> + Sync),
+    batch: &(dyn Fn(usize) -> Batch + Sync),
+) -> Result<Tensors, TrainError> {
     let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
-        let batch = batch(config, plan.mesh.coordinate(comm.rank()).dp);
-        let mut engine = Engine::from_plan(plan.clone(), comm)?;
-        engine.backward(0, &batch, &mut |_, _, _| {})?;
+        let dp_index = plan.mesh.coordinate(comm.rank()).dp;
+        let (threads, isa) = (plan.config.threads, plan.config.numerics.isa());
+        let ops = Arc::new(CpuOps::with_isa(Team::new(threads), isa)?);
+        let mut engine = Engine::with_pieces(plan.clone(), comm, ops, build)?;
+        engine.backward(0, &batch(dp_index), &mut |_, _, _| {})?;
         gradients(&engine)
     });
     let ranks = ranks.map_err(|error| TrainError::Parity(error.to_string()))?;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use trine_mesh::{AxisSet, Coordinate, Mesh};
 use trine_nn::Numerics;
 use trine_schedule::{Schedule, SyncPlan, TiedSegment, generate, lower, verify};
-use trine_spec::{RankLayout, RankRequest, SpecError, StagePieces, split_layers};
+use trine_spec::{ModelParts, RankLayout, RankRequest, SpecError, StagePieces, split_layers};
 
 /// What every rank of a run holds and does. It is made purely, without memory, threads or files, so that it can be
 /// looked at, and, in tests, tampered with. All ranks read the same one.
@@ -15,6 +15,8 @@ use trine_spec::{RankLayout, RankRequest, SpecError, StagePieces, split_layers};
 pub struct RunPlan {
     /// What it was made from.
     pub config: EngineConfig,
+    /// The model's pieces.
+    pub parts: ModelParts,
     /// Where each rank stands.
     pub mesh: Mesh,
     /// What ranks hold, by pipeline and tensor coordinate: `ranks[pp][tp]`. Data-parallel replicas hold the same.
@@ -31,14 +33,27 @@ impl RunPlan {
     /// # Errors
     /// As [`EngineConfig::check`], or a schedule that fails its proof.
     pub fn new(config: &EngineConfig) -> Result<Self, TrainError> {
+        config.model.check()?;
+        Self::of_parts(config, config.model.parts(config.degrees.tp)?)
+    }
+
+    /// [`RunPlan::new`] for a model with pieces of one's own: those of `config.model`, some of them replaced
+    /// ([`ModelParts::replace`]).
+    ///
+    /// # Errors
+    /// As [`RunPlan::new`], or parts of another model or tensor-parallel degree.
+    pub fn of_parts(config: &EngineConfig, parts: ModelParts) -> Result<Self, TrainError> {
         config.check()?;
+        if (&parts.spec, parts.tp) != (&config.model, config.degrees.tp) {
+            return Err(TrainError::OtherParts { tp: parts.tp, expected: config.degrees.tp });
+        }
         let order = config.schedule.generate(config.shape(), config.times.as_ref())?;
-        let stages = config.stages()?;
+        let stages = config.stages(&parts)?;
         let ranks: Vec<Vec<RankLayout>> = (0..order.ranks())
             .map(|pp| {
                 let held: Vec<StagePieces> =
                     order.stages_of(pp).map(|stage| stages[stage].clone()).collect();
-                (0..config.degrees.tp).map(|tp| rank_layout(config, &held, tp)).collect()
+                (0..config.degrees.tp).map(|tp| rank_layout(config, &parts, &held, tp)).collect()
             })
             .collect::<Result<_, SpecError>>()?;
         let training = lower(&order, Some(&reductions(&order, &ranks)))?;
@@ -47,7 +62,7 @@ impl RunPlan {
         verify(&training)?;
         verify(&evaluation)?;
         let mesh = Mesh::new(config.degrees, config.degrees.world())?;
-        Ok(Self { config: config.clone(), mesh, ranks, training, evaluation })
+        Ok(Self { config: config.clone(), parts, mesh, ranks, training, evaluation })
     }
 
     /// What the rank at a coordinate holds.
@@ -57,7 +72,7 @@ impl RunPlan {
 
     /// What a rank at (pipeline, tensor) coordinates will take.
     pub fn memory(&self, pp: usize, tp: usize) -> RankMemory {
-        RankMemory::planned(&self.config, pp, &self.ranks[pp][tp], &self.training)
+        RankMemory::planned(&self.config, &self.parts, pp, &self.ranks[pp][tp], &self.training)
     }
 
     /// The axes along which ranks talk, for [`trine_comm::Groups`]: pipeline, data and tensor parallelism, and those
@@ -80,13 +95,14 @@ impl RunPlan {
 /// What one rank of the given stages holds.
 fn rank_layout(
     config: &EngineConfig,
+    model: &ModelParts,
     stages: &[StagePieces],
     tp_index: usize,
 ) -> Result<RankLayout, SpecError> {
     // Ranks that see other samples.
     let summed = AxisSet::DP;
     RankLayout::new(&RankRequest {
-        model: &config.model,
+        model,
         stages,
         degrees: config.degrees,
         tp_index,
@@ -111,8 +127,8 @@ fn reductions(order: &Schedule, ranks: &[Vec<RankLayout>]) -> SyncPlan {
 
 impl EngineConfig {
     /// The pieces of each stage of the pipeline.
-    pub(crate) fn stages(&self) -> Result<Vec<StagePieces>, SpecError> {
-        split_layers(&self.model, self.stage_count(), self.layers.as_deref())
+    pub(crate) fn stages(&self, parts: &ModelParts) -> Result<Vec<StagePieces>, SpecError> {
+        split_layers(parts, self.stage_count(), self.layers.as_deref())
     }
 }
 

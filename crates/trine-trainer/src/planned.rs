@@ -11,7 +11,7 @@ use trine_plan::{
     SharedStep, activation_peak, find_stack, stacks,
 };
 use trine_schedule::{Order, Schedule};
-use trine_spec::{Piece, RankBytes, RankLayout, StagePieces};
+use trine_spec::{ModelParts, Piece, RankBytes, RankLayout, StagePieces};
 
 /// The machine that a run is planned for.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +78,7 @@ impl RankMemory {
     /// predicts.
     pub fn planned(
         config: &EngineConfig,
+        parts: &ModelParts,
         pp: usize,
         layout: &RankLayout,
         training: &Schedule,
@@ -86,16 +87,11 @@ impl RankMemory {
         let each = element_bytes(config.compute, moments);
         let fast = config.numerics == Numerics::Fast;
         let request = ActivationRequest {
-            model: &config.model,
+            model: parts,
+            shape: config.pass_shape(),
             schedule: training,
             rank: pp,
             layout,
-            tokens: config.micro_batch * config.seq,
-            tp: config.degrees.tp,
-            sequence_parallel: config.sequence_parallel,
-            recompute: config.recompute,
-            compute_bytes: config.compute.bytes(),
-            sum_bytes: config.compute.accumulator().bytes(),
         };
         Self {
             state: RankBytes::of(layout, &each, &config.degrees),
@@ -144,7 +140,8 @@ pub fn planned_step(
     let at_once = machine.cluster.devices() as f64 / config.threads as f64;
     let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
     let count = |stage: &StagePieces| stage.pieces.iter().filter(is_block).count();
-    let blocks: Vec<usize> = config.stages()?.iter().map(count).collect();
+    let blocks: Vec<usize> =
+        config.stages(&config.model.parts(config.degrees.tp)?)?.iter().map(count).collect();
     let lists = config.schedule.generate(config.shape(), config.times.as_ref())?;
     Ok(Ok(planner.shared_step(&layout, &lists, &blocks, at_once.min(world as f64))?))
 }

@@ -10,7 +10,7 @@ use trine_checkpoint::{Check, Checkpoint, WEIGHTS, latest, model_from_config, op
 use trine_data::{CorpusManifest, Dataset, Tokenizer, ValidationWindows};
 use trine_plan::clusters;
 use trine_schedule::{Schedule, ScheduleKind, Shape as ScheduleShape, lower, verify};
-use trine_spec::{ModelSpec, RankLayout, RankRequest, StagePieces};
+use trine_spec::{ModelParts, RankLayout, RankRequest, StagePieces};
 use trine_trainer::config::{Config, File, Typed};
 use trine_trainer::run::{MetricsLine, Summary};
 
@@ -249,7 +249,7 @@ fn hf_config(path: &Path) -> Result<(), String> {
 
 fn hf(folder: &Path) -> Result<(), String> {
     let opened = open_hf(folder).map_err(said)?;
-    each_bucket(opened.model(), |layout, bucket, out| {
+    each_bucket(&opened.model().parts(1).map_err(said)?, |layout, bucket, out| {
         opened.load_bucket(layout, bucket, out).map_err(said)
     })
 }
@@ -259,15 +259,14 @@ fn checkpoint(folder: &Path) -> Result<(), String> {
     checkpoint.verify().map_err(said)?;
     // Its folder is no folder of checkpoints, which must not matter.
     latest(folder, Check::Sizes).map_err(said)?;
-    let model = &checkpoint.manifest().model;
-    each_bucket(model, |layout, bucket, out| {
+    each_bucket(&checkpoint.parts(), |layout, bucket, out| {
         checkpoint.load_bucket(WEIGHTS, layout, bucket, out).map_err(said)
     })
 }
 
 /// Loads a model that was accepted, as one rank does.
 fn each_bucket(
-    model: &ModelSpec,
+    model: &ModelParts,
     load: impl Fn(&RankLayout, usize, SliceMut<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let stages = [StagePieces::whole(model)];

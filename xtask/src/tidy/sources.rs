@@ -35,6 +35,10 @@ enum Scope {
     Production,
     /// Library crates, without their tests.
     Libraries,
+    /// Those of them that are not named.
+    LibrariesBut(&'static [&'static str]),
+    /// These crates, without their tests.
+    Crates(&'static [&'static str]),
 }
 
 // The patterns that are searched for in strings too, or in all text, are written in two parts: this file is no
@@ -105,6 +109,28 @@ const BANS: &[Ban] = &[
         place: Place::Code,
         scope: Scope::Everywhere,
         instead: "draw from trine-rng: candle's CPU generator cannot be seeded (contract C1)",
+    },
+    // A family is a name for what its pieces consist of. Who reads pieces works for every family and for pieces of
+    // one's own.
+    Ban {
+        rule: "family",
+        patterns: &["Family"],
+        place: Place::Code,
+        scope: Scope::LibrariesBut(&["trine-spec", "trine-models", "trine-testkit"]),
+        instead: "read the parts of the model (`ModelParts`): only the zoo knows families",
+    },
+    Ban {
+        rule: "family",
+        patterns: &["ModelSpec"],
+        place: Place::Code,
+        scope: Scope::Crates(&[
+            "trine-nn",
+            "trine-optim",
+            "trine-shard",
+            "trine-dp",
+            "trine-pipeline",
+        ]),
+        instead: "read layouts and names of parameters: below the zoo nobody knows what a model is",
     },
     Ban {
         rule: "machine path",
@@ -189,7 +215,7 @@ fn check_bans(file: &TextFile, masked: Option<&Masked>, kind: Kind) -> Vec<Findi
         };
         for (at, line) in views.iter().flat_map(|view| view.lines().enumerate()) {
             let in_test = whole_file_tests || is_test.get(at).copied().unwrap_or(false);
-            if !in_scope(ban.scope, kind, in_test) {
+            if !in_scope(ban.scope, kind, &file.path, in_test) {
                 continue;
             }
             if let Some(pattern) = ban.patterns.iter().find(|pattern| has_pattern(line, pattern)) {
@@ -202,11 +228,17 @@ fn check_bans(file: &TextFile, masked: Option<&Masked>, kind: Kind) -> Vec<Findi
     findings
 }
 
-fn in_scope(scope: Scope, kind: Kind, in_test: bool) -> bool {
+fn in_scope(scope: Scope, kind: Kind, path: &str, in_test: bool) -> bool {
+    let is_library = !in_test && matches!(kind, Kind::Library | Kind::Dev);
+    let is_of = |crates: &[&str]| {
+        crates.iter().any(|name| path.starts_with(&format!("crates/{name}/src/")))
+    };
     match scope {
         Scope::Everywhere => true,
         Scope::Production => !in_test,
-        Scope::Libraries => !in_test && matches!(kind, Kind::Library | Kind::Dev),
+        Scope::Libraries => is_library,
+        Scope::LibrariesBut(crates) => is_library && !is_of(crates),
+        Scope::Crates(crates) => is_library && is_of(crates),
     }
 }
 
@@ -261,7 +293,8 @@ mod tests {
             pure: false,
             uses: Vec::new(),
         };
-        let crates = vec![row("lib", Kind::Library), row("bin", Kind::Binary)];
+        let crates = ["lib", "trine-nn", "trine-models"].map(|name| row(name, Kind::Library));
+        let crates = crates.into_iter().chain([row("bin", Kind::Binary)]).collect();
         Table { crates, exceptions: Vec::new() }
     }
 
@@ -271,7 +304,12 @@ mod tests {
 
     /// Checks `line` as the second line of a library file.
     fn found_in_library(line: &str) -> Vec<Problem> {
-        found("crates/lib/src/a.rs", &format!("//! A.\n{line}\n"))
+        found_in("lib", line)
+    }
+
+    /// Checks `line` as the second line of a file of a crate.
+    fn found_in(name: &str, line: &str) -> Vec<Problem> {
+        found(&format!("crates/{name}/src/a.rs"), &format!("//! A.\n{line}\n"))
     }
 
     #[track_caller]
@@ -326,6 +364,8 @@ mod tests {
             "x.apply_op3_no_bwd(&y, &z, &op)".to_owned(),
             "Tensor::scatter_add(&x, &i, &s, 0)".to_owned(),
             "Tensor::randn(0f32, 1.0, 4, &device)".to_owned(),
+            "fn a(family: Family) {}".to_owned(),
+            "fn a(model: &ModelSpec) {}".to_owned(),
             format!("const P: &str = \"{}me/a\";", "/ho"),
             format!("// see {}ers/a/b", "/Us"),
             format!("f(\"{}ot/a\")", "/ro"),
@@ -337,7 +377,13 @@ mod tests {
             BANS.iter().flat_map(|ban| ban.patterns.iter().map(move |pattern| (ban, pattern)));
         assert_eq!(samples.len(), rows.clone().count());
         for (sample, (ban, pattern)) in samples.iter().zip(rows) {
-            let problems = found_in_library(sample);
+            let problems = match ban.scope {
+                Scope::Crates(crates) => found_in(crates[0], sample),
+                Scope::Everywhere
+                | Scope::Production
+                | Scope::Libraries
+                | Scope::LibrariesBut(_) => found_in_library(sample),
+            };
             assert_one(&problems, 2, ban.instead);
             assert!(problems[0].text.contains(pattern), "{problems:?} is not about {pattern}");
         }
@@ -365,6 +411,9 @@ mod tests {
         assert!(found_in_library(test).is_empty());
         assert!(found("crates/lib/tests/a.rs", "//! A.\nfn a() { b.unwrap() }\n").is_empty());
         assert!(found("crates/bin/src/main.rs", "//! A.\nuse std::env;\n").is_empty());
+        assert!(found_in("trine-models", "fn a(family: Family) {}").is_empty());
+        assert!(found_in("trine-models", "fn a(model: &ModelSpec) {}").is_empty());
+        assert!(found_in("bin", "fn a(family: Family) {}").is_empty());
         assert_one(&found("crates/bin/src/main.rs", "//! A.\nfn a() { b.unwrap() }\n"), 2, "`?`");
         let path = format!("see {}rk/a\n", "/wo");
         assert_one(&found("README.md", &path), 1, "relative");

@@ -151,7 +151,7 @@ fn a_full_disk_is_noticed_before_anything_is_written() {
     let world = World::new(&tiny_gpt(), 1, 1, 2);
     let dir = tempfile::tempdir().unwrap();
     let home = dir.path().join("checkpoints");
-    let needed = estimate_bytes(&world.model, DType::F32, MOMENTS).unwrap();
+    let needed = estimate_bytes(&world.model.parts(1).unwrap(), DType::F32, MOMENTS).unwrap();
     let mut outcomes = save_each::<f32>(
         &world,
         &home,
@@ -177,7 +177,7 @@ fn a_rank_that_cannot_hand_out_its_bucket_stops_the_world() {
         let run = run_state(1);
         let request = SaveRequest {
             dir: dir.path(),
-            model: &world.model,
+            model: &world.model.parts(1).unwrap(),
             mesh: &world.mesh,
             ranks: &world.ranks,
             dtype: DType::F32,

@@ -16,9 +16,10 @@ fn worlds(model: &ModelSpec) -> Vec<World> {
             worlds.extend([1, 2].map(|tp| World::new(model, dp, pp, tp)));
         }
     }
-    let uneven = split_layers(model, 3, Some(&[1, 3, 1])).unwrap();
+    let parts = model.parts(1).unwrap();
+    let uneven = split_layers(&parts, 3, Some(&[1, 3, 1])).unwrap();
     worlds.push(World::new(model, 1, 1, 4));
-    worlds.push(World::of_stages(model, (2, 4), &split_layers(model, 1, None).unwrap(), true, 1));
+    worlds.push(World::of_stages(model, (2, 4), &split_layers(&parts, 1, None).unwrap(), true, 1));
     worlds.push(World::of_stages(model, (1, 2), &uneven, true, 1 << 20));
     worlds
 }
@@ -38,7 +39,7 @@ fn every_layout_loads_what_any_other_has_saved_and_files_are_the_same_bytes() {
             let path = dir.path().join("step-5");
             let checkpoint = Checkpoint::open(&path).unwrap();
             checkpoint.verify().unwrap();
-            checkpoint.check_model(&model).unwrap();
+            checkpoint.check_model(&model.parts(1).unwrap()).unwrap();
             assert_eq!(checkpoint.manifest().written_by, from.mesh.degrees());
             let read = |name: &str| fs::read(path.join(name)).unwrap();
             let written = vec![read("model.safetensors"), read("optimizer.safetensors")];
@@ -123,7 +124,7 @@ fn buckets_and_layouts_that_do_not_fit_are_refused() {
     assert!(matches!(error, CheckpointError::Layout(_)), "{error}");
 
     // A world that lacks a stage, or whose model is another one, saves nothing.
-    let half = split_layers(&world.model, 2, None).unwrap();
+    let half = split_layers(&world.model.parts(1).unwrap(), 2, None).unwrap();
     let mut wrong = vec![World::of_stages(&world.model, (1, 1), &half[..1], true, 1 << 11)];
     wrong.push(World { model: wider, ..world });
     for world in wrong {

@@ -20,7 +20,7 @@ fn save_ruined(
     threads::run(world.mesh.world(), &Default::default(), |comm| {
         let request = SaveRequest {
             dir,
-            model: &world.model,
+            model: &world.model.parts(1).unwrap(),
             mesh: &world.mesh,
             ranks: &world.ranks,
             dtype: DType::F32,

@@ -57,6 +57,7 @@ impl World {
         bucket_elements: usize,
     ) -> Self {
         let degrees = Degrees { dp, pp: stages.len(), tp, ..Degrees::SERIAL };
+        let parts = model.parts(tp).unwrap();
         let layout = |stages: &[StagePieces], tp_index| {
             RankLayout::new(&RankRequest {
                 degrees,
@@ -64,7 +65,7 @@ impl World {
                 summed: AxisSet::DP,
                 tied_apart,
                 bucket_elements,
-                ..RankRequest::serial(model, stages)
+                ..RankRequest::serial(&parts, stages)
             })
             .unwrap()
         };
@@ -80,7 +81,7 @@ impl World {
 
     /// Stages as even as possible; two copies of tied embeddings where there are two stages.
     pub(crate) fn new(model: &ModelSpec, dp: usize, pp: usize, tp: usize) -> Self {
-        let stages = split_layers(model, pp, None).unwrap();
+        let stages = split_layers(&model.parts(1).unwrap(), pp, None).unwrap();
         Self::of_stages(model, (dp, tp), &stages, pp > 1, 1 << 9)
     }
 
@@ -248,7 +249,7 @@ pub(crate) fn save_each<T: Float>(
     threads::run(world.mesh.world(), &threads, |comm| {
         let request = SaveRequest {
             dir,
-            model: &world.model,
+            model: &world.model.parts(1).unwrap(),
             mesh: &world.mesh,
             ranks: &world.ranks,
             dtype: T::DTYPE,

@@ -81,7 +81,7 @@ fn shares_and_ties_that_do_not_fit_are_refused() {
         layout.buckets[1].shared = Shares::zero(3, AxisSet::DP);
         let options =
             |tied_peer| GradSyncOptions { numerics: Numerics::Fast, global_batch: 4, tied_peer };
-        let (names, world) = (rank.case.model.param_names(), rank.world.clone());
+        let (names, world) = (rank.case.model.parts(1).unwrap().names(), rank.world.clone());
         let refused = [
             own_ranges(&layout, &rank.groups).map(drop).unwrap_err(),
             GradSync::new(&layout, options(None), &rank.groups).map(drop).unwrap_err(),

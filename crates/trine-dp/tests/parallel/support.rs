@@ -94,14 +94,15 @@ impl Rank {
         let Degrees { dp, pp, tp, .. } = case.degrees;
         let mesh = Mesh::new(case.degrees, dp * pp * tp).unwrap();
         let at = mesh.coordinate(world.rank());
-        let stages = split_layers(&case.model, pp, None).unwrap();
+        let parts = case.model.parts(tp).unwrap();
+        let stages = split_layers(&parts, pp, None).unwrap();
         let mut layout = RankLayout::new(&RankRequest {
             degrees: case.degrees,
             tp_index: at.tp,
             summed: AxisSet::DP,
             tied_apart: pp > 1 || case.numerics == Numerics::Reference,
             bucket_elements: 1500,
-            ..RankRequest::serial(&case.model, &stages[at.pp..=at.pp])
+            ..RankRequest::serial(&parts, &stages[at.pp..=at.pp])
         })
         .unwrap();
         case.divided.edit(&mut layout);
@@ -136,7 +137,7 @@ impl Rank {
 
     pub(crate) fn norm(&self) -> GradNorm {
         let (case, world) = (&self.case, self.world.clone());
-        let names = case.model.param_names();
+        let names = case.model.parts(1).unwrap().names();
         GradNorm::new(names, &self.layout, &self.groups, case.numerics, world).unwrap()
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool};
 use trine_comm::SelfComm;
 use trine_kernels::{CpuOps, Team};
-use trine_models::{RankParts, StageModel};
+use trine_models::{RankParts, StageModel, zoo};
 use trine_nn::{Context, DecodeCache, Mode, NnError, Numerics, ParamStore, Rows, initial_weights};
 use trine_spec::{ModelSpec, RankLayout, RankRequest, StagePieces};
 
@@ -24,11 +24,12 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(spec: &ModelSpec, compute: DType, numerics: Numerics) -> Self {
-        let stages = [StagePieces::whole(spec)];
+        let parts = spec.parts(1).unwrap();
+        let stages = [StagePieces::whole(&parts)];
         let layout = Arc::new(
             RankLayout::new(&RankRequest {
                 bucket_elements: 1 << 12,
-                ..RankRequest::serial(spec, &stages)
+                ..RankRequest::serial(&parts, &stages)
             })
             .unwrap(),
         );
@@ -38,8 +39,8 @@ impl Bench {
             let initial = initial_weights(&layout, bucket, SEED, compute.accumulator()).unwrap();
             weights.load(bucket, initial.slice(), &ops).unwrap();
         }
-        let parts = RankParts {
-            model: spec,
+        let rank = RankParts {
+            model: &parts,
             layout: &layout,
             comm: SelfComm::new(),
             sequence_parallel: false,
@@ -48,7 +49,7 @@ impl Bench {
             compute,
             seed: 1,
         };
-        let model = StageModel::of_rank(&parts).unwrap().remove(0);
+        let model = StageModel::of_rank(&rank, &zoo).unwrap().remove(0);
         Self { spec: spec.clone(), model, weights, ops, pool: Pool::new(), compute, numerics }
     }
 

@@ -16,7 +16,9 @@ fn stages_one_behind_the_other_are_the_whole_model() {
             whole.stage.forward(&whole.weights, ids(&batch), &whole.context(&batch)).unwrap();
         for pp in [2, 3, 5] {
             let mut x = ids(&batch);
-            for StagePieces { pieces, .. } in split_layers(&model, pp, None).unwrap() {
+            for StagePieces { pieces, .. } in
+                split_layers(&model.parts(1).unwrap(), pp, None).unwrap()
+            {
                 let setup =
                     Setup { pieces, tied_apart: true, ..Setup::whole(model.clone(), DType::F32) };
                 let stage = Rank::serial(&setup);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
 use trine_comm::{Communicator, SelfComm};
 use trine_kernels::{CpuOps, Ops, Team};
-use trine_models::{RankParts, StageModel};
+use trine_models::{RankParts, StageModel, zoo};
 use trine_nn::initial_weights;
 use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, stream_type};
 use trine_rng::Stream;
@@ -73,17 +73,18 @@ impl Batch {
 impl Rank {
     pub(crate) fn new(setup: &Setup, comm: Arc<dyn Communicator>) -> Result<Self, NnError> {
         let stages = [StagePieces { stage: 0, pieces: setup.pieces.clone() }];
+        let parts = setup.model.parts(comm.size()).unwrap();
         let layout = RankLayout::new(&RankRequest {
             degrees: Degrees { tp: comm.size(), ..Degrees::SERIAL },
             tp_index: comm.rank(),
             tied_apart: setup.tied_apart,
             bucket_elements: setup.bucket_elements,
-            ..RankRequest::serial(&setup.model, &stages)
+            ..RankRequest::serial(&parts, &stages)
         })
         .unwrap();
         let layout = Arc::new(layout);
-        let stages = StageModel::of_rank(&RankParts {
-            model: &setup.model,
+        let rank = RankParts {
+            model: &parts,
             layout: &layout,
             comm,
             sequence_parallel: setup.sequence_parallel,
@@ -91,7 +92,8 @@ impl Rank {
             numerics: Numerics::Fast,
             compute: setup.compute,
             seed: 11,
-        })?;
+        };
+        let stages = StageModel::of_rank(&rank, &zoo)?;
         let (ops, pool) = (CpuOps::new(Team::new(1)), Pool::new());
         let mut weights = ParamStore::zeros(layout.clone(), setup.compute);
         for bucket in 0..layout.buckets.len() {

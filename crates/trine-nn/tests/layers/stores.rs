@@ -249,15 +249,16 @@ fn wrong_shapes_states_and_names_are_errors() {
 fn every_shard_starts_from_its_slice_of_the_global_weights() {
     let mut compared = 0;
     for model in [toy::gpt(), toy::llama(2), toy::llama(1)] {
-        let stages = [StagePieces::whole(&model)];
         let global = |tp: usize, tied_apart: bool, bucket_elements: usize| {
+            let parts = model.parts(tp).unwrap();
+            let stages = [StagePieces::whole(&parts)];
             let shards = |tp_index| {
                 let layout = RankLayout::new(&RankRequest {
                     degrees: Degrees { tp, ..Degrees::SERIAL },
                     tp_index,
                     tied_apart,
                     bucket_elements,
-                    ..RankRequest::serial(&model, &stages)
+                    ..RankRequest::serial(&parts, &stages)
                 })
                 .unwrap();
                 let all = 0..layout.buckets.len();

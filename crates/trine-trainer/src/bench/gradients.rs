@@ -90,7 +90,7 @@ fn step(config: &EngineConfig, batch: &Batch, dir: &Path) -> Result<GradientStep
     let path = save(
         &SaveRequest {
             dir: &folder,
-            model: &config.model,
+            model: &engine.plan().parts,
             mesh: &engine.plan().mesh,
             ranks: &engine.plan().ranks,
             dtype: config.compute.accumulator(),

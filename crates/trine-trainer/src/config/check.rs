@@ -235,7 +235,8 @@ impl Check<'_> {
     /// The blocks of each stage: as many numbers as there are stages, which `of` says.
     fn layers(&mut self, given: &[usize], stages: usize, of: String) {
         let layers = self.config.model.layers;
-        let split = split_layers(&self.config.model, stages, Some(given));
+        let parts = self.config.model.parts(1);
+        let split = parts.and_then(|parts| split_layers(&parts, stages, Some(given)));
         let Err(SpecError::Layout { nearest, .. }) = split else { return };
         let rule = format!(
             "must be {of} positive numbers that add up to model.layers = {layers}{}",

@@ -174,14 +174,9 @@ fn sizes_follow_from_the_configuration() {
     assert_eq!((config.sequences_per_replica(), config.micro_batches()), (24, 4));
     assert_eq!((config.tokens_per_micro_batch(), config.tokens_per_step()), (768, 6144));
     assert_eq!(config.mesh().unwrap().world(), 8);
-    let pieces: Vec<usize> = config
-        .engine(1)
-        .unwrap()
-        .stages()
-        .unwrap()
-        .iter()
-        .map(|stage| stage.pieces.len())
-        .collect();
+    let engine = config.engine(1).unwrap();
+    let stages = engine.stages(&engine.model.parts(2).unwrap()).unwrap();
+    let pieces: Vec<usize> = stages.iter().map(|stage| stage.pieces.len()).collect();
     assert_eq!(pieces, [4, 2]);
     assert_eq!(config.run_dir(), std::path::Path::new("runs/rust-default"));
 

@@ -6,7 +6,7 @@ use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
 use trine_schedule::{Order, ScheduleKind, Shape, UniformStage};
-use trine_spec::{BUCKET_ELEMENTS, ModelSpec, Shares};
+use trine_spec::{BUCKET_ELEMENTS, ModelSpec, PassShape, Shares};
 
 /// Axes that the mesh has and the engine does not split anything on.
 const NOT_SPLIT: [Axis; 2] = [Axis::Cp, Axis::Ep];
@@ -126,6 +126,17 @@ impl EngineConfig {
     /// Stages of the pipeline, on all ranks together.
     pub fn stage_count(&self) -> usize {
         self.schedule.stages(self.degrees.pp, self.virtual_stages)
+    }
+
+    /// How a micro-batch runs through a piece.
+    pub fn pass_shape(&self) -> PassShape {
+        PassShape {
+            tokens: self.micro_batch * self.seq,
+            sequence_parallel: self.sequence_parallel,
+            recompute: self.recompute,
+            compute_bytes: self.compute.bytes(),
+            sum_bytes: self.compute.accumulator().bytes(),
+        }
     }
 
     /// Checks the parts against each other. [`crate::RunPlan::new`] does it first.

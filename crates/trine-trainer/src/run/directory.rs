@@ -159,7 +159,7 @@ impl RunDirectory {
     fn check_space(&self, config: &Config) -> Result<(), TrainError> {
         let (dtype, moments) =
             (config.train.precision.dtype().accumulator(), config.optimizer_config().moments());
-        let needed = estimate_bytes(&config.model, dtype, moments)?;
+        let needed = estimate_bytes(&config.model.parts(1)?, dtype, moments)?;
         let free = Disk.free_bytes(&self.path).map_err(io("measure the space of", &self.path))?;
         if free < needed {
             return Err(CheckpointError::Space { needed, free, path: self.path.clone() }.into());

@@ -61,7 +61,7 @@ pub(super) fn check(
     checkpoint: &Checkpoint,
 ) -> Result<Vec<String>, TrainError> {
     let run = &checkpoint.manifest().run;
-    checkpoint.check_model(&config.model)?;
+    checkpoint.check_model(&config.model.parts(1)?)?;
     check_optimizer(config, checkpoint.manifest())?;
     if config.data.seq != before.data.seq {
         let (ours, theirs) = (config.data.seq.to_string(), before.data.seq.to_string());

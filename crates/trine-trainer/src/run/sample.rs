@@ -6,6 +6,7 @@ use trine_buffer::SliceMut;
 use trine_checkpoint::{Checkpoint, WEIGHTS};
 use trine_data::Tokenizer;
 use trine_generate::{Generator, Sampling};
+use trine_models::zoo;
 
 /// A prompt and what the model made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,9 @@ pub fn complete(
     threads: usize,
     on_text: &mut dyn FnMut(&str),
 ) -> Result<Completion, TrainError> {
-    let model = &checkpoint.manifest().model;
-    let generator = Generator::new(model, threads, &mut |layout, bucket, out| {
+    let model = checkpoint.manifest().model.parts(1)?;
+    checkpoint.check_model(&model)?;
+    let generator = Generator::with_pieces(&model, &zoo, threads, &mut |layout, bucket, out| {
         Ok(checkpoint.load_bucket(WEIGHTS, layout, bucket, SliceMut::F32(out))?)
     })?;
     let sample = &config.sample;

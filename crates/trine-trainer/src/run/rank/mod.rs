@@ -28,12 +28,13 @@ use report::CHECK_STEPS;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
-use trine_checkpoint::{Checkpoint, is_expressible};
+use trine_checkpoint::Checkpoint;
 use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
 use trine_kernels::CpuOps;
 use trine_mesh::plural;
 use trine_spec::ModelSpec;
+use trine_spec::hf;
 
 /// What all ranks of a run share.
 #[derive(Clone, Copy)]
@@ -335,7 +336,7 @@ impl<'a> RankRun<'a> {
 fn other_architecture(model: &ModelSpec) -> Option<String> {
     let text = "checkpoints are saved as \"trine-gpt\", which transformers does not open: its GPT-2 has as many \
                 KV heads as heads, and model.heads × model.head_dim = model.hidden";
-    (!is_expressible(model)).then(|| text.to_owned())
+    (!hf::is_expressible(model)).then(|| text.to_owned())
 }
 
 fn is_first(engine: &Engine) -> bool {

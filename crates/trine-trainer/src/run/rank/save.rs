@@ -23,7 +23,7 @@ impl RankRun<'_> {
         let dir = self.directory.checkpoints();
         let request = SaveRequest {
             dir: &dir,
-            model: &self.engine.model,
+            model: &self.plan.parts,
             mesh: &self.plan.mesh,
             ranks: &self.plan.ranks,
             dtype: self.engine.compute.accumulator(),

@@ -1,8 +1,51 @@
-//! How Hugging Face names and lays out the tensors of each family.
+//! How Hugging Face names and lays out the tensors of each family, and describes a model.
 //!
 //! Checkpoints are written under these names, so that `transformers` opens them as they are.
 
+mod read;
+mod write;
+
+pub use read::model_from_config;
+pub use write::config;
+
 use crate::{Family, ModelSpec, Piece};
+
+/// Why a `config.json` gives no model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HfError {
+    /// It is no description of a model.
+    #[error("{0}")]
+    Malformed(String),
+    /// It asks for what the zoo does not have.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// A GPT that GPT-2's code cannot compute, under a name that nobody takes for it.
+const OUR_GPT: &str = "trine-gpt";
+
+/// Its architecture.
+const OUR_GPT_CLASS: &str = "TrineGptForCausalLM";
+
+/// A model with pieces of somebody's own, which nobody else can compute.
+const OWN_PIECES: &str = "trine-own-pieces";
+
+/// Whether `transformers` has an architecture that computes the model: its GPT-2 has no grouped
+/// heads, and cuts them from the width. A model that it cannot compute is saved under a name of its own.
+pub fn is_expressible(model: &ModelSpec) -> bool {
+    match model.family {
+        Family::Gpt => model.kv_heads == model.heads && model.q_dim() == model.hidden,
+        Family::Llama => true,
+    }
+}
+
+/// What the names of the base model's tensors begin with: files may have it or not.
+pub fn prefix(model: &ModelSpec) -> &'static str {
+    match model.family {
+        Family::Gpt => "transformer.",
+        Family::Llama => "model.",
+    }
+}
 
 /// A Hugging Face tensor and the trine parameters that it is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +56,13 @@ pub struct HfTensor {
     pub parts: Vec<String>,
     /// Stored as `[in, out]` (GPT-2's `Conv1D`) instead of `[out, in]`.
     pub transposed: bool,
+}
+
+impl HfTensor {
+    /// A parameter of a piece that others do not have: stored as it is, under trine's name.
+    pub fn of(name: &str) -> Self {
+        tensor(name.into(), &[name.into()], false)
+    }
 }
 
 /// The Hugging Face tensors of one piece. A tied output layer has none.

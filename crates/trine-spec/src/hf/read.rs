@@ -1,13 +1,9 @@
 //! The model that a Hugging Face `config.json` describes: GPT-2 or Llama. What the file asks for and the zoo does not
 //! have is refused by its key.
 
-use crate::CheckpointError;
-use crate::error::During;
-use crate::hf::{OUR_GPT, OUR_GPT_CLASS};
+use super::{HfError, OUR_GPT, OUR_GPT_CLASS};
+use crate::{Family, ModelSpec};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
-use trine_files::TEXT_BYTES_MAX;
-use trine_spec::{Family, ModelSpec};
 
 /// Of a value in a message, so many characters.
 const SHOWN_CHARS_MAX: usize = 60;
@@ -60,33 +56,14 @@ fn llama_rules() -> [Rule; 7] {
 
 /// A `config.json` being read. A size must be there; other keys that are missing or null have the defaults of
 /// `transformers`.
-struct Config {
-    path: PathBuf,
-    keys: Value,
+struct Config<'a> {
+    keys: &'a Value,
 }
 
-impl Config {
-    fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let bytes = trine_files::read(path, TEXT_BYTES_MAX).during("reading", path)?;
-        let malformed = |why: String| CheckpointError::Malformed { path: path.into(), why };
-        let keys: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
-        if !keys.is_object() {
-            return Err(malformed("it holds no JSON object".into()));
-        }
-        Ok(Self { path: path.into(), keys })
-    }
-
-    fn malformed(&self, why: String) -> CheckpointError {
-        CheckpointError::Malformed { path: self.path.clone(), why }
-    }
-
-    fn unsupported(&self, why: String) -> CheckpointError {
-        CheckpointError::Unsupported { path: self.path.clone(), why }
-    }
-
+impl Config<'_> {
     /// Refuses a key by its name.
-    fn refused(&self, key: &str, has: &str) -> CheckpointError {
-        self.unsupported(format!("\"{key}\" is {}; trine has {has}", shown(&self.keys[key])))
+    fn refused(&self, key: &str, has: &str) -> HfError {
+        HfError::Unsupported(format!("\"{key}\" is {}; trine has {has}", shown(&self.keys[key])))
     }
 
     /// The value of a key, if it is there, read by `of`.
@@ -95,34 +72,34 @@ impl Config {
         key: &str,
         what: &str,
         of: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>, CheckpointError> {
+    ) -> Result<Option<T>, HfError> {
         match &self.keys[key] {
             Value::Null => Ok(None),
             value => of(value).map(Some).ok_or_else(|| {
-                self.malformed(format!("\"{key}\" is {}; it must be {what}", shown(value)))
+                HfError::Malformed(format!("\"{key}\" is {}; it must be {what}", shown(value)))
             }),
         }
     }
 
-    fn size_if_given(&self, key: &str) -> Result<Option<usize>, CheckpointError> {
+    fn size_if_given(&self, key: &str) -> Result<Option<usize>, HfError> {
         let whole = |value: &Value| value.as_u64().and_then(|size| usize::try_from(size).ok());
         self.read_as(key, "a whole number, at least 1", whole)
     }
 
-    fn size(&self, key: &str) -> Result<usize, CheckpointError> {
-        self.size_if_given(key)?.ok_or_else(|| self.malformed(format!("\"{key}\" is missing")))
+    fn size(&self, key: &str) -> Result<usize, HfError> {
+        self.size_if_given(key)?.ok_or_else(|| HfError::Malformed(format!("\"{key}\" is missing")))
     }
 
-    fn number(&self, key: &str, default: f64) -> Result<f64, CheckpointError> {
+    fn number(&self, key: &str, default: f64) -> Result<f64, HfError> {
         Ok(self.read_as(key, "a number", Value::as_f64)?.unwrap_or(default))
     }
 
-    fn flag(&self, key: &str, default: bool) -> Result<bool, CheckpointError> {
+    fn flag(&self, key: &str, default: bool) -> Result<bool, HfError> {
         Ok(self.read_as(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
     /// Refuses a model that computes something else than ours.
-    fn keep(&self, rules: &[Rule]) -> Result<(), CheckpointError> {
+    fn keep(&self, rules: &[Rule]) -> Result<(), HfError> {
         let is_kept = |key: &str, allowed: &Value| {
             let value = &self.keys[key];
             value.is_null() || allowed.as_array().is_some_and(|all| all.contains(value))
@@ -133,18 +110,20 @@ impl Config {
         }
     }
 
-    fn model(&self) -> Result<ModelSpec, CheckpointError> {
+    fn model(&self) -> Result<ModelSpec, HfError> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let kind = self.read_as("model_type", "a text", text)?;
         match kind.as_deref() {
             Some("gpt2" | OUR_GPT) => self.gpt(),
             Some("llama") => self.llama(),
             Some(_) => Err(self.refused("model_type", KNOWN)),
-            None => Err(self.malformed(format!("\"model_type\" is missing; trine has {KNOWN}"))),
+            None => {
+                Err(HfError::Malformed(format!("\"model_type\" is missing; trine has {KNOWN}")))
+            }
         }
     }
 
-    fn gpt(&self) -> Result<ModelSpec, CheckpointError> {
+    fn gpt(&self) -> Result<ModelSpec, HfError> {
         self.keep(&common_rules())?;
         self.keep(&gpt_rules())?;
         let (hidden, heads) = (self.size("n_embd")?, self.size("n_head")?);
@@ -172,7 +151,7 @@ impl Config {
         })
     }
 
-    fn llama(&self) -> Result<ModelSpec, CheckpointError> {
+    fn llama(&self) -> Result<ModelSpec, HfError> {
         self.keep(&common_rules())?;
         self.keep(&llama_rules())?;
         self.whole_attention()?;
@@ -201,9 +180,9 @@ impl Config {
         &self,
         (hidden_key, hidden): (&str, usize),
         (heads_key, heads): (&str, usize),
-    ) -> Result<usize, CheckpointError> {
+    ) -> Result<usize, HfError> {
         if heads == 0 {
-            return Err(self.malformed(format!("\"{heads_key}\" is 0; it must be at least 1")));
+            return Err(HfError::Malformed(format!("\"{heads_key}\" is 0; it must be at least 1")));
         }
         if let Some(given) = self.size_if_given("head_dim")? {
             return Ok(given);
@@ -211,13 +190,13 @@ impl Config {
         if !hidden.is_multiple_of(heads) {
             let why =
                 format!("\"{hidden_key}\" = {hidden} is no multiple of \"{heads_key}\" = {heads}");
-            return Err(self.malformed(why));
+            return Err(HfError::Malformed(why));
         }
         Ok(hidden / heads)
     }
 
     /// Refuses a size that the architecture does not have, unless it says what follows anyway.
-    fn only_size(&self, key: &str, found: usize, follows: usize) -> Result<(), CheckpointError> {
+    fn only_size(&self, key: &str, found: usize, follows: usize) -> Result<(), HfError> {
         match found == follows {
             true => Ok(()),
             false => Err(self.refused(key, &format!("{follows} of them in a \"gpt2\""))),
@@ -225,7 +204,7 @@ impl Config {
     }
 
     /// The one dropout of our GPT.
-    fn one_dropout(&self) -> Result<f64, CheckpointError> {
+    fn one_dropout(&self) -> Result<f64, HfError> {
         let own = self.number("resid_pdrop", 0.1)?;
         for key in ["embd_pdrop", "attn_pdrop"] {
             let other = self.number(key, 0.1)?;
@@ -233,14 +212,14 @@ impl Config {
                 let why = format!(
                     "\"{key}\" is {other} and \"resid_pdrop\" {own}; trine has one dropout for all"
                 );
-                return Err(self.unsupported(why));
+                return Err(HfError::Unsupported(why));
             }
         }
         Ok(own)
     }
 
     /// Refuses attention that sees a part of the sequence only.
-    fn whole_attention(&self) -> Result<(), CheckpointError> {
+    fn whole_attention(&self) -> Result<(), HfError> {
         let has = "attention to the whole sequence";
         if self.flag("use_sliding_window", true)? && !self.keys["sliding_window"].is_null() {
             return Err(self.refused("sliding_window", has));
@@ -254,9 +233,9 @@ impl Config {
     }
 
     /// The base of rotary positions. Since version 5, `transformers` keeps what belongs to them in one object.
-    fn rope_theta(&self) -> Result<f64, CheckpointError> {
+    fn rope_theta(&self) -> Result<f64, HfError> {
         let theta = self.number("rope_theta", 1e4)?;
-        let rope = Self { path: self.path.clone(), keys: self.keys["rope_parameters"].clone() };
+        let rope = Config { keys: &self.keys["rope_parameters"] };
         let Some(keys) = rope.keys.as_object() else {
             return match rope.keys.is_null() {
                 true => Ok(theta),
@@ -291,10 +270,12 @@ fn shown(value: &Value) -> String {
 /// The model that a `config.json` describes: GPT-2 or Llama.
 ///
 /// # Errors
-/// A file that cannot be read or lacks a size, another kind of model, or one with an option that trine lacks.
-pub fn model_from_config(path: &Path) -> Result<ModelSpec, CheckpointError> {
-    let config = Config::read(path)?;
-    let model = config.model()?;
-    model.check().map_err(|error| config.unsupported(error.to_string()))?;
+/// No object, a size that is missing, another kind of model, or one with an option that trine lacks.
+pub fn model_from_config(config: &Value) -> Result<ModelSpec, HfError> {
+    if !config.is_object() {
+        return Err(HfError::Malformed("it holds no JSON object".into()));
+    }
+    let model = Config { keys: config }.model()?;
+    model.check().map_err(|error| HfError::Unsupported(error.to_string()))?;
     Ok(model)
 }

@@ -1,0 +1,259 @@
+//! A model as a list of pieces: what the crates that reduce, update, save and plan need to know of it, whatever family
+//! it is of, and whether the zoo has its pieces or not.
+
+use crate::hf::{self, HfTensor};
+use crate::{Branch, ModelSpec, Norm, ParamSpec, Piece, SavedTensor, SpecError};
+use std::collections::HashSet;
+
+/// A model's pieces, as `tp` ranks share them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelParts {
+    /// What the pieces were made from, but for those of one's own.
+    pub spec: ModelSpec,
+    /// Tensor-parallel degree: the vocabulary is padded for it.
+    pub tp: usize,
+    /// In forward order. The first takes token ids, the last gives the loss.
+    pub pieces: Vec<PieceParts>,
+}
+
+/// One piece, as everybody but its layers knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PieceParts {
+    /// Which it is.
+    pub piece: Piece,
+    /// Its parameters in bucket order. A tied output layer is listed as a copy of the token embedding.
+    pub params: Vec<ParamSpec>,
+    /// What its passes consist of.
+    pub body: Body,
+    /// Model FLOPs of a token's forward and backward pass in a sequence of the model's greatest length.
+    pub flops_per_token: f64,
+    /// How its tensors are called and stored in a checkpoint.
+    pub outside: Vec<HfTensor>,
+}
+
+/// What a piece's passes consist of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// Token ids to the residual stream.
+    Embedding,
+    /// Branches beside the residual stream.
+    Block(Vec<Branch>),
+    /// The stream to the loss: a norm, the output layer, cross-entropy.
+    Head(Norm),
+    /// A piece that the zoo does not have.
+    Own(OwnBody),
+}
+
+/// The passes of a piece of one's own, as far as memory is concerned. A moment is the list of tensors that are alive
+/// then beside what is kept, and beside the stream or gradient that has entered. What a pass takes outside of the pool
+/// of activations is in no plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnBody {
+    /// What kind of piece it is: it goes into checkpoints and messages.
+    pub name: String,
+    /// Whether the stream that enters is kept for the backward pass.
+    pub keeps_input: bool,
+    /// Kept for the backward pass beside it.
+    pub saved: Vec<SavedTensor>,
+    /// The moments of the forward pass that may be its worst, what leaves included.
+    pub forward: Vec<Vec<SavedTensor>>,
+    /// Those of the backward pass.
+    pub backward: Vec<Vec<SavedTensor>>,
+    /// Left for the weight gradients.
+    pub work: Vec<SavedTensor>,
+}
+
+/// A piece of one's own: it takes the place of a block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnPiece {
+    /// Its parameters in bucket order. In a checkpoint they have these names.
+    pub params: Vec<ParamSpec>,
+    /// What its passes keep.
+    pub body: OwnBody,
+    /// Model FLOPs of a token's forward and backward pass.
+    pub flops_per_token: f64,
+}
+
+impl ModelSpec {
+    /// The model as `tp` ranks share it.
+    ///
+    /// # Errors
+    /// A layer that they cannot share.
+    pub fn parts(&self, tp: usize) -> Result<ModelParts, SpecError> {
+        self.check_layout(tp, 1)?;
+        let pieces = self.pieces().map(|piece| self.part(piece, tp)).collect();
+        Ok(ModelParts { spec: self.clone(), tp, pieces })
+    }
+
+    /// One piece as `tp` ranks share it.
+    pub fn part(&self, piece: Piece, tp: usize) -> PieceParts {
+        PieceParts {
+            piece,
+            params: self.params(piece, tp),
+            body: match piece {
+                Piece::Embedding => Body::Embedding,
+                Piece::Block(_) => Body::Block(self.branches().into()),
+                Piece::Head => Body::Head(self.norm()),
+            },
+            flops_per_token: match piece {
+                Piece::Embedding => 0.0,
+                Piece::Block(_) => self.block_flops_per_token(self.seq_max),
+                Piece::Head => self.head_flops_per_token(),
+            },
+            outside: hf::tensors(self, piece),
+        }
+    }
+}
+
+impl ModelParts {
+    /// Puts a piece of one's own in the place of block `index`.
+    ///
+    /// # Errors
+    /// No such block; a piece without a name; a parameter without a name or with one that another has, that is neither
+    /// a vector nor a matrix, has no elements, or a placement for another number of dimensions.
+    pub fn replace(&mut self, index: usize, own: OwnPiece) -> Result<(), SpecError> {
+        let piece = Piece::Block(index);
+        let others = self.pieces.iter().filter(|part| part.piece != piece);
+        let mut names: HashSet<&str> =
+            others.flat_map(|part| &part.params).map(|param| param.name.as_str()).collect();
+        let refused = |what: String| Err(SpecError::OwnPiece { piece, what });
+        if own.body.name.trim().is_empty() {
+            return refused("it has no name".into());
+        }
+        for (number, param) in own.params.iter().enumerate() {
+            let name = &param.name;
+            if name.trim().is_empty() {
+                return refused(format!("parameter {number} has no name"));
+            }
+            if !names.insert(name) {
+                return refused(format!("another parameter is called \"{name}\" too"));
+            }
+            let (shape, placed) = (&param.shape, param.placement.len());
+            if !(1..=2).contains(&shape.len()) {
+                return refused(format!("\"{name}\" of shape {shape:?} is no vector or matrix"));
+            }
+            if shape.contains(&0) || param.valid_rows > shape[0] {
+                let rows = param.valid_rows;
+                return refused(format!("\"{name}\" of shape {shape:?} has {rows} rows to train"));
+            }
+            if placed != shape.len() {
+                return refused(format!("\"{name}\" of shape {shape:?} has {placed} placements"));
+            }
+            if param.tied_to.is_some() {
+                return refused(format!(
+                    "\"{name}\" is a tied copy, which the head alone may have"
+                ));
+            }
+        }
+        if !(own.flops_per_token >= 0.0 && own.flops_per_token.is_finite()) {
+            return refused(format!("{} FLOPs of a token", own.flops_per_token));
+        }
+        let Some(place) = self.pieces.iter_mut().find(|part| part.piece == piece) else {
+            return Err(SpecError::OwnPiece { piece, what: "the model has no such block".into() });
+        };
+        *place = own.at(index);
+        Ok(())
+    }
+
+    /// A piece.
+    pub fn get(&self, piece: Piece) -> Option<&PieceParts> {
+        self.pieces.iter().find(|part| part.piece == piece)
+    }
+
+    /// The names of all parameters in the model's order. A tied copy has none of its own.
+    pub fn names(&self) -> Vec<String> {
+        let params = self.pieces.iter().flat_map(|part| &part.params);
+        params.filter(|param| param.tied_to.is_none()).map(|param| param.name.clone()).collect()
+    }
+
+    /// The pieces that the zoo does not have, with the name of their kind.
+    pub fn own(&self) -> impl Iterator<Item = (&PieceParts, &str)> {
+        self.pieces.iter().filter_map(|part| Some((part, part.own_name()?)))
+    }
+}
+
+impl OwnPiece {
+    /// The piece as block `index` of a model.
+    pub fn at(self, index: usize) -> PieceParts {
+        let Self { params, body, flops_per_token } = self;
+        let outside = params.iter().map(|param| HfTensor::of(&param.name)).collect();
+        let piece = Piece::Block(index);
+        PieceParts { piece, params, body: Body::Own(body), flops_per_token, outside }
+    }
+}
+
+impl PieceParts {
+    /// What kind of piece of one's own it is, if it is one.
+    pub fn own_name(&self) -> Option<&str> {
+        match &self.body {
+            Body::Embedding | Body::Block(_) | Body::Head(_) => None,
+            Body::Own(own) => Some(&own.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Init, presets};
+
+    fn own(name: &str, params: Vec<ParamSpec>) -> OwnPiece {
+        let body = OwnBody { name: name.into(), keeps_input: true, ..OwnBody::default() };
+        OwnPiece { params, body, flops_per_token: 12.0 }
+    }
+
+    #[test]
+    fn the_parts_of_a_model_are_its_parameters_and_flops() {
+        for name in ["gpt2-124m", "llama3-8b"] {
+            let model = presets::find(name).unwrap().model;
+            let parts = model.parts(2).unwrap();
+            assert_eq!(parts.pieces.len(), model.layers + 2);
+            let specs = model.pieces().flat_map(|piece| model.params(piece, 2));
+            let names: Vec<String> =
+                specs.filter(|spec| spec.tied_to.is_none()).map(|spec| spec.name).collect();
+            assert_eq!(parts.names(), names);
+            let flops: f64 = parts.pieces.iter().map(|part| part.flops_per_token).sum();
+            assert!((flops / model.flops_per_token(model.seq_max) - 1.0).abs() < 1e-12);
+            assert_eq!(parts.own().count(), 0);
+        }
+        let model = presets::find("gpt2-124m").unwrap().model;
+        assert!(model.parts(5).unwrap_err().to_string().contains("tp 4 or tp 6"));
+    }
+
+    #[test]
+    fn a_piece_of_ones_own_takes_the_place_of_a_block() {
+        let mut parts = presets::find("gpt2-124m").unwrap().model.parts(1).unwrap();
+        let before = parts.names().len();
+        let mix = ParamSpec::new("block.1.mix", &[4, 768], Init::Zeros);
+        parts.replace(1, own("convolution", vec![mix])).unwrap();
+        assert_eq!(parts.names().len(), before - 16 + 1);
+        let own: Vec<(Piece, &str)> = parts.own().map(|(part, name)| (part.piece, name)).collect();
+        assert_eq!(own, [(Piece::Block(1), "convolution")]);
+        let outside = &parts.get(Piece::Block(1)).unwrap().outside;
+        assert_eq!(outside[0].name, "block.1.mix");
+    }
+
+    #[test]
+    fn an_own_piece_that_lacks_something_is_told_what() {
+        let parts = presets::find("gpt2-124m").unwrap().model.parts(1).unwrap();
+        let param = |name: &str| ParamSpec::new(name, &[4], Init::Ones);
+        let mut unplaced = param("gain");
+        unplaced.placement.clear();
+        let refused =
+            |index, own: OwnPiece| parts.clone().replace(index, own).unwrap_err().to_string();
+        for (index, own, says) in [
+            (12, own("a", vec![]), "block 12: the model has no such block"),
+            (1, own(" ", vec![]), "block 1: it has no name"),
+            (1, own("a", vec![param("gain"), param("")]), "parameter 1 has no name"),
+            (1, own("a", vec![param("gain"), param("gain")]), "called \"gain\" too"),
+            (1, own("a", vec![param("embedding.token")]), "called \"embedding.token\" too"),
+            (1, own("a", vec![ParamSpec::new("w", &[3, 0], Init::Ones)]), "\"w\" of shape [3, 0]"),
+            (1, own("a", vec![ParamSpec::new("w", &[2, 2, 2], Init::Ones)]), "no vector or matrix"),
+            (1, own("a", vec![unplaced]), "has 0 placements"),
+            (1, OwnPiece { flops_per_token: f64::NAN, ..own("a", vec![]) }, "NaN FLOPs"),
+        ] {
+            let text = refused(index, own);
+            assert!(text.contains(says), "{text}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What a piece's passes hold of activations, in bytes of one micro-batch on one rank.
+//!
+//! What is kept is [`Branch::saved`]. What a pass needs beside it, and what it leaves for the weight gradients, follows
+//! from the order of operations in a branch: the pairs (input, output gradient) of its two products stay until W.
+
+use crate::{Body, Branch, ModelParts, Norm, OwnBody, PieceParts, SavedTensor};
+
+/// How passes are run, as far as their memory depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassShape {
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    /// Whether the residual stream is split by rows over tensor parallelism.
+    pub sequence_parallel: bool,
+    /// Whether blocks keep their input alone.
+    pub recompute: bool,
+    /// Bytes of an element in the compute type.
+    pub compute_bytes: usize,
+    /// Bytes of an element in the accumulator type.
+    pub sum_bytes: usize,
+}
+
+/// One pass of a piece, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass {
+    /// What it needs at its worst moment beyond what is held when it begins.
+    pub needs: i64,
+    /// What it leaves of that.
+    pub leaves: i64,
+}
+
+/// The passes of a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passes {
+    /// F. The stream that enters is held already, the one that leaves is held afterwards.
+    pub forward: Pass,
+    /// B. The gradient that enters is held already, the one that leaves is held afterwards.
+    pub backward: Pass,
+    /// What B leaves for W, bytes.
+    pub work: i64,
+}
+
+impl ModelParts {
+    /// What the passes of one of its pieces hold.
+    pub fn passes(&self, part: &PieceParts, shape: &PassShape) -> Passes {
+        let sizes = Sizes::new(self, shape);
+        match &part.body {
+            Body::Embedding => sizes.embedding(),
+            Body::Block(branches) => sizes.block(branches, shape.recompute),
+            Body::Head(norm) => sizes.head(*norm),
+            Body::Own(own) => sizes.own(own, shape.recompute),
+        }
+    }
+
+    /// Bytes of the residual stream on one rank outside of parallel regions: a message between stages.
+    pub fn stream_bytes(&self, shape: &PassShape) -> i64 {
+        Sizes::new(self, shape).stream
+    }
+}
+
+/// Bytes of what all pieces handle.
+#[derive(Debug)]
+struct Sizes<'a> {
+    model: &'a ModelParts,
+    shape: &'a PassShape,
+    /// Whether each rank has rows of its own.
+    split_rows: bool,
+    /// Whether dropout masks the residual stream.
+    masked: bool,
+    /// The residual stream outside of parallel regions.
+    stream: i64,
+    /// As many elements in the compute type: what a norm gives.
+    input: i64,
+    /// The same with the rows of all ranks.
+    whole: i64,
+    /// That where rows have to be gathered for it, else nothing.
+    gathered: i64,
+    /// What a branch makes of the stream's gradient: a copy if it is masked or of another type.
+    copy: i64,
+    /// One number a token, in the accumulator type.
+    row: i64,
+}
+
+impl<'a> Sizes<'a> {
+    fn new(model: &'a ModelParts, shape: &'a PassShape) -> Self {
+        let split_rows = shape.sequence_parallel && model.tp > 1;
+        let rows = if split_rows { shape.tokens / model.tp } else { shape.tokens };
+        let masked = model.spec.dropout > 0.0;
+        let bytes = |rows: usize, of: usize| (rows * model.spec.hidden * of) as i64;
+        let (compute, sum) = (shape.compute_bytes, shape.sum_bytes);
+        let (input, whole) = (bytes(rows, compute), bytes(shape.tokens, compute));
+        Self {
+            model,
+            shape,
+            split_rows,
+            masked,
+            stream: bytes(rows, sum),
+            input,
+            whole,
+            gathered: if split_rows { whole } else { 0 },
+            copy: if masked || compute != sum { input } else { 0 },
+            row: (shape.tokens * sum) as i64,
+        }
+    }
+
+    fn of(&self, tensors: &[SavedTensor]) -> i64 {
+        let Self { shape, model, .. } = self;
+        let (compute, sum) = (shape.compute_bytes, shape.sum_bytes);
+        let each = tensors
+            .iter()
+            .map(|tensor| tensor.bytes(shape.tokens, model.tp, self.split_rows, compute, sum));
+        each.sum::<usize>() as i64
+    }
+
+    /// The tokens' rows become the stream; a mask makes another one of it.
+    fn embedding(&self) -> Passes {
+        let ids = (self.shape.tokens * size_of::<u32>()) as i64;
+        let before = if self.masked { self.whole.max(self.stream) } else { self.whole };
+        let whole_stream = self.row * self.model.spec.hidden as i64;
+        let needs = if self.split_rows { whole_stream } else { 0 };
+        let masked = if self.masked { self.stream } else { 0 };
+        Passes {
+            forward: Pass { needs: ids + before + self.stream, leaves: ids + self.stream },
+            backward: Pass { needs: needs + masked, leaves: -(ids + self.stream) },
+            work: 0,
+        }
+    }
+
+    fn head(&self, norm: Norm) -> Passes {
+        let vocab = self.model.spec.vocab_stored(self.model.tp) / self.model.tp;
+        let logits = (self.shape.tokens * vocab * self.shape.compute_bytes) as i64;
+        let stats = self.stats(norm);
+        let kept = stats + self.input + logits;
+        let work = if self.split_rows { self.whole } else { self.input } + logits;
+        Passes {
+            // Maximum, sum and target logit alone and together, loss.
+            forward: Pass { needs: kept + self.gathered.max(6 * self.row), leaves: kept },
+            backward: Pass { needs: self.whole + self.gathered + self.stream, leaves: work - kept },
+            work,
+        }
+    }
+
+    /// Statistics of a norm on the stream.
+    fn stats(&self, norm: Norm) -> i64 {
+        let rows = if self.split_rows { self.row / self.model.tp as i64 } else { self.row };
+        rows * norm.stats() as i64
+    }
+
+    fn block(&self, branches: &[Branch], recompute: bool) -> Passes {
+        let sizes: Vec<BranchSizes> = branches.iter().map(|branch| self.branch(branch)).collect();
+        let saved: i64 = sizes.iter().map(|branch| branch.saved).sum();
+        // What the last branch gives, and the sum over ranks that it comes from or the stream that it is added to. One
+        // rank gives it in the stream's type, several sum it in the compute type.
+        let branch = if self.model.tp == 1 { self.stream } else { self.input };
+        let last_sum = branch + self.gathered.max(self.stream);
+        let kept = saved - self.stream;
+        let forward =
+            Pass { needs: kept + last_sum, leaves: if recompute { self.stream } else { saved } };
+        // With recompute, forward runs again first: all but the input is saved anew.
+        let (again, replay) = if recompute { (kept, last_sum) } else { (0, 0) };
+        let (mut held, mut worst, mut work) = (0, replay, 0);
+        for branch in sizes.iter().rev() {
+            worst = worst.max(held + branch.backward_needs(self));
+            held += branch.work - branch.saved;
+            work += branch.work;
+        }
+        Passes { forward, backward: Pass { needs: again + worst, leaves: again + held }, work }
+    }
+
+    fn branch(&self, branch: &Branch) -> BranchSizes {
+        let saved = branch.saved(self.model.spec.hidden, self.model.tp);
+        let of = |name: &str| {
+            let named = |tensor: &&SavedTensor| tensor.name == format!("{}.{name}", branch.name);
+            saved.iter().filter(named).map(|tensor| self.of(std::slice::from_ref(tensor))).sum()
+        };
+        let [before, after] = branch.inner.ends();
+        let (before, after): (i64, i64) = (of(before), of(after));
+        // Of both products: the input, and the gradient of the output.
+        let rows = if self.split_rows { self.whole } else { self.input };
+        BranchSizes { saved: self.of(&saved), before, after, work: 2 * rows + before + after }
+    }
+
+    fn own(&self, own: &OwnBody, recompute: bool) -> Passes {
+        let worst = |moments: &[Vec<SavedTensor>]| {
+            moments.iter().map(|moment| self.of(moment)).fold(self.stream, i64::max)
+        };
+        let (kept, work) = (self.of(&own.saved), self.of(&own.work));
+        let input = if own.keeps_input { self.stream } else { 0 };
+        let needs = kept + worst(&own.forward);
+        let (begun, again, replay) =
+            if recompute { (self.stream, kept, needs) } else { (kept + input, 0, 0) };
+        Passes {
+            forward: Pass { needs, leaves: begun },
+            backward: Pass {
+                needs: replay.max(again + worst(&own.backward)),
+                leaves: work - begun,
+            },
+            work,
+        }
+    }
+}
+
+/// Bytes of one branch.
+#[derive(Debug)]
+struct BranchSizes {
+    saved: i64,
+    /// Between columns and inner.
+    before: i64,
+    /// Between inner and row.
+    after: i64,
+    work: i64,
+}
+
+impl BranchSizes {
+    /// The worst moment of its backward pass beyond what is held when it begins.
+    fn backward_needs(&self, of: &Sizes<'_>) -> i64 {
+        // The gradient of the branch is the stream's own, unless it is masked, of another type, or gathered.
+        let gradient = if of.split_rows { of.whole } else { of.copy };
+        // Gradients of what the row reads, and of what the inner part reads.
+        let inner = gradient + self.after + self.before;
+        let row = of.copy + of.gathered + self.after.max(if of.split_rows { of.input } else { 0 });
+        // The norm adds to the stream's gradient, or to a copy of it where the row's weights still need it.
+        let added = if gradient == 0 { of.stream } else { 0 };
+        // Split rows are scattered, and the norm's output is gathered for the columns' weights.
+        let scattered = if of.split_rows { 2 * of.input } else { 0 };
+        inner.max(row).max(gradient + of.whole + added.max(scattered))
+    }
+}
