@@ -1,9 +1,6 @@
 //! How a command ends when it does not succeed: one message, one exit code.
 
-use crate::output;
-use crate::terminal::{Paint, Style};
 use std::fmt::Display;
-use std::process::ExitCode;
 use trine_trainer::TrainError;
 use trine_trainer::config::ConfigError;
 
@@ -33,6 +30,14 @@ impl Failure {
         }
     }
 
+    /// Whether this process is the one that says why.
+    pub(crate) fn is_said_here(&self) -> bool {
+        match self {
+            Self::Usage(_) | Self::Run(_) => true,
+            Self::Silent(_) => false,
+        }
+    }
+
     /// Whether another rank has failed first, and this one was only stopped.
     #[cfg(feature = "mpi")]
     pub(crate) fn is_aborted(&self) -> bool {
@@ -45,19 +50,6 @@ impl Failure {
     pub(crate) fn elsewhere(&self) -> Option<(usize, &str)> {
         let Self::Run(error) = self else { return None };
         error.downcast_ref().and_then(TrainError::elsewhere)
-    }
-
-    /// Prints the message once, without a backtrace, and gives the exit code.
-    pub(crate) fn report(self, paint: Paint) -> ExitCode {
-        let code = self.code();
-        if let Self::Usage(error) | Self::Run(error) = &self {
-            output::complain_painted(&format!(
-                "{} {}",
-                paint.text(Style::Error, "error:"),
-                said_once(error)
-            ));
-        }
-        ExitCode::from(code)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Who decides the layout of a run: the configuration, or this machine.
 
 use crate::args::TrainArgs;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::{machine, memory, output, select, signals};
 use trine_trainer::config::{Config, LayoutBy, Loaded};
 use trine_trainer::run::MachineSource;

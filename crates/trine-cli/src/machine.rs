@@ -1,6 +1,5 @@
 //! This machine as a cluster of cores: measured in about a second, or read from a file.
 
-use crate::commands::train::cores;
 use crate::failure::Failure;
 use crate::memory;
 use std::path::Path;
@@ -265,6 +264,11 @@ fn all_reduce_s(ranks: usize, bytes: usize) -> Result<f64, Failure> {
 
 /// Turns of a reduction.
 const ALL_REDUCES: usize = 21;
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
 #[cfg(test)]
 mod tests {

@@ -23,8 +23,6 @@ mod launcher;
 mod layout;
 mod machine;
 mod memory;
-#[cfg(feature = "mpi")]
-mod mpi;
 mod mpirun;
 mod out_of_memory;
 mod output;
@@ -37,6 +35,7 @@ mod select;
 #[cfg(feature = "mpi")]
 mod side;
 mod signals;
+mod supervised;
 mod terminal;
 mod width;
 mod written;
@@ -69,7 +68,7 @@ fn main() -> ExitCode {
     let terminal = Terminal::new(words.first().map(OsString::as_os_str), cli.volume(), &env);
     match heed_file_sizes().and_then(|()| run(&cli.command, &terminal, &memory)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(terminal.errors),
+        Err(failure) => output::fail(&failure, terminal.errors),
     }
 }
 

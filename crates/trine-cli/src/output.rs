@@ -1,10 +1,11 @@
 //! What is printed: text that may end in a closed pipe, tables, numbers for people.
 
 use crate::failure::Failure;
-use crate::terminal::Style;
+use crate::terminal::{Paint, Style};
 use indicatif::HumanCount;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
 use trine_mesh::plural;
 
 /// Prints to standard output, for people: see [`printable`]. A reader that has seen enough (`| head`)
@@ -204,6 +205,14 @@ impl Unit {
     pub(crate) fn signed(self, number: f64, digits: usize) -> String {
         format!("{:+.digits$} {}", number / self.size, self.short)
     }
+}
+
+/// Prints why a command did not succeed, once and without a backtrace, and gives the exit code.
+pub(crate) fn fail(failure: &Failure, paint: Paint) -> ExitCode {
+    if failure.is_said_here() {
+        complain_painted(&format!("{} {failure}", paint.text(Style::Error, "error:")));
+    }
+    ExitCode::from(failure.code())
 }
 
 #[cfg(test)]

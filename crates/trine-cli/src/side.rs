@@ -1,8 +1,8 @@
 //! A rank's side channel: heartbeats out, the first cause of a failure in.
 
-use crate::commands::launch::{DIRECTORY, STEPPING, STORE, TOKEN, keep};
 use crate::failure::Failure;
 use crate::output;
+use crate::supervised::{DIRECTORY, STEPPING, STORE, TOKEN, keep};
 use crate::terminal::quoted_path;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,14 +10,13 @@ pub use gradients::{GRADIENT, GradientStep, STEP_FILE, STEP_FIRST, gradients};
 use crate::TrainError;
 use crate::config::Config;
 use crate::cores::rank_team;
-use crate::engine::{Batch, Engine};
+use crate::engine::{Batch, Engine, Wrap};
 use crate::plan::RunPlan;
 use core_time::{RankTime, RankWatch};
 use rank::{RankBench, Timed};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use trine_comm::Communicator;
 use trine_comm::threads::{self, Explained, WorldOptions};
 use trine_kernels::ceiling::MultiplyAdds;
 use trine_kernels::{CpuOps, Isa, KernelTime, Ops, Profiled};
@@ -145,9 +144,6 @@ pub fn steps_in_turns(
 
 /// Says whether there is another turn after this one.
 pub type IsNext<'a> = &'a (dyn Fn(Turn<'_>) -> bool + Sync);
-
-/// Put in front of each rank's communicator.
-pub type Wrap<'a> = &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync);
 
 /// [`steps`], with a wrapper between the ranks: a slow link, a counter.
 ///

@@ -1,7 +1,14 @@
-//! A rank's threads, and the cores that they run on.
+//! A rank's threads, the cores that they run on, and the time that they took of them.
 
 use crate::config::Pin;
+use rustix::time::{ClockId, clock_gettime};
 use trine_kernels::{Pinned, Team, allowed_cpus};
+
+/// CPU time of the calling thread in seconds: what a rank worked, however many ranks share a core.
+pub(crate) fn thread_cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
 
 /// `threads` threads for the calling thread, which is rank `rank` of `ranks` in this process: the team
 /// that runs its kernels, and what keeps the calling thread on its core, if it is pinned.

@@ -29,8 +29,7 @@ pub mod parity;
 mod plan;
 mod planned;
 pub mod run;
-mod stage;
-mod update;
+mod settings;
 
 pub use error::TrainError;
 pub use fastest::{Choices, Fastest};

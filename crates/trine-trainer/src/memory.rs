@@ -3,7 +3,6 @@
 use crate::TrainError;
 use crate::config::Config;
 use crate::plan::RunPlan;
-use crate::run::{Ranks, TrainRequest};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use trine_mesh::plural;
@@ -52,7 +51,12 @@ impl MemoryPlan {
 
     /// The plan of this process's ranks, `own`, and of those of all processes of its machine, `here`: the one whose
     /// limit is tighter.
-    fn of_processes(plan: &RunPlan, own: &[usize], here: &[usize], limits: &[MemoryLimit]) -> Self {
+    pub(crate) fn of_processes(
+        plan: &RunPlan,
+        own: &[usize],
+        here: &[usize],
+        limits: &[MemoryLimit],
+    ) -> Self {
         let holders = |ranks: &[usize]| {
             let mut all = Holders::new();
             for at in ranks.iter().map(|rank| plan.mesh.coordinate(*rank)) {
@@ -62,6 +66,15 @@ impl MemoryPlan {
         };
         let own = Self::planned(plan, &holders(own));
         Self::planned(plan, &holders(here)).tightest(&own, limits)
+    }
+
+    /// Held against what may be used, before anything of it is allocated.
+    ///
+    /// # Errors
+    /// [`TrainError::Memory`] if it does not fit and the configuration does not say to go on.
+    pub(crate) fn checked(self, config: &Config) -> Result<Self, TrainError> {
+        let may = self.fits() || !config.train.memory_check;
+        if may { Ok(self) } else { Err(TrainError::Memory { memory: self, less: less(config) }) }
     }
 
     fn planned(plan: &RunPlan, holders: &Holders) -> Self {
@@ -112,26 +125,6 @@ fn gigabytes(bytes: u64) -> String {
         large if large >= 0.1 => format!("{large:.1} GB"),
         small => format!("{:.1} MB", 1e3 * small),
     }
-}
-
-/// Holds the plan against what may be used, before anything of it is allocated.
-///
-/// # Errors
-/// [`TrainError::Memory`] if it does not fit and the configuration does not say to go on.
-pub(crate) fn check(
-    request: &TrainRequest<'_>,
-    plan: &RunPlan,
-    ranks: Ranks<'_>,
-) -> Result<MemoryPlan, TrainError> {
-    let memory = match ranks {
-        Ranks::Threads => MemoryPlan::of_threads(plan, request.memory),
-        Ranks::Process(process) => {
-            let (own, here) = ([process.world().rank()], process.ranks_of_this_machine());
-            MemoryPlan::of_processes(plan, &own, &here, request.memory)
-        }
-    };
-    let may = memory.fits() || !request.config.train.memory_check;
-    if may { Ok(memory) } else { Err(TrainError::Memory { memory, less: less(&request.config) }) }
 }
 
 /// What of a configuration takes less memory with another value, as the beginning of a list.

@@ -1,8 +1,8 @@
 //! What a run will take, before it starts.
 
-use crate::engine::EngineConfig;
 use crate::memory::MemoryPlan;
 use crate::planned::{Machine, planned_step};
+use crate::settings::EngineConfig;
 use std::fmt::{self, Display, Formatter};
 use trine_mesh::plural;
 

@@ -1,8 +1,8 @@
 //! The plan of a run: all decisions about its ranks as data, made once before any of them starts.
 
 use crate::TrainError;
-use crate::engine::EngineConfig;
 use crate::planned::RankMemory;
+use crate::settings::EngineConfig;
 use std::collections::BTreeSet;
 use trine_mesh::{AxisSet, Coordinate, Mesh};
 use trine_nn::Numerics;

@@ -1,7 +1,7 @@
 //! What a run is planned to take, beside what it took (contract C10).
 
 use crate::TrainError;
-use crate::engine::{Engine, EngineConfig};
+use crate::settings::EngineConfig;
 use serde::{Deserialize, Serialize};
 use trine_buffer::DType;
 use trine_dp::element_bytes;
@@ -105,17 +105,6 @@ impl RankMemory {
     pub fn planned_bytes(&self) -> u64 {
         let more = self.buffers.unwrap_or(0) + self.activations.unwrap_or(0);
         (self.state.total() + more) as u64
-    }
-
-    /// What a rank has held so far.
-    pub fn measured(engine: &Engine) -> Self {
-        let pool = engine.pool().stats();
-        Self {
-            state: engine.bytes(),
-            buffers: Some(engine.buffer_bytes_max()),
-            activations: Some(pool.bytes_in_use_max),
-            arena: Some(pool.bytes_in_use + pool.bytes_idle),
-        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::args::BenchStepArgs;
 use crate::commands::bench_kernels::isa;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::output::{Align, Table, counted};
 use crate::{output, select};
 use std::io::stdin;

@@ -1,8 +1,8 @@
 //! `trine bench comm`: what ranks that are threads cost each other.
 
 use crate::args::BenchCommArgs;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! `trine bench gradients`: the gradients of one step in two types, for a comparison.
 
 use crate::args::BenchGradientsArgs;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::written::{Kind, Output};
 use crate::{output, select};
 use trine_buffer::DType;

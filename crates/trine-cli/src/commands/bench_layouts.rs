@@ -1,8 +1,8 @@
 //! `trine bench layouts`: one rank with all threads against layouts, and what the difference goes to.
 
 use crate::args::BenchLayoutsArgs;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::output::{self, Align, Table, counted};
 use crate::select;
 use std::time::Duration;

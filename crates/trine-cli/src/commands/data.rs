@@ -1,9 +1,9 @@
 //! `trine data`: text to a dataset in a folder of its own.
 
 use crate::args::DataBuildArgs;
-use crate::commands::train::cores;
 use crate::corpus::{self, Names};
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::output::{self, counted, grouped};
 use crate::progress::Screen;
 use crate::terminal::Terminal;

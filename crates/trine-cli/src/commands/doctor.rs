@@ -1,8 +1,8 @@
 //! `trine doctor`: what this machine has, what each lack costs, and whether its numbers are right.
 
 use crate::args::DoctorArgs;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::memory;
 use crate::output::{self, Align, Table};
 use std::process::{Command, Stdio};

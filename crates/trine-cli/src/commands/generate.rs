@@ -1,8 +1,8 @@
 //! `trine generate`.
 
 use crate::args::GenerateArgs;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::{output, select};
 use std::path::Path;
 use trine_data::Tokenizer;

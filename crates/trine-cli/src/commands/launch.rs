@@ -8,6 +8,7 @@ use crate::layout::{self, Decided};
 use crate::mpirun::{Mpirun, TICK, orphans};
 use crate::output::counted;
 use crate::signals::{self, BEFORE_STEPS, INTERRUPTED};
+use crate::supervised::{DIRECTORY, STEPPING, STORE, TOKEN, keep};
 use crate::terminal::{PROGRAM, Terminal, Volume};
 use crate::{launcher, output, parse};
 use anyhow::Context;
@@ -21,16 +22,6 @@ use std::time::{Duration, Instant};
 use trine_comm::{Diagnosis, PostMortem};
 use trine_rendezvous::{Store, StoreOptions, Token};
 use trine_trainer::config::Config;
-use trine_trainer::run::write_post_mortem;
-
-/// Where `trine launch` listens.
-pub(crate) const STORE: &str = "TRINE_STORE";
-/// What it asks for.
-pub(crate) const TOKEN: &str = "TRINE_TOKEN";
-/// Under which key rank 0 says where the run is.
-pub(crate) const DIRECTORY: &str = "directory";
-/// Under which key rank 0 says that the run has begun its first step: there is something to save.
-pub(crate) const STEPPING: &str = "stepping";
 
 /// After the first cause is known: how long ranks have to end by themselves.
 const RANKS_END_WITHIN: Duration = Duration::from_millis(1500);
@@ -368,14 +359,6 @@ fn unexplained(how: &str, args: &LaunchArgs, train: &[OsString]) -> String {
         args.mpirun.display(),
         words.join(" ")
     )
-}
-
-/// Writes the flight recorders, and says where they are.
-pub(crate) fn keep(directory: &str, post_mortem: &PostMortem) {
-    match write_post_mortem(directory.as_ref(), post_mortem) {
-        Ok(folder) => output::complain(&format!("flight recorders: {}", folder.display())),
-        Err(error) => output::complain(&format!("no flight recorders: {error}")),
-    }
 }
 
 /// What an attempt has come to.

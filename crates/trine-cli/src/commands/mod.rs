@@ -12,6 +12,8 @@ pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod launch;
+#[cfg(feature = "mpi")]
+mod mpi;
 pub(crate) mod plan;
 pub(crate) mod presets;
 pub(crate) mod schedule;

@@ -1,15 +1,18 @@
 //! `trine train`.
 
+#[cfg(feature = "mpi")]
+use super::mpi;
 use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::launcher::{self, Backend};
 use crate::layout::{self, Decided};
+use crate::machine::{self, cores};
 use crate::out_of_memory::OutOfMemory;
 use crate::progress::Screen;
 use crate::signals::{Heeding, Wishes};
 use crate::terminal::Terminal;
 use crate::written::{Claimed, Kind, Output, given};
-use crate::{dry_run, machine, output};
+use crate::{dry_run, output};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +37,7 @@ pub(crate) fn run(
     match launcher::choose(&args.backend, launched.as_ref(), &env, cfg!(feature = "mpi"))? {
         Backend::Threads => alone(args, terminal, started, memory),
         #[cfg(feature = "mpi")]
-        Backend::Mpi => crate::mpi::run(args, terminal, launched.as_ref(), started, memory),
+        Backend::Mpi => mpi::run(args, terminal, launched.as_ref(), started, memory),
         #[cfg(not(feature = "mpi"))]
         Backend::Mpi => unreachable!("refused by `choose`"),
     }
@@ -179,11 +182,6 @@ fn is_below(path: &Path, folder: &Path) -> bool {
         (Some(above), Some(folder)) => above.starts_with(folder),
         _ => false,
     }
-}
-
-/// Cores that this process may use.
-pub(crate) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The keys that contain `word` in their path or in what is said of them, with type, default and

@@ -1,6 +1,6 @@
 //! What the cores did during training steps: a rank's computing, operations between ranks, nothing.
 
-use crate::run::measure::thread_cpu_seconds;
+use crate::cores::thread_cpu_seconds;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

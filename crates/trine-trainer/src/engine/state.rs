@@ -1,7 +1,8 @@
-//! What a checkpoint holds of a rank: weights and moments, whole buckets at a time.
+//! What a rank holds: weights and moments, whole buckets at a time for a checkpoint, and bytes.
 
 use super::{Engine, WEIGHTS};
 use crate::TrainError;
+use crate::planned::RankMemory;
 use trine_buffer::Buf;
 use trine_comm::Name;
 
@@ -62,5 +63,18 @@ impl Engine {
             master.slice_mut().copy_from(all.slice().range(own)?)?;
         }
         Ok(self.weights.load(bucket, all.slice(), &*self.ops)?)
+    }
+}
+
+impl RankMemory {
+    /// What a rank has held so far.
+    pub fn measured(engine: &Engine) -> Self {
+        let pool = engine.pool().stats();
+        Self {
+            state: engine.bytes(),
+            buffers: Some(engine.buffer_bytes_max()),
+            activations: Some(pool.bytes_in_use_max),
+            arena: Some(pool.bytes_in_use + pool.bytes_idle),
+        }
     }
 }

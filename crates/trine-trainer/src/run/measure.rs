@@ -1,18 +1,12 @@
 //! Measured times of actions, and what follows from them.
 
+use crate::cores::thread_cpu_seconds;
 use crate::run::trace::Track;
-use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 use trine_pipeline::Moment;
 use trine_schedule::{Action, Delivery, Schedule, simulate};
 
 use crate::TrainError;
-
-/// CPU time of the calling thread in seconds: what a rank worked, however many ranks share a core.
-pub(crate) fn thread_cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
 
 /// Most memory that the process has held, in bytes, where the system tells (Linux).
 pub(crate) fn peak_rss_bytes() -> Option<u64> {

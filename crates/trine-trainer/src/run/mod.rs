@@ -27,8 +27,8 @@ pub use summary::{DataSummary, PhaseSeconds, RankSummary, Summary};
 pub use trace::{TRACE_FIRST, TRACE_PART_FIRST, trace_part};
 
 use crate::TrainError;
-use crate::bench::Wrap;
 use crate::config::Config;
+use crate::engine::Wrap;
 use crate::memory::MemoryLimit;
 use crate::outlook::Outlook;
 use crate::planned::Machine;

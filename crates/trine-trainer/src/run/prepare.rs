@@ -1,7 +1,7 @@
 //! All that comes before the ranks: the directory, the checkpoint to go on from, the data.
 
 use crate::TrainError;
-use crate::memory::{self, MemoryPlan};
+use crate::memory::MemoryPlan;
 use crate::plan::RunPlan;
 use crate::run::data::RunData;
 use crate::run::directory::{kept, newest};
@@ -34,7 +34,14 @@ pub(super) fn prepare(
     ranks.begin_phase("preparing", config.long_deadline());
     let engine = config.engine(ranks.cores(request.cores)).map_err(TrainError::from);
     let plan = Arc::new(ranks.agree(engine.and_then(|engine| RunPlan::new(&engine)))?);
-    let memory = ranks.agree(memory::check(request, &plan, ranks))?;
+    let memory = match ranks {
+        Ranks::Threads => MemoryPlan::of_threads(&plan, request.memory),
+        Ranks::Process(process) => {
+            let (own, here) = ([process.world().rank()], process.ranks_of_this_machine());
+            MemoryPlan::of_processes(&plan, &own, &here, request.memory)
+        }
+    };
+    let memory = ranks.agree(memory.checked(config))?;
     report(reporter, &Event::Planned(&memory));
     let own = ranks.is_first().then(|| RunDirectory::open(config, request.resume)).transpose();
     let own = ranks.agree(own)?;

@@ -4,8 +4,8 @@ mod calls;
 mod cases;
 
 use crate::args::BenchKernelsArgs;
-use crate::commands::train::cores;
 use crate::failure::Failure;
+use crate::machine::cores;
 use crate::output;
 use crate::output::{Align, Table, counted};
 use calls::{Bench, Work};

@@ -3,10 +3,11 @@
 use super::report::CHECK_STEPS;
 use super::{Progress, RankRun};
 use crate::TrainError;
+use crate::cores::thread_cpu_seconds;
 use crate::engine::Engine;
 use crate::run::clock::rfc3339;
 use crate::run::loader::Loader;
-use crate::run::measure::{ActionClock, thread_cpu_seconds};
+use crate::run::measure::ActionClock;
 use crate::run::{MetricsLine, Work};
 use std::time::{Duration, Instant, SystemTime};
 use trine_pipeline::Moment;

@@ -43,7 +43,7 @@ pub(crate) fn run(
     // Said before anybody leaves: mpirun ends all ranks as soon as one has ended, this one included.
     let (code, cause) = (failure.code(), failure.to_string());
     let has_failed = matches!(failure, Failure::Run(_));
-    failure.report(terminal.errors);
+    output::fail(&failure, terminal.errors);
     if has_failed {
         world.comm().abort(&cause);
         world.flush(FAREWELL);

@@ -1,8 +1,8 @@
 //! What the actions of a schedule mean on one rank: layers, stores and gradient synchronisation.
 
+use super::update::AtOnce;
+use super::{Batch, EngineConfig};
 use crate::TrainError;
-use crate::engine::{Batch, EngineConfig};
-use crate::update::AtOnce;
 use std::collections::HashMap;
 use std::ops::Range;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
