@@ -1,16 +1,13 @@
 //! Opening a checkpoint, and loading any rank's part of it.
 
 use crate::error::During;
-use crate::manifest::{FileRecord, MANIFEST, Manifest};
+use crate::manifest::{FileRecord, MANIFEST, Manifest, OwnParam, OwnRecord};
 use crate::table::Table;
 use crate::tensors::{Located, TensorFile, key};
 use crate::{CheckpointError, MODEL_FILE, OPTIMIZER_FILE, WEIGHTS, checksum};
 use std::path::{Path, PathBuf};
 use trine_buffer::{DType, SliceMut};
 use trine_spec::{ModelParts, ModelSpec, Piece, RankLayout};
-
-/// What a piece that is nobody's own is called in messages.
-const ZOO: &str = "of the zoo";
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -100,16 +97,10 @@ impl Checkpoint {
                 return Err(CheckpointError::OtherModel { path, field, ours, theirs });
             }
         }
-        let theirs = |piece| {
-            let own = self.manifest.own.iter().find(|own| Piece::Block(own.block) == piece);
-            own.map_or(ZOO, |own| own.kind.as_str())
-        };
         let mut pieces = Vec::new();
         for part in &model.pieces {
-            let (ours, theirs) = (part.own_name().unwrap_or(ZOO), theirs(part.piece));
-            if ours != theirs {
-                pieces.push(format!("{} is \"{theirs}\" there and \"{ours}\" here", part.piece));
-            }
+            let theirs = self.manifest.own.iter().find(|own| Piece::Block(own.block) == part.piece);
+            pieces.extend(difference(part.piece, theirs, OwnRecord::of(part).as_ref()));
         }
         if !pieces.is_empty() {
             return Err(CheckpointError::OtherPieces { path: self.dir.clone(), pieces });
@@ -183,6 +174,35 @@ fn check_size(dir: &Path, record: &FileRecord) -> Result<(), CheckpointError> {
         return Err(CheckpointError::Size { path, expected: record.bytes, found });
     }
     Ok(())
+}
+
+/// What a piece is in a checkpoint and in the model to load, where that differs.
+fn difference(
+    piece: Piece,
+    theirs: Option<&OwnRecord>,
+    ours: Option<&OwnRecord>,
+) -> Option<String> {
+    let kind = |own: Option<&OwnRecord>| {
+        own.map_or("of the zoo".to_owned(), |own| format!("\"{}\"", own.kind))
+    };
+    let ((Some(theirs), Some(ours)), true) =
+        ((theirs, ours), theirs.map(|own| &own.kind) == ours.map(|own| &own.kind))
+    else {
+        let differs = theirs.is_some() || ours.is_some();
+        return differs
+            .then(|| format!("{piece} is {} there and {} here", kind(theirs), kind(ours)));
+    };
+    let without = |some: &OwnRecord, other: &OwnRecord| -> Vec<String> {
+        let lacks = |param: &&OwnParam| !other.params.contains(param);
+        some.params
+            .iter()
+            .filter(lacks)
+            .map(|param| format!("{} {:?}", param.name, param.shape))
+            .collect()
+    };
+    let (there, here) = (without(theirs, ours), without(ours, theirs));
+    (!(there.is_empty() && here.is_empty()))
+        .then(|| format!("{piece} has {there:?} there and {here:?} here"))
 }
 
 /// What decides whether weights fit and mean the same, by name.

@@ -100,7 +100,7 @@ pub struct OwnParam {
 }
 
 impl OwnRecord {
-    fn of(part: &PieceParts) -> Option<Self> {
+    pub(crate) fn of(part: &PieceParts) -> Option<Self> {
         let (Piece::Block(block), Some(kind)) = (part.piece, part.own_name()) else { return None };
         let param = |spec: &ParamSpec| {
             let rest = spec.shape.iter().skip(1).copied();
@@ -183,8 +183,12 @@ impl Manifest {
         if self.quantities.first().is_none_or(|first| first != WEIGHTS) {
             return Err(format!("its first quantity is not \"{WEIGHTS}\""));
         }
-        let mut blocks = HashSet::new();
+        let (mut blocks, mut params) = (HashSet::new(), HashSet::new());
         for own in &self.own {
+            let names = || own.params.iter().map(|param| &param.name);
+            if let Some(twice) = names().find(|name| !params.insert(*name)) {
+                return Err(format!("it lists the parameter \"{twice}\" twice"));
+            }
             let shapes = own.params.iter().map(|param| &param.shape);
             if own.block >= self.model.layers || !blocks.insert(own.block) {
                 return Err(format!("block {} is not one more of its own", own.block));

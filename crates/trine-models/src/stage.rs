@@ -7,7 +7,9 @@ use trine_buffer::{Act, Buf, DType};
 use trine_comm::Communicator;
 use trine_nn::{
     Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Rows, Saved, WeightWork,
+    stream_type,
 };
+use trine_shard::TensorGroup;
 use trine_spec::{ModelParts, Piece, RankLayout, StagePieces};
 
 /// What the stages of a rank are built from.
@@ -38,6 +40,20 @@ impl PieceLayer {
             Self::Head(head) => head.as_ref(),
         }
     }
+
+    /// Refuses a layer that cannot stand in the place of `piece`.
+    fn check(&self, piece: Piece) -> Result<(), NnError> {
+        const INNER: &str = "a layer that gives a stream";
+        const END: &str = "a layer that gives losses";
+        let (found, expected) = match (self, piece) {
+            (Self::Inner(_), Piece::Embedding | Piece::Block(_)) | (Self::Head(_), Piece::Head) => {
+                return Ok(());
+            }
+            (Self::Inner(_), Piece::Head) => (INNER, END),
+            (Self::Head(_), Piece::Embedding | Piece::Block(_)) => (END, INNER),
+        };
+        Err(NnError::OtherLayer { piece, found, expected })
+    }
 }
 
 /// One stage of a rank. Input: token ids on the first stage, else the residual stream. Output: the loss
@@ -45,6 +61,8 @@ impl PieceLayer {
 #[derive(Debug)]
 pub struct StageModel {
     number: usize,
+    group: TensorGroup,
+    hidden: usize,
     pieces: Vec<(Piece, PieceLayer)>,
     segments: Vec<Range<usize>>,
 }
@@ -54,7 +72,7 @@ impl StageModel {
     /// tensor-parallel ranks.
     ///
     /// # Errors
-    /// A layout of another model, what `build` returns, or a failed collective.
+    /// A layout of another model, what `build` returns, a layer of the wrong kind, or a failed collective.
     pub fn of_rank(parts: &RankParts<'_>, build: BuildPiece<'_>) -> Result<Vec<Self>, NnError> {
         let builder = Builder::new(parts)?;
         let stages = parts.layout.stages.iter();
@@ -70,7 +88,9 @@ impl StageModel {
         let mut pieces = Vec::new();
         for &piece in &stage.pieces {
             let part = parts.model.get(piece).ok_or_else(|| NnError::Unknown(piece.to_string()))?;
-            let layer = match (build(builder, part)?, piece) {
+            let layer = build(builder, part)?;
+            layer.check(piece)?;
+            let layer = match (layer, piece) {
                 (PieceLayer::Inner(layer), Piece::Block(_)) if parts.recompute => {
                     PieceLayer::Inner(Box::new(Recompute(layer)))
                 }
@@ -85,7 +105,8 @@ impl StageModel {
             let start = segments.last().map_or(0, |segment| segment.end);
             segments.push(start..start + bucket.pieces.len());
         }
-        Ok(Self { number: stage.stage, pieces, segments })
+        let (group, hidden) = (builder.group().clone(), builder.model.hidden);
+        Ok(Self { number: stage.stage, group, hidden, pieces, segments })
     }
 
     /// Which stage of the pipeline it is.
@@ -109,10 +130,39 @@ impl StageModel {
         self.segments.len()
     }
 
+    /// Refuses a stream, or a gradient of one, that the next layer or stage could not take.
+    fn check_stream(
+        &self,
+        (piece, what): (Piece, &'static str),
+        stream: &Act,
+        ctx: &Context<'_>,
+    ) -> Result<(), NnError> {
+        let elements = self.group.stream_rows(ctx.rows.tokens()).len() * self.hidden;
+        check_output((piece, what), stream, (stream_type(ctx.compute), elements))
+    }
+
+    /// Runs one piece forward.
+    fn pass(
+        &self,
+        (piece, layer): &(Piece, PieceLayer),
+        weights: &ParamStore,
+        x: Act,
+        ctx: &Context<'_>,
+    ) -> Result<(Act, Saved), NnError> {
+        let (y, saved) = layer.layer().forward(weights, x, ctx)?;
+        match layer {
+            PieceLayer::Inner(_) => self.check_stream((*piece, "a stream"), &y, ctx)?,
+            PieceLayer::Head(_) => {
+                check_output((*piece, "losses"), &y, (y.dtype(), ctx.rows.tokens()))?;
+            }
+        }
+        Ok((y, saved))
+    }
+
     /// Runs all pieces forward. Returns one saved state a piece.
     ///
     /// # Errors
-    /// What a layer returns.
+    /// What a layer returns, or a result that does not fit.
     pub fn forward(
         &self,
         weights: &ParamStore,
@@ -120,8 +170,8 @@ impl StageModel {
         ctx: &Context<'_>,
     ) -> Result<(Act, Vec<Saved>), NnError> {
         let (mut x, mut states) = (x, Vec::with_capacity(self.pieces.len()));
-        for (_, piece) in &self.pieces {
-            let (y, saved) = piece.layer().forward(weights, x, ctx)?;
+        for piece in &self.pieces {
+            let (y, saved) = self.pass(piece, weights, x, ctx)?;
             states.push(saved);
             x = y;
         }
@@ -132,7 +182,7 @@ impl StageModel {
     /// `states`. Segments are run from the last to the first.
     ///
     /// # Errors
-    /// What a layer returns, or states that do not belong to this segment.
+    /// What a layer returns, a gradient that does not fit, or states that do not belong to this segment.
     pub fn backward_input(
         &self,
         segment: usize,
@@ -147,9 +197,13 @@ impl StageModel {
             return Err(NnError::Saved { held: (0, states.len()), expected: (0, pieces.end) });
         }
         let (mut dy, mut work) = (dy, WeightWork::nothing());
-        for (_, piece) in self.pieces[pieces].iter().rev() {
+        for (piece, layer) in self.pieces[pieces].iter().rev() {
             let saved = states.pop().expect("invariant: counted above");
-            let (dx, left) = piece.layer().backward_input(weights, saved, dy, ctx, grads)?;
+            let (dx, left) = layer.layer().backward_input(weights, saved, dy, ctx, grads)?;
+            // Token ids have no gradient.
+            if *piece != Piece::Embedding {
+                self.check_stream((*piece, "a gradient"), &dx, ctx)?;
+            }
             work.append(left);
             dy = dx;
         }
@@ -197,12 +251,25 @@ impl StageModel {
         ctx: &Context<'_>,
     ) -> Result<(&dyn LossLayer, Act), NnError> {
         let mut x = x;
-        for (_, piece) in &self.pieces {
-            match piece {
-                PieceLayer::Inner(layer) => x = layer.forward(weights, x, ctx)?.0,
+        for piece in &self.pieces {
+            match &piece.1 {
+                PieceLayer::Inner(_) => x = self.pass(piece, weights, x, ctx)?.0,
                 PieceLayer::Head(head) => return Ok((&**head, x)),
             }
         }
         Err(NnError::Missing { layer: "logits", what: "an output layer on this stage" })
     }
+}
+
+/// Refuses what a piece gives if it has not the type and number of elements that are expected.
+fn check_output(
+    (piece, what): (Piece, &'static str),
+    given: &Act,
+    expected: (DType, usize),
+) -> Result<(), NnError> {
+    let held = (given.dtype(), given.len());
+    if held == expected {
+        return Ok(());
+    }
+    Err(NnError::Output { piece, what, held, expected })
 }

@@ -44,6 +44,7 @@ pub use params::{Lease, ParamId, ParamStore, initial_weights};
 
 use trine_buffer::{BufferError, DType};
 use trine_kernels::KernelError;
+use trine_spec::Piece;
 
 /// What can go wrong in a layer or a store.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,31 @@ pub enum NnError {
         piece: String,
         /// What kind of piece it is.
         kind: String,
+    },
+    /// The layer that the builder gives is of the wrong kind.
+    #[error("the builder of pieces gives {piece} {found}, and {expected} is needed")]
+    OtherLayer {
+        /// The piece.
+        piece: Piece,
+        /// What the layer is.
+        found: &'static str,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// What a piece's layer gives does not fit the next one.
+    #[error(
+        "the layer of {piece} gives {what} of {} elements of {}, expected {} of {}",
+        .held.1, .held.0, .expected.1, .expected.0
+    )]
+    Output {
+        /// The piece.
+        piece: Piece,
+        /// Which of its results.
+        what: &'static str,
+        /// The type and number of the elements that it gives.
+        held: (DType, usize),
+        /// Those that it should give.
+        expected: (DType, usize),
     },
     /// No parameter of this name is on this stage.
     #[error("this stage holds no parameter \"{0}\"")]

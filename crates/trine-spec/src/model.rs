@@ -64,7 +64,7 @@ const LAYERS_MAX: usize = 1 << 14;
 const SIZE_MAX: usize = 1 << 22;
 
 /// The most numbers in the matrices of a model: the bytes of its state, over all replicas, are counted in 64 bits.
-const PARAMETERS_MAX: u128 = 1 << 42;
+pub(crate) const PARAMETERS_MAX: u128 = 1 << 42;
 
 impl ModelSpec {
     /// The smallest Llama (a gated MLP) or GPT, with the constants that most have: what a model of other sizes is

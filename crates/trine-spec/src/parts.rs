@@ -2,8 +2,10 @@
 //! it is of, and whether the zoo has its pieces or not.
 
 use crate::hf::{self, HfTensor};
-use crate::{Branch, ModelSpec, Norm, ParamSpec, Piece, SavedTensor, SpecError};
+use crate::model::PARAMETERS_MAX;
+use crate::{Branch, Init, ModelSpec, Norm, ParamSpec, Piece, SavedTensor, SpecError};
 use std::collections::HashSet;
+use trine_mesh::{AxisSet, shard};
 
 /// A model's pieces, as `tp` ranks share them.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,50 +111,81 @@ impl ModelParts {
     /// Puts a piece of one's own in the place of block `index`.
     ///
     /// # Errors
-    /// No such block; a piece without a name; a parameter without a name or with one that another has, that is neither
-    /// a vector nor a matrix, has no elements, or a placement for another number of dimensions.
+    /// No such block; a piece without a name, or with more elements than a model may have; a parameter without a name
+    /// or with one that another parameter or tensor of a checkpoint has, that is neither a vector nor a matrix, has no
+    /// elements, or a placement that its ranks cannot have.
     pub fn replace(&mut self, index: usize, own: OwnPiece) -> Result<(), SpecError> {
         let piece = Piece::Block(index);
-        let others = self.pieces.iter().filter(|part| part.piece != piece);
-        let mut names: HashSet<&str> =
-            others.flat_map(|part| &part.params).map(|param| param.name.as_str()).collect();
-        let refused = |what: String| Err(SpecError::OwnPiece { piece, what });
+        let refused = |what: String| SpecError::OwnPiece { piece, what };
+        self.check_own(piece, &own).map_err(refused)?;
+        let place = self.pieces.iter_mut().find(|part| part.piece == piece);
+        *place.ok_or_else(|| refused("the model has no such block".into()))? = own.at(index);
+        Ok(())
+    }
+
+    /// What is wrong with a piece of one's own beside the others, if anything is.
+    fn check_own(&self, piece: Piece, own: &OwnPiece) -> Result<(), String> {
         if own.body.name.trim().is_empty() {
-            return refused("it has no name".into());
+            return Err("it has no name".into());
         }
+        let others = || self.pieces.iter().filter(|part| part.piece != piece);
+        let params = others().flat_map(|part| &part.params).map(|param| param.name.as_str());
+        let tensors = others().flat_map(|part| &part.outside).map(|tensor| tensor.name.as_str());
+        let mut names: HashSet<&str> = params.chain(tensors).collect();
+        names.insert(hf::METADATA);
+        let mut elements = 0_u128;
         for (number, param) in own.params.iter().enumerate() {
-            let name = &param.name;
-            if name.trim().is_empty() {
-                return refused(format!("parameter {number} has no name"));
+            if param.name.trim().is_empty() {
+                return Err(format!("parameter {number} has no name"));
             }
-            if !names.insert(name) {
-                return refused(format!("another parameter is called \"{name}\" too"));
-            }
-            let (shape, placed) = (&param.shape, param.placement.len());
-            if !(1..=2).contains(&shape.len()) {
-                return refused(format!("\"{name}\" of shape {shape:?} is no vector or matrix"));
-            }
-            if shape.contains(&0) || param.valid_rows > shape[0] {
-                let rows = param.valid_rows;
-                return refused(format!("\"{name}\" of shape {shape:?} has {rows} rows to train"));
-            }
-            if placed != shape.len() {
-                return refused(format!("\"{name}\" of shape {shape:?} has {placed} placements"));
-            }
-            if param.tied_to.is_some() {
-                return refused(format!(
-                    "\"{name}\" is a tied copy, which the head alone may have"
+            if !names.insert(&param.name) {
+                return Err(format!(
+                    "another parameter or tensor is called \"{}\" too",
+                    param.name
                 ));
             }
+            self.check_own_param(param).map_err(|what| format!("\"{}\" {what}", param.name))?;
+            elements += param.shape.iter().map(|len| *len as u128).product::<u128>();
+        }
+        if elements > PARAMETERS_MAX {
+            return Err(format!("it has {elements} elements, and a model has at most 2⁴²"));
         }
         if !(own.flops_per_token >= 0.0 && own.flops_per_token.is_finite()) {
-            return refused(format!("{} FLOPs of a token", own.flops_per_token));
+            return Err(format!("{} FLOPs of a token", own.flops_per_token));
         }
-        let Some(place) = self.pieces.iter_mut().find(|part| part.piece == piece) else {
-            return Err(SpecError::OwnPiece { piece, what: "the model has no such block".into() });
-        };
-        *place = own.at(index);
         Ok(())
+    }
+
+    /// What is wrong with a parameter of a piece of one's own by itself.
+    fn check_own_param(&self, param: &ParamSpec) -> Result<(), String> {
+        let (shape, placed) = (&param.shape, &param.placement);
+        if !(1..=2).contains(&shape.len()) {
+            return Err(format!("of shape {shape:?} is no vector or matrix"));
+        }
+        if shape.contains(&0) || param.valid_rows > shape[0] {
+            return Err(format!("of shape {shape:?} has {} rows to train", param.valid_rows));
+        }
+        if placed.len() != shape.len() {
+            return Err(format!("of shape {shape:?} has {} placements", placed.len()));
+        }
+        if param.tied_to.is_some() {
+            return Err("is a tied copy, which the head alone may have".into());
+        }
+        if let Init::Normal { std } = param.init
+            && !std.is_finite()
+        {
+            return Err(format!("starts with a standard deviation of {std}"));
+        }
+        let split: Vec<usize> =
+            (0..placed.len()).filter(|dim| !placed[*dim].axes.is_empty()).collect();
+        match split[..] {
+            [] => Ok(()),
+            [dim] if placed[dim].axes == AxisSet::TP => {
+                let parts = shard(shape[dim], placed[dim].units, self.tp, 0);
+                parts.map(drop).map_err(|error| format!("of shape {shape:?}: {error}"))
+            }
+            _ => Err("is split over more than tensor parallelism in one dimension".into()),
+        }
     }
 
     /// A piece.
@@ -195,7 +228,7 @@ impl PieceParts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Init, presets};
+    use crate::presets;
 
     fn own(name: &str, params: Vec<ParamSpec>) -> OwnPiece {
         let body = OwnBody { name: name.into(), keeps_input: true, ..OwnBody::default() };
@@ -239,6 +272,9 @@ mod tests {
         let param = |name: &str| ParamSpec::new(name, &[4], Init::Ones);
         let mut unplaced = param("gain");
         unplaced.placement.clear();
+        let giant = ParamSpec::new("w", &[1 << 40, 1 << 40], Init::Ones);
+        let blank = ParamSpec::new("w", &[4], Init::Normal { std: f64::NAN });
+        let matrix = ParamSpec::new("w", &[6, 4], Init::Ones);
         let refused =
             |index, own: OwnPiece| parts.clone().replace(index, own).unwrap_err().to_string();
         for (index, own, says) in [
@@ -250,6 +286,13 @@ mod tests {
             (1, own("a", vec![ParamSpec::new("w", &[3, 0], Init::Ones)]), "\"w\" of shape [3, 0]"),
             (1, own("a", vec![ParamSpec::new("w", &[2, 2, 2], Init::Ones)]), "no vector or matrix"),
             (1, own("a", vec![unplaced]), "has 0 placements"),
+            (1, own("a", vec![param("transformer.wte.weight")]), "or tensor is called"),
+            (1, own("a", vec![param("__metadata__")]), "or tensor is called"),
+            (1, own("a", vec![blank]), "\"w\" starts with a standard deviation of NaN"),
+            (1, own("a", vec![giant]), "and a model has at most 2⁴²"),
+            (1, own("a", vec![param("gain").split(0, 0)]), "\"gain\" of shape [4]: "),
+            (1, own("a", vec![matrix.clone().split(0, 4)]), "\"w\" of shape [6, 4]: "),
+            (1, own("a", vec![matrix.split(0, 3).split(1, 4)]), "in one dimension"),
             (1, OwnPiece { flops_per_token: f64::NAN, ..own("a", vec![]) }, "NaN FLOPs"),
         ] {
             let text = refused(index, own);

@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use trine_checkpoint::{Checkpoint, Storage};
+use trine_spec::{Init, OwnBody, OwnPiece, ParamSpec};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A whole checkpoint, and the folder that goes away with it.
@@ -87,6 +88,55 @@ fn a_manifest_vouches_for_everything_that_is_read() {
     }
     let text = refused(|manifest| manifest["quantities"] = json!(["weights", "weights"]));
     assert!(text.contains("lists the quantity \"weights\" twice"), "{text}");
+}
+
+/// Blocks of one's own are described by the manifest alone, and by the names of tensors.
+#[test]
+fn blocks_of_ones_own_are_held_against_the_tensors() {
+    let own =
+        |block: u64, params: Value| json!({ "block": block, "kind": "mine", "params": params });
+    let gain = |shape: Value| json!({ "name": "transformer.h.1.ln_1.weight", "shape": shape });
+    let whole = own(1, json!([gain(json!([8]))]));
+    for (blocks, part) in [
+        (json!([own(2, json!([]))]), "block 2 is not one more of its own"),
+        (json!([own(u64::MAX, json!([]))]), "is not one more of its own"),
+        (json!([own(1, json!([])), own(1, json!([]))]), "block 1 is not one more of its own"),
+        (json!([own(1, json!([gain(json!([8])), gain(json!([8]))]))]), "ln_1.weight\" twice"),
+        (json!([own(0, json!([gain(json!([8]))])), whole]), "ln_1.weight\" twice"),
+        (json!([own(1, json!([gain(json!([]))]))]), "block 1 has a parameter of no known shape"),
+        (json!([own(1, json!([gain(json!([2, 2, 2]))]))]), "of no known shape"),
+        (json!([own(1, json!([gain(json!([u64::MAX, u64::MAX]))]))]), "ln_1.weight\" is F32 [8]"),
+        (json!([own(1, json!([gain(json!([0]))]))]), "ln_1.weight\" is F32 [8]"),
+        (json!([own(1, json!([{ "name": "lost", "shape": [8] }]))]), "has no tensor \"lost\""),
+    ] {
+        let text = refused(|manifest| manifest["own"] = blocks);
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (_dir, step) = self::whole();
+    rewrite(&step, |manifest| manifest["own"] = json!([whole]));
+    let checkpoint = Checkpoint::open(&step).unwrap();
+    let theirs = checkpoint.parts();
+    checkpoint.check_model(&theirs).unwrap();
+    let piece = |kind: &str, params: &[(&str, usize)]| {
+        let param = |&(name, len): &(&str, usize)| ParamSpec::new(name, &[len], Init::Zeros);
+        let body = OwnBody { name: kind.into(), ..OwnBody::default() };
+        OwnPiece { params: params.iter().map(param).collect(), body, flops_per_token: 0.0 }
+    };
+    let name = "transformer.h.1.ln_1.weight";
+    for (own, part) in [
+        (piece("other", &[(name, 8)]), "block 1 is \"mine\" there and \"other\" here"),
+        (piece("of the zoo", &[]), "block 1 is \"mine\" there and \"of the zoo\" here"),
+        (piece("mine", &[(name, 4)]), "ln_1.weight [8]\"] there and"),
+        (piece("mine", &[]), "ln_1.weight [8]\"] there and [] here"),
+        (piece("mine", &[(name, 8), ("more", 3)]), "there and [\"more [3]\"] here"),
+    ] {
+        let mut ours = theirs.clone();
+        ours.replace(1, own).unwrap();
+        let text = checkpoint.check_model(&ours).unwrap_err().to_string();
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = checkpoint.check_model(&theirs.spec.parts(1).unwrap()).unwrap_err().to_string();
+    assert!(text.contains("block 1 is \"mine\" there and of the zoo here"), "{text}");
 }
 
 #[test]

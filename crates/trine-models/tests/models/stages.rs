@@ -2,8 +2,10 @@
 
 use crate::support::{Batch, Rank, Setup, ids};
 use trine_buffer::{Act, Buf, DType};
-use trine_nn::{Context, Mode, NnError};
-use trine_spec::{Piece, StagePieces, split_layers};
+use trine_comm::SelfComm;
+use trine_models::{Builder, PieceLayer, zoo};
+use trine_nn::{Context, GradStore, Layer, Mode, NnError, ParamStore, Saved, WeightWork};
+use trine_spec::{Piece, PieceParts, StagePieces, split_layers};
 use trine_testkit::toy;
 
 #[test]
@@ -81,4 +83,85 @@ fn what_a_stage_does_not_hold_is_named() {
     let ctx = rank.context(&batch);
     let error = rank.stage.logits(&rank.weights, x, &ctx).unwrap_err().to_string();
     assert_eq!(error, "logits needs an output layer on this stage in its context");
+}
+
+/// Gives what it is told to, whatever goes in.
+#[derive(Debug)]
+struct Gives {
+    y: (DType, usize),
+    dx: (DType, usize),
+}
+
+impl Layer for Gives {
+    fn forward(&self, _: &ParamStore, _: Act, _: &Context<'_>) -> Result<(Act, Saved), NnError> {
+        Ok((Act::new(Buf::zeros(self.y.0, self.y.1)), Saved::nothing()))
+    }
+
+    fn backward_input(
+        &self,
+        _: &ParamStore,
+        _: Saved,
+        _: Act,
+        _: &Context<'_>,
+        _: &mut GradStore,
+    ) -> Result<(Act, WeightWork), NnError> {
+        Ok((Act::new(Buf::zeros(self.dx.0, self.dx.1)), WeightWork::nothing()))
+    }
+}
+
+/// Block 1 of a model is a layer of one's own.
+#[test]
+fn what_a_layer_gives_must_fit_the_next_one() {
+    let setup = Setup::whole(toy::gpt(), DType::F32);
+    let batch = Batch::new(&setup.model);
+    let right = (DType::F32, 16 * 32);
+    let error = |y, dx| {
+        let build = |b: &Builder<'_>, part: &PieceParts| match part.piece {
+            Piece::Block(1) => Ok(PieceLayer::Inner(Box::new(Gives { y, dx }))),
+            Piece::Embedding | Piece::Block(_) | Piece::Head => zoo(b, part),
+        };
+        let rank = Rank::built(&setup, SelfComm::new(), &build).unwrap();
+        let (stage, weights, ctx) = (&rank.stage, &rank.weights, rank.context(&batch));
+        let scored = stage.logits(weights, ids(&batch), &ctx).map(drop);
+        let forward = stage.forward(weights, ids(&batch), &ctx);
+        assert_eq!(forward.is_err(), scored.is_err());
+        let (_, mut states) = forward.map_err(|error| error.to_string())?;
+        let (mut grads, mut dy) = (rank.grads(), Act::new(Buf::zeros(DType::F32, 0)));
+        for segment in (0..stage.segments()).rev() {
+            let back = stage.backward_input(segment, weights, &mut states, dy, &ctx, &mut grads);
+            dy = back.map_err(|error| error.to_string())?.0;
+        }
+        Ok::<_, String>(())
+    };
+    error(right, right).unwrap();
+    for (y, dx, says) in [
+        (
+            (DType::F32, 7),
+            right,
+            "block 1 gives a stream of 7 elements of f32, expected 512 of f32",
+        ),
+        ((DType::F64, 512), right, "gives a stream of 512 elements of f64, expected 512 of f32"),
+        (right, (DType::F32, 0), "block 1 gives a gradient of 0 elements of f32, expected 512"),
+    ] {
+        let text = error(y, dx).unwrap_err();
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[test]
+fn a_layer_must_be_of_the_kind_of_its_piece() {
+    let setup = Setup::whole(toy::gpt(), DType::F32);
+    for (place, given, says) in [
+        (Piece::Block(1), Piece::Head, "gives block 1 a layer that gives losses, and a layer"),
+        (Piece::Embedding, Piece::Head, "gives embedding a layer that gives losses"),
+        (Piece::Head, Piece::Block(0), "gives head a layer that gives a stream, and a layer"),
+    ] {
+        let build = |b: &Builder<'_>, part: &PieceParts| {
+            let other = if part.piece == place { given } else { part.piece };
+            zoo(b, &b.model.part(other, 1))
+        };
+        let built = Rank::built(&setup, SelfComm::new(), &build);
+        let text = built.err().expect("refused").to_string();
+        assert!(text.contains(says), "{text}");
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType, Pool, Slice};
 use trine_comm::{Communicator, SelfComm};
 use trine_kernels::{CpuOps, Ops, Team};
-use trine_models::{RankParts, StageModel, zoo};
+use trine_models::{BuildPiece, RankParts, StageModel, zoo};
 use trine_nn::initial_weights;
 use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, stream_type};
 use trine_rng::Stream;
@@ -72,6 +72,15 @@ impl Batch {
 
 impl Rank {
     pub(crate) fn new(setup: &Setup, comm: Arc<dyn Communicator>) -> Result<Self, NnError> {
+        Self::built(setup, comm, &zoo)
+    }
+
+    /// A rank whose pieces `build` builds.
+    pub(crate) fn built(
+        setup: &Setup,
+        comm: Arc<dyn Communicator>,
+        build: BuildPiece<'_>,
+    ) -> Result<Self, NnError> {
         let stages = [StagePieces { stage: 0, pieces: setup.pieces.clone() }];
         let parts = setup.model.parts(comm.size()).unwrap();
         let layout = RankLayout::new(&RankRequest {
@@ -93,7 +102,7 @@ impl Rank {
             compute: setup.compute,
             seed: 11,
         };
-        let stages = StageModel::of_rank(&rank, &zoo)?;
+        let stages = StageModel::of_rank(&rank, build)?;
         let (ops, pool) = (CpuOps::new(Team::new(1)), Pool::new());
         let mut weights = ParamStore::zeros(layout.clone(), setup.compute);
         for bucket in 0..layout.buckets.len() {

@@ -21,6 +21,9 @@ pub enum HfError {
     Unsupported(String),
 }
 
+/// A key of every safetensors file that is no tensor's.
+pub(crate) const METADATA: &str = "__metadata__";
+
 /// A GPT that GPT-2's code cannot compute, under a name that nobody takes for it.
 const OUR_GPT: &str = "trine-gpt";
 
