@@ -176,6 +176,38 @@ pub fn eight_tensor_ranks() -> Vec<Layout> {
     layouts
 }
 
+/// Each kind of schedule on ranks of each kind, with each way to hold states, activations and the stream: for at least
+/// five blocks, whoever they are of.
+pub fn own_pieces() -> Vec<Layout> {
+    use ScheduleKind::{GPipe, Interleaved, OneFOneB, ZbH1, ZbV};
+    use ZeroStage::{Zero0, Zero1};
+    let layout = |((tp, pp, dp), (schedule, virtual_stages), zero, (again, split))| Layout {
+        degrees: Degrees { tp, pp, dp, ..Degrees::SERIAL },
+        schedule,
+        virtual_stages,
+        zero,
+        recompute: again,
+        sequence_parallel: split,
+    };
+    let layouts = [
+        ((2, 1, 1), (OneFOneB, 1), Zero0, (false, false)),
+        ((4, 1, 1), (OneFOneB, 1), Zero0, (true, true)),
+        ((4, 1, 2), (GPipe, 1), Zero1, (true, false)),
+        ((2, 1, 2), (GPipe, 1), Zero1, (false, true)),
+        ((1, 2, 2), (GPipe, 1), Zero0, (true, false)),
+        ((2, 2, 1), (OneFOneB, 1), Zero0, (false, true)),
+        ((2, 2, 2), (OneFOneB, 1), Zero1, (true, false)),
+        ((1, 4, 2), (OneFOneB, 1), Zero1, (false, false)),
+        ((2, 4, 1), (GPipe, 1), Zero0, (true, true)),
+        ((1, 2, 1), (Interleaved, 2), Zero0, (true, false)),
+        ((2, 2, 2), (Interleaved, 2), Zero1, (false, true)),
+        ((1, 2, 2), (ZbV, 2), Zero1, (false, false)),
+        ((2, 2, 1), (ZbV, 2), Zero0, (true, true)),
+        ((4, 2, 1), (ZbH1, 1), Zero0, (false, true)),
+    ];
+    layouts.map(layout).to_vec()
+}
+
 /// A fixed part of [`all`] in which every pair of choices (of degrees and an option, or of two
 /// options) occurs: the combination that covers most pairs not yet seen is taken again and again.
 pub fn pairwise() -> Vec<Layout> {

@@ -12,15 +12,18 @@ pub mod compare;
 pub mod faults;
 pub mod fuzz;
 pub mod layouts;
+pub mod own;
 
 use std::sync::Arc;
 use trine_buffer::{Buf, DType};
 use trine_comm::{Communicator, threads};
+use trine_kernels::{CpuOps, Team};
 use trine_mesh::Degrees;
-use trine_nn::Numerics;
+use trine_models::{Builder, PieceLayer, zoo};
+use trine_nn::{NnError, Numerics};
 use trine_optim::OptimizerConfig;
 use trine_schedule::ScheduleKind;
-use trine_spec::ModelSpec;
+use trine_spec::{ModelSpec, PieceParts};
 use trine_testkit::assemble::{Shards, Tensors, assemble};
 use trine_testkit::toy;
 use trine_trainer::RunPlan;
@@ -98,12 +101,28 @@ impl Mutation<'_> {
 /// # Errors
 /// The first failure of any rank, or ranks that disagree about an element that they share.
 pub fn step(config: &EngineConfig, mutation: &Mutation<'_>) -> Result<Outcome, String> {
-    let mut plan = RunPlan::new(config).map_err(|error| error.to_string())?;
+    step_of(RunPlan::new(config).map_err(|error| error.to_string())?, &zoo, mutation)
+}
+
+/// Builds the layers of a model's pieces, on every rank.
+pub type Build<'a> = &'a (dyn Fn(&Builder<'_>, &PieceParts) -> Result<PieceLayer, NnError> + Sync);
+
+/// [`step`] of a plan whose pieces `build` builds.
+///
+/// # Errors
+/// As [`step`].
+pub fn step_of(
+    mut plan: RunPlan,
+    build: Build<'_>,
+    mutation: &Mutation<'_>,
+) -> Result<Outcome, String> {
     (mutation.edit)(&mut plan);
     let plan = Arc::new(plan);
+    let config = &plan.config;
     let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
         let batch = batch(config, plan.mesh.coordinate(comm.rank()).dp);
-        let mut engine = Engine::from_plan(plan.clone(), (mutation.wrap)(comm))?;
+        let ops = Arc::new(CpuOps::with_isa(Team::new(config.threads), config.numerics.isa())?);
+        let mut engine = Engine::with_pieces(plan.clone(), (mutation.wrap)(comm), ops, build)?;
         let initial = weights(&engine)?;
         let loss = engine.backward(0, &batch, &mut |_, _, _| {})?;
         let grads = gradients(&engine)?;

@@ -278,6 +278,30 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_its_own_come_back_and_a_model_without_any_says_nothing_of_them() {
+        assert!(!manifest().to_text().contains("\"own\""));
+        let mut model = manifest().model.parts(2).unwrap();
+        let table = ParamSpec::new("own.table", &[40, 8], Init::Ones).split(0, 40);
+        let params = vec![
+            ParamSpec::new("own.gain", &[768], Init::Ones),
+            ParamSpec { valid_rows: 37, ..table },
+        ];
+        let body = OwnBody { name: "a \"kind\"".into(), ..OwnBody::default() };
+        model.replace(7, OwnPiece { params, body, flops_per_token: 1.5 }).unwrap();
+        let written =
+            Manifest::new(&model, DType::F32, &["weights"], manifest().run, Degrees::SERIAL);
+        let own = |name: &str, shape: &[usize]| OwnParam { name: name.into(), shape: shape.into() };
+        let params = vec![own("own.gain", &[768]), own("own.table", &[37, 8])];
+        let expected = OwnRecord { block: 7, kind: "a \"kind\"".into(), params };
+        assert_eq!(written.own, [expected]);
+        let back = read(written.to_text().as_bytes()).unwrap();
+        assert_eq!(back, written);
+        let parts: Vec<PieceParts> = back.pieces().collect();
+        assert_eq!(parts.len(), 14);
+        assert_eq!(parts.iter().filter_map(OwnRecord::of).collect::<Vec<_>>(), written.own);
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
         let text = manifest().to_text().into_bytes();
         let mut cases = 0;

@@ -410,7 +410,7 @@ pub fn split_layers(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::presets;
+    use crate::{OwnBody, OwnPiece, presets};
 
     fn request<'a>(model: &'a ModelParts, stages: &'a [StagePieces], i: usize) -> RankRequest<'a> {
         RankRequest {
@@ -419,6 +419,35 @@ mod tests {
             summed: AxisSet::DP,
             bucket_elements: 1 << 16,
             ..RankRequest::serial(model, stages)
+        }
+    }
+
+    #[test]
+    fn stages_are_split_by_the_work_of_their_blocks_own_ones_included() {
+        let model = ModelSpec { layers: 8, ..presets::find("gpt2-124m").unwrap().model };
+        let counts = |parts: &ModelParts, stages| -> Vec<usize> {
+            let split = split_layers(parts, stages, None).unwrap();
+            let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
+            split.iter().map(|stage| stage.pieces.iter().filter(is_block).count()).collect()
+        };
+        let zoo = model.parts(1).unwrap();
+        for stages in 1..=8 {
+            let each: Vec<usize> =
+                (0..stages).map(|stage| stage_blocks(&model, stages, stage)).collect();
+            assert_eq!(counts(&zoo, stages), each);
+        }
+        let block = model.block_flops_per_token(model.seq_max);
+        // The head is worth two blocks. Beside an own block that makes the mean twice as large it is worth one.
+        for (times, two, four) in
+            [(0.0, [5, 3], [3, 2, 2, 1]), (1.0, [5, 3], [3, 2, 2, 1]), (9.0, [4, 4], [2, 2, 2, 2])]
+        {
+            let mut parts = zoo.clone();
+            parts.pieces.last_mut().unwrap().flops_per_token = 2.0 * block;
+            let body = OwnBody { name: "own".into(), ..OwnBody::default() };
+            let own = OwnPiece { params: vec![], body, flops_per_token: times * block };
+            parts.replace(2, own).unwrap();
+            assert_eq!(counts(&parts, 2), two, "{times}");
+            assert_eq!(counts(&parts, 4), four, "{times}");
         }
     }
 

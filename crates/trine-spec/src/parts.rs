@@ -254,6 +254,30 @@ mod tests {
     }
 
     #[test]
+    fn every_piece_has_the_parameters_of_its_spec_each_in_one_tensor_outside() {
+        let mut compared = 0;
+        for name in ["gpt2-124m", "llama3-8b", "frontier-22b"] {
+            let model = presets::find(name).unwrap().model;
+            for tp in [1, 2, 4] {
+                let parts = model.parts(tp).unwrap();
+                for (part, piece) in parts.pieces.iter().zip(model.pieces()) {
+                    assert_eq!(part.piece, piece);
+                    assert_eq!(part.params, model.params(piece, tp), "{name} tp {tp} {piece}");
+                    let mut outside: Vec<&String> =
+                        part.outside.iter().flat_map(|tensor| &tensor.parts).collect();
+                    let own = part.params.iter().filter(|param| param.tied_to.is_none());
+                    let mut inside: Vec<&String> = own.map(|param| &param.name).collect();
+                    outside.sort();
+                    inside.sort();
+                    assert_eq!(outside, inside, "{name} {piece}");
+                    compared += 1;
+                }
+            }
+        }
+        assert_eq!(compared, 3 * (14 + 34 + 50));
+    }
+
+    #[test]
     fn a_piece_of_ones_own_takes_the_place_of_a_block() {
         let mut parts = presets::find("gpt2-124m").unwrap().model.parts(1).unwrap();
         let before = parts.names().len();

@@ -226,3 +226,85 @@ impl BranchSizes {
         inner.max(row).max(gradient + of.whole + added.max(scattered))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kept::{Compute, Stream, Sums};
+    use crate::{Kept, OwnPiece, Piece, Split, presets};
+
+    fn tensor(per_token: usize, kept: Kept, split: Split) -> SavedTensor {
+        SavedTensor::new("some", per_token, kept, split)
+    }
+
+    fn body() -> OwnBody {
+        OwnBody {
+            name: "own".into(),
+            keeps_input: true,
+            saved: vec![tensor(12, Compute, Split::Tensor)],
+            forward: vec![
+                vec![tensor(2000, Compute, Split::None)],
+                vec![tensor(2000, Compute, Split::Gathered), tensor(768, Stream, Split::Sequence)],
+            ],
+            backward: vec![vec![], vec![tensor(1600, Sums, Split::Tensor)]],
+            work: vec![tensor(768, Compute, Split::Gathered), tensor(40, Compute, Split::Tensor)],
+        }
+    }
+
+    /// The passes of 64 tokens in bf16 beside f32, of a block that is an own piece: what F needs and leaves, what B
+    /// needs and leaves, and what is left for W.
+    fn bytes(body: &OwnBody, tp: usize, sequence_parallel: bool, recompute: bool) -> [i64; 5] {
+        let mut parts = presets::find("gpt2-124m").unwrap().model.parts(tp).unwrap();
+        let own = OwnPiece { params: vec![], body: body.clone(), flops_per_token: 0.0 };
+        parts.replace(5, own).unwrap();
+        let (compute_bytes, sum_bytes) = (2, 4);
+        let shape =
+            PassShape { tokens: 64, sequence_parallel, recompute, compute_bytes, sum_bytes };
+        let passes = parts.passes(parts.get(Piece::Block(5)).unwrap(), &shape);
+        let (f, b) = (passes.forward, passes.backward);
+        [f.needs, f.leaves, b.needs, b.leaves, passes.work]
+    }
+
+    #[test]
+    fn an_own_piece_needs_its_worst_moment_beside_what_it_keeps() {
+        // All rows of the stream, and a fourth of them; what is kept beside it.
+        let (stream, rows, kept) = (64 * 768 * 4, 16 * 768 * 4, 64 * 12 * 2 / 4);
+        // The first moment is the worst where nothing has to be gathered, the second where rows are split.
+        let (plain, gathered) = (64 * 2000 * 2, 64 * 2000 * 2 + rows);
+        // In B what leaves is more than the tensors of a moment, or less.
+        let (split, pairs) = (64 * 1600 * 4 / 4, 64 * 40 * 2 / 4);
+        let work = pairs + 64 * 768 * 2;
+        let needs = kept + plain;
+        let whole = [needs, kept + stream, stream, pairs - kept - stream, pairs];
+        assert_eq!(bytes(&body(), 4, false, false), whole);
+        let again = [needs, stream, needs, pairs - stream, pairs];
+        assert_eq!(bytes(&body(), 4, false, true), again);
+        let needs = kept + gathered;
+        let parted = [needs, kept + rows, split, work - kept - rows, work];
+        assert_eq!(bytes(&body(), 4, true, false), parted);
+        let again = [needs, rows, needs, work - rows, work];
+        assert_eq!(bytes(&body(), 4, true, true), again);
+        // One rank holds all rows either way, and all features.
+        assert_eq!(bytes(&body(), 1, true, false), bytes(&body(), 1, false, false));
+        assert_eq!(bytes(&body(), 1, false, false)[1], 4 * kept + stream);
+    }
+
+    #[test]
+    fn an_own_piece_that_drops_its_input_and_one_whose_worst_moment_is_behind_the_replay() {
+        let (stream, kept, pairs) = (64 * 768 * 4, 64 * 12 * 2 / 4, 64 * 40 * 2 / 4);
+        let dropped = OwnBody { keeps_input: false, ..body() };
+        let needs = kept + 64 * 2000 * 2;
+        let whole = [needs, kept, stream, pairs - kept, pairs];
+        assert_eq!(bytes(&dropped, 4, false, false), whole);
+        // Recompute keeps the input of every block.
+        assert_eq!(bytes(&dropped, 4, false, true), bytes(&body(), 4, false, true));
+        // Nothing is said of the moments of F: what leaves is there at the end. What F has kept is there in all of B.
+        let backward = vec![vec![tensor(8000, Sums, Split::Tensor)]];
+        let late = OwnBody { forward: vec![], backward, work: vec![], ..body() };
+        let worst = 64 * 8000 * 4 / 4;
+        let whole = [kept + stream, kept + stream, worst, -kept - stream, 0];
+        assert_eq!(bytes(&late, 4, false, false), whole);
+        let again = [kept + stream, stream, kept + worst, -stream, 0];
+        assert_eq!(bytes(&late, 4, false, true), again);
+    }
+}

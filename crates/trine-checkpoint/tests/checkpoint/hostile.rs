@@ -22,7 +22,7 @@ fn whole() -> (TempDir, PathBuf) {
 }
 
 /// Changes a manifest, and makes its checksum right again.
-fn rewrite(step: &Path, change: impl FnOnce(&mut Value)) {
+pub(crate) fn rewrite(step: &Path, change: impl FnOnce(&mut Value)) {
     let path = step.join("manifest.json");
     let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     manifest.as_object_mut().unwrap().remove("checksum");

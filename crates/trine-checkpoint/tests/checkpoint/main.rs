@@ -7,5 +7,6 @@ mod damage;
 mod hostile;
 mod hugging_face;
 mod layouts;
+mod own;
 mod ruined;
 mod world;

@@ -11,7 +11,9 @@ use trine_checkpoint::{
 };
 use trine_comm::{Delivery, threads};
 use trine_mesh::{AxisSet, Degrees, Mesh};
-use trine_spec::{Family, ModelSpec, RankLayout, RankRequest, StagePieces, presets, split_layers};
+use trine_spec::{
+    Family, ModelParts, ModelSpec, RankLayout, RankRequest, StagePieces, presets, split_layers,
+};
 
 pub(crate) const MOMENTS: &[&str] = &["exp_avg", "exp_avg_sq"];
 
@@ -39,10 +41,19 @@ pub(crate) fn tiny_gpt() -> ModelSpec {
     ModelSpec { layers: 2, kv_heads: 4, vocab: 37, ..model(Family::Gpt) }
 }
 
+/// A model's pieces, as so many tensor-parallel ranks share them.
+pub(crate) type Parts = fn(&ModelSpec, usize) -> ModelParts;
+
+/// Those of the zoo.
+pub(crate) fn zoo(model: &ModelSpec, tp: usize) -> ModelParts {
+    model.parts(tp).unwrap()
+}
+
 /// A model in one layout.
 #[derive(Debug, Clone)]
 pub(crate) struct World {
     pub(crate) model: ModelSpec,
+    pub(crate) parts: Parts,
     pub(crate) mesh: Mesh,
     /// What the ranks at (pipeline, tensor) coordinates hold.
     pub(crate) ranks: Vec<Vec<RankLayout>>,
@@ -51,13 +62,23 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn of_stages(
         model: &ModelSpec,
+        ranks: (usize, usize),
+        stages: &[StagePieces],
+        tied_apart: bool,
+        bucket_elements: usize,
+    ) -> Self {
+        Self::of_parts((model, zoo), ranks, stages, tied_apart, bucket_elements)
+    }
+
+    pub(crate) fn of_parts(
+        (model, parts): (&ModelSpec, Parts),
         (dp, tp): (usize, usize),
         stages: &[StagePieces],
         tied_apart: bool,
         bucket_elements: usize,
     ) -> Self {
         let degrees = Degrees { dp, pp: stages.len(), tp, ..Degrees::SERIAL };
-        let parts = model.parts(tp).unwrap();
+        let shared = parts(model, tp);
         let layout = |stages: &[StagePieces], tp_index| {
             RankLayout::new(&RankRequest {
                 degrees,
@@ -65,7 +86,7 @@ impl World {
                 summed: AxisSet::DP,
                 tied_apart,
                 bucket_elements,
-                ..RankRequest::serial(&parts, stages)
+                ..RankRequest::serial(&shared, stages)
             })
             .unwrap()
         };
@@ -74,6 +95,7 @@ impl World {
         };
         Self {
             model: model.clone(),
+            parts,
             mesh: Mesh::new(degrees, degrees.world()).unwrap(),
             ranks: stages.chunks(1).map(ranks).collect(),
         }
@@ -249,7 +271,7 @@ pub(crate) fn save_each<T: Float>(
     threads::run(world.mesh.world(), &threads, |comm| {
         let request = SaveRequest {
             dir,
-            model: &world.model.parts(1).unwrap(),
+            model: &(world.parts)(&world.model, 1),
             mesh: &world.mesh,
             ranks: &world.ranks,
             dtype: T::DTYPE,

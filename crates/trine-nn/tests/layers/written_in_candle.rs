@@ -1,12 +1,12 @@
 //! Layers written in candle: exact in reference numerics, and never a silent zero.
 
 use crate::reference::{SPLITS, Subject, WHOLE, in_micro_batches};
-use crate::support::{Bench, SEQ, buf, layout, values};
+use crate::support::{Bench, SEQ, buf, layout, total, values};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 use std::sync::Arc;
-use trine_buffer::{Act, DType};
+use trine_buffer::{Act, DType, Slice};
 use trine_nn::candle_layer::CandleLayer;
-use trine_nn::{GradStore, Layer, NnError, Numerics, ParamId, Rows, gradcheck};
+use trine_nn::{GradStore, Layer, NnError, Numerics, ParamId, ParamStore, Rows, gradcheck};
 use trine_spec::RankLayout;
 
 /// The cube, as an operation that can have a backward or not.
@@ -142,4 +142,40 @@ fn a_closure_that_returns_another_shape_is_an_error() {
     let narrow: Body = |x, w| x.broadcast_mul(&w[0])?.narrow(2, 0, 3);
     let error = backward(&scaled(&layout, narrow), &layout).unwrap_err().to_string();
     assert!(error.contains("candle layer: output has 30 elements, expected 40"), "{error}");
+}
+
+/// Output, input gradient and weight gradients of the mixer in a stream of f32.
+fn in_an_f32_stream(bench: &Bench, weights: &ParamStore) -> [Vec<f64>; 3] {
+    let (layer, layout) = mixer();
+    let ctx = bench.context(Rows { samples: 0..3, seq: SEQ }, None);
+    assert_eq!(ctx.stream(), DType::F32);
+    let mut grads = GradStore::new(layout, bench.compute, bench.numerics);
+    let x = Act::new(buf(DType::F32, &values("x", 3 * SEQ * 24)));
+    let (y, saved) = layer.forward(weights, x, &ctx).unwrap();
+    let dy = Act::new(buf(DType::F32, &values("dy", 3 * SEQ * 40)));
+    let (dx, work) = layer.backward_input(weights, saved, dy, &ctx, &mut grads).unwrap();
+    work.run(&ctx, &mut grads).unwrap();
+    assert_eq!([y.dtype(), dx.dtype(), grads.dtype()], [DType::F32; 3]);
+    [y.to_f64_vec(), dx.to_f64_vec(), total(&mut grads, &ctx)]
+}
+
+#[test]
+fn weights_in_bf16_beside_a_stream_in_f32_count_as_the_f32_numbers_that_they_are() {
+    for numerics in [Numerics::Fast, Numerics::Reference] {
+        let layout = mixer().1;
+        let half = Bench::new(DType::Bf16, numerics);
+        let rounded = half.weights(&layout);
+        let single = Bench::new(DType::F32, numerics);
+        let mut exact = single.weights(&layout);
+        let unrounded = exact.bucket(0).unwrap().to_f64_vec();
+        let held = rounded.bucket(0).unwrap().to_f64_vec();
+        assert_ne!(held, unrounded, "rounding changes these weights");
+        exact.load(0, Slice::new(&held), &single.ops).unwrap();
+        let got = in_an_f32_stream(&half, &rounded);
+        assert_eq!(got, in_an_f32_stream(&single, &exact), "{numerics:?}");
+        // Neither output nor gradients went through bf16 on their way.
+        for values in got {
+            assert_ne!(buf(DType::Bf16, &values).to_f64_vec(), values, "{numerics:?}");
+        }
+    }
 }

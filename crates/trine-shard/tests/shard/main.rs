@@ -9,6 +9,7 @@ mod attention;
 mod crossings;
 mod group;
 mod linear;
+mod replicated;
 mod stream;
 mod support;
 mod vocabulary;
