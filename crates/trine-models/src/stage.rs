@@ -64,6 +64,8 @@ pub struct StageModel {
     group: TensorGroup,
     hidden: usize,
     pieces: Vec<(Piece, PieceLayer)>,
+    /// The kinds of those that are one's own.
+    own: Vec<(Piece, String)>,
     segments: Vec<Range<usize>>,
 }
 
@@ -106,7 +108,8 @@ impl StageModel {
             segments.push(start..start + bucket.pieces.len());
         }
         let (group, hidden) = (builder.group().clone(), builder.model.hidden);
-        Ok(Self { number: stage.stage, group, hidden, pieces, segments })
+        let own = parts.model.own().map(|(part, kind)| (part.piece, kind.to_owned())).collect();
+        Ok(Self { number: stage.stage, group, hidden, pieces, own, segments })
     }
 
     /// Which stage of the pipeline it is.
@@ -141,6 +144,17 @@ impl StageModel {
         check_output((piece, what), stream, (stream_type(ctx.compute), elements))
     }
 
+    /// The failure of a piece of one's own with its kind: the layers inside do not know it. Communication fails for
+    /// everybody.
+    fn named<T>(&self, piece: Piece, result: Result<T, NnError>) -> Result<T, NnError> {
+        result.map_err(|error| match (self.own.iter().find(|(own, _)| *own == piece), error) {
+            (None, error) | (Some(_), error @ NnError::Communication(_)) => error,
+            (Some((_, kind)), error) => {
+                NnError::Piece { piece, kind: kind.clone(), error: Box::new(error) }
+            }
+        })
+    }
+
     /// Runs one piece forward.
     fn pass(
         &self,
@@ -149,7 +163,7 @@ impl StageModel {
         x: Act,
         ctx: &Context<'_>,
     ) -> Result<(Act, Saved), NnError> {
-        let (y, saved) = layer.layer().forward(weights, x, ctx)?;
+        let (y, saved) = self.named(*piece, layer.layer().forward(weights, x, ctx))?;
         match layer {
             PieceLayer::Inner(_) => self.check_stream((*piece, "a stream"), &y, ctx)?,
             PieceLayer::Head(_) => {
@@ -199,7 +213,8 @@ impl StageModel {
         let (mut dy, mut work) = (dy, WeightWork::nothing());
         for (piece, layer) in self.pieces[pieces].iter().rev() {
             let saved = states.pop().expect("invariant: counted above");
-            let (dx, left) = layer.layer().backward_input(weights, saved, dy, ctx, grads)?;
+            let done = layer.layer().backward_input(weights, saved, dy, ctx, grads);
+            let (dx, left) = self.named(*piece, done)?;
             // Token ids have no gradient.
             if *piece != Piece::Embedding {
                 self.check_stream((*piece, "a gradient"), &dx, ctx)?;

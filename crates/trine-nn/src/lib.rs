@@ -59,6 +59,16 @@ pub enum NnError {
     /// A collective inside a layer failed.
     #[error(transparent)]
     Communication(Box<dyn std::error::Error + Send + Sync>),
+    /// A piece of one's own failed.
+    #[error("{piece} (\"{kind}\"): {error}")]
+    Piece {
+        /// Its place.
+        piece: Piece,
+        /// What kind of piece it is.
+        kind: String,
+        /// Why.
+        error: Box<Self>,
+    },
     /// Nobody builds the layer of a piece.
     #[error(
         "{piece} is a {kind}, which the zoo does not have: the builder of pieces must give its layer"

@@ -1,11 +1,14 @@
 //! Stages and their segments.
 
 use crate::support::{Batch, Rank, Setup, ids};
+use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType};
 use trine_comm::SelfComm;
-use trine_models::{Builder, PieceLayer, zoo};
-use trine_nn::{Context, GradStore, Layer, Mode, NnError, ParamStore, Saved, WeightWork};
-use trine_spec::{Piece, PieceParts, StagePieces, split_layers};
+use trine_models::{Builder, PieceLayer, RankParts, StageModel, zoo};
+use trine_nn::{Context, GradStore, Layer, Mode, NnError, Numerics, ParamStore, Saved, WeightWork};
+use trine_spec::{
+    OwnBody, OwnPiece, Piece, PieceParts, RankLayout, RankRequest, StagePieces, split_layers,
+};
 use trine_testkit::toy;
 
 #[test]
@@ -164,4 +167,57 @@ fn a_layer_must_be_of_the_kind_of_its_piece() {
         let text = built.err().expect("refused").to_string();
         assert!(text.contains(says), "{text}");
     }
+}
+
+/// A piece of one's own that works forward and fails backward.
+#[derive(Debug)]
+struct Lame;
+
+impl Layer for Lame {
+    fn forward(&self, _: &ParamStore, x: Act, _: &Context<'_>) -> Result<(Act, Saved), NnError> {
+        Ok((x, Saved::nothing()))
+    }
+
+    fn backward_input(
+        &self,
+        _: &ParamStore,
+        _: Saved,
+        _: Act,
+        _: &Context<'_>,
+        _: &mut GradStore,
+    ) -> Result<(Act, WeightWork), NnError> {
+        Err(NnError::Missing { layer: "lame", what: "a backward pass" })
+    }
+}
+
+#[test]
+fn a_piece_of_ones_own_is_named_where_it_fails_and_where_nobody_builds_it() {
+    let mut model = toy::gpt().parts(1).unwrap();
+    let body = OwnBody { name: "lame block".into(), ..OwnBody::default() };
+    model.replace(1, OwnPiece { params: vec![], body, flops_per_token: 0.0 }).unwrap();
+    let stages = [StagePieces { stage: 0, pieces: vec![Piece::Block(1)] }];
+    let layout = Arc::new(RankLayout::new(&RankRequest::serial(&model, &stages)).unwrap());
+    let parts = RankParts {
+        model: &model,
+        layout: &layout,
+        comm: SelfComm::new(),
+        sequence_parallel: false,
+        recompute: false,
+        numerics: Numerics::Fast,
+        compute: DType::F32,
+        seed: 1,
+    };
+    let error = StageModel::of_rank(&parts, &zoo).unwrap_err().to_string();
+    assert!(error.starts_with("block 1 is a lame block, which the zoo does not have"), "{error}");
+
+    let stage = StageModel::of_rank(&parts, &|_, _| Ok(PieceLayer::Inner(Box::new(Lame)))).unwrap();
+    let whole = Rank::serial(&Setup::whole(toy::gpt(), DType::F32));
+    let batch = Batch::new(&whole.setup.model);
+    let (ctx, weights) = (whole.context(&batch), ParamStore::zeros(layout.clone(), DType::F32));
+    let x = whole.noise("x", 16 * 32);
+    let (y, mut states) = stage[0].forward(&weights, x, &ctx).unwrap();
+    let mut grads = GradStore::new(layout, DType::F32, Numerics::Fast);
+    let failed = stage[0].backward_input(0, &weights, &mut states, y, &ctx, &mut grads);
+    let error = failed.unwrap_err().to_string();
+    assert!(error.starts_with("block 1 (\"lame block\"): lame needs a backward pass"), "{error}");
 }
