@@ -2,10 +2,10 @@
 
 use crate::common::{ALL_AXES, Run, SERIAL, Scratch, names, small, wait_for};
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
-use trine_checkpoint::{Check, latest};
+use trine_checkpoint::{Check, Checkpoint, CheckpointError, latest};
 
 /// The run that most tests here look at.
 fn run(scratch: &Scratch) -> Run {
@@ -298,4 +298,36 @@ fn time_cuts_the_steps_and_the_configuration_says_how_many() {
     let validated = cut.metrics().iter().filter(|line| !line["val_loss"].is_null()).count();
     assert_eq!(validated, 1, "the last step's, whichever it was");
     assert_eq!(cut.metrics().pop().unwrap()["val_loss"], cut.summary()["val_loss"]);
+}
+
+/// A program with pieces of its own may have gone on with a run: no command is offered that this one would refuse.
+#[test]
+fn a_run_with_pieces_of_somebodys_own_is_inspected_and_refused_by_name() {
+    let scratch = Scratch::new();
+    let step =
+        scratch.train("run", &[SERIAL, &["--steps=1"]].concat()).checkpoints().join("step-1");
+    let path = step.join("manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    manifest.as_object_mut().unwrap().remove("checksum");
+    let gain = json!({ "name": "transformer.h.1.ln_1.weight", "shape": [32] });
+    manifest["own"] = json!([{ "block": 1, "kind": "of the zoo", "params": [gain] }]);
+    let body = format!("{manifest:#}").strip_suffix("\n}").unwrap().to_owned();
+    let write = |checksum: &str| {
+        fs::write(&path, format!("{body},\n  \"checksum\": \"{checksum}\"\n}}\n")).unwrap();
+    };
+    write(&"0".repeat(32));
+    let Err(CheckpointError::Altered { found, .. }) = Checkpoint::open(&step) else {
+        panic!("a checksum of zeros is taken")
+    };
+    write(&found);
+    let (text, _) = scratch.ok(&["inspect", "run"]);
+    let note = "note: step-1 needs the program that has its pieces: block 1 is \"of the zoo\"";
+    assert!(text.contains(note), "{text}");
+    assert!(text.contains("whole (checksums compared)"), "{text}");
+    assert!(!text.contains("\nresume ") && !text.contains("\ngenerate "), "{text}");
+    let (told, _) = scratch.ok(&["inspect", "run", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["resume"], Value::Null);
+    let says = ["block 1 is \"of the zoo\" there and of the zoo here"];
+    scratch.fails(&["generate", "--run=run", "--prompt=a"], 1, &says);
+    scratch.fails(&["train", "--resume=run", "--steps=2"], 1, &says);
 }

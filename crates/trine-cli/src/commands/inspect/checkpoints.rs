@@ -20,6 +20,8 @@ pub(super) struct Saved {
     val_loss: Option<f64>,
     is_best: bool,
     is_last: bool,
+    /// Its blocks that this program does not have.
+    own: Vec<String>,
     health: Health,
 }
 
@@ -37,9 +39,19 @@ impl Saved {
         self.step
     }
 
-    /// Whether it can be used.
+    /// Whether nothing of it is lost or altered.
     pub(super) fn is_whole(&self) -> bool {
         !matches!(self.health, Health::Damaged(_))
+    }
+
+    /// Whether this program can use it.
+    pub(super) fn is_usable(&self) -> bool {
+        self.is_whole() && self.own.is_empty()
+    }
+
+    /// Its blocks that this program does not have, each in a few words.
+    pub(super) fn own(&self) -> &[String] {
+        &self.own
     }
 
     pub(super) fn as_json(&self) -> Value {
@@ -71,22 +83,26 @@ pub(super) fn read(run: &Path, history: &History) -> Result<Vec<Saved>, Failure>
     let last = found.first().map(|(step, _)| *step);
     let saved = found.into_iter().rev().map(|(step, path)| {
         let (is_best, is_last) = (best == Some(step), last == Some(step));
-        let (bytes, health) = look_at(&path, is_best || is_last);
-        Saved { step, path, bytes, val_loss: loss(step), is_best, is_last, health }
+        let ((bytes, own), health) = look_at(&path, is_best || is_last);
+        Saved { step, path, bytes, val_loss: loss(step), is_best, is_last, own, health }
     });
     Ok(saved.collect())
 }
 
-fn look_at(path: &Path, closely: bool) -> (u64, Health) {
+/// Its bytes and its blocks that this program does not have, and how it is.
+fn look_at(path: &Path, closely: bool) -> ((u64, Vec<String>), Health) {
     let opened = Checkpoint::open(path).and_then(|checkpoint| {
-        let bytes = checkpoint.manifest().files.iter().map(|file| file.bytes).sum();
+        let manifest = checkpoint.manifest();
+        let bytes = manifest.files.iter().map(|file| file.bytes).sum();
+        let own = manifest.own.iter().map(|own| format!("block {} is \"{}\"", own.block, own.kind));
+        let held = (bytes, own.collect());
         if !closely || bytes > VERIFIED_BYTES_MAX {
-            return Ok((bytes, Health::SizesRight));
+            return Ok((held, Health::SizesRight));
         }
         checkpoint.verify()?;
-        Ok((bytes, Health::ChecksumsRight))
+        Ok((held, Health::ChecksumsRight))
     });
-    opened.unwrap_or_else(|error| (0, Health::Damaged(error.to_string())))
+    opened.unwrap_or_else(|error| ((0, Vec::new()), Health::Damaged(error.to_string())))
 }
 
 /// One a line.

@@ -77,6 +77,10 @@ impl<'a> Inspected<'a> {
             let step = last.step();
             notes.push(format!("step-{step} is damaged: generate and --resume take step-{whole}"));
         }
+        if let Some(last) = checkpoints.iter().rfind(|saved| !saved.own().is_empty()) {
+            let (step, own) = (last.step(), last.own().join("; "));
+            notes.push(format!("step-{step} needs the program that has its pieces: {own}"));
+        }
         let held_since = in_use_since(directory);
         let state = match held_since {
             Some(_) => State::Running,
@@ -109,7 +113,7 @@ impl<'a> Inspected<'a> {
         if let Some(how) = self.how_to_go_on(next) {
             text.push_str(&format!("\n{:<10} {how}\n", "resume"));
         }
-        if self.checkpoints.iter().any(Saved::is_whole) {
+        if self.checkpoints.iter().any(Saved::is_usable) {
             text.push_str(&format!("{:<10} {}\n", "generate", next.generate()));
         }
         text
@@ -118,7 +122,8 @@ impl<'a> Inspected<'a> {
     /// Whether `--resume` takes it, once no process works in it.
     fn can_go_on(&self) -> bool {
         let is_begun_only = self.checkpoints.is_empty() && has_nothing_to_lose(self.directory);
-        self.checkpoints.iter().any(Saved::is_whole) || (is_begun_only && self.held_since.is_none())
+        let is_usable = self.checkpoints.iter().any(Saved::is_usable);
+        is_usable || (is_begun_only && self.held_since.is_none())
     }
 
     /// How to go on; while it works and has saved nothing there is nothing to say.
@@ -127,7 +132,8 @@ impl<'a> Inspected<'a> {
             return Some(next.resume());
         }
         let anew = || format!("there is no whole checkpoint; to begin anew: {}", next.anew());
-        self.held_since.is_none().then(anew)
+        let is_lost = !self.checkpoints.iter().any(Saved::is_whole) && self.held_since.is_none();
+        is_lost.then(anew)
     }
 
     /// What is left of the time limit of the process that works in it.
