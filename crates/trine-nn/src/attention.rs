@@ -124,7 +124,9 @@ impl AttentionCore {
     /// A wrong shape, several sequences, a training pass, or a cache that is missing, full or of
     /// another model.
     pub fn decode(&self, qkv: Act, layer: usize, ctx: &Context<'_>) -> Result<Act, NnError> {
-        let cache = ctx.decode.ok_or(NnError::Missing { layer: "attention", what: "a cache" })?;
+        let cache = ctx
+            .decode
+            .ok_or(NnError::Missing { layer: "attention", what: "a cache in its context" })?;
         check_len("attention", "batch of a cache", ctx.rows.samples.len(), 1)?;
         if ctx.training() {
             return Err(NnError::Missing { layer: "a cache", what: "Mode::Eval" });

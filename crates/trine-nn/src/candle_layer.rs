@@ -59,6 +59,8 @@ impl CandleLayer {
     ) -> Result<Vec<Tensor>, NnError> {
         let tensor = |(id, shape): &(ParamId, Vec<usize>)| {
             let lease = weights.lease(id)?;
+            let elements = shape.iter().product();
+            check_len("candle layer", "a weight", lease.slice().len(), elements)?;
             let mut copy = ctx.pool.alloc(dtype, lease.slice().len())?;
             ctx.ops.cast(copy.slice_mut(), lease.slice())?;
             Ok(copy.into_tensor(shape.as_slice())?)
@@ -109,7 +111,7 @@ fn gradient(grads: &CandleGrads, leaf: &Var) -> Result<Buf, NnError> {
         // A fused operation that cuts the graph would otherwise pass for a zero gradient.
         None => Err(NnError::Missing {
             layer: "candle layer",
-            what: "a gradient for each parameter: the closure uses an operation without a backward",
+            what: "operations with a backward pass: the closure loses the gradient of its input or of a weight",
         }),
     }
 }

@@ -174,7 +174,7 @@ pub enum NnError {
         layers: usize,
     },
     /// The context lacks something that the layer needs.
-    #[error("{layer} needs {what} in its context")]
+    #[error("{layer} needs {what}")]
     Missing {
         /// The layer.
         layer: &'static str,

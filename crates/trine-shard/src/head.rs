@@ -83,7 +83,9 @@ impl VocabHead {
         x: &Stream,
         ctx: &Context<'_>,
     ) -> Result<(Buf, Saved), NnError> {
-        let targets = ctx.targets.ok_or(NnError::Missing { layer: "head", what: "targets" })?;
+        let targets = ctx
+            .targets
+            .ok_or(NnError::Missing { layer: "head", what: "targets in its context" })?;
         let (rows, cols, shape) =
             (ctx.rows.tokens(), self.shard.rows.len(), self.shard.loss_shape());
         let mut logits = self.logits(weights, x, ctx)?;

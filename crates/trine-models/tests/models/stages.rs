@@ -85,7 +85,7 @@ fn what_a_stage_does_not_hold_is_named() {
     let x = rank.noise("x", 16 * 32);
     let ctx = rank.context(&batch);
     let error = rank.stage.logits(&rank.weights, x, &ctx).unwrap_err().to_string();
-    assert_eq!(error, "logits needs an output layer on this stage in its context");
+    assert_eq!(error, "logits needs an output layer on this stage");
 }
 
 /// Gives what it is told to, whatever goes in.
