@@ -190,6 +190,9 @@ impl Manifest {
                 return Err(format!("it lists the parameter \"{twice}\" twice"));
             }
             let shapes = own.params.iter().map(|param| &param.shape);
+            if own.kind.trim().is_empty() {
+                return Err(format!("block {} is its own and of no kind", own.block));
+            }
             if own.block >= self.model.layers || !blocks.insert(own.block) {
                 return Err(format!("block {} is not one more of its own", own.block));
             }

@@ -162,7 +162,7 @@ impl ModelParts {
         if !(1..=2).contains(&shape.len()) {
             return Err(format!("of shape {shape:?} is no vector or matrix"));
         }
-        if shape.contains(&0) || param.valid_rows > shape[0] {
+        if shape.contains(&0) || !(1..=shape[0]).contains(&param.valid_rows) {
             return Err(format!("of shape {shape:?} has {} rows to train", param.valid_rows));
         }
         if placed.len() != shape.len() {
@@ -309,6 +309,7 @@ mod tests {
             (1, own("a", vec![param("embedding.token")]), "called \"embedding.token\" too"),
             (1, own("a", vec![ParamSpec::new("w", &[3, 0], Init::Ones)]), "\"w\" of shape [3, 0]"),
             (1, own("a", vec![ParamSpec::new("w", &[2, 2, 2], Init::Ones)]), "no vector or matrix"),
+            (1, own("a", vec![ParamSpec { valid_rows: 0, ..param("w") }]), "has 0 rows to train"),
             (1, own("a", vec![unplaced]), "has 0 placements"),
             (1, own("a", vec![param("transformer.wte.weight")]), "or tensor is called"),
             (1, own("a", vec![param("__metadata__")]), "or tensor is called"),

@@ -402,7 +402,9 @@ impl TrainError {
                 | Self::OtherSetting { .. }
                 | Self::NothingToResume { .. }
                 | Self::Occupied { .. }
-                | Self::Checkpoint(CheckpointError::OtherModel { .. })
+                | Self::Checkpoint(
+                    CheckpointError::OtherModel { .. } | CheckpointError::OtherPieces { .. }
+                )
                 | Self::RunExists(_)
                 | Self::NotARun(_)
                 | Self::InUse(_)

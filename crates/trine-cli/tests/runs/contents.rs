@@ -328,6 +328,6 @@ fn a_run_with_pieces_of_somebodys_own_is_inspected_and_refused_by_name() {
     let (told, _) = scratch.ok(&["inspect", "run", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["resume"], Value::Null);
     let says = ["block 1 is \"of the zoo\" there and of the zoo here"];
-    scratch.fails(&["generate", "--run=run", "--prompt=a"], 1, &says);
-    scratch.fails(&["train", "--resume=run", "--steps=2"], 1, &says);
+    scratch.fails(&["generate", "--run=run", "--prompt=a"], 2, &says);
+    scratch.fails(&["train", "--resume=run", "--steps=2"], 2, &says);
 }
