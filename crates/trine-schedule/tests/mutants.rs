@@ -357,7 +357,7 @@ fn passes_refuse_what_is_lowered_already() {
     let error = lower(&evaluation, Some(&plan(2, false))).unwrap_err();
     assert!(error.to_string().contains("an evaluation has no gradients to reduce"), "{error}");
     let error = lower(&compute, Some(&plan(3, false))).unwrap_err();
-    assert!(error.to_string().contains("3 stages, but there are 2"), "{error}");
+    assert!(error.to_string().contains("given for 3 stages, not for 2"), "{error}");
 }
 
 #[test]
