@@ -17,7 +17,6 @@ pub mod own;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType};
 use trine_comm::{Communicator, threads};
-use trine_kernels::{CpuOps, Team};
 use trine_mesh::Degrees;
 use trine_models::{Builder, PieceLayer, zoo};
 use trine_nn::{NnError, Numerics};
@@ -121,7 +120,7 @@ pub fn step_of(
     let config = &plan.config;
     let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
         let batch = batch(config, plan.mesh.coordinate(comm.rank()).dp);
-        let ops = Arc::new(CpuOps::with_isa(Team::new(config.threads), config.numerics.isa())?);
+        let ops = config.cpu_ops()?;
         let mut engine = Engine::with_pieces(plan.clone(), (mutation.wrap)(comm), ops, build)?;
         let initial = weights(&engine)?;
         let loss = engine.backward(0, &batch, &mut |_, _, _| {})?;

@@ -28,13 +28,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod block;
+mod branch;
 mod builder;
 mod ends;
 mod stage;
 mod zoo;
 
-pub use block::{Block, BranchLayer, InnerLayer};
+pub use branch::{BranchLayer, InnerLayer};
 pub use builder::Builder;
 pub use ends::{Embedding, Head};
 pub use stage::{RankParts, StageModel};

@@ -7,10 +7,10 @@
 //!
 //! Which of these a piece has, its parts say ([`trine_spec::ModelParts`]).
 
-use crate::{Block, Builder, Embedding, Head};
+use crate::{Builder, Embedding, Head};
 use trine_buffer::{Act, Buf};
 use trine_comm::Name;
-use trine_nn::{Context, Layer, NnError, ParamStore};
+use trine_nn::{Context, Layer, NnError, ParamStore, Stack};
 use trine_spec::{Body, Piece, PieceParts};
 
 /// The layer of a piece.
@@ -46,9 +46,12 @@ pub fn zoo(b: &Builder<'_>, part: &PieceParts) -> Result<PieceLayer, NnError> {
             PieceLayer::Inner(Box::new(Embedding { tables: b.embedding()?, dropout }))
         }
         (Body::Block(branches), Piece::Block(index)) => {
-            let branches = branches.iter().map(|branch| b.branch(index, branch));
-            let branches = branches.collect::<Result<_, _>>()?;
-            PieceLayer::Inner(Box::new(Block { branches }))
+            let layer = |branch| -> Result<Box<dyn Layer>, NnError> {
+                Ok(Box::new(b.branch(index, branch)?))
+            };
+            PieceLayer::Inner(Box::new(Stack(
+                branches.iter().map(layer).collect::<Result<_, _>>()?,
+            )))
         }
         (Body::Head(norm), _) => {
             let norm = b.norm("head.norm", *norm, Name::new("head.norm"))?;

@@ -91,8 +91,6 @@ impl Branch {
     /// What the branch saves beside a stream of `hidden` features, for `tp` ranks.
     pub fn saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
         let named = |of: &str, what: &str| format!("{of}.{what}");
-        let [before, after] = self.inner.ends();
-        let columns = self.columns.iter().map(|part| part.held(tp)).sum();
         let mut saved = vec![
             SavedTensor::new(named(self.norm, "input"), hidden, Kept::Stream, Split::Sequence),
             SavedTensor::new(
@@ -102,8 +100,8 @@ impl Branch {
                 Split::Sequence,
             ),
             SavedTensor::new(named(self.name, "input"), hidden, Kept::Compute, Split::Sequence),
-            SavedTensor::new(named(self.name, before), columns, Kept::Compute, Split::Tensor),
-            SavedTensor::new(named(self.name, after), self.row.width, Kept::Compute, Split::Tensor),
+            self.before(tp),
+            self.after(),
         ];
         if self.inner == Inner::Attention {
             let heads = self.row.units;

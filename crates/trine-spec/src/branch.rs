@@ -1,7 +1,7 @@
 //! What a block is: branches beside the residual stream. Parameters, saved tensors, layers, FLOPs and memory are read
 //! off the same list, so that the order of operations stands once.
 
-use crate::{Family, ModelSpec, Norm};
+use crate::{Family, Kept, ModelSpec, Norm, SavedTensor, Split};
 
 /// `x += dropout(row(inner(columns(norm(x)))))`: one branch of a block. It enters and leaves one tensor-parallel
 /// region. A parameter of block 3 is called `block.3.NORM.weight`, `block.3.NAME.COLUMN.weight` or
@@ -63,7 +63,7 @@ impl Inner {
     }
 
     /// What goes into it and what comes out, by name.
-    pub(crate) fn ends(self) -> [&'static str; 2] {
+    fn ends(self) -> [&'static str; 2] {
         match self {
             Self::Attention => ["qkv", "output"],
             Self::Gelu | Self::SwiGlu => ["inner", "activated"],
@@ -72,6 +72,21 @@ impl Inner {
 }
 
 impl Branch {
+    /// What its inner part reads: what the columns give, for `tp` ranks.
+    pub(crate) fn before(&self, tp: usize) -> SavedTensor {
+        let width = self.columns.iter().map(|part| part.held(tp)).sum();
+        self.split_tensor(self.inner.ends()[0], width)
+    }
+
+    /// What its inner part gives, and the row reads.
+    pub(crate) fn after(&self) -> SavedTensor {
+        self.split_tensor(self.inner.ends()[1], self.row.width)
+    }
+
+    fn split_tensor(&self, what: &str, width: usize) -> SavedTensor {
+        SavedTensor::new(format!("{}.{what}", self.name), width, Kept::Compute, Split::Tensor)
+    }
+
     /// Elements of its matrices, beside a stream of `hidden` features.
     pub(crate) fn matrix_elements(&self, hidden: usize) -> usize {
         let columns: usize = self.columns.iter().map(|part| part.width).sum();

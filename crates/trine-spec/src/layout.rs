@@ -5,7 +5,7 @@ use crate::{
     params::TOKEN_EMBEDDING,
 };
 use std::ops::Range;
-use trine_mesh::{Axis, AxisSet, Degrees, shard};
+use trine_mesh::{AxisSet, Degrees, shard};
 
 /// Parameters start at multiples of this many elements (64 bytes in f32), except fused ones.
 const ALIGN_ELEMENTS: usize = 16;
@@ -117,13 +117,6 @@ impl LocalParam {
     /// Its elements in the bucket.
     pub fn span(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
-    }
-}
-
-impl ParamSpec {
-    /// The dimension that is split over tensor parallelism, if one is.
-    pub fn split_dim(&self) -> Option<usize> {
-        self.placement.iter().position(|placement| placement.axes.contains(Axis::Tp))
     }
 }
 
@@ -411,6 +404,7 @@ pub fn split_layers(
 mod tests {
     use super::*;
     use crate::{OwnBody, OwnPiece, presets};
+    use trine_mesh::Axis;
 
     fn request<'a>(model: &'a ModelParts, stages: &'a [StagePieces], i: usize) -> RankRequest<'a> {
         RankRequest {

@@ -3,7 +3,7 @@
 use crate::{Branch, ModelSpec, Norm};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use trine_mesh::DimPlacement;
+use trine_mesh::{Axis, DimPlacement};
 
 /// A part of a model that is never cut: stages are runs of pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +87,11 @@ impl ParamSpec {
     pub fn split(mut self, dim: usize, units: usize) -> Self {
         self.placement[dim] = DimPlacement::tensor(units);
         self
+    }
+
+    /// The dimension that is split over tensor parallelism, if one is.
+    pub fn split_dim(&self) -> Option<usize> {
+        self.placement.iter().position(|placement| placement.axes.contains(Axis::Tp))
     }
 
     /// Elements without padding.

@@ -168,16 +168,12 @@ impl<'a> Sizes<'a> {
     }
 
     fn branch(&self, branch: &Branch) -> BranchSizes {
-        let saved = branch.saved(self.model.spec.hidden, self.model.tp);
-        let of = |name: &str| {
-            let named = |tensor: &&SavedTensor| tensor.name == format!("{}.{name}", branch.name);
-            saved.iter().filter(named).map(|tensor| self.of(std::slice::from_ref(tensor))).sum()
-        };
-        let [before, after] = branch.inner.ends();
-        let (before, after): (i64, i64) = (of(before), of(after));
+        let tp = self.model.tp;
+        let saved = self.of(&branch.saved(self.model.spec.hidden, tp));
+        let (before, after) = (self.of(&[branch.before(tp)]), self.of(&[branch.after()]));
         // Of both products: the input, and the gradient of the output.
         let rows = if self.split_rows { self.whole } else { self.input };
-        BranchSizes { saved: self.of(&saved), before, after, work: 2 * rows + before + after }
+        BranchSizes { saved, before, after, work: 2 * rows + before + after }
     }
 
     fn own(&self, own: &OwnBody, recompute: bool) -> Passes {

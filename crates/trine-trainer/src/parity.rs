@@ -6,7 +6,6 @@ use crate::plan::RunPlan;
 use std::sync::Arc;
 use trine_buffer::DType;
 use trine_comm::threads;
-use trine_kernels::{CpuOps, Team};
 use trine_mesh::Degrees;
 use trine_models::{Builder, PieceLayer, zoo};
 use trine_nn::{NnError, Numerics};
@@ -87,8 +86,7 @@ pub fn gradients_of(
 ) -> Result<Tensors, TrainError> {
     let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
         let dp_index = plan.mesh.coordinate(comm.rank()).dp;
-        let (threads, isa) = (plan.config.threads, plan.config.numerics.isa());
-        let ops = Arc::new(CpuOps::with_isa(Team::new(threads), isa)?);
+        let ops = plan.config.cpu_ops()?;
         let mut engine = Engine::with_pieces(plan.clone(), comm, ops, build)?;
         engine.backward(0, &batch(dp_index), &mut |_, _, _| {})?;
         gradients(&engine)

@@ -1,7 +1,9 @@
 //! An engine's configuration: usual values, and what it must satisfy before anything is planned.
 
 use crate::TrainError;
+use std::sync::Arc;
 use trine_buffer::DType;
+use trine_kernels::{CpuOps, Team};
 use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_nn::Numerics;
 use trine_optim::OptimizerConfig;
@@ -126,6 +128,14 @@ impl EngineConfig {
     /// Stages of the pipeline, on all ranks together.
     pub fn stage_count(&self) -> usize {
         self.schedule.stages(self.degrees.pp, self.virtual_stages)
+    }
+
+    /// The kernels that compute for a rank: on its threads, with the instructions that its numerics allow.
+    ///
+    /// # Errors
+    /// Instructions that this machine does not have.
+    pub fn cpu_ops(&self) -> Result<Arc<CpuOps>, TrainError> {
+        Ok(Arc::new(CpuOps::with_isa(Team::new(self.threads), self.numerics.isa())?))
     }
 
     /// How a micro-batch runs through a piece.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trine_buffer::Pool;
 use trine_comm::{Communicator, Groups};
 use trine_dp::{GradNorm, GradSync, GradSyncOptions, WeightSync, own_ranges};
-use trine_kernels::{CpuOps, Ops, Team};
+use trine_kernels::Ops;
 use trine_mesh::AxisSet;
 use trine_models::{BuildPiece, RankParts, StageModel, zoo};
 use trine_nn::{GradStore, ParamStore, initial_weights};
@@ -27,8 +27,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`].
     pub fn from_plan(plan: Arc<RunPlan>, world: Arc<dyn Communicator>) -> Result<Self, TrainError> {
-        let (threads, isa) = (plan.config.threads, plan.config.numerics.isa());
-        let ops = Arc::new(CpuOps::with_isa(Team::new(threads), isa)?);
+        let ops = plan.config.cpu_ops()?;
         Self::with_ops(plan, world, ops)
     }
 

@@ -13,7 +13,6 @@ use trine::buffer::{Buf, DType, SliceMut};
 use trine::checkpoint::{Check, Checkpoint, Disk, RunState, SaveRequest, WEIGHTS, latest, save};
 use trine::comm::{Communicator, threads};
 use trine::generate::{Generator, Sampling};
-use trine::kernels::{CpuOps, Team};
 use trine::mesh::Degrees;
 use trine::models::{Builder, PieceLayer, zoo};
 use trine::nn::{NnError, Numerics};
@@ -47,8 +46,7 @@ fn plan(config: &EngineConfig) -> Result<Arc<RunPlan>, TrainError> {
 }
 
 fn engine(plan: &Arc<RunPlan>, comm: Arc<dyn Communicator>) -> Result<Engine, TrainError> {
-    let ops = Arc::new(CpuOps::with_isa(Team::new(1), plan.config.numerics.isa())?);
-    Engine::with_pieces(plan.clone(), comm, ops, &build)
+    Engine::with_pieces(plan.clone(), comm, plan.config.cpu_ops()?, &build)
 }
 
 /// What one data-parallel rank sees in a step: sequences in which each token follows from the one before.

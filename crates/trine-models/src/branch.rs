@@ -1,4 +1,4 @@
-//! The pre-norm transformer block: branches beside the residual stream.
+//! The branches of a pre-norm transformer block, beside the residual stream.
 
 use trine_buffer::Act;
 use trine_nn::{Activation, Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork};
@@ -6,16 +6,9 @@ use trine_shard::{
     ColumnLinear, RowLinear, ShardedAttention, Split, Stream, StreamDropout, StreamNorm,
 };
 
-/// Branches one behind the other. The stream has the accumulator's type; a norm's output has the type of products.
-/// [`trine_spec::ModelSpec::branches`] says which there are.
-#[derive(Debug)]
-pub struct Block {
-    /// In forward order.
-    pub branches: Vec<BranchLayer>,
-}
-
 /// `x += dropout(row(inner(columns(norm(x)))))`: the layers of a [`trine_spec::Branch`]. It enters and leaves one
-/// tensor-parallel region.
+/// tensor-parallel region. The stream has the accumulator's type; a norm's output has the type of products. A block is
+/// a [`trine_nn::Stack`] of them.
 #[derive(Debug)]
 pub struct BranchLayer {
     /// Norm of the stream.
@@ -39,15 +32,16 @@ pub enum InnerLayer {
     Activation(Activation),
 }
 
-impl Layer for Block {
+impl Layer for BranchLayer {
     fn forward(&self, w: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
-        let (mut x, mut saved) = (Stream::assume(x), Vec::new());
-        for branch in &self.branches {
-            let (y, kept) = branch.forward(w, x, ctx)?;
-            saved.push(kept);
-            x = y;
-        }
-        Ok((x.into_inner(), Saved::new([], saved)))
+        let x = Stream::assume(x);
+        let (normed, norm) = self.norm.forward(w, &x, ctx)?;
+        let (h, columns) = self.columns.forward(w, &normed, ctx)?;
+        drop(normed);
+        let (h, inner) = self.inner.forward(w, h, ctx)?;
+        let (branch, row) = self.row.forward(w, h, ctx)?;
+        let y = add(x, &self.dropout.apply(branch, ctx)?, ctx)?;
+        Ok((y.into_inner(), Saved::new([], [norm, columns, inner, row])))
     }
 
     fn backward_input(
@@ -58,42 +52,8 @@ impl Layer for Block {
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
-        let (mut dy, mut work) = (Stream::assume(dy), WeightWork::nothing());
-        let saved = saved.into_children_of(self.branches.len())?;
-        for (branch, saved) in self.branches.iter().zip(saved).rev() {
-            let (dx, left) = branch.backward_input(w, saved, dy, ctx, grads)?;
-            work.append(left);
-            dy = dx;
-        }
-        Ok((dy.into_inner(), work))
-    }
-}
-
-impl BranchLayer {
-    fn forward(
-        &self,
-        w: &ParamStore,
-        x: Stream,
-        ctx: &Context<'_>,
-    ) -> Result<(Stream, Saved), NnError> {
-        let (normed, norm) = self.norm.forward(w, &x, ctx)?;
-        let (h, columns) = self.columns.forward(w, &normed, ctx)?;
-        drop(normed);
-        let (h, inner) = self.inner.forward(w, h, ctx)?;
-        let (branch, row) = self.row.forward(w, h, ctx)?;
-        let y = add(x, &self.dropout.apply(branch, ctx)?, ctx)?;
-        Ok((y, Saved::new([], [norm, columns, inner, row])))
-    }
-
-    fn backward_input(
-        &self,
-        w: &ParamStore,
-        saved: Saved,
-        dy: Stream,
-        ctx: &Context<'_>,
-        grads: &mut GradStore,
-    ) -> Result<(Stream, WeightWork), NnError> {
         let ([], [norm, columns, inner, row]) = saved.take()?;
+        let dy = Stream::assume(dy);
         let branch = self.dropout.apply(dy.clone().to(ctx.compute, ctx)?, ctx)?;
         let (d, mut work) = self.row.backward_input(w, row, &branch, ctx, grads)?;
         drop(branch);
@@ -101,7 +61,7 @@ impl BranchLayer {
         let (d, left) = self.columns.backward_input(w, columns, d, ctx, grads)?;
         work.append(left);
         let dx = self.norm.backward_input(w, norm, d, Some(dy), ctx, grads)?;
-        Ok((dx, work))
+        Ok((dx.into_inner(), work))
     }
 }
 
