@@ -53,6 +53,7 @@ mod hf;
 mod load;
 mod manifest;
 mod plan;
+mod request;
 mod save;
 mod storage;
 mod table;
@@ -64,7 +65,9 @@ pub use folder::{Check, Keep, Latest, latest, list, prune};
 pub use hf::{HfWeights, model_from_config, open_hf};
 pub use load::Checkpoint;
 pub use manifest::{FileRecord, Manifest, OwnParam, OwnRecord, RunState};
-pub use save::{BucketSource, SaveRequest, TokenizerFile, estimate_bytes, save};
+pub use plan::estimate_bytes;
+pub use request::{SaveRequest, TokenizerFile};
+pub use save::{BucketSource, save};
 pub use storage::{Disk, FailingDisk, Storage, StorageFile};
 
 /// The quantity that every checkpoint holds: the master weights.

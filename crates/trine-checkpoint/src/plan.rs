@@ -1,9 +1,14 @@
 //! What a save does, as data: the same list on every rank.
 
 use crate::table::Table;
+use crate::tensors::header;
 use crate::{CheckpointError, SaveRequest, WEIGHTS};
+use trine_buffer::DType;
 use trine_mesh::{Coordinate, Mesh};
-use trine_spec::{LocalParam, RankLayout};
+use trine_spec::{LocalParam, ModelParts, RankLayout};
+
+/// What the manifest, the configuration and the blocks of the file system may take beside tensors.
+const SMALL_FILES_BYTES: u64 = 256 << 10;
 
 /// One bucket of one pipeline rank travels to the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +84,22 @@ pub(crate) fn quantities<'a>(moments: &[&'a str]) -> Result<Vec<&'a str>, Checkp
         all.push(moment);
     }
     Ok(all)
+}
+
+/// Bytes that a checkpoint will have at most, tokenizer not counted.
+///
+/// # Errors
+/// An element type other than f32 and f64, or the same moment twice.
+pub fn estimate_bytes(
+    model: &ModelParts,
+    dtype: DType,
+    moments: &[&str],
+) -> Result<u64, CheckpointError> {
+    let (table, all) = (Table::new(model), quantities(moments)?);
+    let (weights, moments) = all.split_at(1);
+    let headers = header(&table, weights, dtype)?.len() + header(&table, moments, dtype)?.len();
+    let data = (table.len() * dtype.bytes()) as u64 * all.len() as u64;
+    Ok(data + headers as u64 + SMALL_FILES_BYTES)
 }
 
 /// One layout for each (pipeline, tensor) coordinate, with the same buckets along tensor

@@ -1,79 +1,20 @@
 //! Saving: every rank takes part, one writes.
 
 use crate::error::BoxError;
-use crate::plan::{Plan, Round, owned, quantities, sender};
-use crate::storage::Storage;
-use crate::table::Table;
-use crate::tensors::header;
+use crate::plan::{Plan, Round, owned, sender};
 use crate::writer::Writer;
-use crate::{CheckpointError, RunState, folder};
-use std::path::{Path, PathBuf};
-use trine_buffer::{Buf, DType};
+use crate::{CheckpointError, SaveRequest, folder};
+use std::path::PathBuf;
+use trine_buffer::Buf;
 use trine_comm::{Communicator, Name};
-use trine_mesh::Mesh;
-use trine_spec::{ModelParts, RankLayout};
 
 /// The world rank that writes.
 const WRITER: usize = 0;
-
-/// What the manifest, the configuration and the blocks of the file system may take beside tensors.
-const SMALL_FILES_BYTES: u64 = 256 << 10;
-
-/// What to save, and where. The same on every rank.
-#[derive(Debug, Clone)]
-pub struct SaveRequest<'a> {
-    /// The folder of checkpoints; `step-N/` is made in it.
-    pub dir: &'a Path,
-    /// The model.
-    pub model: &'a ModelParts,
-    /// The layout of ranks.
-    pub mesh: &'a Mesh,
-    /// What each rank holds: `ranks[pp][tp]`. A pure function of the configuration, so every rank
-    /// knows it of every other.
-    pub ranks: &'a [Vec<RankLayout>],
-    /// The type of the buckets: f32, or f64.
-    pub dtype: DType,
-    /// What is saved beside [`WEIGHTS`](crate::WEIGHTS): the optimizer's moments by name.
-    pub moments: &'a [&'a str],
-    /// How far the run is.
-    pub run: &'a RunState,
-    /// The tokenizer to put beside the weights.
-    pub tokenizer: Option<TokenizerFile<'a>>,
-    /// The file system, [`Disk`](crate::Disk) outside tests. Only rank 0 uses it.
-    pub storage: &'a dyn Storage,
-}
-
-/// A tokenizer, and its token that ends a text: what others must know to end there too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenizerFile<'a> {
-    /// The text of its `tokenizer.json`.
-    pub text: &'a str,
-    /// The id of the token.
-    pub end_of_text: u32,
-    /// The token as it stands in the vocabulary, such as `<|endoftext|>`.
-    pub end_of_text_name: &'a str,
-}
 
 /// Hands out the calling rank's whole local bucket: quantity, bucket. It is called on every rank of
 /// a pipeline coordinate at the same time and in the same order, so it may gather what data-parallel ranks have
 /// shared out among themselves.
 pub type BucketSource<'a> = &'a mut dyn FnMut(&str, usize) -> Result<Buf, BoxError>;
-
-/// Bytes that a checkpoint will have at most, tokenizer not counted.
-///
-/// # Errors
-/// An element type other than f32 and f64, or the same moment twice.
-pub fn estimate_bytes(
-    model: &ModelParts,
-    dtype: DType,
-    moments: &[&str],
-) -> Result<u64, CheckpointError> {
-    let (table, all) = (Table::new(model), quantities(moments)?);
-    let (weights, moments) = all.split_at(1);
-    let headers = header(&table, weights, dtype)?.len() + header(&table, moments, dtype)?.len();
-    let data = (table.len() * dtype.bytes()) as u64 * all.len() as u64;
-    Ok(data + headers as u64 + SMALL_FILES_BYTES)
-}
 
 /// Saves a checkpoint; a collective of `world`. It is complete and on the medium when this returns;
 /// the older ones are as they were, whatever happens: [`prune`](crate::prune) removes them.

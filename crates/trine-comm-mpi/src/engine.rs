@@ -6,9 +6,9 @@
 //! world.
 
 use crate::envelope::{self, BYTES_MAX, Channel, Content, Envelope, INLINE_BYTES_MAX, Slot};
+use crate::options::MpiOptions;
 use crate::plan::{Part, Place, Plan, Seat, Transfer};
 use crate::raw::{Link, Memory};
-use crate::world::MpiOptions;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;

@@ -23,6 +23,8 @@ mod engine;
 #[cfg(feature = "mpi")]
 mod envelope;
 #[cfg(feature = "mpi")]
+mod options;
+#[cfg(feature = "mpi")]
 mod plan;
 #[cfg(feature = "mpi")]
 mod raw;
@@ -30,4 +32,6 @@ mod raw;
 mod world;
 
 #[cfg(feature = "mpi")]
-pub use world::{JoinError, MpiOptions, World, library};
+pub use options::MpiOptions;
+#[cfg(feature = "mpi")]
+pub use world::{JoinError, World, library};

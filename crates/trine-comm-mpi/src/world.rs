@@ -2,6 +2,7 @@
 
 use crate::comm::{MpiComm, Pause, Shared, lock};
 use crate::engine::{Engine, Members};
+use crate::options::MpiOptions;
 use crate::raw::Link;
 use mpi::Threading;
 use mpi::environment::Universe;
@@ -11,28 +12,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use trine_buffer::Buf;
 use trine_comm::{CommError, Communicator, Delivery, Group, Recorder, ReduceOp, SelfComm};
-
-/// How a world of processes behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MpiOptions {
-    /// When a message is over for its sender: buffered if short, or when its receiver takes it.
-    pub delivery: Delivery,
-    /// How long a rank waits for another in one operation.
-    pub deadline: Duration,
-    /// Bytes of one MPI message at most, 4 KiB at least: MPI counts them in 31 bits.
-    pub chunk_bytes_max: usize,
-}
-
-impl Default for MpiOptions {
-    /// Buffered, 60 s, 1 GiB.
-    fn default() -> Self {
-        Self {
-            delivery: Delivery::Buffered,
-            deadline: Duration::from_secs(60),
-            chunk_bytes_max: 1 << 30,
-        }
-    }
-}
 
 /// Why a process could not join its world.
 #[derive(Debug, thiserror::Error)]

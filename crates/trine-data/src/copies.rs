@@ -2,7 +2,7 @@
 //! out is trained on.
 
 use crate::near;
-use crate::source::Candidate;
+use crate::report::Candidate;
 use crate::{SkipReason, Skips};
 use std::collections::HashSet;
 use xxhash_rust::xxh3::xxh3_128;

@@ -1,81 +1,13 @@
 //! Text to tokens, in parallel, with each word looked up once.
 
 use crate::split::pieces;
-use crate::tokenizer::failure;
-use crate::words::{ascii_words, byte_level_ascii, chunks, library_words};
+use crate::tokenizer::WordCache;
 use crate::{DataError, Document, TokenStream, Tokenizer, library};
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use tokenizers::Model;
-use xxhash_rust::xxh3::Xxh3DefaultBuilder;
 
 /// Bytes that a thread encodes at a time.
 const PIECE_BYTES: usize = 256 * 1024;
-/// Words remembered by a thread; a megabyte of source code has about ten thousand.
-const CACHE_WORDS_MAX: usize = 1 << 20;
-
-/// The tokens of words met before. Source code repeats its words, and merging pairs is what costs.
-#[derive(Debug, Default)]
-pub(crate) struct WordCache {
-    /// Where a word's tokens stand. Keys are ASCII words and chunks with other characters; no text
-    /// is both.
-    places: HashMap<Box<str>, Range<usize>, Xxh3DefaultBuilder>,
-    tokens: Vec<u32>,
-}
-
-impl WordCache {
-    /// Appends the tokens of `text` to `out`.
-    pub(crate) fn encode(
-        &mut self,
-        tokenizer: &Tokenizer,
-        text: &str,
-        out: &mut Vec<u32>,
-    ) -> Result<(), DataError> {
-        let Some(model) = tokenizer.plain_model() else {
-            let encoding = tokenizer.inner().encode_fast(text, false);
-            out.extend(encoding.map_err(|error| failure("encoding", &error))?.get_ids());
-            return Ok(());
-        };
-        for chunk in chunks(text) {
-            if chunk.is_ascii() {
-                for word in ascii_words(chunk) {
-                    self.look_up(model, word, |word| Ok(vec![byte_level_ascii(word)]), out)?;
-                }
-            } else {
-                self.look_up(model, chunk, library_words, out)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Appends the tokens of `text`, whose words in byte characters `words` gives.
-    fn look_up(
-        &mut self,
-        model: &impl Model,
-        text: &str,
-        words: impl FnOnce(&str) -> Result<Vec<String>, DataError>,
-        out: &mut Vec<u32>,
-    ) -> Result<(), DataError> {
-        if let Some(place) = self.places.get(text) {
-            out.extend_from_slice(&self.tokens[place.clone()]);
-            return Ok(());
-        }
-        let first = out.len();
-        for word in words(text)? {
-            let tokens = model.tokenize(&word).map_err(|error| failure("encoding", &error))?;
-            out.extend(tokens.iter().map(|token| token.id));
-        }
-        if self.places.len() < CACHE_WORDS_MAX {
-            let start = self.tokens.len();
-            self.tokens.extend_from_slice(&out[first..]);
-            self.places.insert(text.into(), start..self.tokens.len());
-        }
-        Ok(())
-    }
-}
-
 /// The tokens of all documents in order, an end of text after each. `threads` threads (at least one)
 /// take pieces in turn; the result does not depend on how many. `done` is called with the bytes
 /// encoded so far.

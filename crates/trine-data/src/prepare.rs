@@ -3,7 +3,8 @@
 use crate::dataset::sync_folder;
 use crate::encode::encode_documents;
 use crate::index::FORMAT_VERSION;
-use crate::source::{Candidate, RULES_VERSION, hash_texts};
+use crate::report::Candidate;
+use crate::source::{RULES_VERSION, hash_texts};
 use crate::tokenizer::sample;
 use crate::{Corpus, DataError, Dataset, Selection, Skips, Source, Tokenizer};
 use std::fs::{self, File, TryLockError};

@@ -15,6 +15,22 @@ pub struct Document {
     pub text: String,
 }
 
+/// A document that has not been selected yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    /// What is held out together: the crate, or the file itself.
+    pub(crate) group: String,
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+impl Candidate {
+    /// A file, which is its own group.
+    pub(crate) fn file(name: String, text: String) -> Self {
+        Self { group: name.clone(), name, text }
+    }
+}
+
 /// Why something was left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -2,6 +2,7 @@
 
 use crate::copies::drop_copies;
 use crate::crates::{self, CorpusManifest};
+use crate::report::Candidate;
 use crate::split::{hold_out, split_text};
 use crate::text::Limit;
 use crate::walk::folder_files;
@@ -53,21 +54,6 @@ impl Default for Selection {
     /// Files of any size; 5 % held out.
     fn default() -> Self {
         Self { file_bytes_max: None, validation_share: VALIDATION_SHARE, seed: 0 }
-    }
-}
-
-/// A document that has not been selected yet.
-#[derive(Debug, Clone)]
-pub(crate) struct Candidate {
-    /// What is held out together: the crate, or the file itself.
-    pub(crate) group: String,
-    pub(crate) name: String,
-    pub(crate) text: String,
-}
-
-impl Candidate {
-    fn file(name: String, text: String) -> Self {
-        Self { group: name.clone(), name, text }
     }
 }
 

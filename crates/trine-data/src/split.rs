@@ -1,6 +1,6 @@
 //! Which part of a corpus is held out, and where texts may be cut.
 
-use crate::source::Candidate;
+use crate::report::Candidate;
 use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

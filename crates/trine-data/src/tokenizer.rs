@@ -1,18 +1,21 @@
 //! Byte-level BPE: training, loading, encoding, decoding.
 
-use crate::encode::WordCache;
 use crate::split::pieces;
-use crate::words::{byte_char, byte_level_words};
+use crate::words::{
+    ascii_words, byte_char, byte_level_ascii, byte_level_words, chunks, library_words,
+};
 use crate::{DataError, Document, files, library};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{
-    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Trainer,
+    AddedToken, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper,
+    Trainer,
 };
 use trine_rng::{Permutation, Stream};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_128};
 
 /// The token after each document, id 0 in tokenizers trained here.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -26,6 +29,8 @@ const SAMPLE_PIECE_BYTES: usize = 64 * 1024;
 /// The longest word that training counts as one. Merging takes a time that grows with the square of
 /// a word, and text without spaces is one word.
 const COUNTED_BYTES_MAX: usize = 1024;
+/// Words remembered by a thread; a megabyte of source code has about ten thousand.
+const CACHE_WORDS_MAX: usize = 1 << 20;
 /// No `tokenizer.json` is larger: that of a vocabulary of 256,000 has 40 MB.
 const JSON_BYTES_MAX: u64 = 1 << 28;
 
@@ -204,12 +209,68 @@ impl Tokenizer {
     }
 
     /// The model, where words can be looked up one by one.
-    pub(crate) fn plain_model(&self) -> Option<&ModelWrapper> {
+    fn plain_model(&self) -> Option<&ModelWrapper> {
         self.is_plain.then(|| self.inner.get_model())
     }
+}
 
-    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
-        &self.inner
+/// The tokens of words met before. Source code repeats its words, and merging pairs is what costs.
+#[derive(Debug, Default)]
+pub(crate) struct WordCache {
+    /// Where a word's tokens stand. Keys are ASCII words and chunks with other characters; no text
+    /// is both.
+    places: HashMap<Box<str>, Range<usize>, Xxh3DefaultBuilder>,
+    tokens: Vec<u32>,
+}
+
+impl WordCache {
+    /// Appends the tokens of `text` to `out`.
+    pub(crate) fn encode(
+        &mut self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        out: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
+        let Some(model) = tokenizer.plain_model() else {
+            let encoding = tokenizer.inner.encode_fast(text, false);
+            out.extend(encoding.map_err(|error| failure("encoding", &error))?.get_ids());
+            return Ok(());
+        };
+        for chunk in chunks(text) {
+            if chunk.is_ascii() {
+                for word in ascii_words(chunk) {
+                    self.look_up(model, word, |word| Ok(vec![byte_level_ascii(word)]), out)?;
+                }
+            } else {
+                self.look_up(model, chunk, library_words, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the tokens of `text`, whose words in byte characters `words` gives.
+    fn look_up(
+        &mut self,
+        model: &impl Model,
+        text: &str,
+        words: impl FnOnce(&str) -> Result<Vec<String>, DataError>,
+        out: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
+        if let Some(place) = self.places.get(text) {
+            out.extend_from_slice(&self.tokens[place.clone()]);
+            return Ok(());
+        }
+        let first = out.len();
+        for word in words(text)? {
+            let tokens = model.tokenize(&word).map_err(|error| failure("encoding", &error))?;
+            out.extend(tokens.iter().map(|token| token.id));
+        }
+        if self.places.len() < CACHE_WORDS_MAX {
+            let start = self.tokens.len();
+            self.tokens.extend_from_slice(&out[first..]);
+            self.places.insert(text.into(), start..self.tokens.len());
+        }
+        Ok(())
     }
 }
 
@@ -245,7 +306,7 @@ fn counted_words(text: &str) -> Result<Vec<String>, DataError> {
     Ok(counted)
 }
 
-pub(crate) fn failure(place: &str, error: &tokenizers::Error) -> DataError {
+fn failure(place: &str, error: &tokenizers::Error) -> DataError {
     DataError::Tokenizer { place: place.to_owned(), why: error.to_string() }
 }
 
@@ -380,7 +441,7 @@ mod tests {
         let tokenizer = trained();
         assert!(tokenizer.is_plain);
         let text = toy::text(30_000) + "naïve ‘quotes’ 日本語\u{a0}x  \n\n 'static it's\n";
-        let library = tokenizer.inner().encode_fast(text.as_str(), false).unwrap();
+        let library = tokenizer.inner.encode_fast(text.as_str(), false).unwrap();
         assert_eq!(tokenizer.encode(&text).unwrap(), library.get_ids());
     }
 

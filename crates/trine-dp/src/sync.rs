@@ -32,8 +32,8 @@ pub struct GradSyncOptions {
 /// (contract C2), so gradients are summed and never averaged.
 #[derive(Debug)]
 pub struct GradSync {
-    pub(crate) options: GradSyncOptions,
-    pub(crate) tied: Tied,
+    options: GradSyncOptions,
+    tied: Tied,
     buckets: Vec<SharedBucket>,
     posted: Vec<Option<Posted>>,
     // Of its own, so that the step's activations can be counted alone.
@@ -166,5 +166,32 @@ impl GradSync {
                 Posted::Reduced(pending) | Posted::Scattered(pending) | Posted::Gathered(pending),
             ) => pending.is_done(),
         }
+    }
+
+    /// Sums the gradients of the two copies of a tied embedding, so that both buckets hold the sum:
+    /// the schedule's `ReduceTied`, once a step, before the tied buckets are posted. Does nothing on
+    /// a stage without a tied bucket.
+    ///
+    /// In reference numerics the tied buckets are summed over their axes here already, and
+    /// posting them later costs nothing.
+    ///
+    /// # Errors
+    /// A tied bucket is posted already, or a failed operation.
+    pub fn tied(&mut self, grads: &mut GradStore, ops: &dyn Ops) -> Result<(), DpError> {
+        match self.options.numerics {
+            Numerics::Fast => {}
+            Numerics::Reference => self.complete(grads, &self.tied.buckets(), ops)?,
+        }
+        self.tied.sum(grads, ops)
+    }
+
+    fn complete(
+        &mut self,
+        grads: &mut GradStore,
+        buckets: &[usize],
+        ops: &dyn Ops,
+    ) -> Result<(), DpError> {
+        buckets.iter().try_for_each(|bucket| self.post(grads, *bucket, ops))?;
+        buckets.iter().try_for_each(|bucket| self.wait(grads, *bucket, ops))
     }
 }

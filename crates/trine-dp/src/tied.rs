@@ -7,12 +7,12 @@
 //! added. Addition of two numbers has no order, so it does not matter which rank adds which to
 //! which, and one rank with both copies gets the same bits.
 
-use crate::{DpError, GradSync};
+use crate::DpError;
 use std::sync::Arc;
 use trine_buffer::Buf;
 use trine_comm::{Communicator, ReduceOp};
 use trine_kernels::Ops;
-use trine_nn::{GradStore, Numerics, TakenGrads};
+use trine_nn::{GradStore, TakenGrads};
 use trine_spec::RankLayout;
 
 /// Where the two copies of a tied embedding are, seen by one stage.
@@ -43,49 +43,25 @@ impl Tied {
         }
     }
 
-    fn buckets(&self) -> Vec<usize> {
+    pub(crate) fn buckets(&self) -> Vec<usize> {
         match self {
             Self::Nowhere => vec![],
             Self::Here(both) => both.to_vec(),
             Self::There { bucket, .. } => vec![*bucket],
         }
     }
-}
 
-impl GradSync {
-    /// Sums the gradients of the two copies of a tied embedding, so that both buckets hold the sum:
-    /// the schedule's `ReduceTied`, once a step, before the tied buckets are posted. Does nothing on
-    /// a stage without a tied bucket.
-    ///
-    /// In reference numerics the tied buckets are summed over their axes here already, and
-    /// posting them later costs nothing.
-    ///
-    /// # Errors
-    /// A tied bucket is posted already, or a failed operation.
-    pub fn tied(&mut self, grads: &mut GradStore, ops: &dyn Ops) -> Result<(), DpError> {
-        match self.options.numerics {
-            Numerics::Fast => {}
-            Numerics::Reference => self.complete(grads, &self.tied.buckets(), ops)?,
-        }
-        match &self.tied {
-            Tied::Nowhere => Ok(()),
-            Tied::Here([first, second]) => add_copies(grads, *first, *second, ops),
-            Tied::There { bucket, peer } => {
+    /// Gives both copies the sum of the two.
+    pub(crate) fn sum(&self, grads: &mut GradStore, ops: &dyn Ops) -> Result<(), DpError> {
+        match self {
+            Self::Nowhere => Ok(()),
+            Self::Here([first, second]) => add_copies(grads, *first, *second, ops),
+            Self::There { bucket, peer } => {
                 let sum = take_sum(grads, *bucket, ops)?;
                 let sum = peer.all_reduce(sum, ReduceOp::Sum, "tied gradient")?;
                 Ok(grads.restore(*bucket, sum)?)
             }
         }
-    }
-
-    fn complete(
-        &mut self,
-        grads: &mut GradStore,
-        buckets: &[usize],
-        ops: &dyn Ops,
-    ) -> Result<(), DpError> {
-        buckets.iter().try_for_each(|bucket| self.post(grads, *bucket, ops))?;
-        buckets.iter().try_for_each(|bucket| self.wait(grads, *bucket, ops))
     }
 }
 

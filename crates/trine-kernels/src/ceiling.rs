@@ -6,12 +6,12 @@
 //! runs over about [`BUDGET`], and a long measurement takes its ceilings before and after; or it takes
 //! [`MultiplyAdds`] in between, again and again, to know what the machine gave on average.
 
-use crate::cpu::PARTS_PER_THREAD;
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx::F32_IN_BF16_PRODUCTS;
 use crate::isa::vectorised;
 use crate::num::Real;
 use crate::scratch::Split;
+use crate::team::PARTS_PER_THREAD;
 use crate::timing::Times;
 use crate::{Isa, KernelError, Team, check};
 use std::convert::Infallible;

@@ -2,6 +2,7 @@
 
 use crate::methods::kernel_methods;
 use crate::scratch::ScratchPool;
+use crate::team::PARTS_PER_THREAD;
 use crate::{
     AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GateUpMut, GeluKind, Isa,
     KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
@@ -13,10 +14,6 @@ use trine_buffer::{Slice, SliceMut};
 
 /// Elements below which waking another thread costs more than it brings.
 const ELEMENTS_PER_PART_MIN: usize = 8 * 1024;
-
-/// Parts for each thread where there is enough to do: a thread that loses its core for a while then
-/// delays a part of the call, not its whole share.
-pub(crate) const PARTS_PER_THREAD: usize = 4;
 
 /// The host's implementation of [`Ops`]: a team of threads, the instruction set found at run time,
 /// and working memory that is kept between calls.

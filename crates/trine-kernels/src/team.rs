@@ -16,6 +16,10 @@ const SPINS_BEFORE_PARK: u32 = 4_000;
 /// Helpers at most; their count fits below [`OPEN`].
 const HELPERS_MAX: usize = 1 << 12;
 
+/// Parts for each thread where there is enough to do: a thread that loses its core for a while then
+/// delays a part of the call, not its whole share.
+pub(crate) const PARTS_PER_THREAD: usize = 4;
+
 /// One more than the largest count of helpers inside a job.
 const OPEN: u64 = 1 << 16;
 /// The number of the job counts from this bit.

@@ -19,6 +19,13 @@ pub enum Precision {
     Fp8Rows,
 }
 
+impl Precision {
+    /// Bytes of an activation.
+    pub(crate) fn element_bytes(self) -> f64 {
+        if self == Self::F32 { 4.0 } else { 2.0 }
+    }
+}
+
 /// One accelerator: facts of its data sheet, and under which name its calibrated constants stand.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

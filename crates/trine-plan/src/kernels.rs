@@ -141,6 +141,6 @@ impl Kernels<'_> {
     }
 
     fn element_bytes(&self) -> f64 {
-        crate::memory::element_bytes(self.precision)
+        self.precision.element_bytes()
     }
 }

@@ -1,5 +1,6 @@
 //! How a model is laid out over devices: what a plan varies.
 
+use crate::model::Ends;
 use crate::{Model, PlanError, Precision};
 use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_schedule::{Purpose, Schedule, ScheduleError, ScheduleKind, Shape};
@@ -50,15 +51,6 @@ impl Attention {
     pub fn stores_scores(self) -> bool {
         matches!(self, Self::FusedSoftmax | Self::Unfused)
     }
-}
-
-/// What a pipeline rank has of the ends of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ends {
-    /// The embedding: the rank of the first stage has it.
-    pub embedding: bool,
-    /// The head: the rank of the last stage has it. In a V that is the first rank too.
-    pub head: bool,
 }
 
 impl Ends {

@@ -61,7 +61,7 @@ impl Planner<'_> {
         let state = self.stack.states(layout.precision);
         let mut memory = self.states(layout, rank);
         let tokens = layout.tokens();
-        let compute = element_bytes(layout.precision);
+        let compute = layout.precision.element_bytes();
         let tp = layout.degrees.tp as f64;
         let h = self.model.spec.hidden as f64;
 
@@ -205,7 +205,7 @@ impl Planner<'_> {
     pub(crate) fn block_saved_bytes(&self, layout: &Layout, recompute: Recompute) -> f64 {
         let spec = &self.model.spec;
         let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
-        let compute = element_bytes(layout.precision);
+        let compute = layout.precision.element_bytes();
         let parts = sequence_parts(layout);
         let (h, f) = (spec.hidden as f64, spec.ffn as f64);
         let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
@@ -241,7 +241,7 @@ impl Planner<'_> {
     fn score_bytes(&self, layout: &Layout) -> f64 {
         let elements = layout.tokens() * layout.seq as f64 * self.model.spec.heads as f64
             / layout.degrees.tp as f64;
-        let compute = element_bytes(layout.precision);
+        let compute = layout.precision.element_bytes();
         elements * if self.stack.dropout_masks { 2.0 * compute + 1.0 } else { 2.0 * compute }
     }
 
@@ -265,7 +265,7 @@ impl Planner<'_> {
     fn working_set(&self, layout: &Layout, has_head: bool) -> f64 {
         let spec = &self.model.spec;
         let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
-        let compute = element_bytes(layout.precision);
+        let compute = layout.precision.element_bytes();
         let inner = (spec.ffn * if spec.gated() { 2 } else { 1 }) as f64;
         // Gradients of the residual stream and of the MLP's inside, at both ends of its activation.
         let gradients = tokens * compute * (2.0 * spec.hidden as f64 + 2.0 * inner / tp)
@@ -296,7 +296,7 @@ impl Planner<'_> {
         let tp = layout.degrees.tp as f64;
         let block = self.model.block.local(tp);
         let ends = self.model.embedding.local(tp);
-        let compute = element_bytes(layout.precision);
+        let compute = layout.precision.element_bytes();
         3.0 * block * compute + ends * compute
     }
 }
@@ -304,8 +304,4 @@ impl Planner<'_> {
 /// Over how many ranks the residual stream is split.
 fn sequence_parts(layout: &Layout) -> f64 {
     if layout.sequence_parallel { layout.degrees.tp as f64 } else { 1.0 }
-}
-
-pub(crate) fn element_bytes(precision: Precision) -> f64 {
-    if precision == Precision::F32 { 4.0 } else { 2.0 }
 }

@@ -1,6 +1,6 @@
 //! A model as the planner needs it: sums over [`ModelSpec`], taken once.
 
-use crate::{Ends, PlanError};
+use crate::PlanError;
 use trine_spec::{Kept, ModelSpec, ParamSpec, Piece, PieceSizes, Split};
 
 /// Elements of a piece: those that tensor parallelism splits, and those that every rank holds.
@@ -14,6 +14,15 @@ impl Elements {
     pub(crate) fn local(self, tp: f64) -> f64 {
         self.split / tp + self.replicated
     }
+}
+
+/// What a pipeline rank has of the ends of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The embedding: the rank of the first stage has it.
+    pub embedding: bool,
+    /// The head: the rank of the last stage has it. In a V that is the first rank too.
+    pub head: bool,
 }
 
 /// A model with what the planner asks of it again and again.

@@ -1,6 +1,5 @@
 //! Software stacks as data: what a framework keeps, stores and overlaps. What trine itself does is one of them.
 
-use crate::memory::element_bytes;
 use crate::{Attention, PlanError, Precision};
 use serde::Deserialize;
 
@@ -152,7 +151,7 @@ impl Stack {
 
     /// Bytes per element of the residual stream.
     pub fn stream_bytes(&self, precision: Precision) -> f64 {
-        if self.stream_f32 { 4.0 } else { element_bytes(precision) }
+        if self.stream_f32 { 4.0 } else { precision.element_bytes() }
     }
 
     /// Of the messages of one forward or backward: for how long a rank of a pipeline is blocked, and when they arrive

@@ -2,7 +2,6 @@
 
 use crate::collectives::{Group, Network};
 use crate::kernels::{Kernels, Passes};
-use crate::memory::element_bytes;
 use crate::pipeline::{StageTime, blocks_of, bubble_s};
 use crate::{Ends, Layout, Planner, Precision, Recompute};
 
@@ -226,7 +225,7 @@ impl Planner<'_> {
             elements += 1.5 * (2.0 * h + (spec.q_dim() as f64 + f) / tp);
         }
         let bytes =
-            layout.tokens() * element_bytes(layout.precision) * elements * self.costs.traffic;
+            layout.tokens() * layout.precision.element_bytes() * elements * self.costs.traffic;
         Passes {
             forward: kernels.stream_s(bytes),
             backward: 2.0 * kernels.stream_s(bytes),
@@ -242,7 +241,7 @@ impl Planner<'_> {
             return (0.0, 0.0);
         }
         let bytes =
-            layout.tokens() * self.model.spec.hidden as f64 * element_bytes(layout.precision);
+            layout.tokens() * self.model.spec.hidden as f64 * layout.precision.element_bytes();
         let group = Group { size: tp, stride: 1 };
         let overlap = if layout.sequence_parallel { self.stack.tensor_overlap } else { 0.0 };
         let two = 2.0 * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap);
@@ -257,7 +256,7 @@ impl Planner<'_> {
             return 0.0;
         }
         let kv = 2.0 * self.model.spec.kv_dim() as f64 / d.tp as f64;
-        let bytes = layout.tokens() * kv * element_bytes(layout.precision);
+        let bytes = layout.tokens() * kv * layout.precision.element_bytes();
         let all =
             3.0 * (d.cp - 1) as f64 * network.message_s(bytes, Group { size: d.cp, stride: d.tp });
         hidden(all, attention, self.device.interference)
@@ -281,7 +280,7 @@ impl Planner<'_> {
         let over = self.costs.host_overhead;
         let group = Group { size: layout.degrees.tp, stride: 1 };
         let whole = if self.stack.logits_whole {
-            network.gather_s(tokens * held * element_bytes(layout.precision), 1.0, group)
+            network.gather_s(tokens * held * layout.precision.element_bytes(), 1.0, group)
         } else {
             0.0
         };
@@ -335,7 +334,7 @@ impl Planner<'_> {
         let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), tp);
         let calls = blocks.max(1.0);
         let reduced = elements * self.stack.reduce_bytes(layout.precision);
-        let gathered = elements * element_bytes(layout.precision);
+        let gathered = elements * layout.precision.element_bytes();
         let reduce = network.gather_s(reduced, calls, replicas);
         let gather = network.gather_s(gathered, calls, replicas);
         let over = self.device.interference;

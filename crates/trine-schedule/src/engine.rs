@@ -7,7 +7,50 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::{Action, Costs, Delivery, Message, Reduction, Schedule, ScheduleError, Span};
+use crate::{Action, Message, Reduction, Schedule, ScheduleError, Transfer};
+
+/// When a send completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// At once: the message waits for its receiver in a buffer.
+    Buffered,
+    /// When the receiver has it (as large messages of MPI do).
+    Rendezvous,
+}
+
+/// What actions cost, in any one unit of time. Costs are finite and not negative.
+///
+/// Every `Fn(rank, position, &Action) -> f64` is a `Costs` without latency: that is how *measured*
+/// durations are replayed.
+pub trait Costs {
+    /// The time a rank itself works on the action at `position` of its list, without waiting.
+    ///
+    /// The time of a [`crate::Reduction::ReduceGrad`] passes on a lane of its own beside the rank.
+    fn duration(&self, rank: usize, position: usize, action: &Action) -> f64;
+
+    /// The time from the end of a send to the arrival of its message.
+    fn latency(&self, rank: usize, send: &Transfer) -> f64 {
+        let _ = (rank, send);
+        0.0
+    }
+}
+
+impl<F: Fn(usize, usize, &Action) -> f64> Costs for F {
+    fn duration(&self, rank: usize, position: usize, action: &Action) -> f64 {
+        self(rank, position, action)
+    }
+}
+
+/// When an action ran: posted or begun at `start`, done at `end`, `busy` of it work, the rest waiting.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Span {
+    /// When the action was begun.
+    pub start: f64,
+    /// When it was done.
+    pub end: f64,
+    /// The part that was work.
+    pub busy: f64,
+}
 
 /// What the machine found: the spans of each rank, or where ranks wait for ever.
 pub(crate) enum Outcome {

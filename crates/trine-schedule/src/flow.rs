@@ -6,7 +6,7 @@
 //! takes milliseconds. Where no rank receives before it must, the two agree to the last digit; tests
 //! say where that is.
 
-use crate::lower::{expect_only, keeps_backward_whole};
+use crate::waits::stuck_inputs;
 use crate::{Action, Compute, Schedule, ScheduleError};
 use trine_mesh::plural;
 
@@ -132,7 +132,7 @@ impl StepTimes {
 pub fn step_times(schedule: &Schedule, costs: &StageCosts) -> Result<StepTimes, ScheduleError> {
     schedule.check()?;
     costs.check(schedule.stages())?;
-    expect_only(schedule, "whole F, B and W only", Action::is_whole_compute)?;
+    schedule.expect_only("whole F, B and W only", Action::is_whole_compute)?;
     check_places(schedule)?;
     Flow::new(schedule, costs).run()
 }
@@ -195,7 +195,7 @@ impl<'a> Flow<'a> {
         Self {
             schedule,
             costs,
-            backward_whole: keeps_backward_whole(schedule),
+            backward_whole: schedule.keeps_backward_whole(),
             delay: [
                 (0..stages)
                     .map(|stage| if stage == 0 { 0.0 } else { between(stage - 1) })
@@ -217,7 +217,7 @@ impl<'a> Flow<'a> {
         let blocked: Vec<(usize, usize)> =
             (0..lists.len()).filter(is_blocked).map(|rank| (rank, self.lanes[rank].next)).collect();
         if !blocked.is_empty() {
-            return Err(crate::lower::stuck_inputs(self.schedule, &blocked));
+            return Err(stuck_inputs(self.schedule, &blocked));
         }
         Ok(StepTimes {
             makespan: self.lanes.iter().map(|lane| lane.now).fold(0.0, f64::max),

@@ -53,6 +53,7 @@ mod waits;
 
 pub use action::{Action, Compute, Message, Payload, Reduction, Transfer};
 pub use closed_form::ClosedForm;
+pub use engine::{Costs, Delivery, Span};
 pub use error::ScheduleError;
 pub use flow::{StageCosts, StepTimes, UniformStage, step_times};
 pub use generate::Shape;
@@ -62,5 +63,5 @@ pub use nearest::nearest;
 pub use order::Order;
 pub use parse::ParseError;
 pub use schedule::{Purpose, Schedule, SyncPlan, TiedSegment};
-pub use simulate::{Costs, Delivery, Span, Timeline, UniformCosts, simulate};
+pub use simulate::{Timeline, UniformCosts, simulate};
 pub use verify::{Report, VerifyError, VerifyErrorKind, verify};

@@ -5,11 +5,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::action::Parcel;
-use crate::simulate::stuck;
-use crate::waits::waits;
+use crate::schedule::is_backward_pair;
+use crate::waits::stuck_inputs;
 use crate::{
-    Action, Compute, Delivery, Message, Payload, Reduction, Schedule, ScheduleError, SyncPlan,
-    Transfer,
+    Action, Compute, Message, Payload, Reduction, Schedule, ScheduleError, SyncPlan, Transfer,
 };
 
 /// All passes: messages between stages, exchanges, and (with a plan) the reduction of gradients. Lists that
@@ -21,7 +20,7 @@ use crate::{
 pub fn lower(schedule: &Schedule, sync: Option<&SyncPlan>) -> Result<Schedule, ScheduleError> {
     let with_messages = if schedule.actions.iter().flatten().any(is_transfer) {
         schedule.check()?;
-        expect_only(schedule, UNSYNCED, is_unsynced)?;
+        schedule.expect_only(UNSYNCED, is_unsynced)?;
         schedule.clone()
     } else {
         fuse_exchanges(add_transfers(schedule)?)
@@ -46,7 +45,7 @@ pub fn lower(schedule: &Schedule, sync: Option<&SyncPlan>) -> Result<Schedule, S
 /// [`ScheduleError::Stuck`] if the compute actions wait for each other in a circle.
 pub fn add_transfers(schedule: &Schedule) -> Result<Schedule, ScheduleError> {
     schedule.check()?;
-    expect_only(schedule, "whole F, B and W only", Action::is_whole_compute)?;
+    schedule.expect_only("whole F, B and W only", Action::is_whole_compute)?;
     let actions = Trace::new(schedule).run()?;
     Ok(Schedule { actions, ..schedule.clone() })
 }
@@ -95,7 +94,7 @@ pub fn fuse_exchanges(mut schedule: Schedule) -> Schedule {
 pub fn add_grad_sync(mut schedule: Schedule, plan: &SyncPlan) -> Result<Schedule, ScheduleError> {
     schedule.sync = Some(plan.clone());
     schedule.check()?;
-    expect_only(&schedule, UNSYNCED, is_unsynced)?;
+    schedule.expect_only(UNSYNCED, is_unsynced)?;
     schedule.actions = (0..schedule.ranks()).map(|rank| sync_rank(&schedule, plan, rank)).collect();
     Ok(schedule)
 }
@@ -109,54 +108,6 @@ fn is_unsynced(action: &Action) -> bool {
 
 fn is_transfer(action: &Action) -> bool {
     matches!(action, Action::Message(_))
-}
-
-pub(crate) fn expect_only(
-    schedule: &Schedule,
-    expected: &'static str,
-    fits: impl Fn(&Action) -> bool,
-) -> Result<(), ScheduleError> {
-    for (rank, list) in schedule.actions.iter().enumerate() {
-        if let Some(position) = list.iter().position(|action| !fits(action)) {
-            return Err(ScheduleError::Lowered {
-                rank,
-                position,
-                action: list[position],
-                expected,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// True if every W stands right behind its B, as in GPipe and 1F1B: the two are then one unit.
-pub(crate) fn keeps_backward_whole(schedule: &Schedule) -> bool {
-    let is_input =
-        |action: &Action| matches!(action, Action::Compute(Compute::BackwardInput { .. }));
-    schedule.actions.iter().all(|list| {
-        let mut inputs = list.iter().enumerate().filter(|(_, action)| is_input(action));
-        inputs.all(|(index, _)| is_backward_pair(list, index))
-    })
-}
-
-/// True if `list[index]` is B and `list[index + 1]` its W.
-fn is_backward_pair(list: &[Action], index: usize) -> bool {
-    match (list.get(index), list.get(index + 1)) {
-        (
-            Some(Action::Compute(Compute::BackwardInput {
-                stage: b,
-                micro_batch: i,
-                segment: None,
-            })),
-            Some(Action::Compute(Compute::BackwardWeight {
-                stage: w,
-                micro_batch: j,
-                segment: None,
-            })),
-        ) => (b, i) == (w, j),
-        // Anything else is not such a pair.
-        _ => false,
-    }
 }
 
 /// One rank of a [`Trace`].
@@ -189,7 +140,7 @@ impl<'a> Trace<'a> {
             lowered: Vec::with_capacity(2 * list.len()),
         };
         let ranks = schedule.actions.iter().map(tracer).collect();
-        Self { schedule, backward_whole: keeps_backward_whole(schedule), ranks }
+        Self { schedule, backward_whole: schedule.keeps_backward_whole(), ranks }
     }
 
     fn run(mut self) -> Result<Vec<Vec<Action>>, ScheduleError> {
@@ -324,12 +275,6 @@ impl<'a> Trace<'a> {
             .collect();
         stuck_inputs(self.schedule, &waiting)
     }
-}
-
-/// The error of compute lists whose ranks wait at these cells for ever.
-pub(crate) fn stuck_inputs(schedule: &Schedule, waiting: &[(usize, usize)]) -> ScheduleError {
-    let waits = waits(schedule, Delivery::Buffered, waiting);
-    stuck(schedule, waiting, format!("every rank waits for an input: {waits}"))
 }
 
 /// The posting of a bucket, which is a segment of a stage.

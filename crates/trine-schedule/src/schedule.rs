@@ -134,6 +134,35 @@ impl Schedule {
         }
     }
 
+    /// Refuses lists with an action that does not fit.
+    pub(crate) fn expect_only(
+        &self,
+        expected: &'static str,
+        fits: impl Fn(&Action) -> bool,
+    ) -> Result<(), ScheduleError> {
+        for (rank, list) in self.actions.iter().enumerate() {
+            if let Some(position) = list.iter().position(|action| !fits(action)) {
+                return Err(ScheduleError::Lowered {
+                    rank,
+                    position,
+                    action: list[position],
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// True if every W stands right behind its B, as in GPipe and 1F1B: the two are then one unit.
+    pub(crate) fn keeps_backward_whole(&self) -> bool {
+        let is_input =
+            |action: &Action| matches!(action, Action::Compute(Compute::BackwardInput { .. }));
+        self.actions.iter().all(|list| {
+            let mut inputs = list.iter().enumerate().filter(|(_, action)| is_input(action));
+            inputs.all(|(index, _)| is_backward_pair(list, index))
+        })
+    }
+
     /// For each stage, the most micro-batches whose F is done and whose W is not.
     pub(crate) fn kept_by_stage(&self) -> Vec<usize> {
         let of_stage = |(stage, &rank): (usize, &usize)| {
@@ -224,5 +253,25 @@ impl SyncPlan {
     /// True if the segment holds a copy of the tied parameter.
     pub fn is_tied(&self, stage: usize, segment: usize) -> bool {
         self.tied.contains(&TiedSegment { stage, segment })
+    }
+}
+
+/// True if `list[index]` is B and `list[index + 1]` its W.
+pub(crate) fn is_backward_pair(list: &[Action], index: usize) -> bool {
+    match (list.get(index), list.get(index + 1)) {
+        (
+            Some(Action::Compute(Compute::BackwardInput {
+                stage: b,
+                micro_batch: i,
+                segment: None,
+            })),
+            Some(Action::Compute(Compute::BackwardWeight {
+                stage: w,
+                micro_batch: j,
+                segment: None,
+            })),
+        ) => (b, i) == (w, j),
+        // Anything else is not such a pair.
+        _ => false,
     }
 }

@@ -1,41 +1,8 @@
 //! The simulator: how long a schedule takes, where its bubbles are, what it keeps in memory.
 
-use crate::engine::{Outcome, run};
-use crate::grid::grid;
-use crate::waits::waits;
+use crate::engine::{Costs, Delivery, Outcome, Span, run};
+use crate::waits::{stuck, waits};
 use crate::{Action, Compute, Reduction, Schedule, ScheduleError, Transfer, UniformStage};
-
-/// When a send completes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Delivery {
-    /// At once: the message waits for its receiver in a buffer.
-    Buffered,
-    /// When the receiver has it (as large messages of MPI do).
-    Rendezvous,
-}
-
-/// What actions cost, in any one unit of time. Costs are finite and not negative.
-///
-/// Every `Fn(rank, position, &Action) -> f64` is a `Costs` without latency: that is how *measured*
-/// durations are replayed.
-pub trait Costs {
-    /// The time a rank itself works on the action at `position` of its list, without waiting.
-    ///
-    /// The time of a [`crate::Reduction::ReduceGrad`] passes on a lane of its own beside the rank.
-    fn duration(&self, rank: usize, position: usize, action: &Action) -> f64;
-
-    /// The time from the end of a send to the arrival of its message.
-    fn latency(&self, rank: usize, send: &Transfer) -> f64 {
-        let _ = (rank, send);
-        0.0
-    }
-}
-
-impl<F: Fn(usize, usize, &Action) -> f64> Costs for F {
-    fn duration(&self, rank: usize, position: usize, action: &Action) -> f64 {
-        self(rank, position, action)
-    }
-}
 
 /// The same costs for every stage and micro-batch.
 ///
@@ -108,17 +75,6 @@ impl Costs for UniformCosts {
     }
 }
 
-/// When an action ran: posted or begun at `start`, done at `end`, `busy` of it work, the rest waiting.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Span {
-    /// When the action was begun.
-    pub start: f64,
-    /// When it was done.
-    pub end: f64,
-    /// The part that was work.
-    pub busy: f64,
-}
-
 /// A simulated step: the span of every action of a schedule.
 #[derive(Debug, Clone)]
 pub struct Timeline<'a> {
@@ -156,17 +112,6 @@ pub fn simulate<'a, C: Costs + ?Sized>(
     let makespan = spans.iter().flatten().map(|span| span.end).fold(0.0, f64::max);
     let busy = schedule.actions.iter().zip(&spans).map(|(list, spans)| working_time(list, spans));
     Ok(Timeline { schedule, makespan, busy: busy.collect(), spans })
-}
-
-/// The error of ranks that wait at these cells for ever.
-pub(crate) fn stuck(schedule: &Schedule, cells: &[(usize, usize)], what: String) -> ScheduleError {
-    let action =
-        |&(rank, position): &(usize, usize)| Some((rank, *schedule.actions[rank].get(position)?));
-    ScheduleError::Stuck {
-        what,
-        first: cells.iter().find_map(action).map(Box::new),
-        grid: grid(schedule, cells),
-    }
 }
 
 fn check_peers(schedule: &Schedule) -> Result<(), ScheduleError> {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::lower::keeps_backward_whole;
-use crate::{Action, Compute, Delivery, Reduction, Schedule};
+use crate::grid::grid;
+use crate::{Action, Compute, Delivery, Reduction, Schedule, ScheduleError};
 
 /// Ranks that are named.
 const RANKS_MAX: usize = 8;
@@ -12,6 +12,23 @@ const RANKS_MAX: usize = 8;
 enum Awaited {
     Cell(usize, usize),
     Nowhere(Action),
+}
+
+/// The error of ranks that wait at these cells for ever.
+pub(crate) fn stuck(schedule: &Schedule, cells: &[(usize, usize)], what: String) -> ScheduleError {
+    let action =
+        |&(rank, position): &(usize, usize)| Some((rank, *schedule.actions[rank].get(position)?));
+    ScheduleError::Stuck {
+        what,
+        first: cells.iter().find_map(action).map(Box::new),
+        grid: grid(schedule, cells),
+    }
+}
+
+/// The error of compute lists whose ranks wait at these cells for ever.
+pub(crate) fn stuck_inputs(schedule: &Schedule, waiting: &[(usize, usize)]) -> ScheduleError {
+    let waits = waits(schedule, Delivery::Buffered, waiting);
+    stuck(schedule, waiting, format!("every rank waits for an input: {waits}"))
 }
 
 /// `rank 0 at step 3 (SA0.1>1) waits for rank 1 at step 5 (RA1.1<0); …`, for the first few of the cells
@@ -102,7 +119,7 @@ fn maker(schedule: &Schedule, compute: &Compute) -> Option<Action> {
         }
         Compute::BackwardInput { stage, micro_batch, segment } => {
             let stage = stage.checked_add(1)?;
-            Some(match keeps_backward_whole(schedule) {
+            Some(match schedule.keeps_backward_whole() {
                 true => Compute::BackwardWeight { stage, micro_batch, segment }.into(),
                 false => Compute::BackwardInput { stage, micro_batch, segment }.into(),
             })

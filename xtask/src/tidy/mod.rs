@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: the rules of the repository that no lint knows. Each is a function from inputs to problems.
 
+mod circles;
 mod columns;
 mod commands;
 mod docs;
@@ -102,6 +103,7 @@ fn check(workspace: &Workspace, table: &Table, files: &[TextFile]) -> Vec<Proble
         problems.extend(layering::check_code_map(table, architecture));
     }
     problems.extend(sources::check(table, files));
+    problems.extend(circles::check(files));
     problems.extend(docs::check_links(files, exists));
     problems.extend(docs::check_decisions(files));
     problems.extend(docs::check_tests_named(files));

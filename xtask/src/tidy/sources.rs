@@ -194,7 +194,7 @@ fn check_length(file: &TextFile, code: &str) -> Option<Finding> {
 }
 
 /// True for files that hold nothing but tests.
-fn is_test_file(path: &str) -> bool {
+pub(super) fn is_test_file(path: &str) -> bool {
     let mut parts = path.rsplit('/');
     let name = parts.next().unwrap_or(path);
     name == "tests.rs"

@@ -18,7 +18,7 @@ mod share;
 
 pub(crate) use share::limit_shares;
 
-use crate::source::Candidate;
+use crate::report::Candidate;
 use crate::split::char_boundary;
 use crate::text::Limit;
 use crate::walk::package_files;

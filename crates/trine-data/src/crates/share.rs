@@ -1,6 +1,6 @@
 //! No crate may fill more than its share of the corpus.
 
-use crate::source::Candidate;
+use crate::report::Candidate;
 use crate::{SkipReason, Skips};
 use std::collections::BTreeMap;
 use trine_rng::{Permutation, Stream};

@@ -6,13 +6,13 @@
 use super::softcap::{Cap, soft_cap};
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{MatSplit, length, same_shape, typed_mut, with_num};
-use crate::cpu::PARTS_PER_THREAD;
 use crate::gemm::{
     Dims, Factor, GemmElement, Initial, Operand, Products, Side, TRANSPOSED, Target,
 };
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real};
 use crate::scratch::{Scratch, Split};
+use crate::team::PARTS_PER_THREAD;
 use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatMut, Qkv};
 use std::ops::Range;
 use trine_buffer::{Float, Slice, SliceMut};

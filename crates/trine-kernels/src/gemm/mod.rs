@@ -16,9 +16,9 @@ mod packed;
 mod x86;
 
 use crate::check::{Mat, MatSplit, dims, length, typed, with_num};
-use crate::cpu::PARTS_PER_THREAD;
 use crate::num::Num;
 use crate::scratch::Scratch;
+use crate::team::PARTS_PER_THREAD;
 use crate::{CpuOps, Isa, KernelError, MatMut, MatRef, Product};
 use driver::block;
 use half::bf16;
