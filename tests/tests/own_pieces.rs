@@ -1,9 +1,15 @@
 //! Blocks that the zoo does not have, one whole on every tensor-parallel rank and one shared out, against the serial
 //! run: to the bit in reference numerics, in fast ones within the zoo's bound.
 
-use trine_buffer::DType;
-use trine_nn::Numerics;
-use trine_spec::ModelSpec;
+use trine_buffer::{Act, DType};
+use trine_comm::Name;
+use trine_mesh::Degrees;
+use trine_models::{Builder, PieceLayer, zoo};
+use trine_nn::{
+    Context, GradStore, Layer, NnError, Numerics, ParamId, ParamStore, Saved, WeightWork,
+};
+use trine_shard::Replicated;
+use trine_spec::{Init, ModelSpec, OwnBody, OwnPiece, ParamSpec, PieceParts};
 use trine_testkit::{tolerance, toy};
 use trine_tests::compare::findings;
 use trine_tests::layouts::{self, Layout};
@@ -60,5 +66,75 @@ fn own_pieces_meet_the_bound_of_the_zoo_in_fast_numerics() {
         let base = base(model, Numerics::Fast);
         let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() }).unwrap();
         layouts::own_pieces().iter().for_each(|layout| check(layout, &base, &exact));
+    }
+}
+
+/// `x`, whatever its second parameter is.
+#[derive(Debug)]
+struct Idle {
+    params: [ParamId; 2],
+    /// How many of them it tells a gradient, which is zero.
+    told: usize,
+}
+
+impl Layer for Idle {
+    fn forward(&self, _: &ParamStore, x: Act, _: &Context<'_>) -> Result<(Act, Saved), NnError> {
+        Ok((x, Saved::nothing()))
+    }
+
+    fn backward_input(
+        &self,
+        _: &ParamStore,
+        saved: Saved,
+        dy: Act,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<(Act, WeightWork), NnError> {
+        let ([], []) = saved.take()?;
+        for id in &self.params[..self.told] {
+            grads.add(id, &ctx.rows, |_, _| Ok(()))?;
+        }
+        Ok((dy, WeightWork::nothing()))
+    }
+}
+
+/// A step of a model whose block 1 is [`Idle`].
+fn idle_step(config: &EngineConfig, told: usize) -> Result<Outcome, String> {
+    let param = |name: &str| ParamSpec::new(name, &[config.model.hidden], Init::Ones);
+    let body = OwnBody { name: "idle".into(), keeps_input: true, ..OwnBody::default() };
+    let piece = OwnPiece {
+        params: ["idle.first", "idle.second"].map(param).to_vec(),
+        body,
+        flops_per_token: 0.0,
+    };
+    let mut parts = config.model.parts(config.degrees.tp).map_err(|error| error.to_string())?;
+    parts.replace(1, piece).map_err(|error| error.to_string())?;
+    let build = |b: &Builder<'_>, part: &PieceParts| {
+        if part.own_name().is_none() {
+            return zoo(b, part);
+        }
+        let layer = Idle { params: [b.param("idle.first")?, b.param("idle.second")?], told };
+        let layer = Replicated::new(b.group().clone(), layer, Name::new("idle"));
+        Ok(PieceLayer::Inner(Box::new(layer)))
+    };
+    let plan = RunPlan::of_parts(config, parts).map_err(|error| error.to_string())?;
+    step_of(plan, &build, &Mutation::NONE)
+}
+
+#[test]
+fn a_gradient_that_a_layer_leaves_out_is_an_error_and_one_of_zeros_is_none() {
+    for numerics in [Numerics::Reference, Numerics::Fast] {
+        for degrees in [Degrees::SERIAL, Degrees { tp: 2, pp: 2, ..Degrees::SERIAL }] {
+            let config = EngineConfig { degrees, ..base(toy::gpt(), numerics) };
+            for (told, left_out) in [(0, "idle.first"), (1, "idle.second")] {
+                let error = idle_step(&config, told).unwrap_err();
+                let says = format!(
+                    "block 1 (\"idle\"): backward has added nothing to the gradient of \"{left_out}\""
+                );
+                assert!(error.contains(&says), "{error}");
+            }
+            let grads = idle_step(&config, 2).unwrap().grads;
+            assert!(grads["idle.second"].iter().all(|value| *value == 0.0));
+        }
     }
 }

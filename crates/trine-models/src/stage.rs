@@ -155,6 +155,15 @@ impl StageModel {
         })
     }
 
+    /// Refuses layers that have left out the gradient of a parameter, once their passes have filled a bucket.
+    ///
+    /// # Errors
+    /// [`NnError::NoGradient`], of a piece of one's own in [`NnError::Piece`].
+    pub fn check_gradients(&self, grads: &GradStore, bucket: usize) -> Result<(), NnError> {
+        let Some(param) = grads.untouched(bucket) else { return Ok(()) };
+        self.named(param.piece, Err(NnError::NoGradient(param.spec.name.clone())))
+    }
+
     /// Runs one piece forward.
     fn pass(
         &self,

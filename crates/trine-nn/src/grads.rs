@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType, SliceMut};
 use trine_kernels::Ops;
-use trine_spec::RankLayout;
+use trine_spec::{LocalParam, RankLayout};
 
 /// A complete subtree of the sum over samples: `level` 0 is one sample; level l at `index` i sums
 /// the samples `i·2^l .. (i+1)·2^l` of the global batch.
@@ -126,8 +126,7 @@ impl Sum {
         overwrites: bool,
     ) -> Result<bool, NnError> {
         let spans = layout.buckets[bucket].params.iter().map(|&index| layout.params[index].span());
-        let here = |param: &Range<usize>| param.start < span.end && span.start < param.end;
-        let touched = || spans.clone().zip(0..).filter(|(param, _)| here(param));
+        let touched = || spans.clone().zip(0..).filter(|(param, _)| overlap(param, span));
         let overwrites = overwrites && touched().all(|(_, index)| self.stale[index]);
         for (param, index) in touched() {
             if std::mem::take(&mut self.stale[index]) && !overwrites {
@@ -143,6 +142,10 @@ impl Sum {
         self.begin(layout, bucket, &(0..len), false)?;
         Ok(())
     }
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 #[derive(Debug)]
@@ -169,6 +172,8 @@ pub struct GradStore {
     dtype: DType,
     numerics: Numerics,
     buckets: Vec<Bucket>,
+    /// Parameters, by their place in the layout, to whose gradients nothing has been added since the store was made.
+    untouched: Vec<usize>,
 }
 
 impl GradStore {
@@ -182,7 +187,9 @@ impl GradStore {
             Numerics::Reference => Bucket::Tree(SampleTree::default()),
         };
         let buckets = layout.buckets.iter().map(empty).collect();
-        Self { layout, dtype, numerics, buckets }
+        let untouched = (0..layout.params.len()).filter(|&index| !layout.params[index].is_empty());
+        let untouched = untouched.collect();
+        Self { layout, dtype, numerics, buckets, untouched }
     }
 
     /// The accumulator type.
@@ -193,6 +200,12 @@ impl GradStore {
     /// What is stored where.
     pub fn layout(&self) -> &Arc<RankLayout> {
         &self.layout
+    }
+
+    /// A parameter of a bucket to whose gradient nothing has ever been added, not even zeros.
+    pub fn untouched(&self, bucket: usize) -> Option<&LocalParam> {
+        let mut left = self.untouched.iter().map(|&index| &self.layout.params[index]);
+        left.find(|param| param.bucket == bucket)
     }
 
     /// Bytes of all gradients held.
@@ -262,6 +275,11 @@ impl GradStore {
         mut add: impl FnMut(Range<usize>, SliceMut<'_>, bool) -> Result<(), NnError>,
     ) -> Result<(), NnError> {
         let (bucket, len) = (id.bucket(), self.layout.buckets[id.bucket()].len);
+        // Empty after the first micro-batches.
+        self.untouched.retain(|&index| {
+            let param = &self.layout.params[index];
+            param.bucket != bucket || !overlap(&param.span(), &id.span())
+        });
         match &mut self.buckets[bucket] {
             Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
             Bucket::Sum(sum) => {

@@ -69,6 +69,12 @@ pub enum NnError {
         /// Why.
         error: Box<Self>,
     },
+    /// A layer has run backward and left out a parameter.
+    #[error(
+        "backward has added nothing to the gradient of \"{0}\"; a layer adds to that of every parameter of its own, \
+         zeros too (`GradStore::add`)"
+    )]
+    NoGradient(String),
     /// Nobody builds the layer of a piece.
     #[error(
         "{piece} is a {kind}, which the zoo does not have: the builder of pieces must give its layer"

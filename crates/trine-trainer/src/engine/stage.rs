@@ -237,6 +237,7 @@ impl StageOps for StageRun<'_> {
             Reduction::ReduceTied { .. } => self.sync.tied(self.grads, self.ops)?,
             Reduction::ReduceGrad { stage, segment } => {
                 let bucket = self.bucket(stage, segment)?;
+                self.stage(stage)?.check_gradients(self.grads, bucket)?;
                 self.sync.post(self.grads, bucket, self.ops)?;
             }
             Reduction::AwaitGrad { stage, segment } => {
