@@ -3,6 +3,7 @@
 
 use trine_buffer::Act;
 use trine_comm::Name;
+use trine_kernels::Function;
 use trine_models::{Builder, PieceLayer, zoo};
 use trine_nn::{
     Activation, AttentionCore, AttentionShape, Context, Dropout, GradStore, Layer, Linear, NnError,
@@ -155,7 +156,7 @@ fn shared_layer(b: &Builder<'_>) -> Result<Box<dyn Layer>, NnError> {
     Ok(Box::new(Shared {
         norm: b.norm("shared.norm", Norm::Rms, Name::new("shared norm"))?,
         up: b.column("shared", &["up"], true, Name::new("shared up"))?,
-        activation: Activation::Gelu { cols },
+        activation: Activation { function: Function::GeluTanh, gated: false, cols },
         down: b.row("shared.down", true, Name::new("shared down"))?,
     }))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use trine_buffer::{Buf, DType};
 use trine_comm::{CommError, ReduceOp, threads};
 use trine_kernels::{
-    AttentionShape, CpuOps, GeluKind, KernelError, MatMut, MatRef, NormShape, Ops, Product, Qkv,
+    AttentionShape, CpuOps, Function, KernelError, MatMut, MatRef, NormShape, Ops, Product, Qkv,
     Team, Times, ceiling,
 };
 use trine_plan::{Cluster, Device, DeviceConstants, Level, Link, clusters, find_cluster};
@@ -173,7 +173,7 @@ impl Rates {
             ops.layer_norm(shape, to, stats, x, gamma, beta.slice().range(0..cols)?)
         };
         let (large, small) = (seconds(|| norm(rows, cols))?, seconds(|| norm(1, 16))?);
-        let gelu = seconds(|| ops.gelu(GeluKind::Tanh, y.slice_mut(), x.slice()))?;
+        let gelu = seconds(|| ops.activation(Function::GeluTanh, y.slice_mut(), x.slice()))?;
         let bytes = 2.0 * (x.size_bytes() + y.size_bytes()) as f64;
         let [tokens, heads, width] = ATTENTION;
         Ok(Self {

@@ -9,7 +9,7 @@ use half::bf16;
 use std::process::ExitCode;
 use trine_buffer::{Buf, DType, Float, Slice};
 use trine_kernels::{
-    AdamW, AttentionShape, CpuOps, GeluKind, Isa, KernelError, LossShape, MatMut, MatRef,
+    AdamW, AttentionShape, CpuOps, Function, Isa, KernelError, LossShape, MatMut, MatRef,
     NormShape, Ops, Product, Qkv, QkvMut, Team,
 };
 
@@ -196,12 +196,12 @@ fn layer_norm_backward<T: Float>(ops: &CpuOps) -> Done {
 
 fn gelu<T: Float>(ops: &CpuOps) -> Done {
     let (x, mut y) = (values::<T>(FLAT), Buf::zeros(T::DTYPE, FLAT));
-    twice(|| ops.gelu(GeluKind::Tanh, y.slice_mut(), x.slice()))
+    twice(|| ops.activation(Function::GeluTanh, y.slice_mut(), x.slice()))
 }
 
 fn gelu_backward<T: Float>(ops: &CpuOps) -> Done {
     let (x, dy, mut dx) = (values::<T>(FLAT), values::<T>(FLAT), Buf::zeros(T::DTYPE, FLAT));
-    twice(|| ops.gelu_backward(GeluKind::Tanh, dx.slice_mut(), x.slice(), dy.slice()))
+    twice(|| ops.activation_backward(Function::GeluTanh, dx.slice_mut(), x.slice(), dy.slice()))
 }
 
 /// Loss and gradient of a whole vocabulary.

@@ -1,11 +1,11 @@
-//! GELU and SwiGLU.
+//! Activation functions, alone and as gates.
 
 use crate::check::{Mat, MatSplit, length, same_shape, typed, typed_mut, with_num};
 use crate::isa::vectorised;
 use crate::num::{Num, Real};
 use crate::scratch::Split;
 use crate::view::check_sections;
-use crate::{CpuOps, GateUpMut, GeluKind, KernelError, MatMut, MatRef};
+use crate::{CpuOps, Function, GateUpMut, KernelError, MatMut, MatRef};
 use std::f64::consts::LOG2_E;
 use trine_buffer::{Slice, SliceMut};
 
@@ -14,9 +14,96 @@ type Done = Result<(), KernelError>;
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 const CUBIC: f64 = 0.044_715;
 
-#[inline(always)]
-fn sigmoid<A: Real>(x: A) -> A {
-    sigmoid_and_rest(x).0
+/// A [`Function`] as a type, so that every loop is compiled for one function.
+trait Curve {
+    fn value<A: Real>(x: A) -> A;
+    /// The value and the derivative.
+    fn value_and_slope<A: Real>(x: A) -> (A, A);
+}
+
+struct GeluTanh;
+struct GeluErf;
+struct Silu;
+struct Relu;
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn value<A: Real>(x: A) -> A {
+        x * tanh_gate(x).0
+    }
+
+    #[inline(always)]
+    fn value_and_slope<A: Real>(x: A) -> (A, A) {
+        let (s, rest) = tanh_gate(x);
+        let inner = A::ONE + A::from_f64(3.0 * CUBIC) * x * x;
+        let value = x * s;
+        (value, s + value * rest * A::from_f64(2.0 * SQRT_2_OVER_PI) * inner)
+    }
+}
+
+impl Curve for GeluErf {
+    #[inline(always)]
+    fn value<A: Real>(x: A) -> A {
+        x * phi(x)
+    }
+
+    #[inline(always)]
+    fn value_and_slope<A: Real>(x: A) -> (A, A) {
+        let density = (A::from_f64(-0.5) * x * x).exp() * A::from_f64(SQRT_2_OVER_PI * 0.5);
+        let phi = phi(x);
+        (x * phi, phi + x * density)
+    }
+}
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn value<A: Real>(x: A) -> A {
+        x * sigmoid_and_rest(x).0
+    }
+
+    #[inline(always)]
+    fn value_and_slope<A: Real>(x: A) -> (A, A) {
+        let (s, rest) = sigmoid_and_rest(x);
+        let value = x * s;
+        (value, s + value * rest)
+    }
+}
+
+impl Curve for Relu {
+    // What is not a number stays so.
+    #[inline(always)]
+    fn value<A: Real>(x: A) -> A {
+        if x < A::ZERO { A::ZERO } else { x }
+    }
+
+    #[inline(always)]
+    fn value_and_slope<A: Real>(x: A) -> (A, A) {
+        (Self::value(x), if x > A::ZERO { A::ONE } else { A::ZERO })
+    }
+}
+
+/// Runs `$body` with `$f` standing for the function.
+macro_rules! with_curve {
+    ($function:expr, $f:ident => $body:expr) => {
+        match $function {
+            Function::GeluTanh => {
+                type $f = GeluTanh;
+                $body
+            }
+            Function::GeluErf => {
+                type $f = GeluErf;
+                $body
+            }
+            Function::Silu => {
+                type $f = Silu;
+                $body
+            }
+            Function::Relu => {
+                type $f = Relu;
+                $body
+            }
+        }
+    };
 }
 
 /// `σ(x)` and `1 − σ(x)`, neither of them as the difference of larger numbers.
@@ -49,54 +136,26 @@ fn phi<A: Real>(x: A) -> A {
     if x > A::ZERO { A::ONE - tail } else { tail }
 }
 
-#[inline(always)]
-fn gelu_tanh_slope<A: Real>(x: A) -> A {
-    let (s, rest) = tanh_gate(x);
-    let inner = A::ONE + A::from_f64(3.0 * CUBIC) * x * x;
-    s + x * s * rest * A::from_f64(2.0 * SQRT_2_OVER_PI) * inner
-}
-
-#[inline(always)]
-fn gelu_erf_slope<A: Real>(x: A) -> A {
-    let density = (A::from_f64(-0.5) * x * x).exp() * A::from_f64(SQRT_2_OVER_PI * 0.5);
-    phi(x) + x * density
-}
-
 vectorised! {
-    fn gelu_tanh_row<T: Num>(y: &mut [T], x: &[T]) {
+    fn activation_row<F: Curve, T: Num>(y: &mut [T], x: &[T]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            let x = x.widen();
-            *y = T::narrow(x * tanh_gate(x).0);
+            *y = T::narrow(F::value(x.widen()));
         }
     }
 
-    fn gelu_erf_row<T: Num>(y: &mut [T], x: &[T]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            let x = x.widen();
-            *y = T::narrow(x * phi(x));
-        }
-    }
-
-    fn gelu_tanh_backward_row<T: Num>(dx: &mut [T], x: &[T], dy: &[T]) {
+    fn activation_backward_row<F: Curve, T: Num>(dx: &mut [T], x: &[T], dy: &[T]) {
         for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            *dx = T::narrow(dy.widen() * gelu_tanh_slope(x.widen()));
+            *dx = T::narrow(dy.widen() * F::value_and_slope(x.widen()).1);
         }
     }
 
-    fn gelu_erf_backward_row<T: Num>(dx: &mut [T], x: &[T], dy: &[T]) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            *dx = T::narrow(dy.widen() * gelu_erf_slope(x.widen()));
-        }
-    }
-
-    fn swiglu_row<T: Num>(y: &mut [T], gate: &[T], up: &[T]) {
+    fn gated_row<F: Curve, T: Num>(y: &mut [T], gate: &[T], up: &[T]) {
         for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-            let gate = gate.widen();
-            *y = T::narrow(gate * sigmoid(gate) * up.widen());
+            *y = T::narrow(F::value(gate.widen()) * up.widen());
         }
     }
 
-    fn swiglu_backward_row<T: Num>(
+    fn gated_backward_row<F: Curve, T: Num>(
         dgate: &mut [T],
         dup: &mut [T],
         gate: &[T],
@@ -105,49 +164,39 @@ vectorised! {
     ) {
         let outputs = dgate.iter_mut().zip(dup);
         for ((((dgate, dup), &gate), &up), &dy) in outputs.zip(gate).zip(up).zip(dy) {
-            let (gate, dy) = (gate.widen(), dy.widen());
-            let (s, rest) = sigmoid_and_rest(gate);
-            let silu = gate * s;
-            *dup = T::narrow(dy * silu);
-            *dgate = T::narrow(dy * up.widen() * (s + silu * rest));
+            let dy = dy.widen();
+            let (value, slope) = F::value_and_slope(gate.widen());
+            *dup = T::narrow(dy * value);
+            *dgate = T::narrow(dy * up.widen() * slope);
         }
     }
 }
 
-pub(crate) fn gelu(cpu: &CpuOps, kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done {
-    const OP: &str = "gelu";
-    fn run<T: Num>(cpu: &CpuOps, kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done {
+pub(crate) fn activation(cpu: &CpuOps, function: Function, y: SliceMut<'_>, x: Slice<'_>) -> Done {
+    const OP: &str = "activation";
+    fn run<F: Curve, T: Num>(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>) -> Done {
         let (x, y) = (typed::<T>(OP, "x", x)?, typed_mut::<T>(OP, "y", y)?);
         length(OP, "y", y.len(), x.len(), "x")?;
         let y = Split::new(y);
         cpu.parallel(x.len(), 4, |range| {
             // SAFETY: the ranges are disjoint.
             let y = unsafe { y.range(range.clone()) };
-            match kind {
-                GeluKind::Tanh => gelu_tanh_row(cpu.isa, y, &x[range]),
-                GeluKind::Erf => gelu_erf_row(cpu.isa, y, &x[range]),
-            }
+            activation_row::<F, T>(cpu.isa, y, &x[range]);
         });
         Ok(())
     }
-    with_num!(OP, "x", x.dtype(), T => run::<T>(cpu, kind, y, x))
+    with_num!(OP, "x", x.dtype(), T => with_curve!(function, F => run::<F, T>(cpu, y, x)))
 }
 
-pub(crate) fn gelu_backward(
+pub(crate) fn activation_backward(
     cpu: &CpuOps,
-    kind: GeluKind,
+    function: Function,
     dx: SliceMut<'_>,
     x: Slice<'_>,
     dy: Slice<'_>,
 ) -> Done {
-    const OP: &str = "gelu_backward";
-    fn run<T: Num>(
-        cpu: &CpuOps,
-        kind: GeluKind,
-        dx: SliceMut<'_>,
-        x: Slice<'_>,
-        dy: Slice<'_>,
-    ) -> Done {
+    const OP: &str = "activation_backward";
+    fn run<F: Curve, T: Num>(cpu: &CpuOps, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done {
         let (x, dy) = (typed::<T>(OP, "x", x)?, typed::<T>(OP, "dy", dy)?);
         let dx = typed_mut::<T>(OP, "dx", dx)?;
         length(OP, "dy", dy.len(), x.len(), "x")?;
@@ -157,19 +206,27 @@ pub(crate) fn gelu_backward(
             // SAFETY: the ranges are disjoint.
             let dx = unsafe { dx.range(range.clone()) };
             let (x, dy) = (&x[range.clone()], &dy[range]);
-            match kind {
-                GeluKind::Tanh => gelu_tanh_backward_row(cpu.isa, dx, x, dy),
-                GeluKind::Erf => gelu_erf_backward_row(cpu.isa, dx, x, dy),
-            }
+            activation_backward_row::<F, T>(cpu.isa, dx, x, dy);
         });
         Ok(())
     }
-    with_num!(OP, "x", x.dtype(), T => run::<T>(cpu, kind, dx, x, dy))
+    with_num!(OP, "x", x.dtype(), T => with_curve!(function, F => run::<F, T>(cpu, dx, x, dy)))
 }
 
-pub(crate) fn swiglu(cpu: &CpuOps, y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done {
-    const OP: &str = "swiglu";
-    fn run<T: Num>(cpu: &CpuOps, y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done {
+pub(crate) fn gated(
+    cpu: &CpuOps,
+    function: Function,
+    y: MatMut<'_>,
+    gate: MatRef<'_>,
+    up: MatRef<'_>,
+) -> Done {
+    const OP: &str = "gated";
+    fn run<F: Curve, T: Num>(
+        cpu: &CpuOps,
+        y: MatMut<'_>,
+        gate: MatRef<'_>,
+        up: MatRef<'_>,
+    ) -> Done {
         let gate = Mat::<T>::new(OP, "gate", gate)?;
         let up = Mat::<T>::new(OP, "up", up)?;
         let y = MatSplit::<T>::new(OP, "y", y)?;
@@ -179,12 +236,14 @@ pub(crate) fn swiglu(cpu: &CpuOps, y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'
             for row in rows {
                 // SAFETY: each row is written by one thread.
                 let y = unsafe { y.part(row, 0..y.cols) };
-                swiglu_row(cpu.isa, y, gate.row(row), up.row(row));
+                gated_row::<F, T>(cpu.isa, y, gate.row(row), up.row(row));
             }
         });
         Ok(())
     }
-    with_num!(OP, "gate", gate.data.dtype(), T => run::<T>(cpu, y, gate, up))
+    with_num!(OP, "gate", gate.data.dtype(), T => {
+        with_curve!(function, F => run::<F, T>(cpu, y, gate, up))
+    })
 }
 
 /// Where the two gradients lie: one matrix with the sections at 0 and `cols`, or two.
@@ -208,15 +267,16 @@ impl<T: Num> Halves<'_, T> {
     }
 }
 
-pub(crate) fn swiglu_backward(
+pub(crate) fn gated_backward(
     cpu: &CpuOps,
+    function: Function,
     d: GateUpMut<'_>,
     gate: MatRef<'_>,
     up: MatRef<'_>,
     dy: MatRef<'_>,
 ) -> Done {
-    const OP: &str = "swiglu_backward";
-    fn run<T: Num>(
+    const OP: &str = "gated_backward";
+    fn run<F: Curve, T: Num>(
         cpu: &CpuOps,
         d: GateUpMut<'_>,
         gate: MatRef<'_>,
@@ -246,10 +306,13 @@ pub(crate) fn swiglu_backward(
             for row in rows {
                 // SAFETY: each row is written by one thread.
                 let (dgate, dup) = unsafe { d.row(row, cols) };
-                swiglu_backward_row(cpu.isa, dgate, dup, gate.row(row), up.row(row), dy.row(row));
+                let (gate, up, dy) = (gate.row(row), up.row(row), dy.row(row));
+                gated_backward_row::<F, T>(cpu.isa, dgate, dup, gate, up, dy);
             }
         });
         Ok(())
     }
-    with_num!(OP, "gate", gate.data.dtype(), T => run::<T>(cpu, d, gate, up, dy))
+    with_num!(OP, "gate", gate.data.dtype(), T => {
+        with_curve!(function, F => run::<F, T>(cpu, d, gate, up, dy))
+    })
 }

@@ -4,7 +4,7 @@ use crate::methods::kernel_methods;
 use crate::scratch::ScratchPool;
 use crate::team::PARTS_PER_THREAD;
 use crate::{
-    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GateUpMut, GeluKind, Isa,
+    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, Function, GateUpMut, Isa,
     KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
     Team,
 };

@@ -59,7 +59,7 @@ pub use cpu::CpuOps;
 pub use error::KernelError;
 pub use isa::Isa;
 pub use ops::{
-    AdamW, Dropout, DropoutPlace, GeluKind, IGNORE, LossShape, NormShape, Ops, Product, RopeShape,
+    AdamW, Dropout, DropoutPlace, Function, IGNORE, LossShape, NormShape, Ops, Product, RopeShape,
     Sgd,
 };
 pub use profiled::{KernelTime, Profiled};

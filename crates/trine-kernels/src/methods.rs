@@ -14,10 +14,21 @@ macro_rules! kernel_methods {
                 fn copy(y: MatMut<'_>, x: MatRef<'_>) -> Done;
             }
             activation {
-                fn gelu(kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done;
-                fn gelu_backward(kind: GeluKind, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done;
-                fn swiglu(y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done;
-                fn swiglu_backward(
+                fn activation(function: Function, y: SliceMut<'_>, x: Slice<'_>) -> Done;
+                fn activation_backward(
+                    function: Function,
+                    dx: SliceMut<'_>,
+                    x: Slice<'_>,
+                    dy: Slice<'_>,
+                ) -> Done;
+                fn gated(
+                    function: Function,
+                    y: MatMut<'_>,
+                    gate: MatRef<'_>,
+                    up: MatRef<'_>,
+                ) -> Done;
+                fn gated_backward(
+                    function: Function,
                     d: GateUpMut<'_>,
                     gate: MatRef<'_>,
                     up: MatRef<'_>,

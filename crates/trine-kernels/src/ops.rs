@@ -33,13 +33,22 @@ impl Product {
     }
 }
 
-/// Which form of GELU.
+/// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GeluKind {
-    /// With tanh, as GPT-2 was trained.
-    Tanh,
-    /// With the error function, the definition (arXiv 1606.08415).
-    Erf,
+pub enum Function {
+    /// GELU with tanh, as GPT-2 was trained.
+    GeluTanh,
+    /// GELU with the error function, its definition (arXiv 1606.08415).
+    GeluErf,
+    /// `x / (1 + e^−x)`, also called Swish.
+    Silu,
+    /// `max(x, 0)`, whose derivative at 0 is 0.
+    Relu,
+}
+
+impl Function {
+    /// All functions.
+    pub const ALL: [Self; 4] = [Self::GeluTanh, Self::GeluErf, Self::Silu, Self::Relu];
 }
 
 /// Shape of a normalisation over rows.
@@ -226,30 +235,38 @@ pub trait Ops: Send + Sync + fmt::Debug {
     /// Types or dimensions that differ.
     fn copy(&self, y: MatMut<'_>, x: MatRef<'_>) -> Done;
 
-    /// `y = gelu(x)`.
+    /// `y = f(x)`.
     ///
     /// # Errors
     /// Types or lengths that differ.
-    fn gelu(&self, kind: GeluKind, y: SliceMut<'_>, x: Slice<'_>) -> Done;
+    fn activation(&self, function: Function, y: SliceMut<'_>, x: Slice<'_>) -> Done;
 
-    /// `dx = dy · gelu′(x)`.
+    /// `dx = dy · f′(x)`.
     ///
     /// # Errors
     /// Types or lengths that differ.
-    fn gelu_backward(&self, kind: GeluKind, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done;
-
-    /// `y = silu(gate) · up` (arXiv 2002.05202), `silu(x) = x / (1 + e^−x)`.
-    ///
-    /// # Errors
-    /// Types or dimensions that differ.
-    fn swiglu(&self, y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done;
-
-    /// The gradients of [`Ops::swiglu`] with respect to gate and up.
-    ///
-    /// # Errors
-    /// Types or dimensions that differ.
-    fn swiglu_backward(
+    fn activation_backward(
         &self,
+        function: Function,
+        dx: SliceMut<'_>,
+        x: Slice<'_>,
+        dy: Slice<'_>,
+    ) -> Done;
+
+    /// `y = f(gate) · up` (arXiv 2002.05202): SwiGLU with [`Function::Silu`], GEGLU with either GELU, ReGLU with
+    /// [`Function::Relu`].
+    ///
+    /// # Errors
+    /// Types or dimensions that differ.
+    fn gated(&self, function: Function, y: MatMut<'_>, gate: MatRef<'_>, up: MatRef<'_>) -> Done;
+
+    /// The gradients of [`Ops::gated`] with respect to gate and up.
+    ///
+    /// # Errors
+    /// Types or dimensions that differ.
+    fn gated_backward(
+        &self,
+        function: Function,
         d: GateUpMut<'_>,
         gate: MatRef<'_>,
         up: MatRef<'_>,

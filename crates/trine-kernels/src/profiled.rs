@@ -2,7 +2,7 @@
 
 use crate::methods::kernel_methods;
 use crate::{
-    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, GateUpMut, GeluKind,
+    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, Function, GateUpMut,
     KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
 };
 use std::collections::BTreeMap;

@@ -155,7 +155,7 @@ pub enum QkvMut<'a> {
     },
 }
 
-/// Where the gradients of SwiGLU's two halves go, each `[rows, cols]`.
+/// Where the gradients of a gated activation's two halves go, each `[rows, cols]`.
 #[derive(Debug)]
 pub enum GateUpMut<'a> {
     /// One matrix `[rows, 2 · cols]`: gate left, up right.

@@ -3,7 +3,7 @@
 use crate::{BranchLayer, InnerLayer, RankParts};
 use trine_buffer::{Act, DType};
 use trine_comm::Name;
-use trine_kernels::{rope_frequencies, rope_table};
+use trine_kernels::{Function, rope_frequencies, rope_table};
 use trine_nn::{
     Activation, AttentionCore, AttentionShape, Dropout, NnError, NormLayer, Numerics, ParamId,
 };
@@ -84,8 +84,14 @@ impl<'a> Builder<'a> {
                 Inner::Attention => {
                     InnerLayer::Attention(self.attention(&name, index, label(branch.name))?)
                 }
-                Inner::Gelu => InnerLayer::Activation(Activation::Gelu { cols }),
-                Inner::SwiGlu => InnerLayer::Activation(Activation::SwiGlu { cols }),
+                Inner::Gelu => {
+                    let function = Function::GeluTanh;
+                    InnerLayer::Activation(Activation { function, gated: false, cols })
+                }
+                Inner::SwiGlu => {
+                    let function = Function::Silu;
+                    InnerLayer::Activation(Activation { function, gated: true, cols })
+                }
             },
             row: self.row(&row, biases, label(branch.row.name))?,
             dropout: self.dropout(&format!("{name}.dropout")),

@@ -2,45 +2,42 @@
 
 use crate::{Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork, check_len};
 use trine_buffer::Act;
-use trine_kernels::{GateUpMut, GeluKind, MatMut, MatRef};
+use trine_kernels::{Function, GateUpMut, MatMut, MatRef};
 
-/// The MLP's activation. `cols` is the (local) width of its output.
+/// The MLP's activation: `f(x)` of `[rows, cols]`, or as a gate (2002.05202) `f(gate) · up` of
+/// `[rows, gate cols | up cols]`. Both give `[rows, cols]`.
+///
+/// GPT-2 has [`Function::GeluTanh`]; SwiGLU is [`Function::Silu`] as a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// GELU (1606.08415) of `[rows, cols]`, in GPT-2's tanh form.
-    Gelu {
-        /// Elements of a row.
-        cols: usize,
-    },
-    /// SwiGLU (2002.05202): `[rows, gate cols | up cols]` to `[rows, cols]`.
-    SwiGlu {
-        /// Elements of an output row.
-        cols: usize,
-    },
+pub struct Activation {
+    /// What is done to each element, or to each element of the gate.
+    pub function: Function,
+    /// Whether the input is a gate and what it is multiplied with.
+    pub gated: bool,
+    /// (Local) elements of an output row.
+    pub cols: usize,
 }
 
 impl Activation {
-    fn widths(self) -> (usize, usize) {
-        match self {
-            Self::Gelu { cols } => (cols, cols),
-            Self::SwiGlu { cols } => (2 * cols, cols),
-        }
+    /// Elements of an input row.
+    fn inputs(self) -> usize {
+        if self.gated { 2 * self.cols } else { self.cols }
     }
 }
 
 impl Layer for Activation {
     fn forward(&self, _: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
-        let (inputs, cols) = self.widths();
+        let (inputs, cols) = (self.inputs(), self.cols);
         let rows = ctx.rows.tokens();
         check_len("activation", "input", x.len(), rows * inputs)?;
         let mut y = ctx.alloc(rows, cols)?;
-        match self {
-            Self::Gelu { .. } => ctx.ops.gelu(GeluKind::Tanh, y.slice_mut(), x.slice())?,
-            Self::SwiGlu { .. } => {
-                let all = MatRef::new(x.slice(), rows, inputs);
-                let (gate, up) = (all.columns(0..cols)?, all.columns(cols..inputs)?);
-                ctx.ops.swiglu(MatMut::new(y.slice_mut(), rows, cols), gate, up)?;
-            }
+        if self.gated {
+            let all = MatRef::new(x.slice(), rows, inputs);
+            let (gate, up) = (all.columns(0..cols)?, all.columns(cols..inputs)?);
+            let y = MatMut::new(y.slice_mut(), rows, cols);
+            ctx.ops.gated(self.function, y, gate, up)?;
+        } else {
+            ctx.ops.activation(self.function, y.slice_mut(), x.slice())?;
         }
         let saved = if ctx.training() { Saved::new([x], []) } else { Saved::nothing() };
         Ok((Act::new(y), saved))
@@ -55,20 +52,19 @@ impl Layer for Activation {
         _: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
         let ([x], []) = saved.take()?;
-        let (inputs, cols) = self.widths();
+        let (inputs, cols) = (self.inputs(), self.cols);
         let rows = ctx.rows.tokens();
         check_len("activation", "output gradient", dy.len(), rows * cols)?;
         let mut dx = ctx.alloc(rows, inputs)?;
-        match self {
-            Self::Gelu { .. } => {
-                ctx.ops.gelu_backward(GeluKind::Tanh, dx.slice_mut(), x.slice(), dy.slice())?;
-            }
-            Self::SwiGlu { .. } => {
-                let all = MatRef::new(x.slice(), rows, inputs);
-                let (gate, up) = (all.columns(0..cols)?, all.columns(cols..inputs)?);
-                let d = GateUpMut::Fused(MatMut::new(dx.slice_mut(), rows, inputs));
-                ctx.ops.swiglu_backward(d, gate, up, MatRef::new(dy.slice(), rows, cols))?;
-            }
+        if self.gated {
+            let all = MatRef::new(x.slice(), rows, inputs);
+            let (gate, up) = (all.columns(0..cols)?, all.columns(cols..inputs)?);
+            let d = GateUpMut::Fused(MatMut::new(dx.slice_mut(), rows, inputs));
+            let dy = MatRef::new(dy.slice(), rows, cols);
+            ctx.ops.gated_backward(self.function, d, gate, up, dy)?;
+        } else {
+            let (dx, x, dy) = (dx.slice_mut(), x.slice(), dy.slice());
+            ctx.ops.activation_backward(self.function, dx, x, dy)?;
         }
         Ok((Act::new(dx), WeightWork::nothing()))
     }

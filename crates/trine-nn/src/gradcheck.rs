@@ -21,8 +21,10 @@ pub struct Report {
 /// differences of step 1e-5. `c` is a fixed irregular vector. Everything must be in f64.
 ///
 /// ```
+/// # use trine_kernels::Function;
 /// # use trine_nn::*;
-/// let report = gradcheck::activation(Activation::SwiGlu { cols: 3 }, 2 * 3)?;
+/// let swiglu = Activation { function: Function::Silu, gated: true, cols: 3 };
+/// let report = gradcheck::activation(swiglu, 2 * 3)?;
 /// assert!(report.error_max < 1e-7 && report.compared == 12);
 /// # Ok::<(), NnError>(())
 /// ```

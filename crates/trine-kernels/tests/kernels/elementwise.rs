@@ -3,7 +3,7 @@
 use crate::support::*;
 use half::bf16;
 use trine_buffer::{Buf, DType, Element, Float, Slice};
-use trine_kernels::{Dropout, DropoutPlace, GateUpMut, GeluKind, KernelError, MatMut, MatRef, Ops};
+use trine_kernels::{Dropout, DropoutPlace, Function, GateUpMut, KernelError, MatMut, MatRef, Ops};
 
 const LENGTHS: [usize; 6] = [0, 1, 15, 16, 257, 40_013];
 
@@ -86,14 +86,14 @@ fn bias_and_its_gradient<T: Float>() {
     assert_eq!(cases, 4);
 }
 
-fn gelu_reference(kind: GeluKind, x: f64) -> f64 {
-    match kind {
-        GeluKind::Tanh => {
+fn reference(function: Function, x: f64) -> f64 {
+    match function {
+        Function::GeluTanh => {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
             0.5 * x * (1.0 + u.tanh())
         }
         // Φ by Simpson's rule from 0, on steps small enough for 1e-13.
-        GeluKind::Erf => {
+        Function::GeluErf => {
             let n = 4000;
             let h = x / f64::from(n);
             let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
@@ -106,37 +106,53 @@ fn gelu_reference(kind: GeluKind, x: f64) -> f64 {
             let integral: f64 = (0..=n).map(|i| weight(i) * density(f64::from(i) * h)).sum();
             x * (0.5 + integral * h / 3.0)
         }
+        Function::Silu => x / (1.0 + (-x).exp()),
+        Function::Relu => x.max(0.0),
     }
 }
 
-fn gelu_everywhere<T: Float>() {
+/// The derivative by differences; that of ReLU has a step.
+fn reference_slope(function: Function, x: f64) -> f64 {
+    match function {
+        Function::Relu => f64::from(u8::from(x > 0.0)),
+        Function::GeluTanh | Function::GeluErf | Function::Silu => {
+            (reference(function, x + 1e-5) - reference(function, x - 1e-5)) / 2e-5
+        }
+    }
+}
+
+fn activation_everywhere<T: Float>() {
     let mut cases = 0;
     let points: Vec<T> = (-400..=400).map(|i| T::from_f64(f64::from(i) / 40.0)).collect();
     let x = Buf::from_vec(points);
     let dy = buf::<T>(5, x.len());
-    for kind in [GeluKind::Tanh, GeluKind::Erf] {
+    for function in Function::ALL {
         let results = everywhere(None, |ops| {
             let (mut y, mut dx) = (Buf::zeros(T::DTYPE, x.len()), Buf::zeros(T::DTYPE, x.len()));
-            ops.gelu(kind, y.slice_mut(), x.slice()).unwrap();
-            ops.gelu_backward(kind, dx.slice_mut(), x.slice(), dy.slice()).unwrap();
+            ops.activation(function, y.slice_mut(), x.slice()).unwrap();
+            ops.activation_backward(function, dx.slice_mut(), x.slice(), dy.slice()).unwrap();
             vec![y, dx]
         });
         let wide = x.to_f64_vec();
-        let expected: Vec<f64> = wide.iter().map(|x| gelu_reference(kind, *x)).collect();
+        let expected: Vec<f64> = wide.iter().map(|x| reference(function, *x)).collect();
         let tolerance = (4.0 * T::DTYPE.epsilon()).max(1e-13);
-        close(&results[0][0], &expected, tolerance, "gelu");
-        let slope =
-            |x: f64| (gelu_reference(kind, x + 1e-5) - gelu_reference(kind, x - 1e-5)) / 2e-5;
-        let expected: Vec<f64> =
-            wide.iter().zip(dy.to_f64_vec()).map(|(x, dy)| dy * slope(*x)).collect();
-        close(&results[0][1], &expected, tolerance.max(1e-8), "gelu_backward");
+        close(&results[0][0], &expected, tolerance, &format!("{function:?}"));
+        let slopes = wide.iter().map(|x| reference_slope(function, *x));
+        let expected: Vec<f64> = slopes.zip(dy.to_f64_vec()).map(|(s, dy)| dy * s).collect();
+        close(&results[0][1], &expected, tolerance.max(1e-8), &format!("{function:?} backward"));
         cases += 1;
     }
-    assert_eq!(cases, 2);
+    assert_eq!(cases, 4);
 }
 
 /// Gate left and up right in fused rows, as one projection gives them.
-fn swiglu_fused_and_separate<T: Float>() {
+fn gated_fused_and_separate<T: Float>() {
+    for function in Function::ALL {
+        gated::<T>(function);
+    }
+}
+
+fn gated<T: Float>(function: Function) {
     let (rows, cols) = (37, 301);
     let (all, dy) = (buf::<T>(1, rows * 2 * cols), buf::<T>(2, rows * cols));
     let view = MatRef::new(all.slice(), rows, 2 * cols);
@@ -144,15 +160,15 @@ fn swiglu_fused_and_separate<T: Float>() {
     let dy_view = MatRef::new(dy.slice(), rows, cols);
     let results = everywhere(None, |ops| {
         let (mut y, mut d) = (Buf::zeros(T::DTYPE, rows * cols), buf::<T>(9, all.len()));
-        ops.swiglu(MatMut::new(y.slice_mut(), rows, cols), gate, up).unwrap();
+        ops.gated(function, MatMut::new(y.slice_mut(), rows, cols), gate, up).unwrap();
         let fused = GateUpMut::Fused(MatMut::new(d.slice_mut(), rows, 2 * cols));
-        ops.swiglu_backward(fused, gate, up, dy_view).unwrap();
+        ops.gated_backward(function, fused, gate, up, dy_view).unwrap();
         let (mut dgate, mut dup) = (Buf::zeros(T::DTYPE, y.len()), Buf::zeros(T::DTYPE, y.len()));
         let separate = GateUpMut::Separate {
             gate: MatMut::new(dgate.slice_mut(), rows, cols),
             up: MatMut::new(dup.slice_mut(), rows, cols),
         };
-        ops.swiglu_backward(separate, gate, up, dy_view).unwrap();
+        ops.gated_backward(function, separate, gate, up, dy_view).unwrap();
         vec![y, d, dgate, dup]
     });
     let (wide, wide_dy) = (all.to_f64_vec(), dy.to_f64_vec());
@@ -160,16 +176,16 @@ fn swiglu_fused_and_separate<T: Float>() {
     for row in 0..rows {
         for col in 0..cols {
             let (g, u) = (wide[row * 2 * cols + col], wide[row * 2 * cols + cols + col]);
-            let s = 1.0 / (1.0 + (-g).exp());
-            y.push(g * s * u);
+            let value = reference(function, g);
+            y.push(value * u);
             let dy = wide_dy[row * cols + col];
-            d[row * 2 * cols + col] = dy * u * (s + g * s * (1.0 - s));
-            d[row * 2 * cols + cols + col] = dy * g * s;
+            d[row * 2 * cols + col] = dy * u * reference_slope(function, g);
+            d[row * 2 * cols + cols + col] = dy * value;
         }
     }
-    let tolerance = 2.0 * T::DTYPE.epsilon();
-    close(&results[0][0], &y, tolerance, "swiglu");
-    close(&results[0][1], &d, tolerance, "swiglu_backward");
+    let tolerance = (2.0 * T::DTYPE.epsilon()).max(1e-13);
+    close(&results[0][0], &y, tolerance, &format!("gated {function:?}"));
+    close(&results[0][1], &d, tolerance.max(1e-9), &format!("gated {function:?} backward"));
     for row in 0..rows {
         let fused = &results[0][1][row * 2 * cols..][..2 * cols];
         same_bits(&results[0][2][row * cols..][..cols], &fused[..cols], "gate");
@@ -253,8 +269,8 @@ mod all {
     for_types! {
         flat_sums;
         bias_and_its_gradient;
-        gelu_everywhere;
-        swiglu_fused_and_separate;
+        activation_everywhere;
+        gated_fused_and_separate;
         embedding_of_a_shard;
         masks_of_shards;
     }
@@ -266,33 +282,36 @@ fn gradients_are_those_of_differences() {
     let x: Vec<f64> = values(1, 57).into_iter().map(|x: f64| 4.0 * x).collect();
     let dy = values::<f64>(2, 57);
     let mut cases = 0;
-    for kind in [GeluKind::Tanh, GeluKind::Erf] {
+    for function in Function::ALL {
         let mut dx = Buf::zeros(DType::F64, x.len());
-        ops.gelu_backward(kind, dx.slice_mut(), Slice::new(&x), Slice::new(&dy)).unwrap();
-        check_gradient("gelu", &x, &dx.to_f64_vec(), 1, |x| {
+        ops.activation_backward(function, dx.slice_mut(), Slice::new(&x), Slice::new(&dy)).unwrap();
+        check_gradient(&format!("{function:?}"), &x, &dx.to_f64_vec(), 1, |x| {
             let mut y = Buf::zeros(DType::F64, x.len());
-            ops.gelu(kind, y.slice_mut(), Slice::new(x)).unwrap();
+            ops.activation(function, y.slice_mut(), Slice::new(x)).unwrap();
             weigh(&y.to_f64_vec(), &dy)
         });
         cases += 1;
     }
     let (rows, cols) = (3, 19);
     let all = values::<f64>(3, rows * 2 * cols);
-    let halves = |all: MatRef<'_>| {
+    let halves = |function: Function, all: MatRef<'_>| {
         let (gate, up) = (all.columns(0..cols).unwrap(), all.columns(cols..2 * cols).unwrap());
         let mut y = Buf::zeros(DType::F64, rows * cols);
-        ops.swiglu(MatMut::new(y.slice_mut(), rows, cols), gate, up).unwrap();
+        ops.gated(function, MatMut::new(y.slice_mut(), rows, cols), gate, up).unwrap();
         let mut d = Buf::zeros(DType::F64, rows * 2 * cols);
         let fused = GateUpMut::Fused(MatMut::new(d.slice_mut(), rows, 2 * cols));
         let dy = MatRef::new(Slice::new(&dy), rows, cols);
-        ops.swiglu_backward(fused, gate, up, dy).unwrap();
+        ops.gated_backward(function, fused, gate, up, dy).unwrap();
         (y.to_f64_vec(), d.to_f64_vec())
     };
-    let (_, d) = halves(MatRef::new(Slice::new(&all), rows, 2 * cols));
-    check_gradient("swiglu", &all, &d, 1, |x| {
-        weigh(&halves(MatRef::new(Slice::new(x), rows, 2 * cols)).0, &dy)
-    });
-    assert_eq!(cases, 2);
+    for function in Function::ALL {
+        let (_, d) = halves(function, MatRef::new(Slice::new(&all), rows, 2 * cols));
+        check_gradient(&format!("gated {function:?}"), &all, &d, 1, |x| {
+            weigh(&halves(function, MatRef::new(Slice::new(x), rows, 2 * cols)).0, &dy)
+        });
+        cases += 1;
+    }
+    assert_eq!(cases, 8);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::candle_layer::{CandleLayer, Forward, candle};
 use crate::{NnError, ParamId, Rows};
 use candle_core::{D, Device, Tensor, Var};
 use trine_buffer::DType;
+use trine_kernels::Function;
 use trine_rng::Stream;
 use trine_spec::{LocalParam, Norm};
 
@@ -14,11 +15,10 @@ type Result<T> = candle_core::Result<T>;
 
 /// What a layer computes.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Function {
+pub(super) enum Computes {
     Linear { bias: bool },
     Norm(Norm),
-    Gelu,
-    SwiGlu,
+    Activation { function: Function, gated: bool },
     Attention(Attention),
     Dropout,
     Mlp,
@@ -123,10 +123,19 @@ fn gelu(x: &Tensor) -> Result<Tensor> {
     (x * 0.5)? * (inner.tanh()? + 1.0)?
 }
 
-fn swiglu(x: &Tensor) -> Result<Tensor> {
+fn activation(function: Function, x: &Tensor) -> Result<Tensor> {
+    match function {
+        Function::GeluTanh => gelu(x),
+        Function::GeluErf => (x * 0.5)? * ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?,
+        Function::Silu => x / (x.neg()?.exp()? + 1.0)?,
+        Function::Relu => x.relu(),
+    }
+}
+
+fn gated(function: Function, x: &Tensor) -> Result<Tensor> {
     let cols = x.dim(D::Minus1)? / 2;
     let (gate, up) = (x.narrow(D::Minus1, 0, cols)?, x.narrow(D::Minus1, cols, cols)?);
-    (gate.clone() / (gate.neg()?.exp()? + 1.0)?)? * up
+    activation(function, &gate)? * up
 }
 
 /// `[samples, seq, heads · head_dim]` to `[samples, heads, seq, head_dim]`.
@@ -178,7 +187,7 @@ impl Attention {
     }
 }
 
-impl Function {
+impl Computes {
     /// The function on tensors, its masks those of `place`.
     fn at(self, place: Place) -> Box<Forward> {
         match self {
@@ -186,8 +195,10 @@ impl Function {
             Self::Linear { bias: false } => Box::new(|x, w| linear(x, &w[0], None)),
             Self::Norm(Norm::Layer) => Box::new(|x, w| layer_norm(x, &w[0], &w[1])),
             Self::Norm(Norm::Rms) => Box::new(|x, w| rms_norm(x, &w[0])),
-            Self::Gelu => Box::new(|x, _| gelu(x)),
-            Self::SwiGlu => Box::new(|x, _| swiglu(x)),
+            Self::Activation { function, gated: false } => {
+                Box::new(move |x, _| activation(function, x))
+            }
+            Self::Activation { function, gated: true } => Box::new(move |x, _| gated(function, x)),
             Self::Attention(of) => Box::new(move |x, _| of.forward(x, &place)),
             Self::Dropout => Box::new(move |x, _| x * place.dropout(x.dim(D::Minus1)?)?),
             Self::Mlp => Box::new(move |x, w| {
@@ -224,7 +235,7 @@ impl Case {
         let leaf_of = |param: &LocalParam| leaf(&weights[param.span()], &param.shape());
         let leaves = self.layout.params.iter().map(leaf_of).collect::<Result<Vec<Var>>>()?;
         let tensors: Vec<Tensor> = leaves.iter().map(|leaf| leaf.as_tensor().clone()).collect();
-        let y = self.function.at(place.clone())(x.as_tensor(), &tensors)?;
+        let y = self.computes.at(place.clone())(x.as_tensor(), &tensors)?;
         let dy = place.tensor(dy.to_vec(), &[samples.len(), *seq, self.outputs])?;
         let found = (&y * dy)?.sum_all()?.backward()?;
         let gradient = |leaf: &Var| match found.get(leaf.as_tensor()) {
@@ -252,7 +263,7 @@ impl Case {
         };
         let params =
             self.layout.params.iter().map(address).collect::<std::result::Result<_, NnError>>()?;
-        let forward = self.function.at(Place::new(rows, compute)?);
+        let forward = self.computes.at(Place::new(rows, compute)?);
         Ok(CandleLayer::new(self.inputs, self.outputs, params, move |x, w| forward(x, w)))
     }
 }

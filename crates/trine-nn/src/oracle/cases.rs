@@ -1,14 +1,14 @@
 //! All layers, each with the function that it is.
 
 use super::Sizes;
-use super::candle::{Attention, Function};
+use super::candle::{Attention, Computes};
 use crate::{
     Activation, AttentionCore, AttentionShape, Context, Dropout, GradStore, Layer, Linear, NnError,
     NormLayer, ParamId, ParamStore, Recompute, Saved, Stack, WeightWork,
 };
 use std::sync::Arc;
 use trine_buffer::{Act, DType};
-use trine_kernels::{rope_frequencies, rope_table};
+use trine_kernels::{Function, rope_frequencies, rope_table};
 use trine_spec::{Init, Norm, ParamSpec, RankLayout};
 
 /// One layer.
@@ -27,7 +27,7 @@ pub struct Case {
     /// Whether the samples are cut into documents.
     pub documents: bool,
     /// What it computes.
-    pub(super) function: Function,
+    pub(super) computes: Computes,
 }
 
 /// Dropout as a layer.
@@ -83,13 +83,10 @@ pub fn cases(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
     let features = 6 * sizes.wide;
     let mut cases = linears(sizes.wide)?;
     cases.extend(norms(features)?);
-    let layer = Box::new(Activation::Gelu { cols: features });
-    cases.push(case("gelu", layer, layout(&[]), [features; 2], Function::Gelu));
-    let layer = Box::new(Activation::SwiGlu { cols: features });
-    cases.push(case("swiglu", layer, layout(&[]), [2 * features, features], Function::SwiGlu));
+    cases.extend(activations(features));
     cases.extend(attentions(compute, sizes)?);
     let layer = Box::new(residual_dropout(features));
-    cases.push(case("dropout", layer, layout(&[]), [features; 2], Function::Dropout));
+    cases.push(case("dropout", layer, layout(&[]), [features; 2], Computes::Dropout));
     cases.extend(wrappers(sizes.wide)?);
     Ok(cases)
 }
@@ -99,9 +96,9 @@ fn case(
     layer: Box<dyn Layer>,
     layout: Arc<RankLayout>,
     [inputs, outputs]: [usize; 2],
-    function: Function,
+    computes: Computes,
 ) -> Case {
-    Case { name, layer, layout, inputs, outputs, documents: false, function }
+    Case { name, layer, layout, inputs, outputs, documents: false, computes }
 }
 
 fn residual_dropout(cols: usize) -> DropoutLayer {
@@ -127,7 +124,7 @@ fn linears(wide: usize) -> Result<Vec<Case>, NnError> {
         ..plain.clone()
     };
     let unbiased = Linear::new(weight, None, inputs, outputs);
-    let (size, biased) = ([inputs, outputs], Function::Linear { bias: true });
+    let (size, biased) = ([inputs, outputs], Computes::Linear { bias: true });
     Ok(vec![
         case("linear", Box::new(plain), both.clone(), size, biased),
         case("linear in blocks", Box::new(blocks), both.clone(), size, biased),
@@ -137,9 +134,29 @@ fn linears(wide: usize) -> Result<Vec<Case>, NnError> {
             Box::new(unbiased),
             layout(&[("w", &[outputs, inputs])]),
             size,
-            Function::Linear { bias: false },
+            Computes::Linear { bias: false },
         ),
     ])
+}
+
+/// Every function, alone and as a gate.
+fn activations(cols: usize) -> Vec<Case> {
+    let named = |function| match function {
+        Function::GeluTanh => ["gelu", "gelu as a gate"],
+        Function::GeluErf => ["gelu of erf", "gelu of erf as a gate"],
+        Function::Silu => ["silu", "swiglu"],
+        Function::Relu => ["relu", "relu as a gate"],
+    };
+    let mut cases = Vec::new();
+    for function in Function::ALL {
+        for (name, gated) in named(function).into_iter().zip([false, true]) {
+            let layer = Activation { function, gated, cols };
+            let inputs = if gated { 2 * cols } else { cols };
+            let computes = Computes::Activation { function, gated };
+            cases.push(case(name, Box::new(layer), layout(&[]), [inputs, cols], computes));
+        }
+    }
+    cases
 }
 
 fn norms(cols: usize) -> Result<Vec<Case>, NnError> {
@@ -148,7 +165,7 @@ fn norms(cols: usize) -> Result<Vec<Case>, NnError> {
     let norm = |kind, layout: Arc<RankLayout>, name, names: &[&str]| {
         let params = ParamId::find(&layout, names)?;
         let layer = Box::new(NormLayer { kind, params, cols, eps: EPS });
-        Ok::<_, NnError>(case(name, layer, layout, [cols; 2], Function::Norm(kind)))
+        Ok::<_, NnError>(case(name, layer, layout, [cols; 2], Computes::Norm(kind)))
     };
     Ok(vec![
         norm(Norm::Layer, both, "layer norm", &["gain", "bias"])?,
@@ -195,7 +212,7 @@ fn attentions(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
     let case = |(name, of): (_, Attention)| {
         let core = core(of);
         let size = [core.shape.qkv_cols(), core.shape.q_cols()];
-        let made = case(name, Box::new(core), layout(&[]), size, Function::Attention(of));
+        let made = case(name, Box::new(core), layout(&[]), size, Computes::Attention(of));
         Ok(Case { documents: of.documents, ..made })
     };
     list.into_iter().map(case).collect()
@@ -211,7 +228,7 @@ fn mlp(layout: &RankLayout, cols: usize, inner: usize) -> Result<Vec<Box<dyn Lay
     Ok(vec![
         Box::new(up),
         Box::new(norm),
-        Box::new(Activation::Gelu { cols: inner }),
+        Box::new(Activation { function: Function::GeluTanh, gated: false, cols: inner }),
         Box::new(residual_dropout(inner)),
         Box::new(down),
     ])
@@ -229,7 +246,7 @@ fn wrappers(wide: usize) -> Result<Vec<Case>, NnError> {
     let stack = Stack(mlp(&layout, cols, inner)?);
     let recomputed = Recompute(Stack(mlp(&layout, cols, inner)?));
     Ok(vec![
-        case("stack", Box::new(stack), layout.clone(), [cols; 2], Function::Mlp),
-        case("recompute", Box::new(recomputed), layout, [cols; 2], Function::Mlp),
+        case("stack", Box::new(stack), layout.clone(), [cols; 2], Computes::Mlp),
+        case("recompute", Box::new(recomputed), layout, [cols; 2], Computes::Mlp),
     ])
 }

@@ -2,6 +2,7 @@
 
 use crate::support::{Bench, COUNT, SEQ, cases, document_starts, values};
 use trine_buffer::{Act, DType};
+use trine_kernels::Function;
 use trine_nn::{
     Activation, Context, GradStore, Layer, NnError, Numerics, ParamStore, Rows, Saved, WeightWork,
     gradcheck,
@@ -55,7 +56,7 @@ fn the_checker_sees_a_gradient_that_is_off_by_ten_millionths() {
     let bench = Bench::new(DType::F64, Numerics::Fast);
     let ctx = bench.context(Rows { samples: 0..1, seq: SEQ }, None);
     let mut weights = bench.weights(&crate::support::layout(&[]));
-    let layer = Off(Activation::Gelu { cols: 6 });
+    let layer = Off(Activation { function: Function::GeluTanh, gated: false, cols: 6 });
     let x = values("x", 6 * SEQ);
     let report = gradcheck::check(&layer, &mut weights, &x, &ctx).unwrap();
     assert!((5e-6..2e-5).contains(&report.error_max), "{report:?}");

@@ -4,6 +4,7 @@
 use crate::support::{Bench, COUNT, SEQ, buf, cases, document_starts, layout, total, values};
 use std::sync::Arc;
 use trine_buffer::{Act, Buf, DType};
+use trine_kernels::Function;
 use trine_nn::{
     Activation, GradStore, Layer, NnError, Numerics, ParamId, ParamStore, Rows, TakenGrads,
     WeightWork, initial_weights,
@@ -226,7 +227,7 @@ fn wrong_shapes_states_and_names_are_errors() {
     let weights = bench.weights(&layout);
     let mut grads = GradStore::new(layout.clone(), DType::F32, Numerics::Fast);
     let act = |len| Act::new(Buf::zeros(DType::F32, len));
-    let gelu = Activation::Gelu { cols: 4 };
+    let gelu = Activation { function: Function::GeluTanh, gated: false, cols: 4 };
     let error = gelu.forward(&weights, act(7), &ctx).unwrap_err().to_string();
     assert_eq!(error, "activation: input has 7 elements, expected 8");
     let saved = cases(DType::F32).remove(4).layer.forward(

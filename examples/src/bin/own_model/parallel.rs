@@ -2,6 +2,7 @@
 
 use trine::buffer::Act;
 use trine::comm::Name;
+use trine::kernels::Function;
 use trine::models::{Builder, PieceLayer};
 use trine::nn::{Activation, Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork};
 use trine::shard::{
@@ -96,7 +97,7 @@ pub(crate) fn layer(b: &Builder<'_>, index: usize) -> Result<PieceLayer, NnError
         attention: b.attention(&attention, index, label("attention"))?,
         output: b.row(&format!("{attention}.output"), false, label("output"))?,
         up: b.column(&up, &["up"], false, label("up"))?,
-        activation: Activation::Gelu { cols },
+        activation: Activation { function: Function::GeluTanh, gated: false, cols },
         down: b.row(&down, false, label("down"))?,
     })))
 }

@@ -3,7 +3,7 @@
 use super::cases::{HEAD_DIM, VOCAB};
 use trine_buffer::{Buf, DType};
 use trine_kernels::{
-    AdamW, AttentionShape, CpuOps, Dropout, DropoutPlace, GateUpMut, GeluKind, KernelError,
+    AdamW, AttentionShape, CpuOps, Dropout, DropoutPlace, Function, GateUpMut, KernelError,
     LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
     rope_frequencies, rope_table,
 };
@@ -237,7 +237,7 @@ pub(super) fn rms_norm_backward(bench: Bench<'_>, rows: usize, cols: usize) -> M
 pub(super) fn gelu(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
     let (x, mut y) = (bench.values(rows * cols)?, bench.zeros(rows * cols));
     Prepared::bytes(traffic(&[&x, &y], &[]), move || {
-        bench.ops.gelu(GeluKind::Tanh, y.slice_mut(), x.slice())
+        bench.ops.activation(Function::GeluTanh, y.slice_mut(), x.slice())
     })
 }
 
@@ -245,7 +245,7 @@ pub(super) fn gelu_backward(bench: Bench<'_>, rows: usize, cols: usize) -> Made<
     let (x, dy) = (bench.values(rows * cols)?, bench.values(rows * cols)?);
     let mut dx = bench.zeros(rows * cols);
     Prepared::bytes(traffic(&[&x, &dy, &dx], &[]), move || {
-        bench.ops.gelu_backward(GeluKind::Tanh, dx.slice_mut(), x.slice(), dy.slice())
+        bench.ops.activation_backward(Function::GeluTanh, dx.slice_mut(), x.slice(), dy.slice())
     })
 }
 
@@ -263,7 +263,7 @@ pub(super) fn swiglu(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
     let (both, mut y) = (bench.values(rows * 2 * cols)?, bench.zeros(rows * cols));
     Prepared::bytes(traffic(&[&both, &y], &[]), move || {
         let (gate, up) = gate_and_up(&both, rows, cols)?;
-        bench.ops.swiglu(MatMut::new(y.slice_mut(), rows, cols), gate, up)
+        bench.ops.gated(Function::Silu, MatMut::new(y.slice_mut(), rows, cols), gate, up)
     })
 }
 
@@ -273,7 +273,7 @@ pub(super) fn swiglu_backward(bench: Bench<'_>, rows: usize, cols: usize) -> Mad
     Prepared::bytes(traffic(&[&both, &dy, &d], &[]), move || {
         let (gate, up) = gate_and_up(&both, rows, cols)?;
         let d = GateUpMut::Fused(MatMut::new(d.slice_mut(), rows, 2 * cols));
-        bench.ops.swiglu_backward(d, gate, up, MatRef::new(dy.slice(), rows, cols))
+        bench.ops.gated_backward(Function::Silu, d, gate, up, MatRef::new(dy.slice(), rows, cols))
     })
 }
 
