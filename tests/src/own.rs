@@ -85,6 +85,7 @@ fn whole_layer(b: &Builder<'_>) -> Result<Box<dyn Layer>, NnError> {
         qkv: Linear::new(b.param("whole.qkv")?, None, spec.hidden, shape.qkv_cols()),
         attention: AttentionCore {
             shape,
+            scale: shape.scale(),
             rope: None,
             dropout: Dropout::new(0.0, 0, "whole", shape.q_cols()),
             window: None,

@@ -63,13 +63,16 @@ pub struct NormShape {
 }
 
 /// What rotary embedding works on: `[rows, heads · head_dim]`, where row `r` is at position
-/// `start + r % seq` of its sequence.
+/// `start + r % seq` of its sequence. Of each head the first `turned` elements are turned, the pairs
+/// `(i, i + turned / 2)` of them; the others stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RopeShape {
     /// Heads in a row.
     pub heads: usize,
-    /// Elements of a head; even.
+    /// Elements of a head.
     pub head_dim: usize,
+    /// Elements at the front of each head that are turned; even, at most `head_dim`.
+    pub turned: usize,
     /// Rows of one sequence.
     pub seq: usize,
     /// Position of the first row of each sequence.
@@ -339,8 +342,9 @@ pub trait Ops: Send + Sync + fmt::Debug {
     ) -> Done;
 
     /// Rotates query or key heads in place (arXiv 2104.09864), in the "rotate half" convention of
-    /// Hugging Face: element `i` of a head pairs with `i + head_dim / 2`. `table` comes from
-    /// [`crate::rope_table`]. `inverse` turns back: the backward pass.
+    /// Hugging Face and GPT-NeoX: of the elements that are turned, the first half pairs with the
+    /// second. `table` comes from [`crate::rope_table`]. `inverse` turns the other way, with the
+    /// table's amplitude again: the backward pass.
     ///
     /// # Errors
     /// Types or dimensions that do not fit, positions beyond the table.

@@ -6,28 +6,36 @@ use crate::num::Num;
 use crate::{CpuOps, KernelError, MatMut, RopeShape};
 use trine_buffer::{Buf, DType, Float, Slice};
 
-/// The usual frequencies, `theta^(−2i / head_dim)` for `i < head_dim / 2` (arXiv 2104.09864).
-pub fn rope_frequencies(theta: f64, head_dim: usize) -> Vec<f64> {
-    (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+/// The usual frequencies of the `turned` elements of a head, `theta^(−2i / turned)` for
+/// `i < turned / 2` (arXiv 2104.09864).
+pub fn rope_frequencies(theta: f64, turned: usize) -> Vec<f64> {
+    (0..turned / 2).map(|i| theta.powf(-2.0 * i as f64 / turned as f64)).collect()
 }
 
-/// Cosines and sines for [`crate::Ops::rope`]: for each position `head_dim / 2` cosines, then as
-/// many sines, of `position · frequency`, rounded from f64 to `dtype` (the accumulator of the
-/// compute type).
+/// Cosines and sines for [`crate::Ops::rope`]: for each position a cosine of each frequency, then as
+/// many sines, of `position · frequency`. They are multiplied by `amplitude` (YaRN's factor on
+/// queries and keys, arXiv 2309.00071; 1 for plain positions) and rounded from f64 to `dtype` (the
+/// accumulator of the compute type).
 ///
 /// # Errors
 /// `dtype` is not f64 or f32.
-pub fn rope_table(dtype: DType, frequencies: &[f64], positions: usize) -> Result<Buf, KernelError> {
-    fn table<A: Float>(frequencies: &[f64], positions: usize) -> Buf {
+pub fn rope_table(
+    dtype: DType,
+    frequencies: &[f64],
+    amplitude: f64,
+    positions: usize,
+) -> Result<Buf, KernelError> {
+    fn table<A: Float>(frequencies: &[f64], amplitude: f64, positions: usize) -> Buf {
         let row = |position| {
             let angles = frequencies.iter().map(move |f| f * position as f64);
             angles.clone().map(f64::cos).chain(angles.map(f64::sin))
         };
-        Buf::from_vec((0..positions).flat_map(row).map(A::from_f64).collect())
+        let entries = (0..positions).flat_map(row).map(|entry| A::from_f64(amplitude * entry));
+        Buf::from_vec(entries.collect())
     }
     match dtype {
-        DType::F64 => Ok(table::<f64>(frequencies, positions)),
-        DType::F32 => Ok(table::<f32>(frequencies, positions)),
+        DType::F64 => Ok(table::<f64>(frequencies, amplitude, positions)),
+        DType::F32 => Ok(table::<f32>(frequencies, amplitude, positions)),
         DType::Bf16 | DType::F16 | DType::U64 | DType::U32 | DType::U8 => {
             let message = format!("the table is f32 or f64, not {dtype}");
             Err(KernelError::Dims { op: "rope_table", message })
@@ -62,27 +70,33 @@ pub(crate) fn rope(
         x: MatMut<'_>,
         table: Slice<'_>,
     ) -> Result<(), KernelError> {
-        let RopeShape { heads, head_dim, seq, start } = shape;
+        let RopeShape { heads, head_dim, turned, seq, start } = shape;
         let table = typed::<T::Acc>(OP, "table", table)?;
         let x = MatSplit::<T>::new(OP, "x", x)?;
         dims(OP, x.cols == heads * head_dim, || {
             format!("rows of {} elements are not {heads} heads of {head_dim}", x.cols)
         })?;
-        dims(OP, head_dim.is_multiple_of(2), || format!("head_dim {head_dim} is not even"))?;
+        dims(OP, turned.is_multiple_of(2) && turned <= head_dim, || {
+            let nearest = turned.min(head_dim) / 2 * 2;
+            format!(
+                "{turned} turned elements of {head_dim}: it must be even and no more, as {nearest} is"
+            )
+        })?;
         dims(OP, seq > 0 || x.rows == 0, || "sequences of 0 rows".into())?;
         let last = start + seq.min(x.rows);
-        dims(OP, table.len() >= last * head_dim, || {
-            let held = table.len() / head_dim.max(1);
+        dims(OP, table.len() >= last * turned, || {
+            let held = table.len() / turned.max(1);
             format!("positions up to {last} need a longer table than {held} positions")
         })?;
         cpu.parallel(x.rows, x.cols, |rows| {
             for row in rows {
                 let position = start + row % seq;
-                let (cos, sin) = table[position * head_dim..][..head_dim].split_at(head_dim / 2);
+                let (cos, sin) = table[position * turned..][..turned].split_at(turned / 2);
                 for head in 0..heads {
+                    let first = head * head_dim;
                     // SAFETY: each row is written by one thread.
-                    let head = unsafe { x.part(row, head * head_dim..(head + 1) * head_dim) };
-                    let (left, right) = head.split_at_mut(head_dim / 2);
+                    let head = unsafe { x.part(row, first..first + turned) };
+                    let (left, right) = head.split_at_mut(turned / 2);
                     rotate(cpu.isa, left, right, cos, sin, inverse);
                 }
             }

@@ -6,6 +6,7 @@ use trine_comm::Name;
 use trine_kernels::{Function, rope_frequencies, rope_table};
 use trine_nn::{
     Activation, AttentionCore, AttentionShape, Dropout, NnError, NormLayer, Numerics, ParamId,
+    Rotary,
 };
 use trine_shard::{
     ColumnLinear, RowLinear, Section, ShardedAttention, StreamDropout, StreamNorm, TensorGroup,
@@ -22,7 +23,7 @@ pub struct Builder<'a> {
     group: TensorGroup,
     numerics: Numerics,
     seed: u64,
-    rope: Option<Act>,
+    rope: Option<Rotary>,
 }
 
 impl<'a> Builder<'a> {
@@ -179,8 +180,14 @@ impl<'a> Builder<'a> {
             first_head: q.ranges[0].start / head_dim,
         };
         let dropout = Dropout::new(self.model.dropout, self.seed, name, shape.q_cols());
-        let rope = self.rope.clone();
-        let core = AttentionCore { shape, rope, dropout, window: None, softcap: None };
+        let core = AttentionCore {
+            shape,
+            scale: shape.scale(),
+            rope: self.rope.clone(),
+            dropout,
+            window: None,
+            softcap: None,
+        };
         Ok(ShardedAttention::new(core, &self.group, k.replicas, label)?.at_layer(index))
     }
 
@@ -198,6 +205,7 @@ impl<'a> Builder<'a> {
             positions: position.transpose()?,
             rows: self.local(token)?.ranges[0].clone(),
             hidden: self.model.hidden,
+            scale: None,
         })
     }
 
@@ -217,7 +225,8 @@ impl<'a> Builder<'a> {
 }
 
 /// Rotary tables for every position, in the accumulator type.
-fn rotary(model: &ModelSpec, compute: DType) -> Result<Act, NnError> {
+fn rotary(model: &ModelSpec, compute: DType) -> Result<Rotary, NnError> {
     let frequencies = rope_frequencies(model.rope_theta, model.head_dim);
-    Ok(Act::new(rope_table(compute.accumulator(), &frequencies, model.seq_max)?))
+    let table = rope_table(compute.accumulator(), &frequencies, 1.0, model.seq_max)?;
+    Ok(Rotary { table: Act::new(table), turned: model.head_dim })
 }

@@ -35,7 +35,7 @@ impl Layer for Embedding {
         grads: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
         let dy = self.dropout.apply(Stream::assume(dy), ctx)?;
-        self.tables.backward(saved, &dy, ctx, grads)?;
+        self.tables.backward(saved, dy, ctx, grads)?;
         Ok((Act::new(Buf::zeros(ctx.compute, 0)), WeightWork::nothing()))
     }
 }

@@ -34,6 +34,21 @@ impl AttentionShape {
     pub fn qkv_cols(&self) -> usize {
         self.q_cols() + 2 * self.kv_cols()
     }
+
+    /// The usual factor of the scores, 1 / √head_dim.
+    pub fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+}
+
+/// Rotary positions (2104.09864).
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    /// Cosines and sines of every position, shared by all layers: the table that
+    /// `trine_kernels::rope_table` makes of `turned / 2` frequencies.
+    pub table: Act,
+    /// Elements at the front of each head that are turned: all of them, or as in GPT-NeoX a part.
+    pub turned: usize,
 }
 
 /// Causal softmax attention with grouped KV heads, optional rotary positions, dropout, window and
@@ -43,9 +58,10 @@ impl AttentionShape {
 pub struct AttentionCore {
     /// The heads.
     pub shape: AttentionShape,
-    /// Cosines and sines of rotary positions (2104.09864), shared by all layers: the table that
-    /// `trine_kernels::rope_table` makes.
-    pub rope: Option<Act>,
+    /// The factor of the scores, mostly [`AttentionShape::scale`].
+    pub scale: f64,
+    /// Rotary positions, where the model has them.
+    pub rope: Option<Rotary>,
     /// Dropout on probabilities.
     pub dropout: Dropout,
     /// How many tokens each one attends to: itself and those directly before. `None` means all.
@@ -66,7 +82,7 @@ impl AttentionCore {
             heads: self.shape.heads,
             kv_heads: self.shape.kv_heads,
             head_dim: self.shape.head_dim,
-            scale: 1.0 / (self.shape.head_dim as f64).sqrt(),
+            scale: self.scale,
             softcap: self.softcap,
         }
     }
@@ -83,14 +99,14 @@ impl AttentionCore {
 
     /// Turns queries and keys by their positions, in place.
     fn rotate(&self, qkv: &mut Buf, inverse: bool, ctx: &Context<'_>) -> Result<(), NnError> {
-        let Some(table) = &self.rope else { return Ok(()) };
+        let Some(Rotary { table, turned }) = &self.rope else { return Ok(()) };
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         // Keys lie directly behind the queries, so both are one run of heads.
         let (seq, start) = (ctx.rows.seq, ctx.first_position());
-        let shape = RopeShape { heads: heads + kv_heads, head_dim, seq, start };
+        let shape = RopeShape { heads: heads + kv_heads, head_dim, turned: *turned, seq, start };
         let all = MatMut::new(qkv.slice_mut(), ctx.rows.tokens(), self.shape.qkv_cols());
-        let turned = all.columns(0..self.shape.q_cols() + self.shape.kv_cols())?;
-        Ok(ctx.ops.rope(shape, inverse, turned, table.slice())?)
+        let heads = all.columns(0..self.shape.q_cols() + self.shape.kv_cols())?;
+        Ok(ctx.ops.rope(shape, inverse, heads, table.slice())?)
     }
 
     /// The input with queries and keys turned by their positions.

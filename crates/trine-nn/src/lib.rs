@@ -32,7 +32,7 @@ pub mod oracle;
 mod params;
 
 pub use activation::Activation;
-pub use attention::{AttentionCore, AttentionShape};
+pub use attention::{AttentionCore, AttentionShape, Rotary};
 pub use context::{Context, Mode, Numerics, Rows, stream_type};
 pub use decode::DecodeCache;
 pub use dropout::Dropout;

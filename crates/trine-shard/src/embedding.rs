@@ -20,6 +20,9 @@ pub struct VocabEmbedding {
     pub rows: Range<usize>,
     /// Width of the residual stream.
     pub hidden: usize,
+    /// The factor on tokens' rows, before positions are added (Gemma's √hidden). It multiplies in the
+    /// stream's type and is not rounded itself; Hugging Face rounds it to the compute type.
+    pub scale: Option<f64>,
 }
 
 const NAME: Name = Name::new("embedding");
@@ -42,6 +45,11 @@ impl VocabEmbedding {
         let (ids_in, first) = (ids.slice(), self.rows.start);
         ctx.ops.embedding(self.hidden, y.slice_mut(), ids_in, table.slice(), first)?;
         let mut y = self.group.leave(Partial::assume(y), NAME, ctx)?.to(ctx.stream(), ctx)?;
+        if let Some(factor) = self.scale {
+            let mut scaled = y.into_inner().into_buf(ctx.pool)?;
+            ctx.ops.scale(scaled.slice_mut(), factor)?;
+            y = Stream::assume(Act::new(scaled));
+        }
         if let Some(positions) = &self.positions {
             let rows = self.group.stream_rows(tokens);
             let mut sum = y.into_inner().into_buf(ctx.pool)?;
@@ -62,25 +70,40 @@ impl VocabEmbedding {
     pub fn backward(
         &self,
         saved: Saved,
-        dy: &Stream,
+        dy: Stream,
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<(), NnError> {
         let ([ids], []) = saved.take()?;
-        let dy = self.group.leave_backward(dy, NAME, ctx)?;
-        let at = position_ids(0..ctx.rows.tokens(), ctx);
-        let mut scatter = |param: &ParamId, ids: &Buf, first_row: usize| {
-            grads.add(param, &ctx.rows, |rows, sum| {
-                let dy = dy.slice().range(rows.start * self.hidden..rows.end * self.hidden)?;
-                let ids = ids.slice().range(rows)?;
-                Ok(ctx.ops.embedding_backward(self.hidden, sum, ids, dy, first_row)?)
-            })
-        };
-        scatter(&self.table, &ids, self.rows.start)?;
+        let whole = self.group.leave_backward(&dy, NAME, ctx)?;
+        // Nobody else holds the gradient now, so that it is scaled in place.
+        drop(dy);
+        let mut dy = whole.into_inner();
         if let Some(positions) = &self.positions {
-            scatter(positions, &at, 0)?;
+            let at = position_ids(0..ctx.rows.tokens(), ctx);
+            self.scatter((positions, &at, 0), &dy, ctx, grads)?;
         }
-        Ok(())
+        if let Some(factor) = self.scale {
+            let mut scaled = dy.into_buf(ctx.pool)?;
+            ctx.ops.scale(scaled.slice_mut(), factor)?;
+            dy = Act::new(scaled);
+        }
+        self.scatter((&self.table, &ids, self.rows.start), &dy, ctx, grads)
+    }
+
+    /// Adds the gradients of rows to those of a table, of which this rank has the rows from the first on.
+    fn scatter(
+        &self,
+        (table, ids, first_row): (&ParamId, &Buf, usize),
+        dy: &Buf,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<(), NnError> {
+        grads.add(table, &ctx.rows, |rows, sum| {
+            let dy = dy.slice().range(rows.start * self.hidden..rows.end * self.hidden)?;
+            let ids = ids.slice().range(rows)?;
+            Ok(ctx.ops.embedding_backward(self.hidden, sum, ids, dy, first_row)?)
+        })
     }
 }
 

@@ -413,12 +413,19 @@ fn contradictions_are_errors() {
 }
 
 fn rope_turns_pairs<T: Float>() {
+    // All of a head, as in GPT-NeoX a part of it, none; and with YaRN's amplitude.
+    for (turned, amplitude) in [(6, 1.0), (2, 1.0), (4, 1.5), (0, 1.0)] {
+        rope_turns::<T>(turned, amplitude);
+    }
+}
+
+fn rope_turns<T: Float>(turned: usize, amplitude: f64) {
     let (rows, seq, heads, dim, gap, start) = (14, 7, 3, 6, 5, 4);
     let stride = heads * dim + gap;
-    let frequencies = rope_frequencies(10_000.0, dim);
-    let table = rope_table(T::DTYPE.accumulator(), &frequencies, start + seq).unwrap();
+    let frequencies = rope_frequencies(10_000.0, turned);
+    let table = rope_table(T::DTYPE.accumulator(), &frequencies, amplitude, start + seq).unwrap();
     let x = buf::<T>(1, rows * stride);
-    let shape = RopeShape { heads, head_dim: dim, seq, start };
+    let shape = RopeShape { heads, head_dim: dim, turned, seq, start };
     let turn = |ops: &dyn Ops, x: &mut Buf, inverse: bool| {
         let view = MatMut { data: x.slice_mut(), rows, cols: heads * dim, stride };
         ops.rope(shape, inverse, view, table.slice()).unwrap();
@@ -431,20 +438,25 @@ fn rope_turns_pairs<T: Float>() {
         vec![y, back]
     });
     let x = x.to_f64_vec();
-    let mut expected = x.clone();
+    // There and back multiplies by the amplitude twice.
+    let (mut expected, mut back) = (x.clone(), x.clone());
     for row in 0..rows {
-        for pair in 0..heads * dim / 2 {
-            let (head, i) = (pair / (dim / 2), pair % (dim / 2));
-            let angle = (start + row % seq) as f64 * 10_000f64.powf(-2.0 * i as f64 / dim as f64);
+        for pair in 0..heads * turned / 2 {
+            let (head, i) = (pair / (turned / 2), pair % (turned / 2));
+            let frequency = 10_000f64.powf(-2.0 * i as f64 / turned as f64);
+            let angle = (start + row % seq) as f64 * frequency;
+            let (cos, sin) = (amplitude * angle.cos(), amplitude * angle.sin());
             let left = row * stride + head * dim + i;
-            let right = left + dim / 2;
-            expected[left] = x[left] * angle.cos() - x[right] * angle.sin();
-            expected[right] = x[right] * angle.cos() + x[left] * angle.sin();
+            let right = left + turned / 2;
+            expected[left] = x[left] * cos - x[right] * sin;
+            expected[right] = x[right] * cos + x[left] * sin;
+            back[left] *= amplitude * amplitude;
+            back[right] *= amplitude * amplitude;
         }
     }
     assert_eq!(results.len(), 1);
-    close(&results[0][0], &expected, 2.0 * T::DTYPE.epsilon(), "rope");
-    close(&results[0][1], &x, 4.0 * T::DTYPE.epsilon(), "rope and back");
+    close(&results[0][0], &expected, 3.0 * T::DTYPE.epsilon(), "rope");
+    close(&results[0][1], &back, 4.0 * T::DTYPE.epsilon(), "rope and back");
 }
 
 mod turned {
@@ -453,15 +465,22 @@ mod turned {
 }
 
 #[test]
-fn rope_needs_a_table_long_enough_and_even_heads() {
-    let table = rope_table(DType::F32, &rope_frequencies(1e4, 4), 8).unwrap();
+fn rope_needs_a_table_long_enough_and_pairs_within_a_head() {
+    let table = rope_table(DType::F32, &rope_frequencies(1e4, 4), 1.0, 8).unwrap();
     let mut x = Buf::zeros(DType::F32, 8 * 4);
-    let mut call = |head_dim, heads, start| {
-        let shape = RopeShape { heads, head_dim, seq: 8, start };
+    let mut call = |turned, start| {
+        let shape = RopeShape { heads: 1, head_dim: 4, turned, seq: 8, start };
         one().rope(shape, false, MatMut::new(x.slice_mut(), 8, 4), table.slice())
     };
-    call(4, 1, 0).unwrap();
-    assert!(call(4, 1, 1).unwrap_err().to_string().contains("positions up to 9"));
-    assert!(call(1, 4, 0).unwrap_err().to_string().contains("not even"));
-    assert!(rope_table(DType::Bf16, &[1.0], 1).is_err());
+    call(4, 0).unwrap();
+    call(2, 8).unwrap();
+    assert!(call(4, 1).unwrap_err().to_string().contains("positions up to 9"));
+    for (turned, nearest) in [(3, "2"), (6, "4")] {
+        let text = call(turned, 0).unwrap_err().to_string();
+        let expected = format!(
+            "rope: {turned} turned elements of 4: it must be even and no more, as {nearest} is"
+        );
+        assert_eq!(text, expected);
+    }
+    assert!(rope_table(DType::Bf16, &[1.0], 1.0, 1).is_err());
 }

@@ -1,7 +1,7 @@
 //! What each layer computes, composed of candle's plain differentiable operations only, and its gradients by candle's
 //! autograd.
 
-use super::cases::{Case, DROPPED, EPS, FIRST_HEAD, HEADS, SEED, THETA};
+use super::cases::{AMPLITUDE, Case, DROPPED, EPS, FIRST_HEAD, HEADS, SEED, THETA};
 use super::{Pass, STEP, document_starts};
 use crate::candle_layer::{CandleLayer, Forward, candle};
 use crate::{NnError, ParamId, Rows};
@@ -29,7 +29,9 @@ pub(super) enum Computes {
 pub(super) struct Attention {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
-    pub(super) rope: bool,
+    pub(super) scale: f64,
+    /// Elements of a head that are turned.
+    pub(super) turned: Option<usize>,
     pub(super) dropout: bool,
     pub(super) documents: bool,
     pub(super) window: Option<usize>,
@@ -144,17 +146,21 @@ fn by_heads(x: &Tensor, heads: usize, head_dim: usize) -> Result<Tensor> {
     x.reshape((samples, seq, heads, head_dim))?.transpose(1, 2)?.contiguous()
 }
 
-fn rotate(x: &Tensor, head_dim: usize, place: &Place) -> Result<Tensor> {
-    let half = head_dim / 2;
+/// Heads whose first `turned` elements are turned.
+fn rotate(x: &Tensor, turned: usize, place: &Place) -> Result<Tensor> {
+    let half = turned / 2;
     let angle =
-        |t: usize, i: usize| t as f64 * THETA.powf(-2.0 * (i % half) as f64 / head_dim as f64);
+        |t: usize, i: usize| t as f64 * THETA.powf(-2.0 * (i % half) as f64 / turned as f64);
     let table = |f: fn(f64) -> f64| {
-        let values = (0..place.rows.seq).flat_map(|t| (0..head_dim).map(move |i| f(angle(t, i))));
-        place.tensor(values.collect(), &[place.rows.seq, head_dim])
+        let entry = move |t: usize| (0..turned).map(move |i| AMPLITUDE * f(angle(t, i)));
+        place.tensor((0..place.rows.seq).flat_map(entry).collect(), &[place.rows.seq, turned])
     };
     let (left, right) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let turned = Tensor::cat(&[&right.neg()?, &left], D::Minus1)?;
-    x.broadcast_mul(&table(f64::cos)?)? + turned.broadcast_mul(&table(f64::sin)?)?
+    let front = x.narrow(D::Minus1, 0, turned)?.broadcast_mul(&table(f64::cos)?)?;
+    let across = Tensor::cat(&[&right.neg()?, &left], D::Minus1)?;
+    let front = (front + across.broadcast_mul(&table(f64::sin)?)?)?;
+    let rest = x.narrow(D::Minus1, turned, x.dim(D::Minus1)? - turned)?;
+    Tensor::cat(&[&front, &rest], D::Minus1)?.contiguous()
 }
 
 impl Attention {
@@ -164,15 +170,14 @@ impl Attention {
         let mut q = by_heads(&qkv.narrow(2, 0, q_cols)?, HEADS, self.head_dim)?;
         let mut k = by_heads(&qkv.narrow(2, q_cols, kv_cols)?, self.kv_heads, self.head_dim)?;
         let v = by_heads(&qkv.narrow(2, q_cols + kv_cols, kv_cols)?, self.kv_heads, self.head_dim)?;
-        if self.rope {
-            (q, k) = (rotate(&q, self.head_dim, place)?, rotate(&k, self.head_dim, place)?);
+        if let Some(turned) = self.turned {
+            (q, k) = (rotate(&q, turned, place)?, rotate(&k, turned, place)?);
         }
         let serves = HEADS / self.kv_heads;
         let of_query: Vec<u32> = (0..HEADS).map(|head| (head / serves) as u32).collect();
         let of_query = Tensor::from_vec(of_query, HEADS, &Device::Cpu)?;
         let (k, v) = (k.index_select(&of_query, 1)?, v.index_select(&of_query, 1)?);
-        let scores =
-            (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (self.head_dim as f64).sqrt())?;
+        let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * self.scale)?;
         let scores = match self.softcap {
             Some(cap) => ((scores / cap)?.tanh()? * cap)?,
             None => scores,

@@ -4,7 +4,7 @@ use super::Sizes;
 use super::candle::{Attention, Computes};
 use crate::{
     Activation, AttentionCore, AttentionShape, Context, Dropout, GradStore, Layer, Linear, NnError,
-    NormLayer, ParamId, ParamStore, Recompute, Saved, Stack, WeightWork,
+    NormLayer, ParamId, ParamStore, Recompute, Rotary, Saved, Stack, WeightWork,
 };
 use std::sync::Arc;
 use trine_buffer::{Act, DType};
@@ -64,6 +64,8 @@ const WINDOW: usize = 3;
 const SOFTCAP: f64 = 1.5;
 /// Base of the rotary frequencies.
 pub(super) const THETA: f64 = 100.0;
+/// The factor on cosines and sines.
+pub(super) const AMPLITUDE: f64 = 1.25;
 /// Added to variances.
 pub(super) const EPS: f64 = 1e-5;
 
@@ -175,20 +177,25 @@ fn norms(cols: usize) -> Result<Vec<Case>, NnError> {
 
 fn attentions(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
     let (head_dim, first_head) = (sizes.head_dim(), FIRST_HEAD);
-    let frequencies = rope_frequencies(THETA, head_dim);
-    let table = Act::new(rope_table(compute.accumulator(), &frequencies, sizes.seq)?);
+    let rotary = |turned| {
+        let frequencies = rope_frequencies(THETA, turned);
+        let table = rope_table(compute.accumulator(), &frequencies, AMPLITUDE, sizes.seq)?;
+        Ok::<_, NnError>(Rotary { table: Act::new(table), turned })
+    };
     let core = |of: Attention| {
         let kv_heads = of.kv_heads;
         let shape = AttentionShape { heads: HEADS, kv_heads, head_dim, first_head };
         let dropped = if of.dropout { DROPPED } else { 0.0 };
         let dropout = Dropout::new(dropped, SEED, "attention", shape.q_cols());
-        let rope = of.rope.then(|| table.clone());
-        AttentionCore { shape, rope, dropout, window: of.window, softcap: of.softcap }
+        let rope = of.turned.map(rotary).transpose()?;
+        let Attention { scale, window, softcap, .. } = of;
+        Ok::<_, NnError>(AttentionCore { shape, scale, rope, dropout, window, softcap })
     };
     let plain = Attention {
         kv_heads: HEADS,
         head_dim,
-        rope: false,
+        scale: 1.0 / (head_dim as f64).sqrt(),
+        turned: None,
         dropout: false,
         documents: false,
         window: None,
@@ -196,24 +203,26 @@ fn attentions(compute: DType, sizes: Sizes) -> Result<Vec<Case>, NnError> {
     };
     let shared = Attention { kv_heads: 2, ..plain };
     let bounded = Attention { window: Some(WINDOW), softcap: Some(SOFTCAP), ..shared };
+    let half = Some(head_dim / 2);
     let list = [
         ("attention", plain),
         ("attention with shared kv heads", shared),
-        ("attention with rope", Attention { kv_heads: 1, rope: true, ..plain }),
+        ("attention with rope", Attention { kv_heads: 1, turned: Some(head_dim), ..plain }),
+        ("attention with half of a head turned", Attention { turned: half, scale: 0.3, ..shared }),
         ("attention within documents", Attention { documents: true, ..shared }),
         ("attention with dropout", Attention { dropout: true, ..plain }),
         ("attention within a window", Attention { softcap: None, ..bounded }),
         ("attention with bounded scores", Attention { window: None, ..bounded }),
         (
             "attention with everything",
-            Attention { rope: true, dropout: true, documents: true, ..bounded },
+            Attention { turned: half, dropout: true, documents: true, ..bounded },
         ),
     ];
     let case = |(name, of): (_, Attention)| {
-        let core = core(of);
+        let core = core(of)?;
         let size = [core.shape.qkv_cols(), core.shape.q_cols()];
         let made = case(name, Box::new(core), layout(&[]), size, Computes::Attention(of));
-        Ok(Case { documents: of.documents, ..made })
+        Ok::<_, NnError>(Case { documents: of.documents, ..made })
     };
     list.into_iter().map(case).collect()
 }

@@ -14,7 +14,7 @@ fn windows_and_bounded_scores_continue_a_sequence_to_the_bit() {
     let x = values("x", seq * cols);
     let core = |window, softcap| {
         let dropout = Dropout::new(0.0, 9, "attention", shape.q_cols());
-        AttentionCore { shape, rope: None, dropout, window, softcap }
+        AttentionCore { shape, scale: shape.scale(), rope: None, dropout, window, softcap }
     };
     for compute in [DType::F32, DType::F64] {
         let bench = Bench::new(compute, Numerics::Fast);

@@ -5,11 +5,13 @@ use trine_buffer::{Act, Slice};
 use trine_comm::Name;
 use trine_kernels::{rope_frequencies, rope_table};
 use trine_mesh::shard;
-use trine_nn::{AttentionCore, AttentionShape, Context, Dropout, NnError};
+use trine_nn::{AttentionCore, AttentionShape, Context, Dropout, NnError, Rotary};
 use trine_shard::ShardedAttention;
 
 const HEADS: usize = 4;
 const HEAD_DIM: usize = 8;
+/// Elements of a head that are turned.
+const TURNED: usize = 6;
 
 /// What differs between the cases.
 #[derive(Debug, Clone, Copy)]
@@ -31,10 +33,11 @@ fn attention(rank: &mut Rank, ctx: &Context<'_>, case: Case) -> Result<(Part, Pa
         head_dim: HEAD_DIM,
         first_head: q.range.start / HEAD_DIM,
     };
-    let table = rope_table(ctx.compute.accumulator(), &rope_frequencies(100.0, HEAD_DIM), SEQ)?;
+    let table = rope_table(ctx.compute.accumulator(), &rope_frequencies(100.0, TURNED), 1.0, SEQ)?;
     let core = AttentionCore {
         shape,
-        rope: case.rope.then(|| Act::new(table)),
+        scale: shape.scale(),
+        rope: case.rope.then(|| Rotary { table: Act::new(table), turned: TURNED }),
         dropout: Dropout::new(case.dropped, 9, "attention", shape.q_cols()),
         window: None,
         softcap: None,

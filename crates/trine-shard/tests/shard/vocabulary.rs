@@ -20,19 +20,25 @@ fn table() -> Param {
     Param { valid_rows: VOCAB, ..param("table", [STORED, HIDDEN], Some((0, STORED))) }
 }
 
-fn embedding(rank: &mut Rank, ctx: &Context<'_>, learned: bool) -> Result<(Part, Part), NnError> {
+fn embedding(
+    rank: &mut Rank,
+    ctx: &Context<'_>,
+    learned: bool,
+    scale: Option<f64>,
+) -> Result<(Part, Part), NnError> {
     let layer = VocabEmbedding {
         group: rank.group.clone(),
         table: rank.find(&["table"]),
         positions: learned.then(|| rank.find(&["positions"])),
         rows: rank.local("table").ranges[0].clone(),
         hidden: HIDDEN,
+        scale,
     };
     let ids = Act::new(Buf::from_vec(IDS.to_vec()));
     let (y, saved) = layer.forward(&rank.weights, ids, ctx)?;
     let y = rank.of_stream(&y, HIDDEN);
     let dy = rank.stream("dy", HIDDEN);
-    layer.backward(saved, &dy, ctx, &mut rank.grads)?;
+    layer.backward(saved, dy, ctx, &mut rank.grads)?;
     Ok((y, nothing()))
 }
 
@@ -40,33 +46,47 @@ fn embedding(rank: &mut Rank, ctx: &Context<'_>, learned: bool) -> Result<(Part,
 fn the_embedding_equals_its_serial_self() {
     let positions = param("positions", [SEQ, HIDDEN], None);
     let with = [table(), positions];
-    let compared = compare("embedding", &with[..1], &|rank, ctx| embedding(rank, ctx, false))
-        + compare("embedding with positions", &with, &|rank, ctx| embedding(rank, ctx, true));
-    assert_eq!(compared, 2 * COMPARED);
+    let mut compared = 0;
+    for scale in [None, Some(2.7)] {
+        for (learned, params) in [(false, &with[..1]), (true, &with[..])] {
+            let name = format!("embedding, positions {learned}, scale {scale:?}");
+            compared += compare(&name, params, &|rank, ctx| embedding(rank, ctx, learned, scale));
+        }
+    }
+    assert_eq!(compared, 2 * 2 * COMPARED);
 }
 
 #[test]
-fn an_embedded_token_is_its_row_plus_its_position() {
+fn an_embedded_token_is_its_scaled_row_plus_its_position() {
+    const SCALE: f64 = 2.7;
     let serial =
         Setup { tp: 1, sequence_parallel: false, numerics: Numerics::Fast, compute: DType::F64 };
     let params = [table(), param("positions", [SEQ, HIDDEN], None)];
-    let got = outcome(serial, &params, &|rank, ctx| {
-        let lease = |name| rank.weights.lease(&rank.find(&[name])).unwrap().slice();
-        let table = lease("table").typed::<f64>()?;
-        let positions = lease("positions").typed::<f64>()?;
-        let mut expected = Vec::new();
-        for (token, id) in IDS.iter().enumerate() {
-            let (row, at) = (*id as usize * HIDDEN, token % SEQ * HIDDEN);
-            expected.extend((0..HIDDEN).map(|i| table[row + i] + positions[at + i]));
-        }
-        let (y, dx) = embedding(rank, ctx, true)?;
-        assert_eq!(y.values, expected);
-        Ok((y, dx))
-    });
+    let of = |scale: Option<f64>| {
+        outcome(serial, &params, &|rank, ctx| {
+            let lease = |name| rank.weights.lease(&rank.find(&[name])).unwrap().slice();
+            let table = lease("table").typed::<f64>()?;
+            let positions = lease("positions").typed::<f64>()?;
+            let mut expected = Vec::new();
+            for (token, id) in IDS.iter().enumerate() {
+                let (row, at) = (*id as usize * HIDDEN, token % SEQ * HIDDEN);
+                let factor = scale.unwrap_or(1.0);
+                expected.extend((0..HIDDEN).map(|i| table[row + i] * factor + positions[at + i]));
+            }
+            let (y, dx) = embedding(rank, ctx, true, scale)?;
+            assert_eq!(y.values, expected);
+            Ok((y, dx))
+        })
+    };
+    let (plain, scaled) = (of(None), of(Some(SCALE)));
+    assert_eq!(plain.grads["positions"], scaled.grads["positions"]);
     let used: std::collections::BTreeSet<u32> = IDS.into();
-    let rows = got.grads["table"].chunks(HIDDEN).enumerate();
-    for (row, grads) in rows {
-        assert_eq!(grads.iter().any(|g| *g != 0.0), used.contains(&(row as u32)), "row {row}");
+    let rows = plain.grads["table"].chunks(HIDDEN).zip(scaled.grads["table"].chunks(HIDDEN));
+    for (row, (plain, scaled)) in rows.enumerate() {
+        assert_eq!(plain.iter().any(|g| *g != 0.0), used.contains(&(row as u32)), "row {row}");
+        for (plain, scaled) in plain.iter().zip(scaled) {
+            assert!((plain * SCALE - scaled).abs() <= 1e-14 * scaled.abs().max(1.0), "row {row}");
+        }
     }
 }
 

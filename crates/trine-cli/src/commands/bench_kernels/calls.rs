@@ -278,9 +278,9 @@ pub(super) fn swiglu_backward(bench: Bench<'_>, rows: usize, cols: usize) -> Mad
 }
 
 pub(super) fn rope(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
-    let shape =
-        RopeShape { heads: cols / HEAD_DIM, head_dim: HEAD_DIM, seq: rows.min(1024), start: 0 };
-    let table = rope_table(bench.acc(), &rope_frequencies(1e4, HEAD_DIM), shape.seq)?;
+    let (head_dim, seq) = (HEAD_DIM, rows.min(1024));
+    let shape = RopeShape { heads: cols / head_dim, head_dim, turned: head_dim, seq, start: 0 };
+    let table = rope_table(bench.acc(), &rope_frequencies(1e4, head_dim), 1.0, seq)?;
     let mut x = bench.values(rows * cols)?;
     Prepared::bytes(traffic(&[&table], &[&x]), move || {
         bench.ops.rope(shape, false, MatMut::new(x.slice_mut(), rows, cols), table.slice())
