@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use trine_schedule::UniformStage;
+use trine_trainer::config::Times;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -109,8 +110,9 @@ pub(crate) struct ConfigArgs {
     /// of your own as text (layout.schedule)
     #[arg(long, value_name = "NAME|file:PATH")]
     pub(crate) schedule: Option<String>,
-    /// Times of F, B, W and a message in any one unit, for which zb-h1, zb-h2 and zb-v are made (layout.times)
-    #[arg(long, value_name = "F,B,W,M", value_parser = stage_times_text, allow_hyphen_values = true)]
+    /// Times of F, B, W and a message in any one unit, for which zb-h1, zb-h2 and zb-v are made; measured: the ranks of
+    /// a run measure them when it starts (layout.times)
+    #[arg(long, value_name = "F,B,W,M|measured", value_parser = times_text, allow_hyphen_values = true)]
     pub(crate) times: Option<String>,
     /// Stages of the pipeline on each rank, for schedules that take several (layout.virtual)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -278,9 +280,12 @@ pub(crate) struct ScheduleArgs {
     pub(crate) times: Option<UniformStage>,
 }
 
-/// Such times as they are typed.
-fn stage_times_text(text: &str) -> Result<String, String> {
-    stage_times(text).map(|_| text.to_owned())
+/// Such times as they are typed, or the word for those that a run measures.
+fn times_text(text: &str) -> Result<String, String> {
+    if text != Times::MEASURED {
+        stage_times(text).map_err(|rule| format!("{rule}; or the word {}", Times::MEASURED))?;
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads `1,1.5,0.5,0.1`.

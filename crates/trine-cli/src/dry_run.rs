@@ -6,7 +6,7 @@ use crate::{machine, memory};
 use anyhow::Context;
 use std::path::Path;
 use trine_spec::{Piece, RankBytes, StagePieces};
-use trine_trainer::config::{Config, Source};
+use trine_trainer::config::{Config, Source, Times};
 use trine_trainer::{MemoryPlan, RankMemory, RunPlan, Time, planned_step};
 
 /// More ranks than this are shown as groups of equal ones.
@@ -81,6 +81,7 @@ pub(crate) fn report(
     let mut notes =
         format!("{}{chosen}\n{table}{placement}\n{together}\n{memory}{step}", summary(config));
     notes.extend(missing_data(config));
+    notes.extend(planned_for(config));
     notes.extend(trine_trainer::run::unused_rows_planned(config)?);
     let comments: String =
         notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
@@ -94,6 +95,17 @@ fn missing_data(config: &Config) -> Option<String> {
             Some(format!("note: data.source = {} is not there; a run needs it\n", path.display()))
         }
         Source::Path(_) | Source::Crates => None,
+    }
+}
+
+/// A note on times that only a run finds out.
+fn planned_for(config: &Config) -> Option<&'static str> {
+    match config.layout.times {
+        Times::Measured => Some(
+            "note: layout.times are measured when a run starts, and all is planned again for them; here F, B and W \
+             take equally long\n",
+        ),
+        Times::Given(_) => None,
     }
 }
 

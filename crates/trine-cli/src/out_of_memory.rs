@@ -45,9 +45,10 @@ impl OutOfMemory {
         }
     }
 
-    /// Learns of a rank of this process.
+    /// Learns of a rank of this process. A later one takes the place of an earlier one with its number.
     pub(crate) fn add_rank(&self, recorder: &Arc<Recorder>) {
         if let Ok(mut known) = self.known.lock() {
+            known.ranks.retain(|rank| rank.rank() != recorder.rank());
             known.ranks.push(recorder.clone());
         }
     }
@@ -105,6 +106,8 @@ mod tests {
         assert!(plain.starts_with("\nerror: out of memory: 5 bytes were refused in "), "{plain}");
         let recorder = Recorder::new(3, "");
         recorder.begin_phase(Name::new("training").with("step", 7));
+        // The one that measured before it is over.
+        end.add_rank(&Recorder::new(3, ""));
         end.add_rank(&recorder);
         end.planned("needs 2.4 GB".into());
         let thread = thread::Builder::new().name("rank 3".into());

@@ -173,6 +173,7 @@ impl Screen {
     /// How far it is with what takes longer than the usual interval.
     fn work(&mut self, work: &Work) {
         match work {
+            Work::Measuring => self.tell("times: measuring F, B and W of a stage, and a message"),
             Work::Step { step, steps, actions_done, actions, elapsed }
                 if *elapsed >= self.every =>
             {
@@ -334,6 +335,7 @@ impl Reporter for Screen {
     fn event(&mut self, event: &Event<'_>) {
         match event {
             Event::Planned(_) => {}
+            Event::Measured(times) => self.tell(&format!("times measured: {times}")),
             Event::Data(progress) => self.data(progress),
             Event::Started { config, engine, data, directory, first_step, ends_by } => {
                 (self.first_step, self.ends_by) = (*first_step, *ends_by);

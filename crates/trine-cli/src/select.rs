@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::parse;
 use crate::terminal::quoted_path;
 use std::path::Path;
-use trine_trainer::config::{Config, ConfigError, File, Loaded, Setting, Typed};
+use trine_trainer::config::{Config, ConfigError, File, Loaded, Setting, Times, Typed};
 
 /// The configuration of `trine train`.
 pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
@@ -77,7 +77,10 @@ pub(crate) fn typed(args: &ConfigArgs) -> Result<Typed, Failure> {
         ("--steps", "train.steps", &args.steps),
         ("--seed", "seed", &args.seed),
     ]));
-    all.extend(args.times.iter().map(|times| Setting::list("--times", "layout.times", times)));
+    all.extend(args.times.as_deref().map(|times| match times {
+        Times::MEASURED => Setting::option("--times", "layout.times", times),
+        _ => Setting::list("--times", "layout.times", times),
+    }));
     let folder = args.config.as_deref().and_then(Path::parent).map(Path::to_path_buf);
     let file_dir = folder.unwrap_or_default();
     Ok(Typed { preset: args.preset.clone(), file, file_dir, settings: all })

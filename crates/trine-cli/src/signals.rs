@@ -194,7 +194,7 @@ impl Seen {
     fn awaited(&self) -> Option<String> {
         let (work, since) = self.work.filter(|_| !self.finished)?;
         match work {
-            Work::Building => None,
+            Work::Measuring | Work::Building => None,
             Work::Step { step, actions_done, actions, elapsed, .. } => {
                 let elapsed = elapsed + since.elapsed();
                 let all = self.step_took.or_else(|| {

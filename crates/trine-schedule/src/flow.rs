@@ -52,6 +52,11 @@ impl UniformStage {
         }
         Ok(Self { forward, backward_input, backward_weight, transfer })
     }
+
+    /// F, B and W of a stage and a message: what [`UniformStage::new`] takes.
+    pub fn times(&self) -> [f64; 4] {
+        [self.forward, self.backward_input, self.backward_weight, self.transfer]
+    }
 }
 
 impl std::fmt::Display for UniformStage {

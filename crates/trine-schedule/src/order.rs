@@ -44,16 +44,24 @@ impl Order {
         }
     }
 
-    /// Says whether it can be made for times, if some are given.
+    /// Says whether it can be made for times.
     ///
     /// # Errors
     /// [`ScheduleError::Untimed`].
-    pub fn check_times(&self, times: Option<&UniformStage>) -> Result<(), ScheduleError> {
+    pub fn check_timed(&self) -> Result<(), ScheduleError> {
         let takes = match self {
             Self::Named(kind) => kind.info().takes_times,
             Self::Own(_) => false,
         };
-        if takes || times.is_none() { Ok(()) } else { Err(untimed(&self.to_string())) }
+        if takes { Ok(()) } else { Err(untimed(&self.to_string())) }
+    }
+
+    /// [`Order::check_timed`], if times are given.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Untimed`].
+    pub fn check_times(&self, times: Option<&UniformStage>) -> Result<(), ScheduleError> {
+        times.map_or(Ok(()), |_| self.check_timed())
     }
 
     /// Says whether it is defined for a shape.

@@ -8,9 +8,9 @@ pub use core_time::{CoreTime, Overhead, Part};
 pub use gradients::{GRADIENT, GradientStep, STEP_FILE, STEP_FIRST, gradients};
 
 use crate::TrainError;
-use crate::config::Config;
+use crate::config::{Config, Times};
 use crate::cores::rank_team;
-use crate::engine::{Batch, Engine, Wrap};
+use crate::engine::{Batch, Engine, EngineConfig, Wrap};
 use crate::plan::RunPlan;
 use core_time::{RankTime, RankWatch};
 use rank::{RankBench, Timed};
@@ -163,7 +163,7 @@ fn run(
     wrap: Wrap<'_>,
     is_next: IsNext<'_>,
 ) -> Result<StepTimes, TrainError> {
-    let engine = config.engine(request.cores)?;
+    let engine = engine_of(config, request.cores)?;
     let tokens = engine.global_batch * engine.seq;
     let flops = tokens as f64 * engine.model.flops_per_token(engine.seq);
     let options = WorldOptions { deadline: config.deadline(), ..Default::default() };
@@ -223,6 +223,16 @@ fn run(
         kernels,
         ceiling,
     })
+}
+
+/// What the engine needs, where the schedule is known.
+fn engine_of(config: &Config, cores: usize) -> Result<EngineConfig, TrainError> {
+    if config.layout.times == Times::Measured {
+        let rule = "layout.times = \"measured\": the ranks of a run measure them, those of a benchmark do not; \
+                    nearest valid: the times in the config.toml of such a run, or []";
+        return Err(TrainError::Refused(rule.into()));
+    }
+    Ok(config.engine(cores)?)
 }
 
 /// Tokens drawn evenly from the vocabulary, each the target of the one before.

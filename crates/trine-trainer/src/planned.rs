@@ -210,7 +210,8 @@ impl std::fmt::Display for Machine {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The value in the middle; of an even number, halfway between the two there.
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (low, high) = (sorted.len().saturating_sub(1) / 2, sorted.len() / 2);

@@ -61,7 +61,9 @@ fn of_kind(kind: Kind) -> Value {
             json!({"anyOf": [{"enum": names}, {"type": "string", "pattern": "^file:.|\n"}]})
         }
         Kind::Counts => json!({"type": "array", "items": count}),
-        Kind::Numbers => json!({"type": "array", "items": {"type": "number"}}),
+        Kind::NumbersOr(word) => {
+            json!({"anyOf": [{"type": "array", "items": {"type": "number"}}, {"enum": [word]}]})
+        }
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
     }
 }

@@ -277,7 +277,31 @@ const CASES: &[(&[&str], &[&str])] = &[
         &["1f1b is made without times; those that take them: zb-h1, zb-h2, zb-v"],
     ),
     (&["schedule", "verify", "file:good.toml", "--times", "1,1,2,0"], &["good.toml: "]),
-    (&["train", "--schedule", "zb-v", "--times", "1,x,1,0"], &["must be four numbers"]),
+    (
+        &["train", "--schedule", "zb-v", "--times", "1,x,1,0"],
+        &["must be four numbers, such as 1,1.5,0.5,0.1; or the word measured"],
+    ),
+    (&["train", "--schedule", "zb-v", "--times", "mesured"], &["or the word measured"]),
+    (&["schedule", "show", "zb-v", "--times", "measured"], &["must be four numbers, such as "]),
+    (
+        &["train", "--schedule", "dualpipe-v", "--times", "1,1,2,0"],
+        &["dualpipe-v is made without times; those that take them: zb-h1, zb-h2, zb-v"],
+    ),
+    (
+        &["train", "--schedule", "dualpipe-v", "--times", "measured"],
+        &[
+            "--times measured: layout.times = \"measured\": dualpipe-v is made without times; those that take them: \
+             zb-h1, zb-h2, zb-v",
+            "nearest valid: []",
+        ],
+    ),
+    (
+        &["bench", "step", "--schedule", "zb-h1", "--times", "measured"],
+        &[
+            "layout.times = \"measured\": ",
+            "nearest valid: the times in the config.toml of such a run",
+        ],
+    ),
     (&["train", "--schedule", "zb-v", "--times", "0,1,1,0"], &["F, B and W take more than 0"]),
     (
         &["train", "--schedule", "1f1b", "--times", "1,1,2,0"],
@@ -301,7 +325,7 @@ const CASES: &[(&[&str], &[&str])] = &[
     ),
     (
         &["train", "--schedule", "zb-v", "--set", "layout.times=[\"1\"]"],
-        &["layout.times must be a list of numbers"],
+        &["layout.times must be a list of numbers, or \"measured\""],
     ),
     (
         &["schedule", "verify", "gpipe", "--stages", "4096", "--micro-batches", "4096"],
@@ -326,7 +350,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 110);
+    assert_eq!(cases, 115);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

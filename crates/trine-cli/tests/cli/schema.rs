@@ -68,8 +68,10 @@ fn problems(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
             problems(schema, value, &format!("{at}.{name}"), found);
         }
     }
-    for value in value.as_array().into_iter().flatten() {
-        problems(&schema["items"], value, &format!("{at}[]"), found);
+    if let Some(schema) = schema.get("items") {
+        for value in value.as_array().into_iter().flatten() {
+            problems(schema, value, &format!("{at}[]"), found);
+        }
     }
 }
 
@@ -95,6 +97,9 @@ fn every_preset_fits_the_schema() {
     for own in ["\"file:mine.txt\"", "\"\"\"\nschedule mine\n\"\"\""] {
         assert!(check(&schema, &format!("[layout]\nschedule = {own}\n")).is_empty(), "{own}");
     }
+    for times in ["[]", "[1, 1.5, 0.5, 0]", "\"measured\""] {
+        assert!(check(&schema, &format!("[layout]\ntimes = {times}\n")).is_empty(), "{times}");
+    }
     // Every key is there with what is said of it.
     for key in trine_trainer::config::keys() {
         let pointer = format!("/properties/{}", key.path.replace('.', "/properties/"));
@@ -115,6 +120,8 @@ fn what_cannot_be_read_does_not_fit() {
         ("[train]\nsteps = \"many\"", ".train.steps: \"many\" is no \"integer\""),
         ("[train]\nsteps = -1", ".train.steps: -1 is below 0"),
         ("[layout]\nschedule = \"1f2b\"", ".layout.schedule: \"1f2b\" is none of "),
+        ("[layout]\ntimes = \"mesured\"", ".layout.times: \"mesured\" is none of "),
+        ("[layout]\ntimes = [\"1\"]", ".layout.times: [\"1\"] is none of "),
         ("[layout]\nlayers = [1, \"2\"]", ".layout.layers[]: \"2\" is no \"integer\""),
         ("[sample]\nprompts = [1]", ".sample.prompts[]: 1 is no \"string\""),
         ("[train]\nrecompute = 1", ".train.recompute: 1 is no \"boolean\""),
@@ -124,5 +131,5 @@ fn what_cannot_be_read_does_not_fit() {
         let found = check(&schema, toml);
         assert!(found.iter().any(|problem| problem.starts_with(expected)), "{toml}: {found:?}");
     }
-    assert_eq!(cases.len(), 9);
+    assert_eq!(cases.len(), 11);
 }

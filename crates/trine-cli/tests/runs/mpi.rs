@@ -229,6 +229,22 @@ fn a_killed_rank_is_named_and_the_run_goes_on() {
     assert_eq!(killed, 8);
 }
 
+/// Processes agree on the times that they measure: they have the numbers of threads that are given them, and go on.
+#[test]
+fn processes_measure_one_set_of_times() {
+    let scratch = Scratch::new();
+    let layout = ["--tp=1", "--pp=2", "--dp=1", "--schedule=zb-h1"];
+    let args = [&layout[..], COMMON].concat();
+    let measuring = [&args[..], &["--times=measured"]].concat();
+    let (_, said) = scratch.ok(&launch(&[], "measured", &measuring));
+    assert_eq!(said.matches("times measured: F 1, B ").count(), 1, "{said}");
+    let config = fs::read_to_string(scratch.path("measured/config.toml")).unwrap();
+    let times = config.lines().find_map(|line| line.strip_prefix("times = ")).expect(&config);
+    let set = format!("--set=layout.times={times}");
+    let reference = scratch.train("threads", &[&args[..], &[&set]].concat());
+    assert_same(&scratch.at("measured"), &reference);
+}
+
 /// A stand-in for mpirun; the real one is `mpirun "$@"` in it.
 fn stand_in(scratch: &Scratch, script: &str) -> String {
     let path = scratch.path("stand-in.sh");

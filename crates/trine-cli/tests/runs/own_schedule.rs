@@ -1,5 +1,5 @@
 //! Runs by a schedule of one's own: its order is what is executed, its numbers are those of any other, and it stays
-//! with the run. Also runs by a schedule that was made for measured times.
+//! with the run. Also runs by a schedule that was made for times that were given, or measured.
 
 use crate::common::{Run, SERIAL, Scratch, small, text};
 use serde_json::Value;
@@ -153,7 +153,7 @@ fn memory_is_planned_for_the_order_of_the_file() {
 
 /// A zero-bubble schedule is made for the times that are given, and they stay with the run.
 #[test]
-fn measured_times_change_the_order_and_no_number() {
+fn times_change_the_order_and_no_number() {
     let scratch = Scratch::new();
     let layout = ["--tp=1", "--pp=4", "--dp=1", "--schedule=zb-v", "--set=model.layers=8"];
     let common = [&layout[..], COMMON].concat();
@@ -171,6 +171,65 @@ fn measured_times_change_the_order_and_no_number() {
     for (trace, step, lists) in [("plain.json", 0, &usual), ("timed.json", 2, &timed)] {
         for rank in 0..4 {
             let words = list(lists, rank).into_iter();
+            let expected: Vec<String> =
+                words.filter(|word| word.starts_with(['F', 'B', 'W'])).collect();
+            assert_eq!(computed(&scratch, trace, rank as u64, step), expected, "{trace} {rank}");
+        }
+    }
+}
+
+/// What `layout.times` of a run are.
+fn times_of(scratch: &Scratch, run: &str) -> String {
+    let config = fs::read_to_string(scratch.path(run).join("config.toml")).unwrap();
+    let times = config.lines().find_map(|line| line.strip_prefix("times = [")).expect(&config);
+    times.strip_suffix(']').expect(times).replace(' ', "")
+}
+
+/// Times that a run measures at its start are those of a run that is given them: all ranks work in the order that is
+/// made for them, no number differs, and both runs go on with them.
+#[test]
+fn a_run_measures_its_times_and_keeps_them() {
+    let scratch = Scratch::new();
+    let layout = ["--tp=1", "--pp=2", "--dp=2", "--schedule=zb-v", "--set=model.layers=4"];
+    let common = [&layout[..], &["--set=batch.global=8", "--set=lr.kind=constant"]].concat();
+    let measuring = [&common[..], &["--times=measured"]].concat();
+    let (dry, _) = scratch.ok(&small("dry", &[&measuring[..], &["--dry-run"]].concat()));
+    assert!(dry.contains("times = \"measured\"\n"), "{dry}");
+    assert!(dry.contains("layout.times are measured when a run starts, and all is"), "{dry}");
+
+    let first = [&measuring[..], &["--steps=5", "--trace=first.json"]].concat();
+    let (_, said) = scratch.ok(&small("measured", &first));
+    let times = times_of(&scratch, "measured");
+    let numbers: Vec<f64> = times.split(',').map(|time| time.parse().unwrap()).collect();
+    assert_eq!((numbers.len(), numbers[0]), (4, 1.0), "{times}");
+    assert!(numbers.iter().all(|time| time.is_finite() && *time > 0.0), "{times}");
+    let [f, b, w, message] = numbers[..] else { unreachable!() };
+    let line = format!("times measured: F {f}, B {b}, W {w}, message {message}\n");
+    assert!(said.contains(&line), "{said}");
+
+    let given = format!("--times={times}");
+    let given = scratch.train("given", &[&common[..], &["--steps=7", &given]].concat());
+    assert_eq!(times_of(&scratch, "given"), times);
+    // Memory is planned for the order that is executed.
+    let planned = |run: &Run| {
+        let ranks = run.summary()["plan"]["ranks"].as_array().unwrap().clone();
+        ranks.into_iter().map(|rank| rank["planned"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(planned(&scratch.at("measured")), planned(&given));
+    let (_, said) = scratch.ok(&["train", "--resume=measured", "--steps=7", "--trace=next.json"]);
+    assert!(!said.contains("times measured") && !said.contains("layout.times"), "{said}");
+    assert_eq!(times_of(&scratch, "measured"), times);
+    let measured = scratch.at("measured");
+    assert_eq!(measured.loss_texts(), given.loss_texts());
+    assert_eq!(measured.numbers("grad_norm"), given.numbers("grad_norm"));
+    let [ours, theirs] = [&measured, &given].map(|run| run.checkpoint_file(7, "model.safetensors"));
+    assert!(ours == theirs, "the weights");
+
+    let shape = ["schedule", "show", "zb-v", "--stages=2", "--micro-batches=4", "--text"];
+    let lists = scratch.ok(&[&shape[..], &["--times", &times]].concat()).0;
+    for (trace, step) in [("first.json", 0), ("next.json", 5)] {
+        for rank in 0..4 {
+            let words = list(&lists, rank / 2).into_iter();
             let expected: Vec<String> =
                 words.filter(|word| word.starts_with(['F', 'B', 'W'])).collect();
             assert_eq!(computed(&scratch, trace, rank as u64, step), expected, "{trace} {rank}");

@@ -1,6 +1,6 @@
 //! Gradients of one step in two types, in files, for whoever compares them.
 
-use super::synthetic;
+use super::{engine_of, synthetic};
 use crate::TrainError;
 use crate::config::Config;
 use crate::engine::{Batch, Engine, EngineConfig};
@@ -56,7 +56,7 @@ pub fn gradients(
     cores: usize,
     dir: &Path,
 ) -> Result<Vec<GradientStep>, TrainError> {
-    let engine = config.engine(cores)?;
+    let engine = engine_of(config, cores)?;
     let batch = synthetic(engine.global_batch * engine.seq, engine.model.vocab, config.seed);
     let mut steps = Vec::new();
     for compute in [engine.compute, DType::F64] {

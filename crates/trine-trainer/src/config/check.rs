@@ -492,7 +492,7 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
         | Kind::Path
         | Kind::Choice(_)
         | Kind::Order(_)
-        | Kind::Numbers
+        | Kind::NumbersOr(_)
         | Kind::Texts => {
             return None;
         }
@@ -513,7 +513,7 @@ pub(super) fn above_limit(key: &Key, value: impl ToString, at: &Origin) -> Viola
         | Kind::Path
         | Kind::Choice(_)
         | Kind::Order(_)
-        | Kind::Numbers
+        | Kind::NumbersOr(_)
         | Kind::Texts => max.to_string(),
     };
     Violation::Rule {

@@ -38,7 +38,7 @@ pub use keys::keys;
 pub use schema::{Key, Kind};
 pub use sections::{
     Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Pin,
-    Precision, Sample, Source, Threads, Train,
+    Precision, Sample, Source, Threads, Times, Train,
 };
 pub use typed::{File, Setting, Typed};
 

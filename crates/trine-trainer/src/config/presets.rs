@@ -4,7 +4,7 @@
 
 use super::sections::{
     Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Pin,
-    Precision, Sample, Source, Threads, Train,
+    Precision, Sample, Source, Threads, Times, Train,
 };
 use super::{Config, DEFAULT_PRESET, check};
 use trine_mesh::Degrees;
@@ -92,7 +92,7 @@ fn general(name: &str, model: &ModelSpec, (degrees, micro): (Degrees, usize)) ->
             // With shards, norms and additions are done once instead of by every rank of them.
             sequence_parallel: true,
             schedule: Order::Named(ScheduleKind::OneFOneB),
-            times: Vec::new(),
+            times: Times::Given(Vec::new()),
             virtual_stages: 0,
             layers: Vec::new(),
             threads_per_rank: 0,

@@ -1,6 +1,6 @@
 //! What follows from a configuration: sizes and shapes that several parts need, computed once.
 
-use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind};
+use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind, Times};
 use crate::engine::{EngineConfig, ZeroStage};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,20 +58,20 @@ impl Config {
         }
     }
 
-    /// Times of a stage and a message for which the schedule is made, if some are given.
+    /// Times of a stage and a message for which the schedule is made, if some are given. None are as long as they
+    /// have not been measured.
     ///
     /// # Errors
     /// Not four of them, or such as there cannot be.
     pub(crate) fn stage_times(&self) -> Result<Option<UniformStage>, ScheduleError> {
-        let times = &self.layout.times;
-        let [forward, backward_input, backward_weight, transfer] = times[..] else {
-            return if times.is_empty() {
-                Ok(None)
-            } else {
-                Err(ScheduleError::TimesCount(times.len()))
-            };
-        };
-        UniformStage::new([forward, backward_input, backward_weight, transfer]).map(Some)
+        match &self.layout.times {
+            Times::Given(times) if !times.is_empty() => {
+                let four = <[f64; 4]>::try_from(&times[..]);
+                let four = four.map_err(|_| ScheduleError::TimesCount(times.len()))?;
+                UniformStage::new(four).map(Some)
+            }
+            Times::Given(_) | Times::Measured => Ok(None),
+        }
     }
 
     /// The order of work in words: `1f1b`, `zb-v with 2 stages on each rank`, or `mine, a schedule of one's own`.
@@ -81,14 +81,17 @@ impl Config {
             (Order::Named(kind), 1) => kind.to_string(),
             (Order::Named(kind), several) => format!("{kind} with {several} stages on each rank"),
         };
-        match self.stage_times() {
-            Ok(Some(times)) => format!("{order}, made for {times}"),
-            Ok(None) | Err(_) => order,
+        match (&self.layout.times, self.stage_times()) {
+            (Times::Measured, _) => {
+                format!("{order}, made for times that are measured when the run starts")
+            }
+            (Times::Given(_), Ok(Some(times))) => format!("{order}, made for {times}"),
+            (Times::Given(_), Ok(None) | Err(_)) => order,
         }
     }
 
     /// What the engine needs, for ranks that share `cores` cores, unless
-    /// `layout.threads_per_rank` says how many threads each has.
+    /// `layout.threads_per_rank` says how many threads each has. Times that are still to be measured count as equal.
     ///
     /// # Errors
     /// A rule that is broken: this configuration was changed after it was loaded.

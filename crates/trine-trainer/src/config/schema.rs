@@ -22,8 +22,8 @@ pub enum Kind {
     Order(&'static [&'static str]),
     /// A list of whole numbers.
     Counts,
-    /// A list of numbers.
-    Numbers,
+    /// A list of numbers, or this word.
+    NumbersOr(&'static str),
     /// A list of texts.
     Texts,
 }
@@ -43,7 +43,7 @@ impl Kind {
                 Self::Choice(names).describe()
             ),
             Self::Counts => "a list of whole numbers".into(),
-            Self::Numbers => "a list of numbers".into(),
+            Self::NumbersOr(word) => format!("a list of numbers, or {}", quoted(&[word])),
             Self::Texts => "a list of texts in quotes".into(),
         }
     }
@@ -56,7 +56,8 @@ impl Kind {
             Self::Flag => value.is_bool(),
             Self::Text | Self::Path | Self::Choice(_) | Self::Order(_) => value.is_str(),
             Self::Counts => all(value, |item| Self::Count.has_type(item)),
-            Self::Numbers => all(value, |item| Self::Number.has_type(item)),
+            // Of the word, too, only the type counts here.
+            Self::NumbersOr(_) => value.is_str() || all(value, |item| Self::Number.has_type(item)),
             Self::Texts => all(value, toml::Value::is_str),
         }
     }
@@ -129,7 +130,6 @@ fields! {
     String => Text,
     PathBuf => Path,
     Vec<usize> => Counts,
-    Vec<f64> => Numbers,
     Vec<String> => Texts,
 }
 

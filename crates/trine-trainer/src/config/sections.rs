@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use trine_buffer::DType;
 use trine_nn::Numerics;
 use trine_optim::LrKind;
-use trine_schedule::Order;
+use trine_schedule::{Order, UniformStage};
 
 /// Where the text comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -100,6 +100,60 @@ impl Field for Order {
     ]);
 }
 
+/// For which times of a stage and a message a schedule is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "TimesText", into = "TimesText")]
+pub enum Times {
+    /// Those of F, B, W and a message; none: F, B and W take equally long.
+    Given(Vec<f64>),
+    /// Those that the ranks measure when the run starts, which keeps them as given ones.
+    Measured,
+}
+
+impl Times {
+    /// The word that stands for [`Times::Measured`].
+    pub const MEASURED: &'static str = "measured";
+}
+
+impl From<UniformStage> for Times {
+    fn from(times: UniformStage) -> Self {
+        Self::Given(times.times().into())
+    }
+}
+
+impl Field for Times {
+    const KIND: Kind = Kind::NumbersOr(Self::MEASURED);
+}
+
+/// [`Times`] as a configuration has them.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum TimesText {
+    Numbers(Vec<f64>),
+    Word(String),
+}
+
+impl TryFrom<TimesText> for Times {
+    type Error = String;
+
+    fn try_from(text: TimesText) -> Result<Self, String> {
+        match text {
+            TimesText::Numbers(times) => Ok(Self::Given(times)),
+            TimesText::Word(word) if word == Self::MEASURED => Ok(Self::Measured),
+            TimesText::Word(word) => Err(format!("{word:?} is not {:?}", Self::MEASURED)),
+        }
+    }
+}
+
+impl From<Times> for TimesText {
+    fn from(times: Times) -> Self {
+        match times {
+            Times::Given(times) => Self::Numbers(times),
+            Times::Measured => Self::Word(Times::MEASURED.into()),
+        }
+    }
+}
+
 impl Field for Numerics {
     const KIND: Kind = Kind::Choice(&["fast", "reference"]);
 }
@@ -143,8 +197,8 @@ section! {
         sequence_parallel: bool, "any";
         /// order of work in the pipeline
         schedule: Order, "interleaved takes micro-batches in multiples of layout.pp, dualpipe-v at least 2 × layout.pp; a schedule of one's own has layout.pp ranks and the micro-batches of a step";
-        /// times of F, B and W of a stage and of a message, in any one unit, for which the schedule is made; empty: F, B and W take equally long
-        times: Vec<f64>, "empty, or four numbers, the first three above 0, with zb-h1, zb-h2 or zb-v";
+        /// times of F, B and W of a stage and of a message, in any one unit, for which the schedule is made; empty: F, B and W take equally long; "measured": the ranks measure them when the run starts, which keeps them
+        times: Times, "empty, or four numbers, the first three above 0, or \"measured\", with zb-h1, zb-h2 or zb-v";
         /// stages of the pipeline on each rank; 0: as many as the schedule needs, which is one for gpipe, 1f1b, zb-h1 and zb-h2; one's own says it itself
         virtual_stages as "virtual": usize, "0, or as the schedule has it; layout.pp × layout.virtual is at most model.layers";
         /// blocks of each stage; empty: by work, the output layer's included

@@ -4,7 +4,7 @@ use super::*;
 use crate::engine::ZeroStage;
 use std::collections::BTreeSet;
 use trine_buffer::DType;
-use trine_schedule::{KindInfo, Purpose, ScheduleKind};
+use trine_schedule::{KindInfo, Purpose, ScheduleKind, UniformStage};
 
 fn typed(file: &str, settings: &[&str]) -> Typed {
     let file = (!file.is_empty()).then(|| File { name: "run.toml".into(), text: file.into() });
@@ -595,6 +595,54 @@ fn every_choice_can_be_set() {
     let others =
         "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd gpt llama auto off";
     assert_eq!(words, schedules.count() + others.split(' ').count());
+}
+
+/// Times are none, four numbers, or still to be measured; a configuration keeps which.
+#[test]
+fn times_are_given_or_measured() {
+    let zb_v = ["layout.schedule=zb-v", "model.layers=8"];
+    let of = |times: &str| load("", &[&zb_v[..], &[&format!("layout.times={times}")]].concat());
+    let made_for = |times| format!("zb-v with 2 stages on each rank{times}");
+    let four = Times::Given(vec![1.0, 2.0, 0.5, 0.1]);
+    let of_four = UniformStage::new([1.0, 2.0, 0.5, 0.1]).unwrap();
+    let (said, of_run) =
+        (format!(", made for {of_four}"), ", made for times that are measured when the run starts");
+    for (text, times, engine, order) in [
+        ("[]", Times::Given(vec![]), None, made_for("")),
+        ("[1, 2, 0.5, 0.1]", four.clone(), Some(of_four), made_for(&said)),
+        ("measured", Times::Measured, None, made_for(of_run)),
+        ("\"measured\"", Times::Measured, None, made_for(of_run)),
+    ] {
+        let config = of(text);
+        assert_eq!((&config.layout.times, config.order_of_work()), (&times, order), "{text}");
+        assert_eq!(config.engine(1).unwrap().times, engine, "{text}");
+        assert_eq!(load(&config.to_toml().unwrap(), &[]), config, "{text}");
+    }
+    assert_eq!(Times::from(of_four), four);
+    for schedule in ["gpipe", "1f1b", "interleaved", "breadth-first", "dualpipe-v"] {
+        let set = format!("layout.schedule={schedule}");
+        let sizes = ["model.layers=8", "batch.global=64", "layout.times=measured"];
+        let text = error("", &[&[&*set], &sizes[..]].concat());
+        let rule = format!(
+            "layout.times = \"measured\": {schedule} is made without times; those that take them: zb-h1, zb-h2, zb-v; \
+             nearest valid: []"
+        );
+        assert!(text.ends_with(&rule), "{text}");
+    }
+    for (file, expected) in [
+        (
+            "layout.times = \"mesured\"",
+            "run.toml:1:8: layout.times = \"mesured\": must be one of \"measured\", or a list of numbers; \
+             nearest: \"measured\"",
+        ),
+        (
+            "layout.times = 3",
+            "run.toml:1:8: layout.times must be a list of numbers, or \"measured\", found the whole number 3; for \
+             example: layout.times = []",
+        ),
+    ] {
+        assert_eq!(error(file, &zb_v), expected);
+    }
 }
 
 /// The machine decides the degrees of presets for other machines, and where that is asked for.

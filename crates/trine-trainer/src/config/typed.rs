@@ -4,6 +4,7 @@ use super::error::{ConfigError, LISTED_MAX, Origin, Violation};
 use super::schema::{Key, Kind, quoted};
 use super::{Source, check, keys};
 use std::path::{Path, PathBuf};
+use std::slice;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 use trine_schedule::{Order, Schedule};
@@ -305,16 +306,16 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
             example: example(key),
         });
     }
-    let (choices, more) = match key.kind {
-        Kind::Choice(choices) => (choices, ""),
-        Kind::Order(names) => (names, ", or \"file:\" and the path of a schedule"),
+    let (choices, more) = match &key.kind {
+        Kind::Choice(choices) => (*choices, ""),
+        Kind::Order(names) => (*names, ", or \"file:\" and the path of a schedule"),
+        Kind::NumbersOr(word) => (slice::from_ref(word), ", or a list of numbers"),
         Kind::Count
         | Kind::Number
         | Kind::Flag
         | Kind::Text
         | Kind::Path
         | Kind::Counts
-        | Kind::Numbers
         | Kind::Texts => return check::too_large(key, value, at),
     };
     match value.as_str() {

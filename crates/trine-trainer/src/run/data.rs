@@ -134,6 +134,17 @@ impl RunData {
         Ok(converted(self.batches.micro_batch_from(first_sample, share, 0)?))
     }
 
+    /// One data-parallel rank's first micro-batch of a run.
+    pub(crate) fn first_micro_batch(
+        &self,
+        engine: &EngineConfig,
+        dp_rank: usize,
+    ) -> Result<Batch, TrainError> {
+        let (dp, micro_batches) = (engine.degrees.dp, engine.micro_batches());
+        let share = Share { dp_rank, dp, micro_batches };
+        Ok(converted(self.batches.micro_batch(0, share, 0)?))
+    }
+
     /// The validation windows: those of the end of a run, or those used on the way.
     pub(crate) fn windows(&self, last: bool) -> &ValidationWindows {
         if last { &self.all_windows } else { &self.some_windows }

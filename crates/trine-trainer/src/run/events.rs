@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_data::CorpusReport;
+use trine_schedule::UniformStage;
 
 /// Something happened.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ use trine_data::CorpusReport;
 pub enum Event<'a> {
     /// What this process's ranks will take: told before anything of it is allocated.
     Planned(&'a MemoryPlan),
+    /// The ranks have measured the times for which their schedule is made.
+    Measured(UniformStage),
     /// The data is being made ready.
     Data(trine_data::Progress<'a>),
     /// The ranks are about to start.
@@ -70,6 +73,8 @@ pub enum Event<'a> {
 /// What the first rank of a process is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
+    /// It measures the times for which the schedule is made.
+    Measuring,
     /// It builds its part of the model, and restores it if there is a checkpoint.
     Building,
     /// It is in a training step.

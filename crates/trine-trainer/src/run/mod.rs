@@ -1,5 +1,6 @@
 //! A run: data, ranks, the loop, and what it leaves behind.
 
+mod build;
 mod clock;
 mod data;
 mod directory;
@@ -14,6 +15,7 @@ mod rank;
 mod resume;
 mod sample;
 mod summary;
+mod times;
 mod trace;
 
 pub use data::unused_rows_planned;
@@ -37,10 +39,11 @@ use crate::run::prepare::{Prepared, prepare};
 use crate::run::rank::{RankRun, RunResult, StopReason};
 use crate::run::trace::Trace;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use trine_checkpoint::{Checkpoint, CheckpointError, Disk, Storage};
+use trine_comm::Communicator;
 use trine_comm::threads::{self, Explained, WorldOptions};
 
 /// What a run stands on. Tests put failures here; a real one has nothing in between.
@@ -64,7 +67,7 @@ impl std::fmt::Debug for Seams<'_> {
 }
 
 /// What a run is asked to do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TrainRequest<'a> {
     /// The complete configuration.
     pub config: Config,
@@ -108,8 +111,9 @@ impl std::fmt::Debug for MachineSource<'_> {
     }
 }
 
-/// Trains: configuration → data → ranks (mesh, communicators, stage, optimizer) → the loop of
-/// steps → checkpoint, summary and samples. The summary of a run of several processes is rank 0's.
+/// Trains: configuration → data → measured times, where they are asked for → ranks (mesh, communicators, stage,
+/// optimizer) → the loop of steps → checkpoint, summary and samples. The summary of a run of several processes is rank
+/// 0's.
 ///
 /// # Errors
 /// Anything that stops the run, with its first cause. What was written stays valid.
@@ -118,7 +122,8 @@ pub fn train(
     ranks: Ranks<'_>,
     reporter: &Mutex<dyn Reporter + '_>,
 ) -> Result<Option<Summary>, TrainError> {
-    let prepared = prepare(request, ranks, reporter)?;
+    let mut prepared = prepare(request, ranks, reporter)?;
+    let request = &times::settled(request, ranks, &mut prepared, reporter)?;
     let machine = known_machine(request, ranks, prepared.restored.as_ref());
     let outlook = outlook(request, &prepared, &machine);
     let world = prepared.plan.config.degrees.world();
@@ -141,16 +146,9 @@ pub fn train(
     ranks.agree(if ranks.is_first() { shared.begin() } else { Ok(()) })?;
     shared.tell_start();
     let result = match ranks {
-        Ranks::Threads => {
-            // Ranks that wait in a circle, or for one that is gone, are told at once; the deadline is for
-            // those that compute without end.
-            let options =
-                WorldOptions { deadline: request.config.deadline(), ..Default::default() };
-            threads::run_explained(world, &options, |comm| shared.run(comm))
-                .map_err(|failed| explain(&shared, failed))
-                .inspect_err(|_| tell_kept(&shared))?
-                .swap_remove(0)
-        }
+        Ranks::Threads => on_threads(request, shared.directory, reporter, |comm| shared.run(comm))
+            .inspect_err(|_| tell_kept(&shared))?
+            .swap_remove(0),
         Ranks::Process(process) => shared
             .run(process.world().clone())
             .map_err(|error| TrainError::Begun(Box::new(error)))
@@ -198,13 +196,31 @@ fn known_machine(
     }
 }
 
+/// What all ranks give, as threads.
+fn on_threads<T: Send>(
+    request: &TrainRequest<'_>,
+    directory: &RunDirectory,
+    reporter: &Mutex<dyn Reporter + '_>,
+    rank: impl Fn(Arc<dyn Communicator>) -> Result<T, TrainError> + Sync,
+) -> Result<Vec<T>, TrainError> {
+    // Ranks that wait in a circle, or for one that is gone, are told at once; the deadline is for those that compute
+    // without end.
+    let options = WorldOptions { deadline: request.config.deadline(), ..Default::default() };
+    threads::run_explained(request.config.world(), &options, rank)
+        .map_err(|failed| explain(directory, reporter, failed))
+}
+
 /// The ranks' failure as the run's, with the flight recorders kept in its directory.
-fn explain(shared: &RankRun<'_>, failed: Explained<TrainError>) -> TrainError {
+fn explain(
+    directory: &RunDirectory,
+    reporter: &Mutex<dyn Reporter + '_>,
+    failed: Explained<TrainError>,
+) -> TrainError {
     let post_mortem = *failed.post_mortem;
-    let flight = match write_post_mortem(shared.directory.path(), &post_mortem) {
+    let flight = match write_post_mortem(directory.path(), &post_mortem) {
         Ok(folder) => Some(folder),
         Err(error) => {
-            report(shared.reporter, &Event::Note(format!("no flight recorders: {error}")));
+            report(reporter, &Event::Note(format!("no flight recorders: {error}")));
             None
         }
     };

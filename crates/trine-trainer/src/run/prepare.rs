@@ -32,17 +32,7 @@ pub(super) fn prepare(
 ) -> Result<Prepared, TrainError> {
     let config = &request.config;
     ranks.begin_phase("preparing", config.long_deadline());
-    let engine = config.engine(ranks.cores(request.cores)).map_err(TrainError::from);
-    let plan = Arc::new(ranks.agree(engine.and_then(|engine| RunPlan::new(&engine)))?);
-    let memory = match ranks {
-        Ranks::Threads => MemoryPlan::of_threads(&plan, request.memory),
-        Ranks::Process(process) => {
-            let (own, here) = ([process.world().rank()], process.ranks_of_this_machine());
-            MemoryPlan::of_processes(&plan, &own, &here, request.memory)
-        }
-    };
-    let memory = ranks.agree(memory.checked(config))?;
-    report(reporter, &Event::Planned(&memory));
+    let (plan, memory) = planned(request, ranks, reporter)?;
     let own = ranks.is_first().then(|| RunDirectory::open(config, request.resume)).transpose();
     let own = ranks.agree(own)?;
     let path = own.as_ref().map_or_else(String::new, |own| own.path().display().to_string());
@@ -77,6 +67,26 @@ pub(super) fn prepare(
     }
     let data_s = began.elapsed().as_secs_f64();
     Ok(Prepared { plan, memory, directory, restored, data, data_s })
+}
+
+/// The plan of all ranks, and the memory of those of this process, which must fit.
+pub(super) fn planned(
+    request: &TrainRequest<'_>,
+    ranks: Ranks<'_>,
+    reporter: &Mutex<dyn Reporter + '_>,
+) -> Result<(Arc<RunPlan>, MemoryPlan), TrainError> {
+    let engine = request.config.engine(ranks.cores(request.cores)).map_err(TrainError::from);
+    let plan = Arc::new(ranks.agree(engine.and_then(|engine| RunPlan::new(&engine)))?);
+    let memory = match ranks {
+        Ranks::Threads => MemoryPlan::of_threads(&plan, request.memory),
+        Ranks::Process(process) => {
+            let (own, here) = ([process.world().rank()], process.ranks_of_this_machine());
+            MemoryPlan::of_processes(&plan, &own, &here, request.memory)
+        }
+    };
+    let memory = ranks.agree(memory.checked(&request.config))?;
+    report(reporter, &Event::Planned(&memory));
+    Ok((plan, memory))
 }
 
 /// The checkpoint to go on from: the first rank reads all checksums, the others open what it has

@@ -1,5 +1,6 @@
 //! What a schedule of one's own asks of the rest, and times for which one is made.
 
+use super::super::Times;
 use super::Check;
 use trine_mesh::plural;
 use trine_schedule::{Schedule, ScheduleError};
@@ -8,10 +9,14 @@ impl Check<'_> {
     /// Times for which the schedule is made, if there are some.
     pub(super) fn times(&mut self) {
         let layout = &self.config.layout;
-        let times = self.config.stage_times();
-        let broken = times.and_then(|times| layout.schedule.check_times(times.as_ref()));
-        let Err(error) = broken else { return };
-        let given = format!("{:?}", layout.times);
+        let (given, checked) = match &layout.times {
+            Times::Measured => (format!("{:?}", Times::MEASURED), layout.schedule.check_timed()),
+            Times::Given(times) => {
+                let takes = |times: Option<_>| layout.schedule.check_times(times.as_ref());
+                (format!("{times:?}"), self.config.stage_times().and_then(takes))
+            }
+        };
+        let Err(error) = checked else { return };
         let nearest = match error {
             ScheduleError::Untimed { .. } => "[]",
             _ => "[1.0, 1.0, 1.0, 0.0]",

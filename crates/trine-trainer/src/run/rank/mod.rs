@@ -11,12 +11,11 @@ pub(crate) use decide::StopReason;
 pub(crate) use report::{CHECK_STEPS_MIN, RankReport, RunResult, one_pipeline};
 
 use crate::TrainError;
-use crate::config::Pin;
-use crate::cores::rank_team;
 use crate::engine::{Engine, EngineConfig, Loss};
 use crate::outlook::Outlook;
 use crate::plan::RunPlan;
 use crate::planned::{Machine, PlanCheck};
+use crate::run::build::build;
 use crate::run::data::RunData;
 use crate::run::events::report;
 use crate::run::loader::Loader;
@@ -29,9 +28,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 use trine_checkpoint::Checkpoint;
-use trine_comm::wrap::Sealed;
 use trine_comm::{Communicator, Name, Phase};
-use trine_kernels::CpuOps;
 use trine_mesh::plural;
 use trine_spec::ModelSpec;
 use trine_spec::hf;
@@ -185,10 +182,7 @@ impl<'a> RankRun<'a> {
         let recorder = world.recorder().clone();
         self.tell(world.rank(), Work::Building);
         recorder.begin_phase(self.long(Name::new("building the model")));
-        let (team, _pinned) =
-            rank_team(self.pin(), world.size(), world.rank(), self.engine.threads);
-        let ops = Arc::new(CpuOps::with_isa(team, self.engine.numerics.isa())?);
-        let mut engine = Engine::with_ops(self.plan.clone(), self.communicator(world), ops)?;
+        let (_pinned, mut engine) = build(self.request, self.plan, world, self.is_process())?;
         recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
         let mut clock = self.clock(&engine);
@@ -298,18 +292,6 @@ impl<'a> RankRun<'a> {
     /// Whether the rank is a process of its own.
     pub(crate) fn is_process(&self) -> bool {
         !self.host.is_empty()
-    }
-
-    /// Whether the rank's threads are kept on cores. What launchers start, they bind; several processes
-    /// could not agree here on who has which core.
-    fn pin(&self) -> Pin {
-        if self.is_process() { Pin::Off } else { self.request.config.threads.pin }
-    }
-
-    /// What the rank talks through: the communicator, and what the run puts in front of it.
-    fn communicator(&self, world: Arc<dyn Communicator>) -> Arc<dyn Communicator> {
-        let wrapped = (self.request.seams.wrap)(world);
-        if self.request.config.comm.checksum { Sealed::around(wrapped) } else { wrapped }
     }
 
     /// A phase in which a rank may be busy with one thing for minutes.
