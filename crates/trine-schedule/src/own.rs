@@ -65,9 +65,7 @@ impl Schedule {
                  {pairs_max}"
             ));
         }
-        if let Some(rank) = (0..self.ranks()).find(|rank| !self.placement.contains(rank)) {
-            return shape(format!("rank {rank} of {} has no stage", self.ranks()));
-        }
+        self.check_stages()?;
         if let Some(what) = self.reduces() {
             return Err(ScheduleError::Reduces { what });
         }

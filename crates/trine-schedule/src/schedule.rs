@@ -163,6 +163,19 @@ impl Schedule {
         })
     }
 
+    /// Refuses a rank without a stage.
+    pub(crate) fn check_stages(&self) -> Result<(), ScheduleError> {
+        let mut is_idle = vec![true; self.ranks()];
+        self.placement.iter().for_each(|&rank| is_idle[rank] = false);
+        match is_idle.iter().position(|is_idle| *is_idle) {
+            None => Ok(()),
+            Some(rank) => {
+                let what = format!("rank {rank} of {} has no stage", self.ranks());
+                Err(ScheduleError::Shape { what })
+            }
+        }
+    }
+
     /// For each stage, the most micro-batches whose F is done and whose W is not.
     pub(crate) fn kept_by_stage(&self) -> Vec<usize> {
         let of_stage = |(stage, &rank): (usize, &usize)| {

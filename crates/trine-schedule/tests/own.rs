@@ -106,6 +106,9 @@ fn what_a_run_cannot_train_by_is_refused_with_its_place() {
     assert!(error.contains("it is an evaluation"), "{error}");
     let error = refused(&format!("{LISTS}rank 2\n"));
     assert!(error.contains("rank 2 of 3 has no stage"), "{error}");
+    let idle: Schedule = format!("{LISTS}rank 2\n").parse().unwrap();
+    let error = verify(&lower(&idle, None).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("rank 2 of 3 has no stage"), "{error}");
     let error = refused(&LISTS.replace("B0.2 W0.2", "W0.2 B0.2"));
     assert!(error.starts_with("line 4: wrong order: rank 0, position "), "{error}");
     assert!(error.contains("`W0.2`: expected `B0.2` before it"), "{error}");

@@ -6,6 +6,7 @@ mod common;
 use common::lowered;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use std::collections::BTreeSet;
 use trine_schedule::{
     Action, Compute, Delivery, Message, Payload, Purpose, Reduction, Schedule, ScheduleKind,
     SyncPlan, TiedSegment, Transfer, UniformCosts, draw, lower, simulate, verify,
@@ -170,6 +171,10 @@ proptest! {
         micro_batches in 1_usize..6,
         is_tied in any::<bool>(),
     ) {
+        // Every rank has a stage.
+        let used: BTreeSet<usize> = placement.iter().copied().collect();
+        let placement: Vec<usize> =
+            placement.iter().map(|rank| used.range(..rank).count()).collect();
         // Every rank runs what can be run next on its stages, forwards and backwards in any mixture.
         let schedule = greedy(&placement, micro_batches);
         let schedule = lowered(&schedule, is_tied);

@@ -365,6 +365,13 @@ fn a_wrong_schedule_is_refused_with_its_place() {
     fs::write(folder.path().join("wrong.txt"), wrong).unwrap();
     let wrong = ["schedule", "verify", "wrong.txt"];
     fails(folder.path(), &wrong, 1, &["wrong.txt: action missing: rank 0, expected `W0.0`"]);
+    // What no run can train by is not right.
+    let idle = "schedule idle\nrank 0\n  F0.0 B0.0 W0.0\nrank 1\n";
+    fs::write(folder.path().join("idle.txt"), idle).unwrap();
+    let idle = "rank 1 of 2 has no stage";
+    fails(folder.path(), &["schedule", "verify", "idle.txt"], 1, &["idle.txt: ", idle]);
+    let train = ["train", "--schedule=file:idle.txt", "--pp=2", "--dry-run"];
+    fails(folder.path(), &train, 2, &["idle.txt: ", idle]);
     // Ranks that wait for each other are told which action waits for which.
     let stuck = "schedule stuck\nrank 0\n  F0.0 B0.0\n  W0.0 F0.1 B0.1 W0.1\nrank 1\n  F1.0 F1.1 B1.0 W1.0 B1.1 W1.1\n";
     fs::write(folder.path().join("stuck.txt"), stuck).unwrap();

@@ -32,6 +32,7 @@ pub struct Report {
 
 /// Proves a lowered schedule right.
 ///
+/// * Its parts fit together, and every rank has a stage.
 /// * Every (stage, micro-batch) has one F and, in training, one B and one W, in this order, on the
 ///   rank that holds the stage; segments run once each, from last to first.
 /// * Every F and B has its input, received or computed on the same rank; nothing is sent before it
@@ -67,7 +68,8 @@ pub fn verify(schedule: &Schedule) -> Result<Report, VerifyError> {
 }
 
 fn check_shape(schedule: &Schedule) -> Result<(), VerifyError> {
-    schedule.check().map_err(|error| VerifyError {
+    let checked = schedule.check().and_then(|()| schedule.check_stages());
+    checked.map_err(|error| VerifyError {
         kind: VerifyErrorKind::Shape,
         rank: None,
         position: None,
