@@ -45,12 +45,12 @@ pub(crate) fn descriptions(
 /// # Errors
 /// A file that cannot be read or lacks a size, another kind of model, or one with an option that trine lacks.
 pub fn model_from_config(path: &Path) -> Result<ModelSpec, CheckpointError> {
-    let bytes = trine_files::read(path, TEXT_BYTES_MAX).during("reading", path)?;
+    let text = trine_files::read_text(path, TEXT_BYTES_MAX).during("reading", path)?;
     let refused = |error| match error {
         HfError::Malformed(why) => CheckpointError::Malformed { path: path.into(), why },
         HfError::Unsupported(why) => CheckpointError::Unsupported { path: path.into(), why },
     };
-    let config = serde_json::from_slice(&bytes).map_err(|e| HfError::Malformed(e.to_string()));
+    let config = serde_json::from_str(&text).map_err(|e| HfError::Malformed(e.to_string()));
     config.and_then(|config| hf::model_from_config(&config)).map_err(refused)
 }
 

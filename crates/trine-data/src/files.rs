@@ -33,7 +33,7 @@ pub(crate) fn open(path: &Path) -> Result<(File, Metadata), DataError> {
     Ok((trine_files::open(path).map_err(DataError::io("open", path))?, metadata))
 }
 
-/// The text of a small file.
+/// The text of a small file, without a byte order mark.
 ///
 /// # Errors
 /// As [`open`]; a file over `bytes_max`; one that is not UTF-8.
@@ -49,8 +49,9 @@ pub(crate) fn read_small(path: &Path, bytes_max: u64) -> Result<String, DataErro
     let mut bytes = Vec::new();
     // A file that grows meanwhile does not grow beyond the limit.
     file.take(bytes_max).read_to_end(&mut bytes).map_err(DataError::io("read", path))?;
-    String::from_utf8(bytes).map_err(|error| DataError::NotText {
+    let text = String::from_utf8(bytes).map_err(|error| DataError::NotText {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to(),
-    })
+    })?;
+    Ok(trine_files::without_mark(text))
 }

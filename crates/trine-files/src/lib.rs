@@ -72,16 +72,25 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of a regular file that has at most `bytes_max`.
+/// The text of a regular file that has at most `bytes_max`, without the byte order mark that some editors put first.
 ///
 /// # Errors
 /// As [`read`]; or, of kind [`ErrorKind::InvalidData`], bytes that are not UTF-8.
 pub fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
-    String::from_utf8(read(path, bytes_max)?).map_err(|error| {
+    let text = String::from_utf8(read(path, bytes_max)?).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         let why = format!("it is not UTF-8 text: byte {offset} begins no valid character");
         Error::new(ErrorKind::InvalidData, why)
-    })
+    })?;
+    Ok(without_mark(text))
+}
+
+/// A text without a byte order mark.
+pub fn without_mark(mut text: String) -> String {
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    text
 }
 
 /// The path of the file `name` in `folder`, where the name stands in a file that somebody else may
@@ -220,6 +229,9 @@ mod tests {
         let path = folder.path().join("text");
         fs::write(&path, "größe").unwrap();
         assert_eq!(read_text(&path, 7).unwrap(), "größe");
+        let marked = folder.path().join("marked.txt");
+        fs::write(&marked, "\u{feff}größe\u{feff}").unwrap();
+        assert_eq!(read_text(&marked, 13).unwrap(), "größe\u{feff}");
         assert_eq!(read(&path, 6).unwrap_err().kind(), ErrorKind::FileTooLarge);
         fs::write(&path, b"ab\xffc").unwrap();
         let error = read_text(&path, 9).unwrap_err().to_string();

@@ -61,9 +61,16 @@ impl UniformStage {
 
 impl std::fmt::Display for UniformStage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { forward, backward_input, backward_weight, transfer } = self;
+        let [forward, backward_input, backward_weight, transfer] =
+            [self.forward, self.backward_input, self.backward_weight, self.transfer].map(number);
         write!(f, "F {forward}, B {backward_input}, W {backward_weight}, message {transfer}")
     }
+}
+
+/// A number as people write it: one with very many digits with an exponent.
+fn number(value: f64) -> String {
+    let text = format!("{value:?}");
+    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
 }
 
 impl StageCosts {

@@ -80,6 +80,14 @@ fn equal_times_give_the_handcrafted_lists() {
 }
 
 #[test]
+fn times_are_written_as_people_write_them() {
+    let times = UniformStage::new([1e300, 1.0, 1.5, 1e-7]).unwrap();
+    assert_eq!(times.to_string(), "F 1e300, B 1, W 1.5, message 1e-7");
+    let times = UniformStage::new([1000.0, 0.25, 12345678.5, 0.0]).unwrap();
+    assert_eq!(times.to_string(), "F 1000, B 0.25, W 12345678.5, message 0");
+}
+
+#[test]
 fn times_that_there_cannot_be_and_kinds_that_take_none_are_refused() {
     for wrong in [
         [0.0, 1.0, 1.0, 0.0],

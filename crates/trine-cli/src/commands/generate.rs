@@ -25,7 +25,6 @@ fn generate(config: &Config, run: &Path, prompt: &str) -> Result<(), Failure> {
     }
     let tokenizer = Tokenizer::load(&checkpoint.dir().join("tokenizer.json"))
         .map_err(|error| Failure::Run(error.into()))?;
-    output::print_data(prompt)?;
     let mut shown = Ok(());
     complete(&checkpoint, &tokenizer, prompt, config, cores(), &mut |text| {
         if shown.is_ok() {

@@ -262,6 +262,9 @@ fn a_schedule_of_ones_own_needs_its_computations_only() {
     let drawn = ok(folder.path(), &["schedule", "show", "file:mine.txt"]);
     let named = ["schedule", "show", "1f1b", "--stages", "2", "--micro-batches", "2"];
     assert_eq!(drawn.replace("mine", "1f1b"), ok(folder.path(), &named));
+    // Some editors begin a text with a mark.
+    fs::write(folder.path().join("mine.txt"), format!("\u{feff}{mine}")).unwrap();
+    assert_eq!(ok(folder.path(), &["schedule", "verify", "mine.txt"]), said);
     // A file that is called like a schedule is still a file where it was one.
     fs::write(folder.path().join("gpipe"), mine).unwrap();
     assert!(

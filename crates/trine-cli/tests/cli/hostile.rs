@@ -40,6 +40,9 @@ fn what_is_no_file_is_named_instead_of_waited_for() {
         (&["schedule", "verify", "pipe"], is_fifo),
         (&["schedule", "verify", "/dev/zero"], is_device),
         (&["plan", "--cluster-file", "/dev/zero"], is_device),
+        (&["plan", "--model", "pipe"], is_fifo),
+        (&["plan", "--model", "./pipe"], is_fifo),
+        (&["plan", "--model", "/dev/zero"], is_device),
     ];
     for (args, part) in cases {
         fails(folder.path(), args, 2, &[args[args.len() - 1], part]);

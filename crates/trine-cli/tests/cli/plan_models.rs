@@ -178,3 +178,15 @@ fn what_trine_cannot_express_is_refused_by_its_name() {
     fs::write(at.join("empty/config.toml"), "preset = \"rust-default\"\n").unwrap();
     refused(at, "empty", &["a configuration of trine is there: --model empty/config.toml"]);
 }
+
+#[test]
+fn a_mark_at_the_start_of_a_configuration_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    model(folder.path(), "gpt2", &gpt2());
+    let said = planned(folder.path(), "gpt2", &[]);
+    fs::write(folder.path().join("gpt2/config.json"), format!("\u{feff}{}", gpt2())).unwrap();
+    assert_eq!(planned(folder.path(), "gpt2", &[]), said);
+    // A file by another name is read, too.
+    fs::copy(folder.path().join("gpt2/config.json"), folder.path().join("gpt2/described")).unwrap();
+    assert_eq!(planned(folder.path(), "gpt2/described", &[]), said);
+}

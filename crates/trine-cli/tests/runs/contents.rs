@@ -328,6 +328,8 @@ fn a_run_with_pieces_of_somebodys_own_is_inspected_and_refused_by_name() {
     let (told, _) = scratch.ok(&["inspect", "run", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["resume"], Value::Null);
     let says = ["block 1 is \"of the zoo\" there and of the zoo here"];
-    scratch.fails(&["generate", "--run=run", "--prompt=a"], 2, &says);
+    let generate = ["generate", "--run=run", "--prompt=a"];
+    scratch.fails(&generate, 2, &says);
+    assert!(scratch.trine(&generate).stdout.is_empty(), "the prompt is shown of a refused run");
     scratch.fails(&["train", "--resume=run", "--steps=2"], 2, &says);
 }

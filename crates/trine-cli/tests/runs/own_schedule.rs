@@ -294,8 +294,7 @@ const REFUSED: &[(&str, &[&str], &[&str])] = &[
         "uneven.txt",
         &[],
         &[
-            "layout.schedule = \"uneven\"",
-            "has 3 stages, and model.layers = 2",
+            "layout.schedule = \"uneven\": has 3 stages, and model.layers = 2",
             "every stage needs a layer",
         ],
     ),

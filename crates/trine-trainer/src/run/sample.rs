@@ -17,8 +17,8 @@ pub struct Completion {
     pub text: String,
 }
 
-/// Completes a prompt with the model of a checkpoint, on one rank. `on_text` is told the text so far
-/// in pieces, as tokens come.
+/// Completes a prompt with the model of a checkpoint, on one rank. `on_text` is told the prompt once the model is
+/// there, and then the text in pieces, as tokens come.
 ///
 /// # Errors
 /// A checkpoint that cannot be read, or sampling constants out of range.
@@ -46,6 +46,7 @@ pub fn complete(
     if ids.is_empty() {
         ids.push(tokenizer.end_of_text());
     }
+    on_text(prompt);
     let end = Some(tokenizer.end_of_text());
     let mut made: Vec<u32> = Vec::new();
     let mut shown = 0;

@@ -32,6 +32,8 @@ impl<'a> Source<'a> {
             _ if path.is_dir() => Self::HuggingFace(path.join("config.json")),
             Some("toml") => Self::Configuration(path),
             Some("json") => Self::HuggingFace(path.into()),
+            // Whatever else is there is read as one, or refused for what it is.
+            _ if path.exists() => Self::HuggingFace(path.into()),
             // No preset is called like a path.
             _ if name.contains('/') => Self::HuggingFace(path.join("config.json")),
             _ => Self::Preset(name),

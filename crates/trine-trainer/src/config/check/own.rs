@@ -41,7 +41,7 @@ impl Check<'_> {
             self.report("layout.virtual", asked, rule, 0);
         } else if stages > layers {
             let rule = format!(
-                "{schedule} has {stages} stages, and model.layers = {layers}{}; every stage needs a layer",
+                "has {stages} stages, and model.layers = {layers}{}; every stage needs a layer",
                 self.given("model.layers")
             );
             self.report(
