@@ -14,7 +14,7 @@ use trine_comm::{Call, Communicator, Diagnosis};
 use trine_data::toy;
 use trine_nn::Numerics;
 use trine_rng::Stream;
-use trine_trainer::config::{Config, Setting, Typed};
+use trine_trainer::config::{Config, File, ScheduleKind, Setting, Times, Typed};
 use trine_trainer::run::{Event, MachineSource, Reporter, Seams};
 use trine_trainer::{Ranks, TrainError, TrainRequest, train};
 
@@ -157,6 +157,31 @@ impl Bench {
         watched(left, true, None, Disk)?.map_err(|failed| failed.to_string())?;
         let (whole, lost) = (results(&whole.output.dir)?, results(&lost.output.dir)?);
         if whole == lost { Ok(diagnosis) } else { Err("the numbers differ".into()) }
+    }
+
+    /// A run that loses a rank while its ranks measure the times for their schedule. It can be begun again where it
+    /// was, and keeps the times then.
+    ///
+    /// # Errors
+    /// A directory that is taken, a hang, or another failure.
+    pub fn lose_while_measuring(&self) -> Result<Diagnosis, String> {
+        let mut config = self.config(1, &self.path("measuring"))?;
+        config.layout.schedule = ScheduleKind::ZbH1.into();
+        config.layout.times = Times::Measured;
+        config.check().map_err(|error| error.to_string())?;
+        let injection = Injection { fault: Fault::KillBefore, rank: 2, operation: 20 };
+        let faults = Faults::new(Some(injection));
+        let Err(diagnosis) = watched(config.clone(), false, Some(&faults), Disk)? else {
+            return Err("the rank has too few operations to be lost at this one".into());
+        };
+        watched(config.clone(), false, None, Disk)?.map_err(|failed| failed.to_string())?;
+        results(&config.output.dir)?;
+        let file = File::read(&config.output.dir.join("config.toml"));
+        let typed = Typed { file: Some(file.map_err(|e| e.to_string())?), ..Typed::default() };
+        match Config::load(&typed).map_err(|error| error.to_string())?.layout.times {
+            Times::Given(times) if times.len() == 4 => Ok(diagnosis),
+            other => Err(format!("the run has kept {other:?}")),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {

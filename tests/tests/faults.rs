@@ -132,6 +132,14 @@ fn a_run_that_loses_a_rank_goes_on_with_fewer_replicas() {
 }
 
 #[test]
+fn a_run_that_loses_a_rank_while_it_measures_can_be_begun_again() {
+    let diagnosis = Bench::new().unwrap().lose_while_measuring().unwrap();
+    assert_eq!(diagnosis.rank, 2);
+    let text = diagnosis.to_string();
+    assert!(text.contains("was killed before it") && text.contains("measuring times"), "{text}");
+}
+
+#[test]
 fn the_same_seed_is_the_same_failure() {
     let bench = Bench::new().unwrap();
     let mut compared = 0;
