@@ -210,7 +210,7 @@ fn cross_entropy<T: Float>(ops: &CpuOps) -> Done {
     let (targets, mut logits) = (ids(rows, cols), values::<T>(rows * cols));
     let (mut max, mut sum_exp) = (sums::<T>(rows), sums::<T>(rows));
     let (mut target_logit, mut loss) = (sums::<T>(rows), sums::<T>(rows));
-    let shape = LossShape { valid_cols: cols, first_col: 0 };
+    let shape = LossShape { valid_cols: cols, first_col: 0, softcap: None };
     twice(|| {
         let targets = Slice::new(&targets);
         let view = MatRef::new(logits.slice(), rows, cols);

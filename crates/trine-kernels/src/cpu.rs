@@ -8,7 +8,9 @@ use crate::{
     KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
     Team,
 };
-use crate::{activation, attention, elementwise, embedding, gemm, loss, mask, norm, optim, rope};
+use crate::{
+    activation, attention, elementwise, embedding, gemm, loss, mask, norm, optim, rope, softcap,
+};
 use std::ops::Range;
 use trine_buffer::{Slice, SliceMut};
 

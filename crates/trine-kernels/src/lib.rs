@@ -48,6 +48,7 @@ mod optim;
 mod profiled;
 mod rope;
 mod scratch;
+mod softcap;
 mod team;
 mod timing;
 mod view;

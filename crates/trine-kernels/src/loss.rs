@@ -5,6 +5,7 @@ use crate::check::{Mat, MatSplit, dims, length, typed, typed_mut, with_num};
 use crate::isa::vectorised;
 use crate::num::{Num, Real, max_row, sum_row};
 use crate::scratch::Split;
+use crate::softcap::check_cap;
 use crate::{CpuOps, IGNORE, KernelError, LossShape, MatMut, MatRef};
 use trine_buffer::{DType, Float, Slice, SliceMut};
 
@@ -27,6 +28,21 @@ vectorised! {
             *x = T::narrow((x.widen() - max).exp() * factor);
         }
     }
+
+    /// The gradient by logits before they were bounded: times the slope of the bound.
+    fn row_softmax_capped<T: Num>(logits: &mut [T], max: T::Acc, factor: T::Acc, inverse: T::Acc) {
+        for x in logits {
+            let capped = x.widen();
+            *x = T::narrow((capped - max).exp() * factor * slope(capped, inverse));
+        }
+    }
+}
+
+/// The derivative of `cap · tanh(x / cap)` from what it gives; `inverse` is `1 / cap`.
+#[inline(always)]
+fn slope<A: Real>(capped: A, inverse: A) -> A {
+    let t = capped * inverse;
+    A::ONE - t * t
 }
 
 /// The sum over a balanced tree that halves the range.
@@ -219,7 +235,9 @@ pub(crate) fn ce_grad(
         {
             length(OP, argument, held, rows, format_args!("{rows} rows"))?;
         }
+        check_cap(OP, "logits", shape.softcap)?;
         let scale = T::Acc::from_f64(scale);
+        let inverse = shape.softcap.map(|cap| T::Acc::from_f64(1.0 / cap));
         cpu.parallel(rows, 4 * cols, |rows| {
             for row in rows {
                 // SAFETY: each row is written by one thread.
@@ -230,10 +248,16 @@ pub(crate) fn ce_grad(
                 }
                 // The target's element is rounded once, so it starts from the logit.
                 let factor = scale / sum_exp[row];
-                let target = local_col(targets[row], shape)
-                    .map(|col| (col, (logits[col].widen() - max[row]).exp() * factor - scale));
+                let target = local_col(targets[row], shape).map(|col| {
+                    let logit = logits[col].widen();
+                    let grad = (logit - max[row]).exp() * factor - scale;
+                    (col, inverse.map_or(grad, |inverse| grad * slope(logit, inverse)))
+                });
                 let (valid, padding) = logits.split_at_mut(shape.valid_cols);
-                row_softmax(cpu.isa, valid, max[row], factor);
+                match inverse {
+                    None => row_softmax(cpu.isa, valid, max[row], factor),
+                    Some(inverse) => row_softmax_capped(cpu.isa, valid, max[row], factor, inverse),
+                }
                 padding.fill(T::narrow(T::Acc::ZERO));
                 if let Some((col, grad)) = target {
                     logits[col] = T::narrow(grad);

@@ -76,6 +76,9 @@ macro_rules! kernel_methods {
             rope {
                 fn rope(shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done;
             }
+            softcap {
+                fn softcap(y: SliceMut<'_>, cap: f64) -> Done;
+            }
             attention {
                 fn attention_merge(
                     shape: AttentionShape,

@@ -107,12 +107,14 @@ pub struct DropoutPlace {
 }
 
 /// Shape of a loss over logits whose columns are a range of the vocabulary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossShape {
     /// Columns that are real; those after them are padding and count as −∞.
     pub valid_cols: usize,
     /// Vocabulary index of the first column.
     pub first_col: usize,
+    /// The bound that the logits have got by [`Ops::softcap`]. Their gradient is then that of the logits before.
+    pub softcap: Option<f64>,
 }
 
 /// Constants of one AdamW step (arXiv 1711.05101), the same for all elements of a call.
@@ -225,6 +227,12 @@ pub trait Ops: Send + Sync + fmt::Debug {
     /// # Errors
     /// A type that kernels do not compute in.
     fn scale(&self, y: SliceMut<'_>, factor: f64) -> Done;
+
+    /// `y = cap · tanh(y / cap)`, computed in `Acc`: logits with a bound (Gemma 2, arXiv 2408.00118).
+    ///
+    /// # Errors
+    /// A type that kernels do not compute in, a bound that is not above 0.
+    fn softcap(&self, y: SliceMut<'_>, cap: f64) -> Done;
 
     /// Converts between f64, f32 and bf16, rounding to nearest even.
     ///
@@ -487,8 +495,8 @@ pub trait Ops: Send + Sync + fmt::Debug {
         targets: Slice<'_>,
     ) -> Done;
 
-    /// Turns logits into their gradient in place: `(softmax − onehot) · scale`; zero in padding and
-    /// in the rows of [`IGNORE`].
+    /// Turns logits into their gradient in place: `(softmax − onehot) · scale`, with a bound times
+    /// `1 − (logit / softcap)²`; zero in padding and in the rows of [`IGNORE`].
     ///
     /// # Errors
     /// Types or dimensions that do not fit.

@@ -19,9 +19,9 @@ pub struct VocabShard {
 }
 
 impl VocabShard {
-    fn loss_shape(&self) -> LossShape {
+    fn loss_shape(&self, softcap: Option<f64>) -> LossShape {
         let valid_cols = self.vocab.clamp(self.rows.start, self.rows.end) - self.rows.start;
-        LossShape { valid_cols, first_col: self.rows.start }
+        LossShape { valid_cols, first_col: self.rows.start, softcap }
     }
 }
 
@@ -34,6 +34,7 @@ pub struct VocabHead {
     linear: Linear,
     shard: VocabShard,
     blocks: usize,
+    softcap: Option<f64>,
 }
 
 const ENTER: Name = Name::new("head");
@@ -55,10 +56,16 @@ impl VocabHead {
         let block = |index: usize| index * width..(index + 1) * width;
         let output_blocks = (0..blocks).map(|index| vec![block(index)]).collect();
         let linear = Linear { output_blocks, ..Linear::new(weight, None, hidden, outputs) };
-        Self { group, linear, shard, blocks }
+        Self { group, linear, shard, blocks, softcap: None }
     }
 
-    /// This rank's logits, `[tokens, local rows]`; padding entries are arbitrary.
+    /// The same layer with bounded logits, `softcap · tanh(logit / softcap)` (Gemma 2).
+    pub fn with_softcap(self, softcap: Option<f64>) -> Self {
+        Self { softcap, ..self }
+    }
+
+    /// This rank's logits, `[tokens, local rows]`, bounded where the layer has a bound; padding
+    /// entries are arbitrary.
     ///
     /// # Errors
     /// A wrong shape, or a failed collective.
@@ -69,7 +76,11 @@ impl VocabHead {
         ctx: &Context<'_>,
     ) -> Result<Buf, NnError> {
         let x = self.group.enter(x, ENTER, ctx)?;
-        self.linear.product(weights, &x, ctx.compute, ctx)
+        let mut logits = self.linear.product(weights, &x, ctx.compute, ctx)?;
+        if let Some(cap) = self.softcap {
+            ctx.ops.softcap(logits.slice_mut(), cap)?;
+        }
+        Ok(logits)
     }
 
     /// The loss of each token, `[tokens]` in the accumulator type, equal on all ranks; 0 where there
@@ -87,7 +98,7 @@ impl VocabHead {
             .targets
             .ok_or(NnError::Missing { layer: "head", what: "targets in its context" })?;
         let (rows, cols, shape) =
-            (ctx.rows.tokens(), self.shard.rows.len(), self.shard.loss_shape());
+            (ctx.rows.tokens(), self.shard.rows.len(), self.shard.loss_shape(self.softcap));
         let mut logits = self.logits(weights, x, ctx)?;
         let view = MatRef::new(logits.slice(), rows, cols);
         let mut max = ctx.alloc_sums(rows)?;

@@ -28,6 +28,7 @@ const ROWS: &[(&str, usize)] = &[
     ("dropout 2048", 1),
     ("embedding 2048", 1),
     ("embedding_backward 2048", 1),
+    ("softcap 512 x 50304", 1),
     ("ce_max 512 x 50304", 1),
     ("ce_sum 512 x 50304", 1),
     ("ce_grad 512 x 50304", 1),

@@ -4,7 +4,6 @@
 //! kept transposed, `[head_dim, KEYS]`: probabilities and scores' gradient are then right factors as
 //! they are.
 
-use super::softcap::{Cap, multiply_seen, soft_cap_slopes};
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, with_num};
 use crate::gemm::{
@@ -13,6 +12,7 @@ use crate::gemm::{
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real, sum_lanes};
 use crate::scratch::Scratch;
+use crate::softcap::{Cap, multiply_seen, soft_cap_slopes};
 use crate::view::check_sections;
 use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatRef, Qkv, QkvMut};
 use std::ops::Range;

@@ -3,7 +3,6 @@
 //! Scores and output are kept transposed, a query in each column: the maximum and the sum of a query
 //! are then sums of vectors.
 
-use super::softcap::{Cap, soft_cap};
 use super::{Blocks, KEYS, Problem, cut, inside};
 use crate::check::{MatSplit, length, same_shape, typed_mut, with_num};
 use crate::gemm::{
@@ -12,6 +11,7 @@ use crate::gemm::{
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real};
 use crate::scratch::{Scratch, Split};
+use crate::softcap::{Cap, soft_cap};
 use crate::team::PARTS_PER_THREAD;
 use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatMut, Qkv};
 use std::ops::Range;

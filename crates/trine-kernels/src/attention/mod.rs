@@ -10,7 +10,6 @@ mod backward;
 mod forward;
 mod merge;
 mod shape;
-mod softcap;
 
 pub(crate) use backward::attention_backward;
 pub(crate) use forward::attention;
@@ -22,6 +21,7 @@ use crate::gemm::Factor;
 use crate::mask::{Mask, POSITIONS};
 use crate::num::Num;
 use crate::scratch::Scratch;
+use crate::softcap::check_cap;
 use crate::{Isa, KernelError, Qkv};
 use std::ops::Range;
 use trine_buffer::Slice;
@@ -161,9 +161,7 @@ fn check_shape(op: &'static str, shape: AttentionShape, dropout: bool) -> Result
         format!("{heads} query heads do not share {kv_heads} key heads evenly")
     })?;
     dims(op, scale > 0.0 && scale.is_finite(), || format!("a scale of {scale}"))?;
-    dims(op, softcap.is_none_or(|cap| cap > 0.0 && cap.is_finite()), || {
-        format!("scores capped at {}, it must be a positive number", softcap.unwrap_or_default())
-    })?;
+    check_cap(op, "scores", softcap)?;
     dims(op, shape.window != Some(0), || {
         "a window of 0 positions, a query sees at least its own (1)".to_owned()
     })?;

@@ -75,7 +75,7 @@ fn loss_and_gradient<T: Float>() {
         let logits: Vec<T> =
             values::<f64>(1, rows * cols).iter().map(|x| T::from_f64(x * 6.0)).collect();
         let logits = Buf::from_vec(logits);
-        let shape = LossShape { valid_cols: vocabulary, first_col: 0 };
+        let shape = LossShape { valid_cols: vocabulary, first_col: 0, softcap: None };
         let rank = Rank { shape, rows, cols, blocks, logits: &logits };
         let targets = targets(rows, vocabulary);
         let results = everywhere(None, |ops| whole::<T>(ops, &rank, &targets));
@@ -107,7 +107,7 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
     let ops = one();
     let logits = buf::<T>(1, rows * padded);
     let targets = targets(rows, vocabulary);
-    let shape = LossShape { valid_cols: vocabulary, first_col: 0 };
+    let shape = LossShape { valid_cols: vocabulary, first_col: 0, softcap: None };
     let serial = Rank { shape, rows, cols: padded, blocks: 8, logits: &logits };
     let expected = whole::<T>(&ops, &serial, &targets);
     let mut cases = 0;
@@ -122,7 +122,7 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
             .collect();
         let rank = |i: usize| {
             let valid_cols = cols.min(vocabulary.saturating_sub(i * cols));
-            let shape = LossShape { valid_cols, first_col: i * cols };
+            let shape = LossShape { valid_cols, first_col: i * cols, softcap: None };
             Rank { shape, rows, cols, blocks: 8 / ranks, logits: &parts[i] }
         };
         let acc = T::DTYPE.accumulator();
@@ -172,6 +172,7 @@ mod all {
     for_types! {
         loss_and_gradient;
         parts_have_the_bits_of_the_whole;
+        bounded_logits_and_their_gradient;
     }
 }
 
@@ -181,21 +182,79 @@ fn the_gradient_is_that_of_differences() {
     let ops = one();
     let logits: Vec<f64> = values::<f64>(1, rows * cols).iter().map(|x| 3.0 * x).collect();
     let targets = targets(rows, 21);
-    let run = |logits: &[f64]| {
-        let logits = Buf::from_vec(logits.to_vec());
-        let shape = LossShape { valid_cols: 21, first_col: 0 };
-        whole::<f64>(&ops, &Rank { shape, rows, cols, blocks: 8, logits: &logits }, &targets)
-    };
-    let gradient = run(&logits)[1].to_f64_vec();
-    check_gradient("logits", &logits, &gradient, 1, |x| {
-        SCALE * run(x)[0].to_f64_vec().iter().sum::<f64>()
+    let mut cases = 0;
+    for softcap in [None, Some(2.5)] {
+        let run = |logits: &[f64]| {
+            let mut logits = Buf::from_vec(logits.to_vec());
+            if let Some(cap) = softcap {
+                ops.softcap(logits.slice_mut(), cap).unwrap();
+            }
+            let shape = LossShape { valid_cols: 21, first_col: 0, softcap };
+            whole::<f64>(&ops, &Rank { shape, rows, cols, blocks: 8, logits: &logits }, &targets)
+        };
+        let gradient = run(&logits)[1].to_f64_vec();
+        check_gradient("logits", &logits, &gradient, 1, |x| {
+            SCALE * run(x)[0].to_f64_vec().iter().sum::<f64>()
+        });
+        cases += 1;
+    }
+    assert_eq!(cases, 2);
+}
+
+fn bounded_logits_and_their_gradient<T: Float>() {
+    let (rows, vocabulary, cols, cap) = (7, 1009, 1016, 2.5);
+    let raw: Vec<T> = values::<f64>(3, rows * cols).iter().map(|x| T::from_f64(4.0 * x)).collect();
+    let targets = targets(rows, vocabulary);
+    let results = everywhere(None, |ops| {
+        let mut logits = Buf::from_vec(raw.clone());
+        ops.softcap(logits.slice_mut(), cap).unwrap();
+        let shape = LossShape { valid_cols: vocabulary, first_col: 0, softcap: Some(cap) };
+        let rank = Rank { shape, rows, cols, blocks: 8, logits: &logits };
+        let [loss, grad, ..] = &whole::<T>(ops, &rank, &targets)[..] else {
+            panic!("five results")
+        };
+        vec![copy_of::<T>(&logits), copy_of::<T>(grad), Buf::from_vec(loss.to_f64_vec())]
     });
+    let capped: Vec<f64> = raw.iter().map(|x| cap * (x.to_f64() / cap).tanh()).collect();
+    close(&results[0][0], &capped, 2.0 * T::DTYPE.epsilon(), "softcap");
+    // The gradient is that of the rounded logits, which the kernel is given.
+    let given = &results[0][0];
+    let mut grad = Vec::new();
+    for (row, &target) in targets.iter().enumerate() {
+        let logits = &given[row * cols..][..vocabulary];
+        let total: f64 = logits.iter().map(|x| x.exp()).sum();
+        for col in 0..cols {
+            let softmax = logits.get(col).map_or(0.0, |x| x.exp() / total);
+            let onehot = f64::from(u8::from(col as u32 == target));
+            let slope = logits.get(col).map_or(0.0, |x| 1.0 - (x / cap) * (x / cap));
+            grad.push(if target == IGNORE { 0.0 } else { (softmax - onehot) * SCALE * slope });
+        }
+    }
+    let acc = T::DTYPE.accumulator().epsilon();
+    close(&results[0][1], &grad, T::DTYPE.epsilon().max(8.0 * acc), "gradient");
+}
+
+fn copy_of<T: Float>(buf: &Buf) -> Buf {
+    Buf::from_vec(buf.typed::<T>().unwrap().to_vec())
+}
+
+#[test]
+fn a_bound_that_is_none_is_an_error() {
+    let mut logits = Buf::zeros(DType::F32, 4);
+    let error = one().softcap(logits.slice_mut(), 0.0).unwrap_err().to_string();
+    assert_eq!(error, "softcap: values capped at 0, it must be a positive number");
+    let (max, sum) = (Buf::zeros(DType::F32, 1), Buf::zeros(DType::F32, 1));
+    let shape = LossShape { valid_cols: 4, first_col: 0, softcap: Some(f64::NAN) };
+    let view = MatMut::new(logits.slice_mut(), 1, 4);
+    let error = one().ce_grad(shape, view, max.slice(), sum.slice(), Slice::new(&[0u32]), 1.0);
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error, "ce_grad: logits capped at NaN, it must be a positive number");
 }
 
 #[test]
 fn large_logits_do_not_overflow() {
     let logits = Buf::from_vec(vec![3e4f32, 2.9e4, -3e4, 3e4]);
-    let shape = LossShape { valid_cols: 4, first_col: 0 };
+    let shape = LossShape { valid_cols: 4, first_col: 0, softcap: None };
     let rank = Rank { shape, rows: 1, cols: 4, blocks: 2, logits: &logits };
     let result = whole::<f32>(&one(), &rank, &[0]);
     close(&result[0].to_f64_vec(), &[2f64.ln()], 1e-6, "loss");
@@ -207,10 +266,10 @@ fn shapes_that_do_not_fit_are_errors() {
     let logits = Buf::zeros(DType::F32, 12);
     let mut max = Buf::zeros(DType::F32, 3);
     let view = MatRef::new(logits.slice(), 3, 4);
-    let shape = LossShape { valid_cols: 5, first_col: 0 };
+    let shape = LossShape { valid_cols: 5, first_col: 0, softcap: None };
     let error = one().ce_max(shape, max.slice_mut(), view).unwrap_err().to_string();
     assert_eq!(error, "ce_max: 5 valid columns of 4");
-    let shape = LossShape { valid_cols: 4, first_col: 0 };
+    let shape = LossShape { valid_cols: 4, first_col: 0, softcap: None };
     let (mut sum, mut logit) = (Buf::zeros(DType::F32, 3), Buf::zeros(DType::F32, 3));
     let mut call = |blocks, targets: &[u32]| {
         let (sum, logit) = (sum.slice_mut(), logit.slice_mut());

@@ -90,15 +90,19 @@ fn an_embedded_token_is_its_scaled_row_plus_its_position() {
     }
 }
 
+/// Without a bound of the logits, and with one about as large as they are.
+const CAPS: [Option<f64>; 2] = [None, Some(2.0)];
+
 /// Two tokens have nothing to predict.
 const TARGETS: [u32; TOKENS] = [1, 100, u32::MAX, 64, 31, 32, 96, 7, u32::MAX, 0, 95, 33];
 
-fn head(rank: &mut Rank, ctx: &Context<'_>) -> Result<(Part, Part), NnError> {
+fn head(rank: &mut Rank, ctx: &Context<'_>, softcap: Option<f64>) -> Result<(Part, Part), NnError> {
     let targets = TARGETS.to_vec();
     let ctx = Context { targets: Some(Slice::new(&targets)), loss_scale: 0.1, ..ctx.clone() };
     let shard = VocabShard { rows: rank.local("table").ranges[0].clone(), vocab: VOCAB };
     let weight = rank.find(&["table"]);
-    let layer = VocabHead::new(rank.group.clone(), weight, HIDDEN, shard, ctx.numerics);
+    let layer = VocabHead::new(rank.group.clone(), weight, HIDDEN, shard, ctx.numerics)
+        .with_softcap(softcap);
     let x = rank.stream("x", HIDDEN);
     let (loss, saved) = layer.forward(&rank.weights, &x, &ctx)?;
     let y = Part { values: loss.to_f64_vec(), rows: 0..TOKENS, cols: vec![0], width: 1 };
@@ -110,14 +114,25 @@ fn head(rank: &mut Rank, ctx: &Context<'_>) -> Result<(Part, Part), NnError> {
 
 #[test]
 fn the_output_layer_and_its_loss_equal_their_serial_selves() {
-    assert_eq!(compare("head", &[table()], &head), COMPARED);
+    let mut compared = 0;
+    for softcap in CAPS {
+        let name = format!("head, logits capped at {softcap:?}");
+        compared += compare(&name, &[table()], &|rank, ctx| head(rank, ctx, softcap));
+    }
+    assert_eq!(compared, CAPS.len() * COMPARED);
 }
 
 #[test]
 fn the_loss_is_the_textbook_one_and_padding_has_no_gradient() {
+    for softcap in CAPS {
+        textbook(softcap);
+    }
+}
+
+fn textbook(softcap: Option<f64>) {
     let setup =
         Setup { tp: 4, sequence_parallel: true, numerics: Numerics::Fast, compute: DType::F64 };
-    let got = outcome(setup, &[table()], &head);
+    let got = outcome(setup, &[table()], &|rank, ctx| head(rank, ctx, softcap));
     // The same in plain loops, from the global tensors.
     let x = crate::support::values("x", TOKENS * HIDDEN);
     let mut table_f32 = vec![0.0f32; VOCAB * HIDDEN];
@@ -126,8 +141,10 @@ fn the_loss_is_the_textbook_one_and_padding_has_no_gradient() {
     for (token, target) in TARGETS.iter().enumerate() {
         let x = &x[token * HIDDEN..][..HIDDEN];
         let row = |id: usize| &table_f32[id * HIDDEN..][..HIDDEN];
-        let logit =
+        let product =
             |id: usize| -> f64 { row(id).iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum() };
+        let logit = |id| softcap.map_or(product(id), |cap| cap * (product(id) / cap).tanh());
+        let slope = |id| softcap.map_or(1.0, |cap| 1.0 - (logit(id) / cap).powi(2));
         let sum: f64 = (0..VOCAB).map(|id| logit(id).exp()).sum();
         if *target == u32::MAX {
             assert_eq!(got.y[token], 0.0);
@@ -137,7 +154,7 @@ fn the_loss_is_the_textbook_one_and_padding_has_no_gradient() {
         assert!((got.y[token] - loss).abs() < 1e-13, "token {token}");
         for id in 0..VOCAB {
             let one = f64::from(u8::from(id == *target as usize));
-            let d = (logit(id).exp() / sum - one) * 0.1;
+            let d = (logit(id).exp() / sum - one) * 0.1 * slope(id);
             let dx = expected_dx[token * HIDDEN..][..HIDDEN].iter_mut();
             dx.zip(row(id)).for_each(|(dx, w)| *dx += d * f64::from(*w));
         }
@@ -149,6 +166,25 @@ fn the_loss_is_the_textbook_one_and_padding_has_no_gradient() {
     assert!(real.iter().all(|g| *g != 0.0), "softmax reaches every entry");
     assert!(padding.iter().all(|g| *g == 0.0), "padding has no gradient");
     assert_eq!(padding.len(), (STORED - VOCAB) * HIDDEN);
+}
+
+#[test]
+fn logits_for_sampling_are_bounded_too() {
+    let serial =
+        Setup { tp: 1, sequence_parallel: false, numerics: Numerics::Fast, compute: DType::F64 };
+    outcome(serial, &[table()], &|rank, ctx| {
+        let shard = VocabShard { rows: 0..STORED, vocab: VOCAB };
+        let weight = rank.find(&["table"]);
+        let plain = VocabHead::new(rank.group.clone(), weight, HIDDEN, shard, ctx.numerics);
+        let x = rank.stream("x", HIDDEN);
+        let free = plain.logits(&rank.weights, &x, ctx)?.to_f64_vec();
+        let bounded = plain.clone().with_softcap(Some(2.0)).logits(&rank.weights, &x, ctx)?;
+        assert!(free.iter().any(|logit| *logit > 2.0));
+        for (bounded, free) in bounded.to_f64_vec().iter().zip(&free) {
+            assert!((bounded - 2.0 * (free / 2.0).tanh()).abs() < 1e-14);
+        }
+        Ok((nothing(), nothing()))
+    });
 }
 
 #[test]

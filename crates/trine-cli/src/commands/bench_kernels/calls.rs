@@ -320,6 +320,11 @@ pub(super) fn scale(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
     Prepared::bytes(traffic(&[], &[&y]), move || bench.ops.scale(y.slice_mut(), 1.0))
 }
 
+pub(super) fn softcap(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
+    let mut y = bench.values(rows * cols)?;
+    Prepared::bytes(traffic(&[], &[&y]), move || bench.ops.softcap(y.slice_mut(), 30.0))
+}
+
 pub(super) fn copy(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
     let (x, mut y) = (bench.values(rows * cols)?, bench.zeros(rows * cols));
     Prepared::bytes(traffic(&[&x, &y], &[]), move || {
@@ -379,7 +384,7 @@ impl Loss {
         let mut loss = Self {
             rows,
             cols,
-            shape: LossShape { valid_cols: TOKENS.min(cols), first_col: 0 },
+            shape: LossShape { valid_cols: TOKENS.min(cols), first_col: 0, softcap: None },
             logits: bench.values(rows * cols)?,
             targets: ids(rows),
             max: zeros(),

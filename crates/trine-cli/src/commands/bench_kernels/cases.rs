@@ -62,6 +62,7 @@ const STREAMS: &[Stream] = &[
     Stream { name: "dropout", prepare: calls::dropout, shapes: HIDDEN },
     Stream { name: "embedding", prepare: calls::embedding, shapes: HIDDEN },
     Stream { name: "embedding_backward", prepare: calls::embedding_backward, shapes: HIDDEN },
+    Stream { name: "softcap", prepare: calls::softcap, shapes: LOGITS },
     Stream { name: "ce_max", prepare: calls::ce_max, shapes: LOGITS },
     Stream { name: "ce_sum", prepare: calls::ce_sum, shapes: LOGITS },
     Stream { name: "ce_grad", prepare: calls::ce_grad, shapes: LOGITS },

@@ -1,12 +1,16 @@
-//! Scores with a bound: `cap · tanh(score / cap)`.
+//! Scores and logits with a bound: `cap · tanh(score / cap)`.
 
+use crate::check::{dims, typed_mut, with_num};
 use crate::isa::vectorised;
-use crate::num::Real;
+use crate::num::{Num, Real};
+use crate::scratch::Split;
+use crate::{CpuOps, KernelError};
 use std::ops::Range;
+use trine_buffer::SliceMut;
 
 /// The bound and the way to it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cap<A> {
+pub(crate) struct Cap<A> {
     /// From the product of a query and a key to the argument of tanh.
     inner: A,
     cap: A,
@@ -15,7 +19,7 @@ pub(super) struct Cap<A> {
 }
 
 impl<A: Real> Cap<A> {
-    pub(super) fn new(scale: f64, cap: f64) -> Self {
+    pub(crate) fn new(scale: f64, cap: f64) -> Self {
         let [inner, cap, scale] = [scale / cap, cap, scale].map(A::from_f64);
         Self { inner, cap, scale }
     }
@@ -23,14 +27,14 @@ impl<A: Real> Cap<A> {
 
 vectorised! {
     /// Products of queries and keys become bounded scores.
-    pub(super) fn soft_cap<A: Real>(products: &mut [A], cap: Cap<A>) {
+    pub(crate) fn soft_cap<T: Num>(products: &mut [T], cap: Cap<T::Acc>) {
         for score in products {
-            *score = cap.cap * (*score * cap.inner).tanh();
+            *score = T::narrow(cap.cap * (score.widen() * cap.inner).tanh());
         }
     }
 
     /// The same for what is seen of rows of `width`; `slopes` receives the derivatives of the scores.
-    pub(super) fn soft_cap_slopes<A: Real>(
+    pub(crate) fn soft_cap_slopes<A: Real>(
         products: &mut [A],
         slopes: &mut [A],
         width: usize,
@@ -49,7 +53,7 @@ vectorised! {
     }
 
     /// Multiplies what is seen of rows of `width` with factors.
-    pub(super) fn multiply_seen<A: Real>(
+    pub(crate) fn multiply_seen<A: Real>(
         values: &mut [A],
         factors: &[A],
         width: usize,
@@ -62,6 +66,32 @@ vectorised! {
             }
         }
     }
+}
+
+/// Refuses a bound that is none. `what` names what is bounded.
+pub(crate) fn check_cap(
+    op: &'static str,
+    what: &'static str,
+    cap: Option<f64>,
+) -> Result<(), KernelError> {
+    dims(op, cap.is_none_or(|cap| cap > 0.0 && cap.is_finite()), || {
+        format!("{what} capped at {}, it must be a positive number", cap.unwrap_or_default())
+    })
+}
+
+pub(crate) fn softcap(cpu: &CpuOps, y: SliceMut<'_>, cap: f64) -> Result<(), KernelError> {
+    const OP: &str = "softcap";
+    fn run<T: Num>(cpu: &CpuOps, y: SliceMut<'_>, cap: f64) -> Result<(), KernelError> {
+        let y = typed_mut::<T>(OP, "y", y)?;
+        check_cap(OP, "values", Some(cap))?;
+        let (len, y) = (y.len(), Split::new(y));
+        cpu.parallel(len, 4, |range| {
+            // SAFETY: the ranges are disjoint.
+            soft_cap(cpu.isa, unsafe { y.range(range) }, Cap::new(1.0, cap));
+        });
+        Ok(())
+    }
+    with_num!(OP, "y", y.dtype(), T => run::<T>(cpu, y, cap))
 }
 
 #[cfg(test)]
