@@ -5,11 +5,12 @@ use crate::scratch::ScratchPool;
 use crate::team::PARTS_PER_THREAD;
 use crate::{
     AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, Function, GateUpMut, Isa,
-    KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
-    Team,
+    KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RmsShape,
+    RopeShape, Sgd, Team,
 };
 use crate::{
-    activation, attention, elementwise, embedding, gemm, loss, mask, norm, optim, rope, softcap,
+    activation, attention, elementwise, embedding, gemm, loss, mask, norm, optim, rms, rope,
+    softcap,
 };
 use std::ops::Range;
 use trine_buffer::{Slice, SliceMut};

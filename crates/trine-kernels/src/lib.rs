@@ -46,8 +46,10 @@ mod num;
 mod ops;
 mod optim;
 mod profiled;
+mod rms;
 mod rope;
 mod scratch;
+mod shapes;
 mod softcap;
 mod team;
 mod timing;
@@ -59,12 +61,13 @@ pub use attention::{AttentionDropout, AttentionShape};
 pub use cpu::CpuOps;
 pub use error::KernelError;
 pub use isa::Isa;
-pub use ops::{
-    AdamW, Dropout, DropoutPlace, Function, IGNORE, LossShape, NormShape, Ops, Product, RopeShape,
-    Sgd,
-};
+pub use ops::Ops;
 pub use profiled::{KernelTime, Profiled};
 pub use rope::{rope_frequencies, rope_table};
+pub use shapes::{
+    AdamW, Dropout, DropoutPlace, Function, IGNORE, LossShape, NormShape, Product, RmsShape,
+    RopeShape, Sgd,
+};
 pub use team::Team;
 pub use timing::Times;
 pub use view::{GateUpMut, MatMut, MatRef, Qkv, QkvMut};

@@ -3,16 +3,13 @@
 
 use crate::check::{Mat, MatSplit, dims, length, typed, typed_mut, with_num};
 use crate::isa::vectorised;
-use crate::num::{Num, Real, max_row, sum_row};
+use crate::num::{Num, Real, SUMMANDS_MAX, max_row, sum_row, sum_tree};
 use crate::scratch::Split;
 use crate::softcap::check_cap;
 use crate::{CpuOps, IGNORE, KernelError, LossShape, MatMut, MatRef};
 use trine_buffer::{DType, Float, Slice, SliceMut};
 
 type Done = Result<(), KernelError>;
-
-/// The most blocks a row's sum may be cut into; the canonical number is 8 for the whole vocabulary.
-const BLOCKS_MAX: usize = 64;
 
 vectorised! {
     fn row_max<T: Num>(logits: &[T]) -> T::Acc {
@@ -43,18 +40,6 @@ vectorised! {
 fn slope<A: Real>(capped: A, inverse: A) -> A {
     let t = capped * inverse;
     A::ONE - t * t
-}
-
-/// The sum over a balanced tree that halves the range.
-fn tree<A: Real>(sums: &[A]) -> A {
-    match sums {
-        [] => A::ZERO,
-        [one] => *one,
-        _ => {
-            let (left, right) = sums.split_at(sums.len() / 2);
-            tree(left) + tree(right)
-        }
-    }
 }
 
 /// The column of a target, if it lies among the valid ones.
@@ -122,8 +107,8 @@ pub(crate) fn ce_sum(
         let target_logit = typed_mut::<T::Acc>(OP, "target_logit", target_logit)?;
         let (rows, cols) = logits.shape();
         check_valid(OP, shape, cols)?;
-        dims(OP, (1..=BLOCKS_MAX).contains(&blocks) && cols.is_multiple_of(blocks), || {
-            format!("{cols} columns do not split into {blocks} blocks (1 to {BLOCKS_MAX})")
+        dims(OP, (1..=SUMMANDS_MAX).contains(&blocks) && cols.is_multiple_of(blocks), || {
+            format!("{cols} columns do not split into {blocks} blocks (1 to {SUMMANDS_MAX})")
         })?;
         for (argument, held) in [
             ("max", max.len()),
@@ -137,7 +122,7 @@ pub(crate) fn ce_sum(
         cpu.parallel(rows, 4 * cols, |rows| {
             for row in rows {
                 let logits = logits.row(row);
-                let mut sums = [T::Acc::ZERO; BLOCKS_MAX];
+                let mut sums = [T::Acc::ZERO; SUMMANDS_MAX];
                 for (block, sum) in sums[..blocks].iter_mut().enumerate() {
                     let width = cols / blocks;
                     let end = ((block + 1) * width).min(shape.valid_cols);
@@ -148,7 +133,7 @@ pub(crate) fn ce_sum(
                 // SAFETY: each row is written by one thread.
                 let (sum, logit) =
                     unsafe { (sum_exp.range(row..row + 1), target_logit.range(row..row + 1)) };
-                sum[0] = tree(&sums[..blocks]);
+                sum[0] = sum_tree(&sums[..blocks]);
                 logit[0] = target.map_or(T::Acc::ZERO, |col| logits[col].widen());
             }
         });

@@ -73,6 +73,38 @@ macro_rules! kernel_methods {
                     dy: Slice<'_>,
                 ) -> Done;
             }
+            rms {
+                fn rms_squares(shape: RmsShape, sums: SliceMut<'_>, x: MatRef<'_>) -> Done;
+                fn rms_scale(
+                    shape: RmsShape,
+                    y: MatMut<'_>,
+                    stats: SliceMut<'_>,
+                    x: MatRef<'_>,
+                    gamma: Slice<'_>,
+                ) -> Done;
+                fn rms_products(
+                    shape: RmsShape,
+                    sums: SliceMut<'_>,
+                    x: MatRef<'_>,
+                    gamma: Slice<'_>,
+                    dy: MatRef<'_>,
+                ) -> Done;
+                fn rms_backward(
+                    shape: RmsShape,
+                    d: MatMut<'_>,
+                    x: MatRef<'_>,
+                    rstd: Slice<'_>,
+                    products: Slice<'_>,
+                    gamma: Slice<'_>,
+                ) -> Done;
+                fn rms_gain(
+                    shape: RmsShape,
+                    dgamma: SliceMut<'_>,
+                    x: MatRef<'_>,
+                    rstd: Slice<'_>,
+                    dy: MatRef<'_>,
+                ) -> Done;
+            }
             rope {
                 fn rope(shape: RopeShape, inverse: bool, x: MatMut<'_>, table: Slice<'_>) -> Done;
             }

@@ -260,6 +260,21 @@ pub(crate) fn sum_lanes<A: Real>(mut lanes: [A; LANES]) -> A {
     lanes[0]
 }
 
+/// The most blocks that a sum may be cut into; the canonical number is 8 over all ranks.
+pub(crate) const SUMMANDS_MAX: usize = 64;
+
+/// The sum over a balanced tree that halves the range.
+pub(crate) fn sum_tree<A: Real>(sums: &[A]) -> A {
+    match sums {
+        [] => A::ZERO,
+        [one] => *one,
+        _ => {
+            let (left, right) = sums.split_at(sums.len() / 2);
+            sum_tree(left) + sum_tree(right)
+        }
+    }
+}
+
 /// Σ f(element) over a row; element `i` goes to lane `i % LANES`. The order depends on the row's
 /// length only.
 #[inline(always)]

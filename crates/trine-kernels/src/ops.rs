@@ -1,155 +1,12 @@
 //! `Ops`: the seam between devices.
 
 use crate::{
-    AttentionDropout, AttentionShape, GateUpMut, KernelError, MatMut, MatRef, Qkv, QkvMut,
+    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, Function, GateUpMut,
+    KernelError, LossShape, MatMut, MatRef, NormShape, Product, Qkv, QkvMut, RmsShape, RopeShape,
+    Sgd,
 };
 use std::fmt;
 use trine_buffer::{Slice, SliceMut};
-
-/// The target id of a token that does not count: no loss, no gradient.
-pub const IGNORE: u32 = u32::MAX;
-
-/// Which product a matrix multiplication is, named by which factors are transposed. With
-/// `y = x · wᵀ`, the weight `w` being `[out, in]`, a linear layer needs all three.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Product {
-    /// `C[m,n] = A[m,k] · B[n,k]ᵀ`: forward, `y = x · wᵀ`.
-    Nt,
-    /// `C[m,n] = A[m,k] · B[k,n]`: input gradient, `dx = dy · w`.
-    Nn,
-    /// `C[m,n] = A[k,m]ᵀ · B[k,n]`: weight gradient, `dw = dyᵀ · x`.
-    Tn,
-}
-
-impl Product {
-    /// The three products as users know them: what each is in a linear layer.
-    pub const fn name(self, accumulate: bool) -> &'static str {
-        match (self, accumulate) {
-            (Self::Nt, _) => "matmul y = x·wᵀ",
-            (Self::Nn, _) => "matmul dx = dy·w",
-            (Self::Tn, true) => "matmul dw += dyᵀ·x",
-            (Self::Tn, false) => "matmul dw = dyᵀ·x",
-        }
-    }
-}
-
-/// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Function {
-    /// GELU with tanh, as GPT-2 was trained.
-    GeluTanh,
-    /// GELU with the error function, its definition (arXiv 1606.08415).
-    GeluErf,
-    /// `x / (1 + e^−x)`, also called Swish.
-    Silu,
-    /// `max(x, 0)`, whose derivative at 0 is 0.
-    Relu,
-}
-
-impl Function {
-    /// All functions.
-    pub const ALL: [Self; 4] = [Self::GeluTanh, Self::GeluErf, Self::Silu, Self::Relu];
-}
-
-/// Shape of a normalisation over rows.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormShape {
-    /// Rows, each normalised by itself.
-    pub rows: usize,
-    /// Elements of a row.
-    pub cols: usize,
-    /// Added to the variance (layer norm) or the mean square (RMS norm).
-    pub eps: f64,
-}
-
-/// What rotary embedding works on: `[rows, heads · head_dim]`, where row `r` is at position
-/// `start + r % seq` of its sequence. Of each head the first `turned` elements are turned, the pairs
-/// `(i, i + turned / 2)` of them; the others stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RopeShape {
-    /// Heads in a row.
-    pub heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Elements at the front of each head that are turned; even, at most `head_dim`.
-    pub turned: usize,
-    /// Rows of one sequence.
-    pub seq: usize,
-    /// Position of the first row of each sequence.
-    pub start: usize,
-}
-
-/// Where the random numbers of a dropout mask come from. The mask is a pure function of these and
-/// of global coordinates, is never stored, and is drawn again by the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dropout {
-    /// Probability that an element becomes zero, in `0..1`; the others are scaled by
-    /// `1 / (1 − probability)`.
-    pub probability: f64,
-    /// Key of the random stream ([`trine_rng::Stream::key`]), one for each layer and place.
-    pub key: u64,
-    /// Optimizer step.
-    pub step: u32,
-    /// Global index of the first sample of the call.
-    pub first_sample: u32,
-}
-
-/// The place of a matrix `[samples · tokens, features]` inside the global activation: coordinates
-/// are (sample, token, feature), so a shard of tokens or features draws its slice of the mask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DropoutPlace {
-    /// Rows of one sample in this call.
-    pub tokens: usize,
-    /// Position of the first of them in its sequence.
-    pub first_token: usize,
-    /// Global index of the first column.
-    pub first_feature: usize,
-}
-
-/// Shape of a loss over logits whose columns are a range of the vocabulary.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LossShape {
-    /// Columns that are real; those after them are padding and count as −∞.
-    pub valid_cols: usize,
-    /// Vocabulary index of the first column.
-    pub first_col: usize,
-    /// The bound that the logits have got by [`Ops::softcap`]. Their gradient is then that of the logits before.
-    pub softcap: Option<f64>,
-}
-
-/// Constants of one AdamW step (arXiv 1711.05101), the same for all elements of a call.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamW {
-    /// Learning rate.
-    pub lr: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// `1 − beta1^t` for step `t ≥ 1`.
-    pub bias_correction1: f64,
-    /// `1 − beta2^t`.
-    pub bias_correction2: f64,
-    /// Factor on the gradient: clipping, loss scale.
-    pub grad_scale: f64,
-}
-
-/// Constants of one SGD step: `v = momentum · v + g + weight_decay · w`, `w −= lr · v`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sgd {
-    /// Learning rate.
-    pub lr: f64,
-    /// Decay of the velocity; without a velocity slice it must be 0.
-    pub momentum: f64,
-    /// Weight decay, added to the gradient.
-    pub weight_decay: f64,
-    /// Factor on the gradient.
-    pub grad_scale: f64,
-}
 
 type Done = Result<(), KernelError>;
 
@@ -349,6 +206,71 @@ pub trait Ops: Send + Sync + fmt::Debug {
         dy: Slice<'_>,
     ) -> Done;
 
+    /// `sums[r, g] = Σ x²` over the columns of group `g` in row `r`: the first step of an RMS norm. `sums` is
+    /// `[rows, groups]`, `Acc`.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn rms_squares(&self, shape: RmsShape, sums: SliceMut<'_>, x: MatRef<'_>) -> Done;
+
+    /// `y = x · rstd · gamma`, `rstd[r, g] = 1 / √(stats[r, g] / elements + eps)`: the second step. `stats` holds the
+    /// whole sums of squares and receives `rstd`. `gamma` has the columns of a group and serves all groups.
+    ///
+    /// With one block the bits are those of [`Ops::rms_norm`] of each group as a row.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn rms_scale(
+        &self,
+        shape: RmsShape,
+        y: MatMut<'_>,
+        stats: SliceMut<'_>,
+        x: MatRef<'_>,
+        gamma: Slice<'_>,
+    ) -> Done;
+
+    /// `sums[r, g] = Σ dy · gamma · x` over the columns of group `g`: the first step of the backward pass.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn rms_products(
+        &self,
+        shape: RmsShape,
+        sums: SliceMut<'_>,
+        x: MatRef<'_>,
+        gamma: Slice<'_>,
+        dy: MatRef<'_>,
+    ) -> Done;
+
+    /// The input gradient: `d` holds `dy` and becomes `(d · gamma − x · rstd² · products / elements) · rstd`, where
+    /// `products` are the whole sums of [`Ops::rms_products`].
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn rms_backward(
+        &self,
+        shape: RmsShape,
+        d: MatMut<'_>,
+        x: MatRef<'_>,
+        rstd: Slice<'_>,
+        products: Slice<'_>,
+        gamma: Slice<'_>,
+    ) -> Done;
+
+    /// The gain's gradient, `dgamma[c] += Σ dy · x · rstd` (`dgamma` is `Acc`): for each group the rows in ascending
+    /// order, then a tree that halves the groups.
+    ///
+    /// # Errors
+    /// Types or dimensions that do not fit.
+    fn rms_gain(
+        &self,
+        shape: RmsShape,
+        dgamma: SliceMut<'_>,
+        x: MatRef<'_>,
+        rstd: Slice<'_>,
+        dy: MatRef<'_>,
+    ) -> Done;
+
     /// Rotates query or key heads in place (arXiv 2104.09864), in the "rotate half" convention of
     /// Hugging Face and GPT-NeoX: of the elements that are turned, the first half pairs with the
     /// second. `table` comes from [`crate::rope_table`]. `inverse` turns the other way, with the
@@ -464,7 +386,7 @@ pub trait Ops: Send + Sync + fmt::Debug {
     fn ce_max(&self, shape: LossShape, max: SliceMut<'_>, logits: MatRef<'_>) -> Done;
 
     /// `sum_exp[r] = Σ e^(logit − max[r])` and `target_logit[r]` (all `Acc`), the latter 0 where the
-    /// target is elsewhere or [`IGNORE`]: both may be summed over the vocabulary's ranks.
+    /// target is elsewhere or [`crate::IGNORE`]: both may be summed over the vocabulary's ranks.
     ///
     /// The sum is a balanced tree over `blocks` equal column ranges: a rank with 4 of 8 blocks has
     /// one half of the tree. `blocks` must divide the columns.
@@ -482,7 +404,7 @@ pub trait Ops: Send + Sync + fmt::Debug {
         targets: Slice<'_>,
     ) -> Done;
 
-    /// `loss[r] = ln(sum_exp[r]) + (max[r] − target_logit[r])`, 0 for [`IGNORE`]; all `Acc`.
+    /// `loss[r] = ln(sum_exp[r]) + (max[r] − target_logit[r])`, 0 for [`crate::IGNORE`]; all `Acc`.
     ///
     /// # Errors
     /// Types or dimensions that do not fit.
@@ -496,7 +418,7 @@ pub trait Ops: Send + Sync + fmt::Debug {
     ) -> Done;
 
     /// Turns logits into their gradient in place: `(softmax − onehot) · scale`, with a bound times
-    /// `1 − (logit / softcap)²`; zero in padding and in the rows of [`IGNORE`].
+    /// `1 − (logit / softcap)²`; zero in padding and in the rows of [`crate::IGNORE`].
     ///
     /// # Errors
     /// Types or dimensions that do not fit.

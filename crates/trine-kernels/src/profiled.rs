@@ -3,7 +3,8 @@
 use crate::methods::kernel_methods;
 use crate::{
     AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, Function, GateUpMut,
-    KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RopeShape, Sgd,
+    KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RmsShape,
+    RopeShape, Sgd,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

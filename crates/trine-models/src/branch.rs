@@ -90,7 +90,7 @@ impl InnerLayer {
         grads: &mut GradStore,
     ) -> Result<Split, NnError> {
         match self {
-            Self::Attention(attention) => attention.backward_input(saved, dy, ctx),
+            Self::Attention(attention) => attention.backward_input(w, saved, dy, ctx, grads),
             Self::Activation(activation) => {
                 let (d, _) = activation.backward_input(w, saved, dy.into_inner(), ctx, grads)?;
                 Ok(Split::assume(d))

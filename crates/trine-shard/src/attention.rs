@@ -1,11 +1,12 @@
 //! Attention over the heads of one rank.
 
-use crate::{Split, TensorGroup, group::failed};
+use crate::qk_norm::HeadNorms;
+use crate::{QkNorm, Split, TensorGroup, group::failed};
 use std::sync::Arc;
 use trine_buffer::{Act, Buf};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_kernels::{MatMut, MatRef};
-use trine_nn::{AttentionCore, Context, Layer, NnError, ParamStore, Saved};
+use trine_nn::{AttentionCore, Context, GradStore, Layer, NnError, ParamStore, Saved};
 
 /// Attention by heads. Heads are independent, so nothing crosses ranks, with one exception: with
 /// fewer KV heads than ranks, several ranks hold the same KV head and each has some of its query
@@ -16,6 +17,8 @@ pub struct ShardedAttention {
     /// The ranks that share this rank's KV head, if there are others.
     sharers: Option<Arc<dyn Communicator>>,
     name: Name,
+    /// Norms of queries and keys, before they are turned.
+    norms: Option<Box<HeadNorms>>,
     /// The place in a cache of keys and values.
     layer: Option<usize>,
 }
@@ -34,7 +37,14 @@ impl ShardedAttention {
     ) -> Result<Self, NnError> {
         let split = |replicas| group.comm().split((group.rank() / replicas) as u64, "kv");
         let sharers = (replicas > 1).then(|| split(replicas)).transpose().map_err(failed)?;
-        Ok(Self { core, sharers, name, layer: None })
+        Ok(Self { core, sharers, name, norms: None, layer: None })
+    }
+
+    /// The same attention on queries and keys that are normalised first.
+    pub fn with_norms(self, norms: QkNorm) -> Self {
+        let replicas = self.sharers.as_ref().map_or(1, |sharers| sharers.size());
+        let norms = Some(Box::new(HeadNorms::new(norms, self.core.shape, replicas)));
+        Self { norms, ..self }
     }
 
     /// The same attention as layer `layer` of a [`DecodeCache`](trine_nn::DecodeCache), which it needs
@@ -43,42 +53,78 @@ impl ShardedAttention {
         Self { layer: Some(layer), ..self }
     }
 
-    /// `[tokens, q | k | v]` to `[tokens, q]`.
+    /// `[tokens, q | k | v]` to `[tokens, q]`. With norms it keeps what they need beside what attention
+    /// needs: `[tokens, q | k]` in the compute type, and in that of its sums a number for each token and
+    /// head (over all heads two a token).
     ///
     /// # Errors
-    /// A wrong shape, or a cache in the context that has no place for this layer or its tokens.
+    /// A wrong shape, a failed collective, or a cache in the context that has no place for this layer or
+    /// its tokens.
     pub fn forward(
         &self,
         weights: &ParamStore,
         qkv: Split,
         ctx: &Context<'_>,
     ) -> Result<(Split, Saved), NnError> {
-        let qkv = qkv.into_inner();
-        let (o, saved) = match self.layer {
-            Some(layer) if ctx.decode.is_some() => {
-                (self.core.decode(qkv, layer, ctx)?, Saved::nothing())
-            }
-            Some(_) | None => self.core.forward(weights, qkv, ctx)?,
+        let Some(norms) = &self.norms else {
+            let (o, saved) = self.attend(weights, qkv.into_inner(), ctx)?;
+            return Ok((Split::assume(o), saved));
+        };
+        let (qkv, kept) = norms.forward(weights, qkv.into_inner(), ctx)?;
+        let kept = ctx.training().then_some(kept);
+        let (o, saved) = self.attend(weights, qkv, ctx)?;
+        let saved = match kept {
+            Some(kept) => Saved::new(kept, [saved]),
+            None => saved,
         };
         Ok((Split::assume(o), saved))
     }
 
-    /// The gradient of `[tokens, q | k | v]`.
+    /// Attention itself, of a whole sequence or of what continues the one in the cache.
+    fn attend(
+        &self,
+        weights: &ParamStore,
+        qkv: Act,
+        ctx: &Context<'_>,
+    ) -> Result<(Act, Saved), NnError> {
+        match self.layer {
+            Some(layer) if ctx.decode.is_some() => {
+                Ok((self.core.decode(qkv, layer, ctx)?, Saved::nothing()))
+            }
+            Some(_) | None => self.core.forward(weights, qkv, ctx),
+        }
+    }
+
+    /// The gradient of `[tokens, q | k | v]`. The gradients of norms' gains go into `grads`.
     ///
     /// # Errors
     /// A wrong shape, or a failed collective.
     pub fn backward_input(
         &self,
+        weights: &ParamStore,
         saved: Saved,
         dy: Split,
         ctx: &Context<'_>,
+        grads: &mut GradStore,
     ) -> Result<Split, NnError> {
-        let mut d = self.core.head_gradients(saved, &dy, ctx)?;
+        let Some(norms) = &self.norms else {
+            return Ok(Split::assume(Act::new(self.turned_back(saved, &dy, ctx)?)));
+        };
+        let (kept, [saved]) = saved.take()?;
+        let mut d = self.turned_back(saved, &dy, ctx)?;
+        drop(dy);
+        norms.backward(weights, kept, &mut d, ctx, grads)?;
+        Ok(Split::assume(Act::new(d)))
+    }
+
+    /// The gradient of `[tokens, q | k | v]` before the rotation, summed over the ranks that share heads.
+    fn turned_back(&self, saved: Saved, dy: &Buf, ctx: &Context<'_>) -> Result<Buf, NnError> {
+        let mut d = self.core.head_gradients(saved, dy, ctx)?;
         if let Some(sharers) = &self.sharers {
             self.sum_shared(&mut d, &**sharers, ctx)?;
         }
         self.core.rotate_back(&mut d, ctx)?;
-        Ok(Split::assume(Act::new(d)))
+        Ok(d)
     }
 
     /// Sums the gradients of the shared key and value over the ranks that have them.

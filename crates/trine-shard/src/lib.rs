@@ -8,7 +8,8 @@
 //! crossings gather and scatter instead.
 //!
 //! * [`ColumnLinear`], [`RowLinear`]: the two halves of an attention or MLP branch.
-//! * [`ShardedAttention`]: heads of one rank, also when KV heads are shared by several ranks.
+//! * [`ShardedAttention`]: heads of one rank, also when KV heads are shared by several ranks; [`QkNorm`]: norms of its
+//!   queries and keys.
 //! * [`VocabEmbedding`], [`VocabHead`]: the vocabulary split by rows; the loss without gathering
 //!   logits.
 //! * [`StreamNorm`], [`StreamDropout`]: row-wise layers on the stream, split or not.
@@ -31,6 +32,7 @@ mod embedding;
 mod group;
 mod head;
 mod linear;
+mod qk_norm;
 mod replicated;
 mod stream;
 
@@ -39,5 +41,6 @@ pub use embedding::VocabEmbedding;
 pub use group::{Partial, Split, Stream, TensorGroup, Whole};
 pub use head::{VocabHead, VocabShard};
 pub use linear::{ColumnLinear, RowLinear, Section};
+pub use qk_norm::{QkNorm, QkNormKind};
 pub use replicated::Replicated;
 pub use stream::{StreamDropout, StreamNorm};

@@ -10,4 +10,5 @@ mod matmul;
 mod norm;
 mod optim;
 mod parts;
+mod rms;
 mod support;

@@ -96,7 +96,7 @@ pub(crate) fn values(name: &str, len: usize) -> Vec<f64> {
     values.into_iter().map(f64::from).collect()
 }
 
-fn cast(values: &[f64], dtype: DType) -> Buf {
+pub(crate) fn cast(values: &[f64], dtype: DType) -> Buf {
     let mut buf = Buf::zeros(dtype, values.len());
     CpuOps::new(Team::new(1)).cast(buf.slice_mut(), Slice::new(values)).unwrap();
     buf
@@ -229,13 +229,21 @@ fn error(values: &[f64], exact: &[f64]) -> f64 {
     worst.fold(0.0f64, f64::max) / scale
 }
 
+/// The degrees that layers are compared on.
+const DEGREES: [usize; 2] = [2, 4];
+
 /// Degrees × sequence parallelism × numerics.
-pub(crate) const COMPARED: usize = 2 * 2 * 2;
+pub(crate) const COMPARED: usize = DEGREES.len() * 2 * 2;
 
 /// Compares a layer on two and four ranks with itself on one, with and without sequence parallelism:
 /// within rounding in fast numerics, to the bit in reference numerics. Returns the number of
 /// comparisons.
 pub(crate) fn compare(name: &str, params: &[Param], body: Body<'_>) -> usize {
+    compare_on(&DEGREES, name, params, body)
+}
+
+/// The same on other numbers of ranks.
+pub(crate) fn compare_on(degrees: &[usize], name: &str, params: &[Param], body: Body<'_>) -> usize {
     let mut compared = 0;
     for (numerics, compute) in [(Numerics::Fast, DType::F64), (Numerics::Reference, DType::F32)] {
         let serial = Setup { tp: 1, sequence_parallel: false, numerics, compute };
@@ -244,7 +252,7 @@ pub(crate) fn compare(name: &str, params: &[Param], body: Body<'_>) -> usize {
         for values in all.filter(|values| !values.is_empty()) {
             assert!(values.iter().any(|v| v.abs() > 1e-4), "{name}: zeros prove nothing");
         }
-        for tp in [2, 4] {
+        for &tp in degrees {
             for sequence_parallel in [false, true] {
                 let setup = Setup { tp, sequence_parallel, ..serial };
                 let got = outcome(setup, params, body);

@@ -148,7 +148,7 @@ impl Layer for Parallel {
         work.append(left);
         let (d, left) = self.output.backward_input(w, output, &branch, ctx, grads)?;
         work.append(left);
-        let d = self.attention.backward_input(attention, d, ctx)?;
+        let d = self.attention.backward_input(w, attention, d, ctx, grads)?;
         let (attended, left) = self.qkv.backward_input(w, qkv, d, ctx, grads)?;
         work.append(left);
         let mut dh = attended.into_inner().into_buf(ctx.pool)?;

@@ -42,7 +42,8 @@ const LOGITS: &[[usize; 2]] = &[[512, VOCAB]];
 /// Parameters, more than a cache holds.
 const FLAT: &[[usize; 2]] = &[[32_768, 1024]];
 
-/// All of `Ops` but the products, attention, and the loss from its sums, which is one number a row.
+/// All of `Ops` but the products, attention, the loss from its sums, which is one number a row, and the steps of RMS
+/// norms that ranks share, which are parts of `rms_norm` and its backward pass.
 const STREAMS: &[Stream] = &[
     Stream { name: "layer_norm", prepare: calls::layer_norm, shapes: HIDDEN },
     Stream { name: "layer_norm_backward", prepare: calls::layer_norm_backward, shapes: HIDDEN },
