@@ -86,6 +86,28 @@ pub fn all() -> Vec<Layout> {
     layouts
 }
 
+/// Each degree and each option once or twice, for models of other kinds.
+pub fn few() -> Vec<Layout> {
+    [
+        (1, 1, 1, ScheduleKind::OneFOneB, ZeroStage::Zero0, true, false),
+        (2, 1, 1, ScheduleKind::GPipe, ZeroStage::Zero0, false, false),
+        (2, 1, 2, ScheduleKind::OneFOneB, ZeroStage::Zero1, true, true),
+        (4, 1, 1, ScheduleKind::OneFOneB, ZeroStage::Zero0, false, true),
+        (4, 2, 1, ScheduleKind::OneFOneB, ZeroStage::Zero1, false, false),
+        (1, 4, 2, ScheduleKind::ZbH1, ZeroStage::Zero1, true, false),
+        (2, 2, 2, ScheduleKind::ZbH2, ZeroStage::Zero1, false, true),
+    ]
+    .map(|(tp, pp, dp, schedule, zero, recompute, sequence_parallel)| Layout {
+        degrees: Degrees { tp, pp, dp, ..Degrees::SERIAL },
+        schedule,
+        virtual_stages: 1,
+        zero,
+        recompute,
+        sequence_parallel,
+    })
+    .into()
+}
+
 /// Zero-bubble schedules, which keep B and W apart: every number of stages, with a choice of the rest.
 pub fn zero_bubble() -> Vec<Layout> {
     let mut layouts = Vec::new();

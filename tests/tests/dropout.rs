@@ -36,7 +36,7 @@ fn layouts() -> Vec<Layout> {
 }
 
 fn models() -> [ModelSpec; 2] {
-    [toy::gpt(), toy::llama(1)].map(|model| ModelSpec { dropout: DROPOUT, ..model })
+    [toy::gpt(), toy::llama(1)].map(|model| ModelSpec { dropout: DROPOUT.into(), ..model })
 }
 
 fn run(config: &EngineConfig) -> Outcome {
@@ -79,7 +79,7 @@ fn a_missing_mask_is_noticed() {
         let base = serial(model);
         let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() });
         let bound = tolerance::bound(DType::F32, &base.model);
-        let dry = ModelSpec { dropout: 0.0, ..base.model.clone() };
+        let dry = ModelSpec { dropout: 0.0.into(), ..base.model.clone() };
         let found =
             findings(&step(&EngineConfig { model: dry, ..base }, &Mutation::NONE), &exact, bound);
         let checks: Vec<Check> = found.iter().map(|finding| finding.check).collect();

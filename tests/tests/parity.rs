@@ -2,7 +2,7 @@
 
 use trine_buffer::DType;
 use trine_nn::Numerics;
-use trine_spec::ModelSpec;
+use trine_spec::{Family, ModelSpec};
 use trine_testkit::{relative_error, tolerance, toy};
 use trine_tests::compare::findings;
 use trine_tests::layouts::{self, Layout};
@@ -123,6 +123,21 @@ fn several_stages_on_a_rank_agree_with_the_serial_run() {
     let layouts = layouts::several_stages_on_four_ranks();
     assert_eq!(fast(&deep, &layouts), 2 * 2 * layouts.len());
     assert_eq!(reference(&deep, DType::F32, &layouts), 2 * 2 * layouts.len());
+}
+
+/// Every family but the two above, and models that no family is like.
+fn models_of_all_kinds() -> Vec<ModelSpec> {
+    let others = Family::ALL.iter().filter(|family| !matches!(family, Family::Gpt | Family::Llama));
+    others.map(|family| toy::of(*family)).chain(toy::mixed()).collect()
+}
+
+#[test]
+fn blocks_of_all_kinds_agree_with_the_serial_run() {
+    let layouts = layouts::few();
+    let models = models_of_all_kinds();
+    assert_eq!(fast(&models, &layouts), models.len() * 2 * layouts.len());
+    assert_eq!(reference(&models, DType::F32, &layouts), models.len() * 2 * layouts.len());
+    assert_eq!((models.len(), layouts.len()), (9, 7));
 }
 
 #[test]

@@ -222,13 +222,15 @@ fn fields(model: &ModelSpec) -> Vec<(&'static str, String)> {
         rope_theta,
         dropout: _,
         init_std: _,
+        ..
     } = model;
     // Without learned positions nothing that is stored depends on the longest sequence.
     let positions = if model.learned_positions() { *seq_max } else { 0 };
     // Without rotary positions nothing depends on their base.
-    let theta = if model.learned_positions() { 0.0 } else { *rope_theta };
-    vec![
-        ("family", format!("{family:?}").to_lowercase()),
+    let is_turned = (0..*layers).any(|block| model.turned(block) > 0);
+    let theta = if is_turned { *rope_theta } else { 0.0 };
+    let sizes = [
+        ("family", family.to_string()),
         ("hidden", hidden.to_string()),
         ("layers", layers.to_string()),
         ("heads", heads.to_string()),
@@ -240,5 +242,6 @@ fn fields(model: &ModelSpec) -> Vec<(&'static str, String)> {
         ("tied", tied.to_string()),
         ("norm_eps", norm_eps.to_string()),
         ("rope_theta", theta.to_string()),
-    ]
+    ];
+    sizes.into_iter().chain(model.traits()).collect()
 }

@@ -21,16 +21,37 @@ pub(crate) struct Tensor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Region {
     pub(crate) tensor: usize,
-    rows: Range<usize>,
+    /// In ascending order, none of them empty.
+    runs: Vec<Range<usize>>,
     columns: Range<usize>,
 }
 
-/// A parameter's place: rows `first..first + rows` of a tensor.
+/// A parameter's place in a tensor: rows `first..first + rows`, or so many in equal runs that begin `stride` rows
+/// apart.
 #[derive(Debug, Clone, Copy)]
 struct Home {
     tensor: usize,
     first: usize,
     rows: usize,
+    run: usize,
+    stride: usize,
+}
+
+impl Home {
+    /// Where rows `rows` of the parameter are in the tensor.
+    fn runs(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+        let Self { first, run, stride, .. } = *self;
+        let mut runs = Vec::new();
+        let mut row = rows.start;
+        while row < rows.end {
+            let (number, within) = (row / run, row % run);
+            let len = (run - within).min(rows.end - row);
+            let start = first + number * stride + within;
+            runs.push(start..start + len);
+            row += len;
+        }
+        runs
+    }
 }
 
 /// All tensors of a model in the order in which a file holds them: that of the forward pass.
@@ -71,12 +92,16 @@ impl Table {
                     .map(|part| params.iter().find(|spec| spec.name == *part))
                     .map(|spec| spec.expect("invariant: tensors of a file name parameters"))
                     .collect();
-                let mut rows = 0;
+                let rows: usize = parts.iter().map(|part| part.valid_rows).sum();
+                let mut first = 0;
                 for part in &parts {
+                    // Whole parts one after another, or a piece of each and then the next of each.
+                    let run = part.valid_rows / described.pieces;
+                    let stride = rows / described.pieces;
                     let tensor = table.tensors.len();
-                    let home = Home { tensor, first: rows, rows: part.valid_rows };
+                    let home = Home { tensor, first, rows: part.valid_rows, run, stride };
                     table.homes.insert(part.name.clone(), home);
-                    rows += part.valid_rows;
+                    first += run;
                 }
                 let columns = parts[0].shape.get(1).copied();
                 let tensor = Tensor {
@@ -117,14 +142,14 @@ impl Table {
         let rows = &param.ranges[0];
         let (start, end) = (rows.start.min(home.rows), rows.end.min(home.rows));
         let columns = param.ranges.get(1).cloned().unwrap_or(0..1);
-        Ok(Region { tensor: home.tensor, rows: home.first + start..home.first + end, columns })
+        Ok(Region { tensor: home.tensor, runs: home.runs(start..end), columns })
     }
 }
 
 impl Region {
     /// Elements.
     pub(crate) fn len(&self) -> usize {
-        self.rows.len() * self.columns.len()
+        self.runs.iter().map(Range::len).sum::<usize>() * self.columns.len()
     }
 }
 
@@ -151,7 +176,8 @@ impl Tensor {
     /// Copies one rank's part into the whole tensor.
     pub(crate) fn put<T: Copy>(&self, whole: &mut [T], region: &Region, part: &[T]) {
         let (width, columns) = (self.columns.unwrap_or(1), &region.columns);
-        for (row, values) in region.rows.clone().zip(part.chunks_exact(columns.len())) {
+        let rows = region.runs.iter().cloned().flatten();
+        for (row, values) in rows.zip(part.chunks_exact(columns.len())) {
             if self.transposed {
                 for (column, value) in columns.clone().zip(values) {
                     whole[column * self.rows + row] = *value;
@@ -172,15 +198,35 @@ impl Tensor {
         block: usize,
         mut read: impl FnMut(usize, &mut [T]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let width = region.columns.len();
-        let (outer, inner, stride) = if self.transposed {
-            (region.columns.clone(), region.rows.clone(), self.rows)
-        } else {
-            (region.rows.clone(), region.columns.clone(), self.columns.unwrap_or(1))
-        };
-        if outer.is_empty() || inner.is_empty() {
+        let mut filled = 0;
+        for run in &region.runs {
+            let len = run.len() * region.columns.len();
+            let part = &mut part[filled..filled + len];
+            self.get_run(run.clone(), region.columns.clone(), part, blank, block, &mut read)?;
+            filled += len;
+        }
+        Ok(())
+    }
+
+    /// [`Tensor::get`] of one run of rows.
+    fn get_run<T: Copy, E>(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        part: &mut [T],
+        blank: T,
+        block: usize,
+        read: &mut impl FnMut(usize, &mut [T]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let width = columns.len();
+        if width == 0 {
             return Ok(());
         }
+        let (outer, inner, stride) = if self.transposed {
+            (columns, rows, self.rows)
+        } else {
+            (rows, columns, self.columns.unwrap_or(1))
+        };
         let step = (block / stride).max(1);
         let mut lines = Vec::new();
         for first in outer.clone().step_by(step) {
@@ -224,26 +270,33 @@ mod tests {
     proptest! {
         #[test]
         fn parts_come_back_from_where_they_were_put(
-            rows in 1usize..9, columns in 1usize..9, transposed: bool, block in 1usize..40,
-            cut_row in 0usize..9, cut_column in 0usize..9,
+            run in 1usize..4, pieces in 1usize..4, columns in 1usize..9, transposed: bool,
+            block in 1usize..40, cut_row in 0usize..9, cut_column in 0usize..9,
         ) {
+            // Two parameters, whose pieces alternate.
+            let (each, rows) = (run * pieces, 2 * run * pieces);
             let tensor = Tensor {
                 name: String::new(), rows, columns: Some(columns), transposed, start: 0,
             };
-            let (cut_row, cut_column) = (cut_row.min(rows), cut_column.min(columns));
+            let (cut_row, cut_column) = (cut_row.min(each), cut_column.min(columns));
             let mut whole = vec![0u32; rows * columns];
             let mut parts = Vec::new();
-            for rows in [0..cut_row, cut_row..rows] {
-                for columns in [0..cut_column, cut_column..columns] {
-                    if columns.is_empty() {
-                        continue;
+            for (first, stride) in [(0, 2 * run), (run, 2 * run)] {
+                let home = Home { tensor: 0, first, rows: each, run, stride };
+                for rows in [0..cut_row, cut_row..each] {
+                    for columns in [0..cut_column, cut_column..columns] {
+                        if columns.is_empty() {
+                            continue;
+                        }
+                        let (runs, columns) = (home.runs(rows.clone()), columns.clone());
+                        let region = Region { tensor: 0, runs, columns: columns.clone() };
+                        let value = |r: usize, c: usize| (1000 * (first * 100 + r) + c + 1) as u32;
+                        let part: Vec<u32> = rows.clone()
+                            .flat_map(|r| columns.clone().map(move |c| value(r, c))).collect();
+                        prop_assert_eq!(region.len(), part.len());
+                        tensor.put(&mut whole, &region, &part);
+                        parts.push((region, part));
                     }
-                    let region = Region { tensor: 0, rows: rows.clone(), columns: columns.clone() };
-                    let value = |r: usize, c: usize| (1000 * r + c + 1) as u32;
-                    let part: Vec<u32> = rows.clone()
-                        .flat_map(|r| columns.clone().map(move |c| value(r, c))).collect();
-                    tensor.put(&mut whole, &region, &part);
-                    parts.push((region, part));
                 }
             }
             prop_assert!(whole.iter().all(|value| *value > 0), "all elements are put");
@@ -257,6 +310,8 @@ mod tests {
             }
             let at = if transposed { (columns - 1) * rows } else { columns - 1 };
             prop_assert_eq!(whole[at], columns as u32, "the last column of row 0");
+            let second = if transposed { run } else { run * columns };
+            prop_assert_eq!(whole[second], 100_000 * run as u32 + 1, "row 0 of the second");
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::output::{Align, Table, counted, grouped, human_bytes};
 use crate::{machine, memory};
 use anyhow::Context;
 use std::path::Path;
-use trine_spec::{Piece, RankBytes, StagePieces};
+use trine_spec::{ModelSpec, Piece, RankBytes, StagePieces};
 use trine_trainer::config::{Config, Source, Times};
 use trine_trainer::{MemoryPlan, RankMemory, RunPlan, Time, planned_step};
 
@@ -150,6 +150,16 @@ fn step(config: &Config, path: &Path) -> Result<String, Failure> {
     })
 }
 
+/// A model's family, and the traits that the family does not have.
+pub(crate) fn named(model: &ModelSpec) -> String {
+    let own = model.own_traits().into_iter().map(|(name, value)| format!("{name} {value}"));
+    let own: Vec<String> = own.collect();
+    match own.is_empty() {
+        true => model.family.to_string(),
+        false => format!("{} with {}", model.family, own.join(", ")),
+    }
+}
+
 /// The run in a few lines.
 pub(crate) fn summary(config: &Config) -> String {
     let model = &config.model;
@@ -161,7 +171,7 @@ pub(crate) fn summary(config: &Config) -> String {
          step    {}: {} of {}; each rank {} of {}\n\
          run     {}{}, {} tokens; {}, {} numerics; in {}\n",
         grouped(model.param_count()),
-        lower(model.family),
+        named(model),
         counted(model.layers, "layer"),
         model.hidden,
         counted(model.heads, "head"),

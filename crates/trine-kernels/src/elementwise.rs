@@ -13,6 +13,12 @@ type Done = Result<(), KernelError>;
 const COLUMNS: usize = 64;
 
 vectorised! {
+    fn offset_row<T: Num>(y: &mut [T::Acc], x: &[T], by: T::Acc) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = x.widen() + by;
+        }
+    }
+
     fn add_row<T: Num, S: Num<Acc = T::Acc>>(y: &mut [S], a: &[S], b: &[T]) {
         for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
             *y = S::narrow(a.widen() + b.widen());
@@ -226,6 +232,21 @@ pub(crate) fn cast(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>) -> Done {
         Ok(())
     }
     with_num!(OP, "x", x.dtype(), T => with_num!(OP, "y", y.dtype(), U => run::<T, U>(cpu, y, x)))
+}
+
+pub(crate) fn offset(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Done {
+    const OP: &str = "offset";
+    fn run<T: Num>(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Done {
+        let (x, y) = (typed::<T>(OP, "x", x)?, typed_mut::<T::Acc>(OP, "y", y)?);
+        length(OP, "x", x.len(), y.len(), "y")?;
+        let y = Split::new(y);
+        cpu.parallel(x.len(), 1, |range| {
+            // SAFETY: the ranges are disjoint.
+            offset_row(cpu.isa, unsafe { y.range(range.clone()) }, &x[range], T::Acc::from_f64(by));
+        });
+        Ok(())
+    }
+    with_num!(OP, "x", x.dtype(), T => run::<T>(cpu, y, x, by))
 }
 
 pub(crate) fn copy(cpu: &CpuOps, y: MatMut<'_>, x: MatRef<'_>) -> Done {

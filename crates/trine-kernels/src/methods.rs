@@ -11,6 +11,7 @@ macro_rules! kernel_methods {
                 fn add_assign(y: SliceMut<'_>, a: Slice<'_>) -> Done;
                 fn scale(y: SliceMut<'_>, factor: f64) -> Done;
                 fn cast(y: SliceMut<'_>, x: Slice<'_>) -> Done;
+                fn offset(y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Done;
                 fn copy(y: MatMut<'_>, x: MatRef<'_>) -> Done;
             }
             activation {

@@ -35,17 +35,32 @@ macro_rules! with_stream {
     };
 }
 
+/// The same with `$t` for the type of outputs and `$g` for that of the gain: the same, or that of its sums.
+macro_rules! with_gain {
+    ($op:expr, $y:expr, $gamma:expr, $x:expr, $t:ident, $g:ident, $s:ident => $body:expr) => {
+        with_stream!($op, $y, $x, $t, $s => {
+            if $gamma.dtype() == <$t as Element>::DTYPE {
+                type $g = $t;
+                $body
+            } else {
+                type $g = <$t as Num>::Acc;
+                $body
+            }
+        })
+    };
+}
+
 /// Σ g and Σ g·(x − mean) with g = dy·gamma, in the lane order of [`sum_row`].
 #[inline(always)]
-fn backward_sums<T: Num, S: Num<Acc = T::Acc>>(
+fn backward_sums<T: Num, G: Num<Acc = T::Acc>, S: Num<Acc = T::Acc>>(
     x: &[S],
     mean: T::Acc,
-    gamma: &[T],
+    gamma: &[G],
     dy: &[T],
 ) -> (T::Acc, T::Acc) {
     let mut sum = [T::Acc::ZERO; LANES];
     let mut dot = [T::Acc::ZERO; LANES];
-    let mut add = |x: &[S], gamma: &[T], dy: &[T]| {
+    let mut add = |x: &[S], gamma: &[G], dy: &[T]| {
         let lanes = sum.iter_mut().zip(&mut dot);
         for ((((sum, dot), x), gamma), dy) in lanes.zip(x).zip(gamma).zip(dy) {
             let g = dy.widen() * gamma.widen();
@@ -83,10 +98,10 @@ vectorised! {
         (mean, rstd)
     }
 
-    fn rms_norm_row<T: Num, S: Num<Acc = T::Acc>>(
+    fn rms_norm_row<T: Num, G: Num<Acc = T::Acc>, S: Num<Acc = T::Acc>>(
         y: &mut [T],
         x: &[S],
-        gamma: &[T],
+        gamma: &[G],
         eps: T::Acc,
     ) -> T::Acc {
         let n = T::Acc::from_f64(x.len() as f64);
@@ -98,13 +113,13 @@ vectorised! {
     }
 
     // With c = x − mean: dx = rstd·(g − mean(g) − c·rstd²·mean(g·c)); RMS norm has no mean(g).
-    fn norm_backward_row<T: Num, S: Num<Acc = T::Acc>>(
+    fn norm_backward_row<T: Num, G: Num<Acc = T::Acc>, S: Num<Acc = T::Acc>>(
         dx: &mut [S],
         add_to_dx: bool,
         x: &[S],
         mean: Option<T::Acc>,
         rstd: T::Acc,
-        gamma: &[T],
+        gamma: &[G],
         dy: &[T],
     ) {
         let n = T::Acc::from_f64(x.len() as f64);
@@ -217,7 +232,7 @@ pub(crate) fn rms_norm(
     gamma: Slice<'_>,
 ) -> Done {
     const OP: &str = "rms_norm";
-    fn run<T: Num, S: Num<Acc = T::Acc>>(
+    fn run<T: Num, G: Num<Acc = T::Acc>, S: Num<Acc = T::Acc>>(
         cpu: &CpuOps,
         shape: NormShape,
         y: SliceMut<'_>,
@@ -225,7 +240,7 @@ pub(crate) fn rms_norm(
         x: Slice<'_>,
         gamma: Slice<'_>,
     ) -> Done {
-        let (x, gamma) = (typed::<S>(OP, "x", x)?, typed::<T>(OP, "gamma", gamma)?);
+        let (x, gamma) = (typed::<S>(OP, "x", x)?, typed::<G>(OP, "gamma", gamma)?);
         let (y, rstd) = (typed_mut::<T>(OP, "y", y)?, typed_mut::<T::Acc>(OP, "rstd", rstd)?);
         let NormShape { rows, cols, eps } = shape;
         length(OP, "x", x.len(), rows * cols, shape)?;
@@ -243,21 +258,21 @@ pub(crate) fn rms_norm(
         });
         Ok(())
     }
-    with_stream!(OP, gamma, x, T, S => run::<T, S>(cpu, shape, y, rstd, x, gamma))
+    with_gain!(OP, y, gamma, x, T, G, S => run::<T, G, S>(cpu, shape, y, rstd, x, gamma))
 }
 
 /// The typed arguments that both backward passes share.
-struct Backward<'a, T: Num, S: Num<Acc = T::Acc>> {
+struct Backward<'a, T: Num, G: Num<Acc = T::Acc>, S: Num<Acc = T::Acc>> {
     shape: NormShape,
     x: &'a [S],
     /// `each` numbers a row: mean, if the norm has one, and reciprocal deviation.
     stats: &'a [T::Acc],
     each: usize,
-    gamma: &'a [T],
+    gamma: &'a [G],
     dy: &'a [T],
 }
 
-impl<T: Num, S: Num<Acc = T::Acc>> Backward<'_, T, S> {
+impl<T: Num, G: Num<Acc = T::Acc>, S: Num<Acc = T::Acc>> Backward<'_, T, G, S> {
     fn check(&self, op: &'static str, dx: usize, dgamma: usize) -> Done {
         let NormShape { rows, cols, .. } = self.shape;
         length(op, "x", self.x.len(), rows * cols, self.shape)?;
@@ -352,7 +367,7 @@ pub(crate) fn rms_norm_backward(
     dy: Slice<'_>,
 ) -> Done {
     const OP: &str = "rms_norm_backward";
-    with_stream!(OP, gamma, x, T, S => {
+    with_gain!(OP, dy, gamma, x, T, G, S => {
         type A = <T as Num>::Acc;
         let rstd = typed::<A>(OP, "rstd", rstd)?;
         let args = Backward {
@@ -360,7 +375,7 @@ pub(crate) fn rms_norm_backward(
             x: typed::<S>(OP, "x", x)?,
             stats: rstd,
             each: 1,
-            gamma: typed::<T>(OP, "gamma", gamma)?,
+            gamma: typed::<G>(OP, "gamma", gamma)?,
             dy: typed::<T>(OP, "dy", dy)?,
         };
         let dx = typed_mut::<S>(OP, "dx", dx)?;

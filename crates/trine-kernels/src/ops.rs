@@ -97,6 +97,12 @@ pub trait Ops: Send + Sync + fmt::Debug {
     /// Lengths that differ, other types.
     fn cast(&self, y: SliceMut<'_>, x: Slice<'_>) -> Done;
 
+    /// `y = x + by`: `x` holds `T`, `y` is `Acc`.
+    ///
+    /// # Errors
+    /// Types or lengths that do not fit.
+    fn offset(&self, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Done;
+
     /// Copies a matrix, rows of any stride to rows of any stride; any type, both the same.
     ///
     /// # Errors
@@ -176,7 +182,7 @@ pub trait Ops: Send + Sync + fmt::Debug {
         dy: Slice<'_>,
     ) -> Done;
 
-    /// `y = x · rstd · gamma` for each row (arXiv 1910.07467). `x` holds `T` or `Acc`, `rstd[rows]`
+    /// `y = x · rstd · gamma` for each row (arXiv 1910.07467). `x` and `gamma` each hold `T` or `Acc`, `rstd[rows]`
     /// is `Acc`.
     ///
     /// # Errors

@@ -1,18 +1,22 @@
 //! Builds layers from a model's spec: parameters are looked up by name.
 
-use crate::{BranchLayer, InnerLayer, RankParts};
+use crate::{BranchLayer, InnerLayer, RankParts, SideBySide};
+use std::collections::BTreeSet;
 use trine_buffer::{Act, DType};
 use trine_comm::Name;
-use trine_kernels::{Function, rope_frequencies, rope_table};
+use trine_kernels::{Function, rope_table};
 use trine_nn::{
-    Activation, AttentionCore, AttentionShape, Dropout, NnError, NormLayer, Numerics, ParamId,
-    Rotary,
+    AttentionCore, AttentionShape, Dropout, Layer, NnError, NormLayer, Numerics, ParamId, Rotary,
+    Stack,
 };
 use trine_shard::{
-    ColumnLinear, RowLinear, Section, ShardedAttention, StreamDropout, StreamNorm, TensorGroup,
-    VocabEmbedding, VocabHead, VocabShard,
+    ColumnLinear, QkNorm as Norms, QkNormKind, RowLinear, Section, ShardedAttention, StreamDropout,
+    StreamNorm, TensorGroup, VocabEmbedding, VocabHead, VocabShard,
 };
-use trine_spec::{Branch, Inner, LocalParam, ModelSpec, Norm, RankLayout};
+use trine_spec::{
+    Activation, Attention, Block, Branch, BranchNorm, Inner, LocalParam, ModelSpec, Norm, QkNorm,
+    RankLayout,
+};
 
 /// Builds sharded layers for one rank by the names of their parameters.
 #[derive(Debug)]
@@ -23,7 +27,8 @@ pub struct Builder<'a> {
     group: TensorGroup,
     numerics: Numerics,
     seed: u64,
-    rope: Option<Rotary>,
+    /// For each number of elements that blocks turn.
+    rotary: Vec<Rotary>,
 }
 
 impl<'a> Builder<'a> {
@@ -34,10 +39,12 @@ impl<'a> Builder<'a> {
     pub fn new(parts: &RankParts<'a>) -> Result<Self, NnError> {
         let model = &parts.model.spec;
         let group = TensorGroup::new(parts.comm.clone(), parts.sequence_parallel);
-        let rope =
-            (!model.learned_positions()).then(|| rotary(model, parts.compute)).transpose()?;
+        let turned: BTreeSet<usize> = (0..model.layers).map(|block| model.turned(block)).collect();
+        let some = turned.into_iter().filter(|turned| *turned > 0);
+        let rotary =
+            some.map(|turned| rotary(model, turned, parts.compute)).collect::<Result<_, _>>()?;
         let (numerics, seed) = (parts.numerics, parts.seed);
-        Ok(Self { model, layout: parts.layout, group, numerics, seed, rope })
+        Ok(Self { model, layout: parts.layout, group, numerics, seed, rotary })
     }
 
     /// The tensor-parallel ranks.
@@ -67,6 +74,19 @@ impl<'a> Builder<'a> {
         ParamId::find(self.layout, &names)
     }
 
+    /// The layers of block `index`. A collective call where ranks share KV heads.
+    ///
+    /// # Errors
+    /// A parameter that this rank does not hold, or a failed collective.
+    pub fn block(&self, index: usize, block: &Block) -> Result<Box<dyn Layer>, NnError> {
+        let branches = block.branches.iter().map(|branch| self.branch(index, branch));
+        if block.parallel {
+            return Ok(Box::new(SideBySide(branches.collect::<Result<_, _>>()?)));
+        }
+        let layer = |branch| -> Result<Box<dyn Layer>, NnError> { Ok(Box::new(branch?)) };
+        Ok(Box::new(Stack(branches.map(layer).collect::<Result<_, _>>()?)))
+    }
+
     /// The layers of a branch of block `index`. A collective call where ranks share KV heads.
     ///
     /// # Errors
@@ -74,28 +94,28 @@ impl<'a> Builder<'a> {
     pub fn branch(&self, index: usize, branch: &Branch) -> Result<BranchLayer, NnError> {
         let within = |name: &str| format!("block.{index}.{name}");
         let label = |label| Name::new(label).with("block", index as u64);
-        let (name, biases) = (within(branch.name), branch.biases);
+        let name = within(branch.name);
         let row = format!("{name}.{}", branch.row.name);
         let columns: Vec<&str> = branch.columns.iter().map(|part| part.name).collect();
-        let cols = self.local(&format!("{row}.weight"))?.shape()[1];
+        let norm = |norm: BranchNorm| self.norm(&within(norm.name), norm.kind, label(norm.name));
+        let biased = branch.columns_bias;
         Ok(BranchLayer {
-            norm: self.norm(&within(branch.norm), branch.norm_kind, label(branch.norm))?,
-            columns: self.column(&name, &columns, biases, label(branch.inner.columns()))?,
+            before: branch.before.map(norm).transpose()?,
+            columns: self.column(&name, &columns, biased, label(branch.inner.columns()))?,
             inner: match branch.inner {
-                Inner::Attention => {
-                    InnerLayer::Attention(self.attention(&name, index, label(branch.name))?)
+                Inner::Attention(traits) => {
+                    let layer = self.attention(&name, index, &traits, label(branch.name))?;
+                    InnerLayer::Attention(layer)
                 }
-                Inner::Gelu => {
-                    let function = Function::GeluTanh;
-                    InnerLayer::Activation(Activation { function, gated: false, cols })
-                }
-                Inner::SwiGlu => {
-                    let function = Function::Silu;
-                    InnerLayer::Activation(Activation { function, gated: true, cols })
+                Inner::Mlp { activation, gated } => {
+                    let cols = self.local(&format!("{row}.weight"))?.shape()[1];
+                    let function = function(activation);
+                    InnerLayer::Activation(trine_nn::Activation { function, gated, cols })
                 }
             },
-            row: self.row(&row, biases, label(branch.row.name))?,
-            dropout: self.dropout(&format!("{name}.dropout")),
+            row: self.row(&row, branch.row_bias, label(branch.row.name))?,
+            after: branch.after.map(norm).transpose()?,
+            dropout: self.dropout(&format!("{name}.dropout"), branch.dropout),
         })
     }
 
@@ -106,7 +126,7 @@ impl<'a> Builder<'a> {
     pub fn norm(&self, name: &str, kind: Norm, label: Name) -> Result<StreamNorm, NnError> {
         let parts: &[&str] = match kind {
             Norm::Layer => &["weight", "bias"],
-            Norm::Rms => &["weight"],
+            Norm::Rms | Norm::RmsOne => &["weight"],
         };
         let names: Vec<String> = parts.iter().map(|part| format!("{name}.{part}")).collect();
         let params = self.neighbours(&names)?;
@@ -115,8 +135,8 @@ impl<'a> Builder<'a> {
     }
 
     /// Dropout on the residual stream, with a random stream of its own.
-    pub fn dropout(&self, name: &str) -> StreamDropout {
-        let dropout = Dropout::new(self.model.dropout, self.seed, name, self.model.hidden);
+    pub fn dropout(&self, name: &str, rate: f64) -> StreamDropout {
+        let dropout = Dropout::new(rate, self.seed, name, self.model.hidden);
         StreamDropout::new(self.group.clone(), dropout)
     }
 
@@ -168,6 +188,7 @@ impl<'a> Builder<'a> {
         &self,
         name: &str,
         index: usize,
+        traits: &Attention,
         label: Name,
     ) -> Result<ShardedAttention, NnError> {
         let q = self.local(&format!("{name}.q.weight"))?;
@@ -179,16 +200,37 @@ impl<'a> Builder<'a> {
             head_dim,
             first_head: q.ranges[0].start / head_dim,
         };
-        let dropout = Dropout::new(self.model.dropout, self.seed, name, shape.q_cols());
         let core = AttentionCore {
             shape,
-            scale: shape.scale(),
-            rope: self.rope.clone(),
-            dropout,
-            window: None,
-            softcap: None,
+            scale: traits.scale,
+            rope: self.rotary.iter().find(|rotary| rotary.turned == traits.turned).cloned(),
+            dropout: Dropout::new(traits.dropout, self.seed, name, shape.q_cols()),
+            window: traits.window,
+            softcap: traits.cap,
         };
-        Ok(ShardedAttention::new(core, &self.group, k.replicas, label)?.at_layer(index))
+        let attention = ShardedAttention::new(core, &self.group, k.replicas, label)?;
+        let attention = attention.at_layer(index);
+        Ok(match self.qk_norm(name, index, traits.qk_norm)? {
+            Some(norms) => attention.with_norms(norms),
+            None => attention,
+        })
+    }
+
+    /// The norms of attention's queries and keys, if there are any.
+    fn qk_norm(&self, name: &str, index: usize, norm: QkNorm) -> Result<Option<Norms>, NnError> {
+        let kind = match norm {
+            QkNorm::None => return Ok(None),
+            QkNorm::Head => QkNormKind::EachHead,
+            QkNorm::All => QkNormKind::AllHeads,
+        };
+        Ok(Some(Norms {
+            group: self.group.clone(),
+            kind,
+            q: self.param(&format!("{name}.q_norm.weight"))?,
+            k: self.param(&format!("{name}.k_norm.weight"))?,
+            eps: self.model.norm_eps,
+            name: Name::new("qk_norm").with("block", index as u64),
+        }))
     }
 
     /// The embedding's tables.
@@ -205,7 +247,7 @@ impl<'a> Builder<'a> {
             positions: position.transpose()?,
             rows: self.local(token)?.ranges[0].clone(),
             hidden: self.model.hidden,
-            scale: None,
+            scale: self.model.embedding_scale.get(),
         })
     }
 
@@ -220,13 +262,27 @@ impl<'a> Builder<'a> {
         let weight = ParamId::find(self.layout, &[name])?;
         let rows = self.local(name)?.ranges[0].clone();
         let shard = VocabShard { rows, vocab: self.model.vocab };
-        Ok(VocabHead::new(self.group.clone(), weight, self.model.hidden, shard, self.numerics))
+        let hidden = self.model.hidden;
+        let head = VocabHead::new(self.group.clone(), weight, hidden, shard, self.numerics);
+        Ok(head.with_softcap(self.model.logit_cap.get()))
     }
 }
 
 /// Rotary tables for every position, in the accumulator type.
-fn rotary(model: &ModelSpec, compute: DType) -> Result<Rotary, NnError> {
-    let frequencies = rope_frequencies(model.rope_theta, model.head_dim);
-    let table = rope_table(compute.accumulator(), &frequencies, 1.0, model.seq_max)?;
-    Ok(Rotary { table: Act::new(table), turned: model.head_dim })
+fn rotary(model: &ModelSpec, turned: usize, compute: DType) -> Result<Rotary, NnError> {
+    let scaling = model.rope_scaling;
+    let frequencies = scaling.frequencies(model.rope_theta, turned);
+    let (dtype, amplitude) = (compute.accumulator(), scaling.amplitude());
+    let table = rope_table(dtype, &frequencies, amplitude, model.seq_max)?;
+    Ok(Rotary { table: Act::new(table), turned })
+}
+
+/// The kernels' name of a function.
+fn function(activation: Activation) -> Function {
+    match activation {
+        Activation::GeluTanh => Function::GeluTanh,
+        Activation::Gelu => Function::GeluErf,
+        Activation::Silu => Function::Silu,
+        Activation::Relu => Function::Relu,
+    }
 }

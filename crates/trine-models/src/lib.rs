@@ -1,4 +1,4 @@
-//! The model zoo: GPT and Llama, built as pipeline stages for any layout.
+//! The model zoo: transformers of blocks with traits, built as pipeline stages for any layout.
 //!
 //! A [`ModelSpec`](trine_spec::ModelSpec) says what a model is, its
 //! [`ModelParts`](trine_spec::ModelParts) what its pieces consist of; [`StageModel::of_rank`] builds the part
@@ -34,7 +34,7 @@ mod ends;
 mod stage;
 mod zoo;
 
-pub use branch::{BranchLayer, InnerLayer};
+pub use branch::{BranchLayer, InnerLayer, SideBySide};
 pub use builder::Builder;
 pub use ends::{Embedding, Head};
 pub use stage::{RankParts, StageModel};

@@ -10,7 +10,7 @@
 use crate::{Builder, Embedding, Head};
 use trine_buffer::{Act, Buf};
 use trine_comm::Name;
-use trine_nn::{Context, Layer, NnError, ParamStore, Stack};
+use trine_nn::{Context, Layer, NnError, ParamStore};
 use trine_spec::{Body, Piece, PieceParts};
 
 /// The layer of a piece.
@@ -42,17 +42,10 @@ pub type BuildPiece<'a> = &'a dyn Fn(&Builder<'_>, &PieceParts) -> Result<PieceL
 pub fn zoo(b: &Builder<'_>, part: &PieceParts) -> Result<PieceLayer, NnError> {
     Ok(match (&part.body, part.piece) {
         (Body::Embedding, _) => {
-            let dropout = b.dropout("embedding");
+            let dropout = b.dropout("embedding", b.model.dropout.embedding);
             PieceLayer::Inner(Box::new(Embedding { tables: b.embedding()?, dropout }))
         }
-        (Body::Block(branches), Piece::Block(index)) => {
-            let layer = |branch| -> Result<Box<dyn Layer>, NnError> {
-                Ok(Box::new(b.branch(index, branch)?))
-            };
-            PieceLayer::Inner(Box::new(Stack(
-                branches.iter().map(layer).collect::<Result<_, _>>()?,
-            )))
-        }
+        (Body::Block(block), Piece::Block(index)) => PieceLayer::Inner(b.block(index, block)?),
         (Body::Head(norm), _) => {
             let norm = b.norm("head.norm", *norm, Name::new("head.norm"))?;
             PieceLayer::Head(Box::new(Head { norm, output: b.output()? }))

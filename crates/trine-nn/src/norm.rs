@@ -3,7 +3,7 @@
 use crate::{
     Context, GradStore, Layer, NnError, ParamId, ParamStore, Saved, WeightWork, check_len,
 };
-use trine_buffer::{Act, Buf, SliceMut};
+use trine_buffer::{Act, Buf, Slice, SliceMut};
 use trine_kernels::NormShape;
 use trine_spec::Norm;
 
@@ -34,8 +34,18 @@ impl NormLayer {
     pub fn stats_per_row(&self) -> usize {
         match self.kind {
             Norm::Layer => 2,
-            Norm::Rms => 1,
+            Norm::Rms | Norm::RmsOne => 1,
         }
+    }
+
+    /// One more than the weight, in the accumulator type, if that is the gain.
+    fn offset_gain(&self, weight: Slice<'_>, ctx: &Context<'_>) -> Result<Option<Buf>, NnError> {
+        if self.kind != Norm::RmsOne {
+            return Ok(None);
+        }
+        let mut gain = ctx.alloc_sums(self.cols)?;
+        ctx.ops.offset(gain.slice_mut(), weight, 1.0)?;
+        Ok(Some(gain))
     }
 
     fn shape(&self, rows: usize) -> NormShape {
@@ -59,13 +69,15 @@ impl NormLayer {
         let mut y = ctx.alloc(rows, self.cols)?;
         let mut stats = ctx.alloc_sums(rows * self.stats_per_row())?;
         let (out, sums, shape) = (y.slice_mut(), stats.slice_mut(), self.shape(rows));
-        let gamma = lease.slice().range(0..self.cols)?;
+        let weight = lease.slice().range(0..self.cols)?;
+        let offset = self.offset_gain(weight, ctx)?;
+        let gamma = offset.as_ref().map_or(weight, Buf::slice);
         match self.kind {
             Norm::Layer => {
                 let beta = lease.slice().range(self.cols..2 * self.cols)?;
                 ctx.ops.layer_norm(shape, out, sums, x.slice(), gamma, beta)?;
             }
-            Norm::Rms => ctx.ops.rms_norm(shape, out, sums, x.slice(), gamma)?,
+            Norm::Rms | Norm::RmsOne => ctx.ops.rms_norm(shape, out, sums, x.slice(), gamma)?,
         }
         Ok((y, stats))
     }
@@ -115,7 +127,9 @@ impl NormLayer {
         let each = self.stats_per_row();
         let stats = stats.slice().range(rows.start * each..rows.end * each)?;
         let (x, dy) = (x.slice().range(elements.clone())?, dy.slice().range(elements.clone())?);
-        let (dx, gamma) = (dx.slice_mut().range(elements)?, lease.slice().range(0..self.cols)?);
+        let (dx, weight) = (dx.slice_mut().range(elements)?, lease.slice().range(0..self.cols)?);
+        let offset = self.offset_gain(weight, ctx)?;
+        let gamma = offset.as_ref().map_or(weight, Buf::slice);
         let shape = self.shape(rows.len());
         match self.kind {
             Norm::Layer => {
@@ -128,7 +142,7 @@ impl NormLayer {
                 ctx.ops.layer_norm_backward(shape, dx, add, gain, out, x, stats, gamma, dy)?;
                 ctx.ops.add_assign(sum.range(self.cols..2 * self.cols)?, beta.slice())?;
             }
-            Norm::Rms => {
+            Norm::Rms | Norm::RmsOne => {
                 ctx.ops.rms_norm_backward(shape, dx, add, sum, x, stats, gamma, dy)?;
             }
         }

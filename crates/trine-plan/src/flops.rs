@@ -27,10 +27,11 @@ pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
     let (h, f) = (spec.hidden as f64, spec.ffn as f64);
     let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
     let layers = spec.layers as f64;
-    let mlp = h * f * if spec.gated() { 3.0 } else { 2.0 };
+    let mlp = h * f * spec.mlp_matrices();
     let products = 2.0 * layers * (2.0 * h * q + 2.0 * h * kv + mlp);
     let half = if convention == Convention::CausalHalf { 0.5 } else { 1.0 };
-    let attention = 4.0 * layers * layout.seq as f64 * q * half;
+    let seen = spec.seen_of_all(layout.seq);
+    let attention = 4.0 * layers * layout.seq as f64 * q * half * seen;
     let logits = 2.0 * h * spec.vocab as f64;
     let again = match layout.recompute {
         Recompute::None => 0.0,

@@ -47,6 +47,14 @@ pub(crate) struct Passes {
     pub(crate) weight: f64,
 }
 
+impl Passes {
+    /// So many of them.
+    pub(crate) fn times(self, count: f64) -> Self {
+        let Self { forward, backward, weight } = self;
+        Self { forward: forward * count, backward: backward * count, weight: weight * count }
+    }
+}
+
 impl std::ops::AddAssign for Passes {
     fn add_assign(&mut self, other: Self) {
         self.forward += other.forward;

@@ -225,8 +225,8 @@ impl Planner<'_> {
         if self.stack.gathered_inputs_kept {
             bytes += tokens * compute * 2.0 * h * (1.0 - 1.0 / parts);
         }
-        if self.stack.gate_activation && spec.gated() {
-            bytes += tokens * compute * f / tp;
+        if self.stack.gate_activation {
+            bytes += tokens * compute * f * spec.gates() / tp;
         }
         if self.stack.dropout_masks {
             bytes += tokens * 2.0 * h / parts;
@@ -266,7 +266,7 @@ impl Planner<'_> {
         let spec = &self.model.spec;
         let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
         let compute = layout.precision.element_bytes();
-        let inner = (spec.ffn * if spec.gated() { 2 } else { 1 }) as f64;
+        let inner = spec.ffn as f64 * (1.0 + spec.gates());
         // Gradients of the residual stream and of the MLP's inside, at both ends of its activation.
         let gradients = tokens * compute * (2.0 * spec.hidden as f64 + 2.0 * inner / tp)
             + self.score_gradient_bytes(layout);

@@ -63,7 +63,8 @@ impl Model {
         let mut saved = [0.0; 3];
         let mut saved_sums = [0.0; 3];
         let mut saved_stream = [0.0; 3];
-        for tensor in spec.saved(1) {
+        let blocks = (0..spec.layers).flat_map(|block| spec.block(block).saved(spec.hidden, 1));
+        for tensor in blocks {
             let kind = match tensor.split {
                 Split::None | Split::Gathered => 0,
                 Split::Tensor => 1,
@@ -76,12 +77,17 @@ impl Model {
             };
             sum[kind] += tensor.per_token as f64;
         }
+        for kinds in [&mut saved, &mut saved_sums, &mut saved_stream] {
+            for of_all in kinds {
+                *of_all /= spec.layers as f64;
+            }
+        }
         let unique = sum(&rest);
         let output = sum(&output);
         Ok(Self {
             spec: spec.clone(),
             params: spec.param_count() as f64,
-            block: sum(&params(Piece::Block(0))),
+            block: mean((0..spec.layers).map(|block| sum(&params(Piece::Block(block))))),
             embedding: sum(&params(Piece::Embedding)),
             head: if spec.tied {
                 unique
@@ -126,6 +132,16 @@ impl Model {
     pub(crate) fn vocab_local(&self, tp: f64) -> f64 {
         self.output.split / self.spec.hidden as f64 / tp
     }
+}
+
+fn mean(blocks: impl ExactSizeIterator<Item = Elements>) -> Elements {
+    let count = blocks.len() as f64;
+    let none = Elements { split: 0.0, replicated: 0.0 };
+    let all = blocks.fold(none, |all, block| Elements {
+        split: all.split + block.split,
+        replicated: all.replicated + block.replicated,
+    });
+    Elements { split: all.split / count, replicated: all.replicated / count }
 }
 
 fn sum(params: &[ParamSpec]) -> Elements {

@@ -82,7 +82,7 @@ impl PublishedRun {
     pub fn group_key(&self) -> Option<String> {
         let run = self.run.as_ref().ok()?;
         let (spec, layout) = (&run.model.spec, &run.layout);
-        let family = if spec.gated() { "gated" } else { "plain" };
+        let family = if spec.gates() > 0.0 { "gated" } else { "plain" };
         Some(format!(
             "{} layers, hidden {}, {family}, seq {}, batch {}, {} × {}",
             spec.layers,

@@ -163,7 +163,7 @@ impl Planner<'_> {
         let (tp, tokens, seq) = (d.tp as f64, layout.tokens(), layout.seq as f64);
         let (h, f) = (spec.hidden as f64, spec.ffn as f64);
         let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
-        let inner = f * if spec.gated() { 2.0 } else { 1.0 };
+        let inner = f * (1.0 + spec.gates());
         let heads = spec.heads as f64 / tp;
         let mut products = Passes::default();
         for (inputs, outputs) in
@@ -171,8 +171,9 @@ impl Planner<'_> {
         {
             products += kernels.linear(tokens, inputs, outputs);
         }
-        let attention =
-            kernels.attention(layout.attention, tokens, seq, heads, spec.head_dim as f64);
+        let attention = kernels
+            .attention(layout.attention, tokens, seq, heads, spec.head_dim as f64)
+            .times(spec.seen_of_all(layout.seq));
         let rest = self.element_wise(layout, kernels);
         let over = self.costs.host_overhead;
         // fp8 casts and transposes launch kernels of their own.
@@ -217,7 +218,7 @@ impl Planner<'_> {
         let parts = if layout.sequence_parallel { tp } else { 1.0 };
         let (h, f) = (spec.hidden as f64, spec.ffn as f64);
         let heads = (spec.q_dim() + 2 * spec.kv_dim()) as f64;
-        let inner = f * if spec.gated() { 3.0 } else { 2.0 };
+        let inner = f * spec.mlp_matrices();
         let masks = if self.stack.dropout_masks { h } else { 0.0 };
         let mut elements = (10.0 * h + masks) / parts + (2.0 * heads + inner) / tp;
         if layout.precision.is_fp8() {

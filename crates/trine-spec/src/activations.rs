@@ -1,6 +1,6 @@
 //! What a block keeps for its backward pass, as symbolic shapes.
 
-use crate::{Branch, Inner, ModelSpec, Norm};
+use crate::{Block, Branch, Inner, Norm};
 
 /// How a saved tensor's size shrinks over tensor parallelism.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,63 +82,58 @@ impl Norm {
     pub(crate) fn stats(self) -> usize {
         match self {
             Self::Layer => 2,
-            Self::Rms => 1,
+            Self::Rms | Self::RmsOne => 1,
         }
     }
 }
 
 impl Branch {
-    /// What the branch saves beside a stream of `hidden` features, for `tp` ranks.
+    /// What the branch saves beside a stream of `hidden` features, for `tp` ranks. Attention keeps the row-wise
+    /// log-sum instead of the score matrix (Dao et al., 2205.14135); dropout masks are never kept (contract C1).
     pub fn saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
-        let named = |of: &str, what: &str| format!("{of}.{what}");
-        let mut saved = vec![
-            SavedTensor::new(named(self.norm, "input"), hidden, Kept::Stream, Split::Sequence),
-            SavedTensor::new(
-                named(self.norm, "stats"),
-                self.norm_kind.stats(),
-                Kept::Sums,
-                Split::Sequence,
-            ),
-            SavedTensor::new(named(self.name, "input"), hidden, Kept::Compute, Split::Sequence),
-            self.before(tp),
-            self.after(),
-        ];
-        if self.inner == Inner::Attention {
-            let heads = self.row.units;
-            let name = named(self.name, "log_sum");
-            saved.push(SavedTensor::new(name, heads, Kept::Sums, Split::Tensor));
+        let rows = |name: String, kept| SavedTensor::new(name, hidden, kept, Split::Sequence);
+        let stats = |name: &str, kind: Norm| {
+            SavedTensor::new(format!("{name}.stats"), kind.stats(), Kept::Sums, Split::Sequence)
+        };
+        let mut saved = Vec::new();
+        if let Some(norm) = self.before {
+            saved.push(rows(format!("{}.input", norm.name), Kept::Stream));
+            saved.push(stats(norm.name, norm.kind));
         }
+        saved.push(rows(format!("{}.input", self.name), Kept::Compute));
+        saved.extend(self.before_qk_norm(tp));
+        saved.extend([self.before_inner(tp), self.after_inner()]);
+        if let Inner::Attention(_) = self.inner {
+            let name = format!("{}.log_sum", self.name);
+            saved.push(SavedTensor::new(name, self.row.units, Kept::Sums, Split::Tensor));
+        }
+        saved.extend(self.after_saved(hidden, tp));
         saved
+    }
+
+    /// What the norm of what it gives saves. One rank gives that in the stream's type, several sum it in the compute
+    /// type.
+    pub(crate) fn after_saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
+        let Some(norm) = self.after else { return Vec::new() };
+        let (input, stats) = (format!("{}.input", norm.name), format!("{}.stats", norm.name));
+        let kept = if tp == 1 { Kept::Stream } else { Kept::Compute };
+        vec![
+            SavedTensor::new(input, hidden, kept, Split::Sequence),
+            SavedTensor::new(stats, norm.kind.stats(), Kept::Sums, Split::Sequence),
+        ]
     }
 }
 
-impl ModelSpec {
-    /// What one block saves between its forward and its backward pass without recompute, for
-    /// `tp` ranks. Attention keeps the row-wise log-sum instead of the score matrix
-    /// (Dao et al., 2205.14135); dropout masks are never kept (contract C1).
-    pub fn saved(&self, tp: usize) -> Vec<SavedTensor> {
-        self.branches().iter().flat_map(|branch| branch.saved(self.hidden, tp)).collect()
-    }
-
-    /// Local bytes that one block keeps for a micro-batch of `tokens` tokens: all of
-    /// [`ModelSpec::saved`], or with full recompute its input alone.
-    pub fn block_saved_bytes(
-        &self,
-        tokens: usize,
-        tp: usize,
-        sequence_parallel: bool,
-        recompute: bool,
-        compute_bytes: usize,
-        accumulator_bytes: usize,
-    ) -> usize {
-        let kept = if recompute { 1 } else { usize::MAX };
-        self.saved(tp)
-            .iter()
-            .take(kept)
-            .map(|saved| {
-                saved.bytes(tokens, tp, sequence_parallel, compute_bytes, accumulator_bytes)
-            })
-            .sum()
+impl Block {
+    /// What a block saves between its forward and its backward pass, for `tp` ranks. Branches side by side save what
+    /// enters once.
+    pub fn saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
+        let mut saved: Vec<SavedTensor> = Vec::new();
+        for (number, branch) in self.branches.iter().enumerate() {
+            let shared = usize::from(self.parallel && number > 0 && branch.before.is_some());
+            saved.extend(branch.saved(hidden, tp).into_iter().skip(shared));
+        }
+        saved
     }
 }
 
@@ -153,10 +148,13 @@ mod tests {
         // stream, 4 norm statistics and a log-sum a head.
         let model = presets::find("gpt2-124m").unwrap().model;
         let (h, tokens) = (768, 64);
-        let whole = model.block_saved_bytes(tokens, 1, false, false, 2, 4);
+        let saved = model.block(0).saved(h, 1);
+        let bytes = |tp, split| {
+            let each = saved.iter().map(|tensor| tensor.bytes(tokens, tp, split, 2, 4));
+            each.sum::<usize>()
+        };
+        let whole = bytes(1, false);
         assert_eq!(whole, tokens * (2 * (2 * h + 3 * h + h + 8 * h) + 4 * (2 * h + 4 + 12)));
-        let split = model.block_saved_bytes(tokens, 4, true, false, 2, 4);
-        assert_eq!(split * 4, whole, "sequence parallelism splits everything");
-        assert_eq!(model.block_saved_bytes(tokens, 4, false, true, 2, 4), tokens * 4 * h);
+        assert_eq!(bytes(4, true) * 4, whole, "sequence parallelism splits everything");
     }
 }

@@ -337,7 +337,7 @@ impl RankLayout {
 ///
 /// `1 ≤ stages ≤ model.layers` and `stage < stages`, as [`ModelSpec::check_layout`] has it.
 pub fn stage_blocks(model: &ModelSpec, stages: usize, stage: usize) -> usize {
-    let head = model.head_flops_per_token() / model.block_flops_per_token(model.seq_max);
+    let head = model.head_flops_per_token() / model.mean_block_flops_per_token(model.seq_max);
     blocks_by_work((model.layers, head), stages, stage)
 }
 
@@ -430,7 +430,7 @@ mod tests {
                 (0..stages).map(|stage| stage_blocks(&model, stages, stage)).collect();
             assert_eq!(counts(&zoo, stages), each);
         }
-        let block = model.block_flops_per_token(model.seq_max);
+        let block = model.block_flops_per_token(0, model.seq_max);
         // The head is worth two blocks. Beside an own block that makes the mean twice as large it is worth one.
         for (times, two, four) in
             [(0.0, [5, 3], [3, 2, 2, 1]), (1.0, [5, 3], [3, 2, 2, 1]), (9.0, [4, 4], [2, 2, 2, 2])]
@@ -567,7 +567,7 @@ mod tests {
         for vocab in [65, 5000, 20_000, 50_257, 200_000] {
             for layers in 1..=10 {
                 (model.vocab, model.layers) = (vocab, layers);
-                let block = model.block_flops_per_token(model.seq_max);
+                let block = model.block_flops_per_token(0, model.seq_max);
                 let most = |blocks: &[usize]| {
                     let (last, others) = blocks.split_last().unwrap();
                     let head = *last as f64 * block + model.head_flops_per_token();

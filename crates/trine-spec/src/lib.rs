@@ -8,7 +8,7 @@
 //!   says over which axes its gradient is summed and what ranks divide of it ([`Shares`]: ZeRO).
 //! * [`assemble`]: whole tensors from the shards of all ranks.
 //! * [`RankBytes`] and [`PieceSizes`]: bytes of a rank's training state, from lengths alone.
-//! * [`ModelSpec::saved`]: what a block keeps for its backward pass, as symbolic shapes.
+//! * [`Block::saved`]: what a block keeps for its backward pass, as symbolic shapes.
 //! * [`ModelSpec::flops_per_token`]: model FLOPs.
 //!
 //! Pure: no device, no tensor, no clock.
@@ -25,6 +25,8 @@ mod activations;
 pub mod assemble;
 mod branch;
 mod bytes;
+mod check;
+mod families;
 pub mod hf;
 mod layout;
 mod model;
@@ -33,18 +35,23 @@ mod parts;
 mod passes;
 pub mod presets;
 mod shares;
+mod traits;
 
 pub use activations::{Kept, SavedTensor, Split};
-pub use branch::{Branch, Features, Inner};
+pub use branch::{Attention, Block, Branch, BranchNorm, Features, Inner};
 pub use bytes::{BUCKET_ELEMENTS, ElementBytes, PieceSizes, RankBytes, StageShape};
+pub use families::{Family, family};
 pub use layout::{
     Bucket, LocalParam, RankLayout, RankRequest, StagePieces, split_layers, stage_blocks,
 };
-pub use model::{Family, ModelSpec, Norm};
+pub use model::ModelSpec;
 pub use params::{Init, ParamSpec, Piece};
 pub use parts::{Body, ModelParts, OwnBody, OwnPiece, PieceParts};
 pub use passes::{Pass, PassShape, Passes};
 pub use shares::Shares;
+pub use traits::{
+    Activation, Dropouts, Each, Norm, NormAt, OrNone, Positions, QkNorm, RopeScaling,
+};
 // What the interface above names, so that a user of it needs no second dependency.
 pub use trine_mesh::{AxisSet, Degrees};
 
@@ -101,6 +108,12 @@ pub enum SpecError {
     /// A dimension cannot be split over tensor parallelism.
     #[error(transparent)]
     Shard(#[from] trine_mesh::MeshError),
+    /// No family has this name.
+    #[error("no family is called \"{name}\"; there are {}", Family::NAMES.join(", "))]
+    Family {
+        /// The name asked for.
+        name: String,
+    },
     /// No preset has this name.
     #[error("no preset is called \"{name}\"; nearest: \"{nearest}\" (see `trine presets`)")]
     Preset {

@@ -1,6 +1,6 @@
 //! Every parameter of a model, piece by piece.
 
-use crate::{Branch, ModelSpec, Norm};
+use crate::{Branch, BranchNorm, Features, ModelSpec, Norm, QkNorm};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use trine_mesh::{Axis, DimPlacement};
@@ -131,7 +131,7 @@ impl ModelSpec {
     }
 
     fn head_params(&self, tp: usize) -> Vec<ParamSpec> {
-        let mut params = self.norm_params("head.norm");
+        let mut params = self.norm_params("head.norm", self.head_norm());
         let tied_to = self.tied.then(|| TOKEN_EMBEDDING.to_string());
         params.push(ParamSpec { tied_to, ..self.vocab_matrix("head.output.weight", tp) });
         params
@@ -144,9 +144,13 @@ impl ModelSpec {
         ParamSpec { valid_rows: self.vocab, ..matrix(name, [rows, self.hidden], split, init) }
     }
 
-    fn norm_params(&self, name: &str) -> Vec<ParamSpec> {
-        let mut params = vec![vector(&format!("{name}.weight"), self.hidden, None, Init::Ones)];
-        if self.norm() == Norm::Layer {
+    fn norm_params(&self, name: &str, kind: Norm) -> Vec<ParamSpec> {
+        let init = match kind {
+            Norm::Layer | Norm::Rms => Init::Ones,
+            Norm::RmsOne => Init::Zeros,
+        };
+        let mut params = vec![vector(&format!("{name}.weight"), self.hidden, None, init)];
+        if kind == Norm::Layer {
             let bias = vector(&format!("{name}.bias"), self.hidden, None, Init::Zeros);
             params.push(ParamSpec { fused: true, ..bias });
         }
@@ -155,11 +159,16 @@ impl ModelSpec {
 
     fn block_params(&self, index: usize) -> Vec<ParamSpec> {
         let mut params = Vec::new();
-        for branch in self.branches() {
+        for branch in self.block(index).branches {
             let name = format!("block.{index}.{}", branch.name);
-            params.extend(self.norm_params(&format!("block.{index}.{}", branch.norm)));
+            let norm = |norm: BranchNorm| {
+                self.norm_params(&format!("block.{index}.{}", norm.name), norm.kind)
+            };
+            params.extend(branch.before.into_iter().flat_map(norm));
             params.extend(self.column(&name, &branch));
+            params.extend(self.qk_norm_params(&name, &branch));
             params.extend(self.row(&format!("{name}.{}", branch.row.name), &branch));
+            params.extend(branch.after.into_iter().flat_map(norm));
         }
         params
     }
@@ -175,7 +184,21 @@ impl ModelSpec {
             let name = format!("{name}.{}.bias", part.name);
             ParamSpec { fused: i > 0, ..vector(&name, part.width, Some(part.units), Init::Zeros) }
         });
-        weights.chain(biases.filter(|_| branch.biases)).collect()
+        weights.chain(biases.filter(|_| branch.columns_bias)).collect()
+    }
+
+    /// The gains of queries and keys: one for the elements of all heads, or one for each element of each.
+    fn qk_norm_params(&self, name: &str, branch: &Branch) -> Vec<ParamSpec> {
+        let kind = branch.inner.qk_norm();
+        let gain = |part: &Features| {
+            let name = format!("{name}.{}_norm.weight", part.name);
+            match kind {
+                QkNorm::None => None,
+                QkNorm::Head => Some(vector(&name, self.head_dim, None, Init::Ones)),
+                QkNorm::All => Some(vector(&name, part.width, Some(part.units), Init::Ones)),
+            }
+        };
+        branch.columns[..2.min(branch.columns.len())].iter().filter_map(gain).collect()
     }
 
     /// A row-parallel matrix: input features split; its bias, added after the sum, replicated.
@@ -184,7 +207,7 @@ impl ModelSpec {
         let init = Init::Normal { std: self.init_std / (2.0 * self.layers as f64).sqrt() };
         let (shape, split) = ([self.hidden, branch.row.width], Some((1, branch.row.units)));
         let mut params = vec![matrix(&format!("{name}.weight"), shape, split, init)];
-        if branch.biases {
+        if branch.row_bias {
             params.push(vector(&format!("{name}.bias"), self.hidden, None, Init::Zeros));
         }
         params

@@ -1,9 +1,9 @@
 //! A model as a list of pieces: what the crates that reduce, update, save and plan need to know of it, whatever family
 //! it is of, and whether the zoo has its pieces or not.
 
+use crate::check::PARAMETERS_MAX;
 use crate::hf::{self, HfTensor};
-use crate::model::PARAMETERS_MAX;
-use crate::{Branch, Init, ModelSpec, Norm, ParamSpec, Piece, SavedTensor, SpecError};
+use crate::{Block, Init, ModelSpec, Norm, ParamSpec, Piece, SavedTensor, SpecError};
 use std::collections::HashSet;
 use trine_mesh::{AxisSet, shard};
 
@@ -39,7 +39,7 @@ pub enum Body {
     /// Token ids to the residual stream.
     Embedding,
     /// Branches beside the residual stream.
-    Block(Vec<Branch>),
+    Block(Block),
     /// The stream to the loss: a norm, the output layer, cross-entropy.
     Head(Norm),
     /// A piece that the zoo does not have.
@@ -94,12 +94,12 @@ impl ModelSpec {
             params: self.params(piece, tp),
             body: match piece {
                 Piece::Embedding => Body::Embedding,
-                Piece::Block(_) => Body::Block(self.branches().into()),
-                Piece::Head => Body::Head(self.norm()),
+                Piece::Block(index) => Body::Block(self.block(index)),
+                Piece::Head => Body::Head(self.head_norm()),
             },
             flops_per_token: match piece {
                 Piece::Embedding => 0.0,
-                Piece::Block(_) => self.block_flops_per_token(self.seq_max),
+                Piece::Block(index) => self.block_flops_per_token(index, self.seq_max),
                 Piece::Head => self.head_flops_per_token(),
             },
             outside: hf::tensors(self, piece),

@@ -3,7 +3,7 @@
 //! What is kept is [`Branch::saved`]. What a pass needs beside it, and what it leaves for the weight gradients, follows
 //! from the order of operations in a branch: the pairs (input, output gradient) of its two products stay until W.
 
-use crate::{Body, Branch, ModelParts, Norm, OwnBody, PieceParts, SavedTensor};
+use crate::{Block, Body, Branch, ModelParts, Norm, OwnBody, PieceParts, SavedTensor};
 
 /// How passes are run, as far as their memory depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl ModelParts {
         let sizes = Sizes::new(self, shape);
         match &part.body {
             Body::Embedding => sizes.embedding(),
-            Body::Block(branches) => sizes.block(branches, shape.recompute),
+            Body::Block(block) => sizes.block(block, shape.recompute),
             Body::Head(norm) => sizes.head(*norm),
             Body::Own(own) => sizes.own(own, shape.recompute),
         }
@@ -65,8 +65,6 @@ struct Sizes<'a> {
     shape: &'a PassShape,
     /// Whether each rank has rows of its own.
     split_rows: bool,
-    /// Whether dropout masks the residual stream.
-    masked: bool,
     /// The residual stream outside of parallel regions.
     stream: i64,
     /// As many elements in the compute type: what a norm gives.
@@ -85,7 +83,7 @@ impl<'a> Sizes<'a> {
     fn new(model: &'a ModelParts, shape: &'a PassShape) -> Self {
         let split_rows = shape.sequence_parallel && model.tp > 1;
         let rows = if split_rows { shape.tokens / model.tp } else { shape.tokens };
-        let masked = model.spec.dropout > 0.0;
+        let masked = model.spec.dropout.residual > 0.0;
         let bytes = |rows: usize, of: usize| (rows * model.spec.hidden * of) as i64;
         let (compute, sum) = (shape.compute_bytes, shape.sum_bytes);
         let (input, whole) = (bytes(rows, compute), bytes(shape.tokens, compute));
@@ -93,7 +91,6 @@ impl<'a> Sizes<'a> {
             model,
             shape,
             split_rows,
-            masked,
             stream: bytes(rows, sum),
             input,
             whole,
@@ -115,10 +112,11 @@ impl<'a> Sizes<'a> {
     /// The tokens' rows become the stream; a mask makes another one of it.
     fn embedding(&self) -> Passes {
         let ids = (self.shape.tokens * size_of::<u32>()) as i64;
-        let before = if self.masked { self.whole.max(self.stream) } else { self.whole };
+        let masked = self.model.spec.dropout.embedding > 0.0;
+        let before = if masked { self.whole.max(self.stream) } else { self.whole };
         let whole_stream = self.row * self.model.spec.hidden as i64;
         let needs = if self.split_rows { whole_stream } else { 0 };
-        let masked = if self.masked { self.stream } else { 0 };
+        let masked = if masked { self.stream } else { 0 };
         Passes {
             forward: Pass { needs: ids + before + self.stream, leaves: ids + self.stream },
             backward: Pass { needs: needs + masked, leaves: -(ids + self.stream) },
@@ -146,34 +144,85 @@ impl<'a> Sizes<'a> {
         rows * norm.stats() as i64
     }
 
-    fn block(&self, branches: &[Branch], recompute: bool) -> Passes {
-        let sizes: Vec<BranchSizes> = branches.iter().map(|branch| self.branch(branch)).collect();
-        let saved: i64 = sizes.iter().map(|branch| branch.saved).sum();
-        // What the last branch gives, and the sum over ranks that it comes from or the stream that it is added to. One
-        // rank gives it in the stream's type, several sum it in the compute type.
-        let branch = if self.model.tp == 1 { self.stream } else { self.input };
-        let last_sum = branch + self.gathered.max(self.stream);
-        let kept = saved - self.stream;
+    fn block(&self, block: &Block, recompute: bool) -> Passes {
+        let sizes: Vec<BranchSizes> =
+            block.branches.iter().map(|branch| self.branch(branch)).collect();
+        let branch_saved = self.saved(block);
+        let saved: i64 = branch_saved.iter().sum();
+        // What the last branch gives, and the sum over ranks that it comes from or the stream that it is added to.
+        // Side by side, the stream that the first was added to is there already.
+        let (given, last) = (self.given(), &sizes[sizes.len() - 1]);
+        let added = match block.parallel {
+            true => self.stream + self.gathered,
+            false => self.gathered.max(self.stream),
+        };
+        // A norm of it keeps what the branch gives and makes as much again.
+        let last_sum = if last.after > 0 { self.input + self.stream } else { given + added };
+        let kept = saved - self.entering(&block.branches[0]);
         let forward =
             Pass { needs: kept + last_sum, leaves: if recompute { self.stream } else { saved } };
         // With recompute, forward runs again first: all but the input is saved anew.
         let (again, replay) = if recompute { (kept, last_sum) } else { (0, 0) };
         let (mut held, mut worst, mut work) = (0, replay, 0);
-        for branch in sizes.iter().rev() {
-            worst = worst.max(held + branch.backward_needs(self));
-            held += branch.work - branch.saved;
-            work += branch.work;
+        for (number, branch) in sizes.iter().enumerate().rev() {
+            let is_last = number + 1 == sizes.len();
+            // Side by side: the gradient that enters is read by all, and the first to add to it makes a copy. Without
+            // copies of their own, it is then among what is left for the weight gradients.
+            let is_own = branch.gradient(self) == 0;
+            let beside = if block.parallel && !is_last && !is_own { self.stream } else { 0 };
+            let copies = if block.parallel { is_last } else { is_own };
+            worst = worst.max(held + beside + branch.backward_needs(self, copies));
+            // Two branches may also read the very same tensor, and then leave it once.
+            let is_read =
+                block.branches[number].before.is_none() && self.is_one_type() && !self.split_rows;
+            let shared = [is_own, is_read].into_iter().filter(|_| block.parallel && !is_last);
+            let left = branch.work - self.input * shared.filter(|is| *is).count() as i64;
+            held += left - branch_saved[number];
+            work += left;
         }
-        Passes { forward, backward: Pass { needs: again + worst, leaves: again + held }, work }
+        // Recompute has kept the stream that enters, and nothing else.
+        let leaves = if recompute { work - self.stream } else { held };
+        Passes { forward, backward: Pass { needs: again + worst, leaves }, work }
+    }
+
+    /// What each branch saves. Side by side they save what enters once.
+    fn saved(&self, block: &Block) -> Vec<i64> {
+        let (tp, hidden) = (self.model.tp, self.model.spec.hidden);
+        let of_branch = |(number, branch): (usize, &Branch)| {
+            let is_shared = block.parallel && number > 0;
+            let entering = if is_shared { self.entering(branch) } else { 0 };
+            self.of(&branch.saved(hidden, tp)) - entering
+        };
+        block.branches.iter().enumerate().map(of_branch).collect()
+    }
+
+    /// What a branch gives: one rank in the stream's type, several sum it in the compute type.
+    fn given(&self) -> i64 {
+        if self.model.tp == 1 { self.stream } else { self.input }
+    }
+
+    /// Whether the stream has the type of products.
+    fn is_one_type(&self) -> bool {
+        self.shape.compute_bytes == self.shape.sum_bytes
+    }
+
+    /// What of the stream that enters is among what a branch saves.
+    fn entering(&self, branch: &Branch) -> i64 {
+        if branch.before.is_some() || self.is_one_type() { self.stream } else { 0 }
     }
 
     fn branch(&self, branch: &Branch) -> BranchSizes {
-        let tp = self.model.tp;
-        let saved = self.of(&branch.saved(self.model.spec.hidden, tp));
-        let (before, after) = (self.of(&[branch.before(tp)]), self.of(&[branch.after()]));
+        let (tp, hidden) = (self.model.tp, self.model.spec.hidden);
+        let (before, after) =
+            (self.of(&[branch.before_inner(tp)]), self.of(&[branch.after_inner()]));
         // Of both products: the input, and the gradient of the output.
         let rows = if self.split_rows { self.whole } else { self.input };
-        BranchSizes { saved, before, after, work: 2 * rows + before + after }
+        BranchSizes {
+            before,
+            after_inner: after,
+            after: self.of(&branch.after_saved(hidden, tp)),
+            work: 2 * rows + before + after,
+        }
     }
 
     fn own(&self, own: &OwnBody, recompute: bool) -> Passes {
@@ -199,27 +248,44 @@ impl<'a> Sizes<'a> {
 /// Bytes of one branch.
 #[derive(Debug)]
 struct BranchSizes {
-    saved: i64,
     /// Between columns and inner.
     before: i64,
     /// Between inner and row.
+    after_inner: i64,
+    /// What the norm of what it gives has saved.
     after: i64,
     work: i64,
 }
 
 impl BranchSizes {
-    /// The worst moment of its backward pass beyond what is held when it begins.
-    fn backward_needs(&self, of: &Sizes<'_>) -> i64 {
-        // The gradient of the branch is the stream's own, unless it is masked, of another type, or gathered.
-        let gradient = if of.split_rows { of.whole } else { of.copy };
-        // Gradients of what the row reads, and of what the inner part reads.
-        let inner = gradient + self.after + self.before;
-        let row = of.copy + of.gathered + self.after.max(if of.split_rows { of.input } else { 0 });
-        // The norm adds to the stream's gradient, or to a copy of it where the row's weights still need it.
-        let added = if gradient == 0 { of.stream } else { 0 };
+    /// The gradient of what the row gives beyond the stream's own: a copy if it is masked, of another type, behind a
+    /// norm, or gathered.
+    fn gradient(&self, of: &Sizes<'_>) -> i64 {
+        match (of.split_rows, self.after > 0) {
+            (true, _) => of.whole,
+            (false, true) => of.input,
+            (false, false) => of.copy,
+        }
+    }
+
+    /// The worst moment of its backward pass beyond what is held when it begins. Where somebody else still needs the
+    /// stream's gradient, it adds to a copy of that.
+    fn backward_needs(&self, of: &Sizes<'_>, copies: bool) -> i64 {
+        let gradient = self.gradient(of);
+        // The norm of what it gives takes its own copy, in the type of what it has read, and then in that of products.
+        let is_cast = of.model.tp == 1 && of.copy > 0;
+        let normed = of.copy + of.given() + if is_cast { of.input } else { 0 };
+        let from_norm = if self.after > 0 { normed } else { 0 };
+        let own = if self.after > 0 { of.input } else { of.copy };
+        // Gradients of what the row reads, and of what the inner part reads. Norms of queries and keys work in place.
+        let inner = gradient + self.after_inner + self.before;
+        let scattered = if of.split_rows { of.input } else { 0 };
+        let row = own + of.gathered + self.after_inner.max(scattered);
+        let added = if copies { of.stream } else { 0 };
         // Split rows are scattered, and the norm's output is gathered for the columns' weights.
-        let scattered = if of.split_rows { 2 * of.input } else { 0 };
-        inner.max(row).max(gradient + of.whole + added.max(scattered))
+        let last = gradient + of.whole + added.max(2 * scattered);
+        // What the norm behind the row has saved is gone by then.
+        from_norm.max(inner.max(row).max(last) - self.after)
     }
 }
 

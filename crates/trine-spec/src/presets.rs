@@ -1,193 +1,21 @@
 //! Named models with the layouts that suit them.
 
+pub use crate::families::preset::Preset;
+
+use crate::families::gpt;
 use crate::{Family, ModelSpec, SpecError};
-use trine_mesh::Degrees;
-
-/// A named model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Preset {
-    /// What it is called on the command line.
-    pub name: &'static str,
-    /// One line: what it is and where its shape comes from.
-    pub about: &'static str,
-    /// The model.
-    pub model: ModelSpec,
-    /// Layouts that are known to work well, smallest first: degrees and the micro-batch size.
-    pub layouts: Vec<(Degrees, usize)>,
-}
-
-/// name, about, layers, hidden, heads, sequence, layouts (dp, pp, tp, micro-batch).
-type GptRow = (&'static str, &'static str, usize, usize, usize, usize, &'static [Layout]);
-type Layout = (usize, usize, usize, usize);
-
-const GPT: &[GptRow] = &[
-    (
-        "gpt2-124m",
-        "GPT-2 small (Radford et al., 2019)",
-        12,
-        768,
-        12,
-        1024,
-        &[(1, 1, 1, 8), (2, 2, 2, 4)],
-    ),
-    ("gpt2-355m", "GPT-2 medium", 24, 1024, 16, 1024, &[(1, 1, 1, 8), (2, 2, 2, 4)]),
-    ("gpt2-774m", "GPT-2 large", 36, 1280, 20, 1024, &[(1, 1, 1, 4), (4, 1, 2, 4)]),
-    ("gpt2-1.5b", "GPT-2 XL", 48, 1600, 25, 1024, &[(8, 1, 1, 4), (4, 2, 1, 4)]),
-    ("gpt3-6.7b", "GPT-3 6.7B (Brown et al., 2005.14165)", 32, 4096, 32, 2048, &[(16, 1, 2, 4)]),
-    ("gpt3-13b", "GPT-3 13B (40 heads of 128)", 40, 5120, 40, 2048, &[(16, 1, 4, 4)]),
-    ("gpt3-175b", "GPT-3 175B", 96, 12288, 96, 2048, &[(8, 16, 8, 1)]),
-    (
-        "frontier-22b",
-        "the 22B model of Oak Ridge's Frontier run (2312.12705)",
-        48,
-        6144,
-        48,
-        2048,
-        &[(16, 4, 2, 2)],
-    ),
-    ("frontier-175b", "the 175B model of the Frontier run", 96, 12288, 96, 2048, &[(16, 16, 4, 1)]),
-    ("frontier-1t", "the 1T model of the Frontier run", 128, 25600, 128, 2048, &[(6, 64, 8, 1)]),
-];
-
-struct LlamaRow {
-    name: &'static str,
-    about: &'static str,
-    layers: usize,
-    hidden: usize,
-    heads: usize,
-    kv_heads: usize,
-    ffn: usize,
-    vocab: usize,
-    seq_max: usize,
-    rope_theta: f64,
-    layouts: &'static [Layout],
-}
-
-const LLAMA: &[LlamaRow] = &[
-    LlamaRow {
-        name: "llama2-7b",
-        about: "Llama 2 7B (2307.09288)",
-        layers: 32,
-        hidden: 4096,
-        heads: 32,
-        kv_heads: 32,
-        ffn: 11008,
-        vocab: 32000,
-        seq_max: 4096,
-        rope_theta: 1e4,
-        layouts: &[(8, 1, 2, 1)],
-    },
-    LlamaRow {
-        name: "llama2-13b",
-        about: "Llama 2 13B",
-        layers: 40,
-        hidden: 5120,
-        heads: 40,
-        kv_heads: 40,
-        ffn: 13824,
-        vocab: 32000,
-        seq_max: 4096,
-        rope_theta: 1e4,
-        layouts: &[(4, 2, 2, 1)],
-    },
-    LlamaRow {
-        name: "llama2-70b",
-        about: "Llama 2 70B, 8 KV heads",
-        layers: 80,
-        hidden: 8192,
-        heads: 64,
-        kv_heads: 8,
-        ffn: 28672,
-        vocab: 32000,
-        seq_max: 4096,
-        rope_theta: 1e4,
-        layouts: &[(4, 4, 8, 1)],
-    },
-    LlamaRow {
-        name: "llama3-8b",
-        about: "Llama 3 8B (2407.21783), 8 KV heads",
-        layers: 32,
-        hidden: 4096,
-        heads: 32,
-        kv_heads: 8,
-        ffn: 14336,
-        vocab: 128256,
-        seq_max: 8192,
-        rope_theta: 5e5,
-        layouts: &[(8, 1, 2, 1), (4, 2, 2, 1)],
-    },
-    LlamaRow {
-        name: "llama3-70b",
-        about: "Llama 3 70B",
-        layers: 80,
-        hidden: 8192,
-        heads: 64,
-        kv_heads: 8,
-        ffn: 28672,
-        vocab: 128256,
-        seq_max: 8192,
-        rope_theta: 5e5,
-        layouts: &[(8, 4, 8, 1)],
-    },
-];
 
 /// The default of `cargo xtask train`: small enough for two cores and five minutes.
 fn rust_default() -> Preset {
-    let model = ModelSpec { vocab: 4096, init_std: 0.02, ..gpt(4, 256, 4, 256) };
-    Preset {
-        name: "rust-default",
-        about: "a small GPT on the Rust sources of the workspace's own dependencies",
-        model,
-        layouts: vec![layout((1, 1, 1, 8)), layout((2, 2, 2, 4))],
-    }
-}
-
-fn gpt(layers: usize, hidden: usize, heads: usize, seq_max: usize) -> ModelSpec {
-    ModelSpec {
-        family: Family::Gpt,
-        hidden,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_dim: hidden / heads,
-        ffn: 4 * hidden,
-        vocab: 50257,
-        seq_max,
-        tied: true,
-        norm_eps: 1e-5,
-        rope_theta: 1e4,
-        dropout: 0.0,
-        init_std: 0.02,
-    }
-}
-
-fn layout((dp, pp, tp, micro_batch): Layout) -> (Degrees, usize) {
-    (Degrees { dp, pp, tp, ..Degrees::SERIAL }, micro_batch)
+    let model = ModelSpec { vocab: 4096, ..gpt::sized(4, 256, 4, 256) };
+    let about = "a small GPT on the Rust sources of the workspace's own dependencies";
+    Preset::new("rust-default", about, model, &[(1, 1, 1, 8), (2, 2, 2, 4)])
 }
 
 /// All presets.
 pub fn all() -> Vec<Preset> {
-    let gpts = GPT.iter().map(|&(name, about, layers, hidden, heads, seq, layouts)| Preset {
-        name,
-        about,
-        model: gpt(layers, hidden, heads, seq),
-        layouts: layouts.iter().copied().map(layout).collect(),
-    });
-    let llamas = LLAMA.iter().map(|row| Preset {
-        name: row.name,
-        about: row.about,
-        model: ModelSpec {
-            family: Family::Llama,
-            kv_heads: row.kv_heads,
-            ffn: row.ffn,
-            vocab: row.vocab,
-            tied: false,
-            rope_theta: row.rope_theta,
-            ..gpt(row.layers, row.hidden, row.heads, row.seq_max)
-        },
-        layouts: row.layouts.iter().copied().map(layout).collect(),
-    });
-    std::iter::once(rust_default()).chain(gpts).chain(llamas).collect()
+    let of_families = Family::ALL.iter().flat_map(|family| (family.row().presets)());
+    std::iter::once(rust_default()).chain(of_families).collect()
 }
 
 /// The preset of this name.
@@ -229,7 +57,7 @@ mod tests {
 
     #[test]
     fn presets_have_their_published_sizes() {
-        // GPT-2: the released checkpoints. Llama: the model cards. 175B: the Frontier log, whose
+        // The released checkpoints or the model cards. 175B: the Frontier log, whose
         // 174,706,360,320 counts the padded vocabulary (50688).
         let published = [
             ("gpt2-124m", 124_439_808),
@@ -240,6 +68,23 @@ mod tests {
             ("llama2-70b", 68_976_648_192),
             ("llama3-8b", 8_030_261_248),
             ("llama3-70b", 70_553_706_496),
+            ("mistral-7b", 7_241_732_096),
+            ("mistral-7b-v0.3", 7_248_023_552),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen2.5-1.5b", 1_543_714_304),
+            ("qwen2.5-7b", 7_615_616_512),
+            ("qwen3-0.6b", 596_049_920),
+            ("qwen3-1.7b", 1_720_574_976),
+            ("qwen3-8b", 8_190_735_360),
+            ("pythia-160m", 162_322_944),
+            ("pythia-1.4b", 1_414_647_808),
+            ("pythia-6.9b", 6_857_302_016),
+            ("gpt-neox-20b", 20_554_567_680),
+            ("olmo2-1b", 1_484_916_736),
+            ("olmo2-7b", 7_298_617_344),
+            ("olmo2-13b", 13_716_198_400),
+            ("gemma2-2b", 2_614_341_888),
+            ("gemma2-9b", 9_241_705_984),
         ];
         for (name, count) in published {
             assert_eq!(find(name).unwrap().model.param_count(), count, "{name}");

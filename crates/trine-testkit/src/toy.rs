@@ -1,13 +1,14 @@
 //! Tiny models and batches with every awkward property.
 
 use trine_rng::Stream;
-use trine_spec::{Family, ModelSpec};
+use trine_spec::{
+    Activation, Each, Family, ModelSpec, Norm, NormAt, OrNone, Positions, QkNorm, RopeScaling,
+};
 
 /// A GPT with a vocabulary that nothing divides, tied embeddings, and five layers that neither two
 /// nor four stages share evenly.
 pub fn gpt() -> ModelSpec {
     ModelSpec {
-        family: Family::Gpt,
         hidden: 32,
         layers: 5,
         heads: 4,
@@ -19,15 +20,75 @@ pub fn gpt() -> ModelSpec {
         tied: true,
         norm_eps: 1e-5,
         rope_theta: 1e4,
-        dropout: 0.0,
         init_std: 0.1,
+        ..ModelSpec::smallest(Family::Gpt)
     }
 }
 
 /// A Llama whose KV heads are fewer than some tensor-parallel degrees.
 pub fn llama(kv_heads: usize) -> ModelSpec {
-    let (family, ffn, vocab, tied) = (Family::Llama, 48, 97, false);
-    ModelSpec { family, kv_heads, ffn, vocab, tied, ..gpt() }
+    let (ffn, vocab, tied) = (48, 97, false);
+    ModelSpec { kv_heads, ffn, vocab, tied, ..gpt() }.of_family(Family::Llama)
+}
+
+/// A small model of a family, with a window that is shorter than its sequences where it has one.
+pub fn of(family: Family) -> ModelSpec {
+    let mut model = match family {
+        Family::Gpt => gpt(),
+        Family::GptNeoX => ModelSpec { tied: false, ..gpt() }.of_family(family),
+        Family::Olmo2 => llama(4).of_family(family),
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Gemma2 => {
+            llama(2).of_family(family)
+        }
+    };
+    let short = |window: &OrNone<usize>| OrNone::from(window.get().map(|_| 5));
+    let windows = model.window.values().iter().map(short).collect();
+    model.window = Each::repeated(windows).unwrap_or(OrNone::NONE.into());
+    model
+}
+
+/// Models that no family is like: between them they have every value of every trait, and lists of blocks.
+pub fn mixed() -> Vec<ModelSpec> {
+    let list = |values: [bool; 2]| Each::repeated(values.to_vec()).unwrap_or(false.into());
+    let caps = ModelSpec {
+        positions: Each::repeated(vec![Positions::Rotary, Positions::None])
+            .unwrap_or(Positions::None.into()),
+        gated: list([true, false]),
+        parallel: list([false, true]),
+        norm: Norm::RmsOne.into(),
+        norm_at: Each::repeated(vec![NormAt::Both, NormAt::After, NormAt::Before])
+            .unwrap_or(NormAt::Both.into()),
+        qk_norm: Each::repeated(vec![QkNorm::All, QkNorm::Head, QkNorm::None])
+            .unwrap_or(QkNorm::All.into()),
+        score_cap: OrNone::Some(3.0).into(),
+        score_dim: OrNone::Some(5).into(),
+        logit_cap: OrNone::Some(2.0),
+        embedding_scale: OrNone::Some(1.7),
+        rope_scaling: RopeScaling::Yarn { factor: 4.0, fast: 4.0, slow: 1.0, original: 8.0 },
+        ..llama(2)
+    };
+    let biased = ModelSpec {
+        norm: Norm::Layer.into(),
+        norm_at: NormAt::After.into(),
+        qkv_bias: list([false, true]),
+        output_bias: list([true, false]),
+        mlp_bias: true.into(),
+        activation: Each::repeated(vec![Activation::Gelu, Activation::Relu, Activation::GeluTanh])
+            .unwrap_or(Activation::Gelu.into()),
+        rope_fraction: 0.5.into(),
+        rope_scaling: RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 16.0 },
+        parallel: true.into(),
+        ..llama(1)
+    };
+    let plain = ModelSpec {
+        positions: Positions::Learned.into(),
+        activation: Activation::Silu.into(),
+        qk_norm: QkNorm::All.into(),
+        window: OrNone::Some(3).into(),
+        kv_heads: 2,
+        ..gpt()
+    };
+    vec![caps, biased, plain]
 }
 
 /// Token ids and targets of `samples` sequences, the same for everybody who asks. Samples 1, 6, 11, …

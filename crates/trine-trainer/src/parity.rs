@@ -63,7 +63,7 @@ pub fn check() -> Result<Vec<LayoutCheck>, TrainError> {
 fn tiny(compute: DType, numerics: Numerics) -> Result<EngineConfig, TrainError> {
     let whole = presets::find("rust-default")?.model;
     let narrow = ModelSpec { hidden: 64, heads: 8, kv_heads: 8, head_dim: 8, ffn: 256, ..whole };
-    let model = ModelSpec { layers: 4, vocab: 509, seq_max: 32, dropout: 0.1, ..narrow };
+    let model = ModelSpec { layers: 4, vocab: 509, seq_max: 32, dropout: 0.1.into(), ..narrow };
     let (global_batch, micro_batch) = (8, 2);
     Ok(EngineConfig { numerics, compute, global_batch, micro_batch, ..EngineConfig::serial(model) })
 }

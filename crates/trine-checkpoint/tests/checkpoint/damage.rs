@@ -127,6 +127,6 @@ fn a_checkpoint_of_another_model_names_the_field() {
     let text = checkpoint.check_model(&ours.parts(1).unwrap()).unwrap_err().to_string();
     assert!(text.contains("model.rope_theta is 500000 there and 10000 here"), "{text}");
     // What only training sees may change.
-    let ours = ModelSpec { dropout: 0.1, init_std: 0.5, seq_max: 99, ..llama };
+    let ours = ModelSpec { dropout: 0.1.into(), init_std: 0.5, seq_max: 99, ..llama };
     checkpoint.check_model(&ours.parts(1).unwrap()).unwrap();
 }

@@ -99,7 +99,8 @@ fn llama_files_have_the_names_shapes_and_values_of_llama() {
 
 #[test]
 fn a_checkpoint_of_ours_is_one_of_hugging_face_too() {
-    for model in [tiny_gpt(), model(Family::Llama), model(Family::Gpt)] {
+    let families = Family::ALL.iter().map(|family| model(*family));
+    for model in families.chain([tiny_gpt()]) {
         let dir = tempfile::tempdir().unwrap();
         save_step(&World::new(&model, 1, 2, 1), dir.path(), &Options::step(1));
         let opened = open_hf(&dir.path().join("step-1")).unwrap();
@@ -158,10 +159,19 @@ fn a_shape_that_gpt2_cannot_express_has_a_name_of_its_own() {
         save_step(&World::new(&model, 1, 1, 1), dir.path(), &Options::step(1));
         let step = dir.path().join("step-1");
         let config = described(&step, "config.json");
-        assert_eq!(config["model_type"], "trine-gpt");
-        assert_eq!(config["architectures"], json!(["TrineGptForCausalLM"]));
+        assert_eq!(config["model_type"], "trine");
+        assert_eq!(config["architectures"], json!(["TrineForCausalLM"]));
+        assert_eq!(model_from_config(&step.join("config.json")).unwrap(), model);
+        // As releases before had it.
+        let mut old = config;
+        old["model_type"] = "trine-gpt".into();
+        old["architectures"] = json!(["TrineGptForCausalLM"]);
+        old["n_kv_head"] = model.kv_heads.into();
+        old["head_dim"] = model.head_dim.into();
+        old["trine"] = Value::Null;
+        fs::write(step.join("config.json"), old.to_string()).unwrap();
         let opened = model_from_config(&step.join("config.json")).unwrap();
-        assert_eq!((opened.kv_heads, opened.head_dim), (model.kv_heads, model.head_dim));
+        assert_eq!(opened, ModelSpec { rope_theta: opened.rope_theta, ..model });
     }
 }
 
@@ -263,7 +273,7 @@ fn configurations_have_the_defaults_of_transformers_and_other_models_are_refused
         model_from_config(&path)
     };
     let preset = |name: &str| trine_spec::presets::find(name).unwrap().model;
-    assert_eq!(read(&gpt2()).unwrap(), ModelSpec { dropout: 0.1, ..preset("gpt2-124m") });
+    assert_eq!(read(&gpt2()).unwrap(), ModelSpec { dropout: 0.1.into(), ..preset("gpt2-124m") });
     assert_eq!(read(&llama2()).unwrap(), preset("llama2-7b"));
     let same = [
         json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 10000.0 } }),
@@ -290,26 +300,34 @@ fn refused() -> Vec<(Value, Value, &'static str)> {
         (json!({ "model_type": "mamba" }), "\"model_type\" is \"mamba\"; trine has gpt2"),
         (json!({ "model_type": null }), "\"model_type\" is missing"),
         (json!({ "architectures": ["GPT2ForSequenceClassification"] }), "has GPT2LMHeadModel"),
-        (json!({ "activation_function": "relu" }), "\"relu\"; trine has gelu_new"),
+        (json!({ "activation_function": "mish" }), "\"mish\"; trine has silu, gelu"),
         (json!({ "scale_attn_weights": false }), "\"scale_attn_weights\" is false"),
         (json!({ "add_cross_attention": true }), "\"add_cross_attention\" is true"),
-        (json!({ "embd_pdrop": 0.0 }), "\"embd_pdrop\" is 0 and \"resid_pdrop\" 0.1"),
-        (json!({ "head_dim": 32 }), "\"head_dim\" is 32; trine has 64 of them"),
-        (json!({ "n_kv_head": 4 }), "\"n_kv_head\" is 4; trine has 12 of them"),
+        (json!({ "head_dim": 32 }), "\"head_dim\" is 32; trine has what follows from the width"),
+        (json!({ "n_kv_head": 4 }), "\"n_kv_head\" is 4; trine has what follows from the width"),
         (json!({ "n_embd": "wide" }), "\"n_embd\" is \"wide\"; it must be a whole number"),
         (json!({ "n_layer": -3 }), "\"n_layer\" is -3; it must be a whole number"),
         (json!({ "n_layer": null }), "\"n_layer\" is missing"),
         (json!({ "n_head": 0, "head_dim": 64 }), "\"n_head\" is 0"),
-        (json!({ "n_head": 7 }), "\"n_embd\" = 768 is no multiple of \"n_head\" = 7"),
-        (json!({ "n_layer": 0 }), "model.layers = 0"),
-        (json!({ "n_layer": u64::MAX }), "model.layers = 18446744073709551615"),
+        (
+            json!({ "n_head": 7 }),
+            "\"head_dim\" is missing, and the width 768 is no multiple of 7 heads",
+        ),
+        (json!({ "n_layer": 0 }), "\"n_layer\" is 0: must be at least 1; nearest valid value: 1"),
+        (json!({ "n_layer": u64::MAX }), "\"n_layer\" is 18446744073709551615: must be at most"),
         (json!({ "n_embd": 1048560, "n_layer": 9999 }), "a model has at most 2⁴²"),
     ];
     let llama2s = [
-        (json!({ "hidden_act": "gelu" }), "\"hidden_act\" is \"gelu\"; trine has silu"),
-        (json!({ "attention_bias": true }), "\"attention_bias\" is true"),
-        (json!({ "rope_scaling": { "factor": 8.0 } }), "{\"factor\":8.0}; trine has plain"),
-        (json!({ "rope_parameters": { "rope_type": "yarn" } }), "\"rope_type\" is \"yarn\""),
+        (json!({ "hidden_act": 3 }), "\"hidden_act\" is 3; it must be a text"),
+        (
+            json!({ "rope_scaling": { "factor": 8.0 } }),
+            "\"rope_type\" is null; trine has none, linear",
+        ),
+        (json!({ "rope_scaling": { "type": "dynamic", "factor": 2 } }), "\"rope_type\" is"),
+        (
+            json!({ "rope_parameters": { "rope_type": "yarn" } }),
+            "must be an object with all numbers",
+        ),
         (json!({ "rope_parameters": { "full_attention": {} } }), "\"full_attention\" is {}"),
         (json!({ "rope_parameters": 8 }), "\"rope_parameters\" is 8"),
         (json!({ "sliding_window": 4096 }), "\"sliding_window\" is 4096; trine has attention"),
@@ -318,7 +336,10 @@ fn refused() -> Vec<(Value, Value, &'static str)> {
         (json!({ "quantization_config": { "bits": 4 } }), "\"quantization_config\" is"),
         (json!({ "auto_map": { "AutoModel": "x".repeat(999) } }), "xxx…; trine has"),
         (json!({ "tie_word_embeddings": 1 }), "1; it must be true or false"),
-        (json!({ "num_key_value_heads": 5 }), "kv_heads = 5"),
+        (
+            json!({ "num_key_value_heads": 5 }),
+            "\"num_key_value_heads\" is 5: must divide heads = 32; nearest valid value: 4",
+        ),
     ];
     let gpt2s = gpt2.into_iter().map(|(changed, part)| (self::gpt2(), changed, part));
     gpt2s.chain(llama2s.into_iter().map(|(changed, part)| (llama2(), changed, part))).collect()

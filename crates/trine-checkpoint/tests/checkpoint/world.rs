@@ -22,8 +22,14 @@ pub(crate) fn model(family: Family) -> ModelSpec {
     let name = match family {
         Family::Gpt => "gpt2-124m",
         Family::Llama => "llama3-8b",
+        Family::Mistral => "mistral-7b",
+        Family::Qwen2 => "qwen2.5-7b",
+        Family::Qwen3 => "qwen3-8b",
+        Family::GptNeoX => "pythia-160m",
+        Family::Olmo2 => "olmo2-7b",
+        Family::Gemma2 => "gemma2-9b",
     };
-    ModelSpec {
+    let mut model = ModelSpec {
         hidden: 8,
         layers: 5,
         heads: 4,
@@ -33,7 +39,13 @@ pub(crate) fn model(family: Family) -> ModelSpec {
         vocab: 1009,
         seq_max: 8,
         ..presets::find(name).unwrap().model
+    };
+    if family == Family::GptNeoX {
+        // As many KV heads as heads, and a half of each head turned.
+        (model.kv_heads, model.rope_fraction) = (4, 0.5.into());
+        model.head_dim = 4;
     }
+    model
 }
 
 /// A GPT that Hugging Face can express, too.

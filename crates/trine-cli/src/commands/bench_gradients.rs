@@ -6,6 +6,7 @@ use crate::machine::cores;
 use crate::written::{Kind, Output};
 use crate::{output, select};
 use trine_buffer::DType;
+use trine_spec::Dropouts;
 use trine_trainer::bench::{STEP_FILE, gradients};
 use trine_trainer::config::Config;
 
@@ -40,7 +41,7 @@ fn check(config: &Config) -> Result<(), Failure> {
             "train.precision = f64: it is what the other types are compared with; nearest valid: f32",
         ));
     }
-    if config.model.dropout > 0.0 {
+    if config.model.dropout != Dropouts::NONE {
         return Err(Failure::usage(format!(
             "model.dropout = {}: the masks are trine's own; nearest valid: 0",
             config.model.dropout

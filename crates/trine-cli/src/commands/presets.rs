@@ -49,7 +49,7 @@ fn as_table(presets: &[Preset]) -> String {
     let mut text = table.render();
     text.push_str("\nheads a/b: a query heads share b KV heads. Where no degree is given, rust-default trains in the last of its layouts, and the others in the fastest that fits this machine; --layout preset takes the last, --tp, --pp and --dp any.\n");
     for preset in presets {
-        text.push_str(&format!("{:<14} {}\n", preset.name, preset.about));
+        text.push_str(&format!("{:<15} {}\n", preset.name, preset.about));
     }
     text
 }

@@ -65,5 +65,16 @@ fn of_kind(kind: Kind) -> Value {
             json!({"anyOf": [{"type": "array", "items": {"type": "number"}}, {"enum": [word]}]})
         }
         Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
+        Kind::Each(kind) => {
+            let list = json!({"type": "array", "items": of_kind(*kind), "minItems": 1});
+            json!({"anyOf": [of_kind(*kind), list]})
+        }
+        Kind::OrNone(kind) => json!({"anyOf": [of_kind(*kind), {"enum": ["none"]}]}),
+        Kind::Rates => {
+            let number = json!({"type": "number"});
+            let three = json!({"type": "array", "items": number, "minItems": 3, "maxItems": 3});
+            json!({"anyOf": [number, three]})
+        }
+        Kind::Scaling => json!({"type": "string"}),
     }
 }

@@ -20,7 +20,9 @@ fn load(text: &str) -> Config {
 fn presets_are_listed_with_their_sizes() {
     let text = ok(here(), &["presets"]);
     let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
-    assert!(row("gpt2-124m ").contains("124,439,808      12     768     12    3072   50257  1024"));
+    assert!(
+        row("gpt2-124m ").contains("124,439,808      12     768     12    3072   50257   1024")
+    );
     assert!(row("llama3-8b ").contains("8,030,261,248"));
     assert!(row("frontier-1t ").ends_with("6 × 64 × 8, 1"));
     assert!(row("rust-default ").contains("2 × 2 × 2, 4"));

@@ -34,6 +34,13 @@ fn problems(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
             "minimum" if value.as_f64() < rule.as_f64() => {
                 wrong(format!("{value} is below {rule}"))
             }
+            "minItems" | "maxItems" => {
+                let (len, bound) =
+                    (value.as_array().map_or(0, Vec::len) as u64, rule.as_u64().unwrap());
+                if value.is_array() && if word == "minItems" { len < bound } else { len > bound } {
+                    wrong(format!("{len} items, against {word} {bound}"));
+                }
+            }
             "anyOf" => {
                 let fits = |schema: &Value| {
                     let mut found = Vec::new();
@@ -120,6 +127,9 @@ fn what_cannot_be_read_does_not_fit() {
         ("[train]\nsteps = \"many\"", ".train.steps: \"many\" is no \"integer\""),
         ("[train]\nsteps = -1", ".train.steps: -1 is below 0"),
         ("[layout]\nschedule = \"1f2b\"", ".layout.schedule: \"1f2b\" is none of "),
+        ("[model]\nwindow = []", ".model.window: [] is none of "),
+        ("[model]\nqk_norm = [\"all\", \"any\"]", ".model.qk_norm: "),
+        ("[model]\ndropout = [0.1, 0.2]", ".model.dropout: "),
         ("[layout]\ntimes = \"mesured\"", ".layout.times: \"mesured\" is none of "),
         ("[layout]\ntimes = [\"1\"]", ".layout.times: [\"1\"] is none of "),
         ("[layout]\nlayers = [1, \"2\"]", ".layout.layers[]: \"2\" is no \"integer\""),
@@ -131,5 +141,5 @@ fn what_cannot_be_read_does_not_fit() {
         let found = check(&schema, toml);
         assert!(found.iter().any(|problem| problem.starts_with(expected)), "{toml}: {found:?}");
     }
-    assert_eq!(cases.len(), 11);
+    assert_eq!(cases.len(), 14);
 }

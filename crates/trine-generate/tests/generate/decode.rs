@@ -29,7 +29,7 @@ fn models() -> Vec<ModelSpec> {
     // Without dropout there would be nothing to leave off.
     let dropout = 0.3;
     let all = [toy::gpt(), toy::llama(4), toy::llama(2), toy::llama(1)];
-    all.map(|model| ModelSpec { dropout, ..model }).into()
+    all.map(|model| ModelSpec { dropout: dropout.into(), ..model }).into()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::support::{Batch, Rank, Setup, ids};
 use trine_buffer::{Act, Buf, DType};
 use trine_nn::Context;
-use trine_spec::ModelSpec;
+use trine_spec::{Family, ModelSpec};
 use trine_testkit::toy;
 
 fn loss(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> f64 {
@@ -63,7 +63,7 @@ fn check(model: ModelSpec, recompute: bool) -> usize {
 
 #[test]
 fn every_parameter_of_a_model_agrees_with_finite_differences() {
-    let small = |model| ModelSpec { layers: 2, vocab: 53, dropout: 0.2, ..model };
+    let small = |model| ModelSpec { layers: 2, vocab: 53, dropout: 0.2.into(), ..model };
     let tied = ModelSpec { tied: true, ..toy::llama(1) };
     let mut checked = 0;
     for (model, recompute) in [
@@ -75,6 +75,14 @@ fn every_parameter_of_a_model_agrees_with_finite_differences() {
     ] {
         checked += check(small(model), recompute);
     }
+    let mut others = 0;
+    for family in Family::ALL {
+        others += check(small(toy::of(*family)), false);
+    }
+    for model in toy::mixed() {
+        others += check(ModelSpec { layers: 4, ..small(model) }, true);
+    }
+    assert!(others > 400, "{others}");
     // Parameters: 2 + 2·16 + 2 for GPT, one more untied; 1 + 2·9 + 2 for Llama, one less tied.
     assert_eq!(checked, 3 * (36 + 36 + 37 + 21 + 20));
 }

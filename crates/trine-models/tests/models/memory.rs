@@ -4,7 +4,7 @@ use crate::support::{Batch, Rank, SEQ, Setup, TOKENS};
 use trine_buffer::DType;
 use trine_comm::threads;
 use trine_nn::{NnError, Saved};
-use trine_spec::{ModelSpec, Piece};
+use trine_spec::{Family, ModelSpec, PassShape, Piece};
 use trine_testkit::toy;
 
 /// Bytes in use after a block's forward pass, after B, and after W.
@@ -38,7 +38,10 @@ fn bytes(setup: &Setup, tp: usize) -> Vec<[usize; 3]> {
 fn a_block_keeps_what_the_spec_says_and_gives_all_of_it_back() {
     let wide = ModelSpec { hidden: 64, ffn: 256, ..toy::gpt() };
     let mut compared = 0;
-    for model in [toy::gpt(), wide, toy::llama(2), toy::llama(1)] {
+    let families = Family::ALL.iter().map(|family| toy::of(*family));
+    let models: Vec<ModelSpec> =
+        [wide, toy::llama(1)].into_iter().chain(families).chain(toy::mixed()).collect();
+    for model in &models {
         for compute in [DType::F32, DType::Bf16] {
             for recompute in [false, true] {
                 for (tp, sequence_parallel) in [(1, false), (2, false), (2, true), (4, true)] {
@@ -48,14 +51,18 @@ fn a_block_keeps_what_the_spec_says_and_gives_all_of_it_back() {
                         recompute,
                         ..Setup::whole(model.clone(), compute)
                     };
-                    let planned = model.block_saved_bytes(
-                        TOKENS,
-                        tp,
+                    let (compute_bytes, sum_bytes) =
+                        (compute.bytes(), compute.accumulator().bytes());
+                    let shape = PassShape {
+                        tokens: TOKENS,
                         sequence_parallel,
                         recompute,
-                        compute.bytes(),
-                        compute.accumulator().bytes(),
-                    );
+                        compute_bytes,
+                        sum_bytes,
+                    };
+                    let parts = model.parts(tp).unwrap();
+                    let passes = parts.passes(parts.get(Piece::Block(1)).unwrap(), &shape);
+                    let planned = passes.forward.leaves;
                     for [forward, after_b, after_w] in bytes(&setup, tp) {
                         let off = (forward as f64 / planned as f64 - 1.0).abs();
                         assert!(off <= 0.03, "{setup:?} tp {tp}: {forward} planned {planned}");
@@ -66,5 +73,5 @@ fn a_block_keeps_what_the_spec_says_and_gives_all_of_it_back() {
             }
         }
     }
-    assert_eq!((compared, TOKENS % SEQ), (4 * 2 * 2 * 4, 0));
+    assert_eq!((compared, TOKENS % SEQ), (models.len() * 2 * 2 * 4, 0));
 }

@@ -59,7 +59,7 @@ fn segments_follow_the_buckets_and_run_from_the_last() {
 
 #[test]
 fn evaluation_keeps_nothing_and_draws_no_dropout() {
-    let model = trine_spec::ModelSpec { dropout: 0.5, ..toy::gpt() };
+    let model = trine_spec::ModelSpec { dropout: 0.5.into(), ..toy::gpt() };
     let rank = Rank::serial(&Setup::whole(model.clone(), DType::F32));
     let batch = Batch::new(&model);
     let ctx = rank.context(&batch);
@@ -69,8 +69,10 @@ fn evaluation_keeps_nothing_and_draws_no_dropout() {
     let eval = Context { mode: Mode::Eval, ..ctx };
     let (losses, states) = rank.stage.forward(&rank.weights, ids(&batch), &eval).unwrap();
     assert!(states.iter().all(|state| state.bytes() == 0));
-    let dry =
-        Rank::serial(&Setup::whole(trine_spec::ModelSpec { dropout: 0.0, ..model }, DType::F32));
+    let dry = Rank::serial(&Setup::whole(
+        trine_spec::ModelSpec { dropout: 0.0.into(), ..model },
+        DType::F32,
+    ));
     let (expected, _) = dry.stage.forward(&dry.weights, ids(&batch), &dry.context(&batch)).unwrap();
     assert_eq!(losses.to_f64_vec(), expected.to_f64_vec());
     assert_ne!(losses.to_f64_vec(), train);

@@ -200,6 +200,7 @@ impl Computes {
             Self::Linear { bias: false } => Box::new(|x, w| linear(x, &w[0], None)),
             Self::Norm(Norm::Layer) => Box::new(|x, w| layer_norm(x, &w[0], &w[1])),
             Self::Norm(Norm::Rms) => Box::new(|x, w| rms_norm(x, &w[0])),
+            Self::Norm(Norm::RmsOne) => Box::new(|x, w| rms_norm(x, &(&w[0] + 1.0)?)),
             Self::Activation { function, gated: false } => {
                 Box::new(move |x, _| activation(function, x))
             }

@@ -171,7 +171,8 @@ fn norms(cols: usize) -> Result<Vec<Case>, NnError> {
     };
     Ok(vec![
         norm(Norm::Layer, both, "layer norm", &["gain", "bias"])?,
-        norm(Norm::Rms, gain, "rms norm", &["gain"])?,
+        norm(Norm::Rms, gain.clone(), "rms norm", &["gain"])?,
+        norm(Norm::RmsOne, gain, "rms norm of one more", &["gain"])?,
     ])
 }
 

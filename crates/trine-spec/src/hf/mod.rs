@@ -8,7 +8,10 @@ mod write;
 pub use read::model_from_config;
 pub use write::config;
 
-use crate::{Family, ModelSpec, Piece};
+use crate::families::Name;
+use crate::{ModelSpec, ParamSpec, Piece};
+use serde_json::json;
+use std::collections::BTreeSet;
 
 /// Why a `config.json` gives no model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,30 +27,46 @@ pub enum HfError {
 /// A key of every safetensors file that is no tensor's.
 pub(crate) const METADATA: &str = "__metadata__";
 
-/// A GPT that GPT-2's code cannot compute, under a name that nobody takes for it.
-const OUR_GPT: &str = "trine-gpt";
+/// A model that no architecture of `transformers` computes, under a name that nobody takes for one: the file holds
+/// trine's description under the same name.
+const OURS: &str = "trine";
 
 /// Its architecture.
-const OUR_GPT_CLASS: &str = "TrineGptForCausalLM";
+const OUR_CLASS: &str = "TrineForCausalLM";
+
+/// The same of a GPT in older releases.
+const OLD_GPT: &str = "trine-gpt";
 
 /// A model with pieces of somebody's own, which nobody else can compute.
 const OWN_PIECES: &str = "trine-own-pieces";
 
-/// Whether `transformers` has an architecture that computes the model: its GPT-2 has no grouped
-/// heads, and cuts them from the width. A model that it cannot compute is saved under a name of its own.
+/// Whether `transformers` has an architecture that computes the model: whether the description of its family says all
+/// of it. Dropout is no part of that: it belongs to training.
 pub fn is_expressible(model: &ModelSpec) -> bool {
-    match model.family {
-        Family::Gpt => model.kv_heads == model.heads && model.q_dim() == model.hidden,
-        Family::Llama => true,
-    }
+    obstacles(model).is_empty()
+}
+
+/// What of the model the description of its family cannot say, as keys of a configuration.
+pub fn obstacles(model: &ModelSpec) -> Vec<String> {
+    let Ok(read) = read::model_from_config(&write::of_family(model)) else {
+        return vec!["model.head_dim".into()];
+    };
+    let is_same = |block| read.block(block) == model.block(block);
+    let (ours, theirs) = (json!(model), json!(read));
+    let differs = |key: &&str| ours[*key] != theirs[*key];
+    // Two lists may say the same of every block.
+    let of_blocks: Vec<&str> = match (0..model.layers).all(is_same) {
+        true => vec!["logit_cap", "embedding_scale"],
+        false => model.traits().into_iter().map(|(name, _)| name).collect(),
+    };
+    let sizes = ["kv_heads", "head_dim", "tied", "norm_eps", "rope_theta", "init_std"];
+    let all = sizes.into_iter().chain(of_blocks);
+    all.filter(differs).map(|key| format!("model.{key}")).collect()
 }
 
 /// What the names of the base model's tensors begin with: files may have it or not.
 pub fn prefix(model: &ModelSpec) -> &'static str {
-    match model.family {
-        Family::Gpt => "transformer.",
-        Family::Llama => "model.",
-    }
+    model.family.row().names.prefix
 }
 
 /// A Hugging Face tensor and the trine parameters that it is made of.
@@ -59,99 +78,60 @@ pub struct HfTensor {
     pub parts: Vec<String>,
     /// Stored as `[in, out]` (GPT-2's `Conv1D`) instead of `[out, in]`.
     pub transposed: bool,
+    /// In how many pieces each part is cut: piece 0 of every part, then piece 1 of every part (GPT-NeoX: heads).
+    pub pieces: usize,
 }
 
 impl HfTensor {
     /// A parameter of a piece that others do not have: stored as it is, under trine's name.
     pub fn of(name: &str) -> Self {
-        tensor(name.into(), &[name.into()], false)
+        Self { name: name.into(), parts: vec![name.into()], transposed: false, pieces: 1 }
     }
 }
 
-/// The Hugging Face tensors of one piece. A tied output layer has none.
+/// The Hugging Face tensors of one piece. A tied output layer has none. A parameter that the family has no name for is
+/// stored under trine's.
 pub fn tensors(model: &ModelSpec, piece: Piece) -> Vec<HfTensor> {
-    let mut tensors = match model.family {
-        Family::Gpt => gpt(piece),
-        Family::Llama => llama(piece),
+    let names = &model.family.row().names;
+    let (names, block) = match piece {
+        Piece::Embedding => (names.embedding, None),
+        Piece::Block(index) => (names.block, Some(index)),
+        Piece::Head => (names.head, None),
     };
-    if model.tied {
-        tensors.retain(|tensor| tensor.name != "lm_head.weight");
+    let params = model.params(piece, 1);
+    let own = params.iter().filter(|param| param.tied_to.is_none());
+    let mut left: BTreeSet<&str> = own.map(|param| param.name.as_str()).collect();
+    let mut tensors = Vec::new();
+    for name in names {
+        for kind in ["weight", "bias"] {
+            let tensor = named(model, name, block, kind);
+            if tensor.parts.iter().all(|part| left.contains(part.as_str())) {
+                tensor.parts.iter().for_each(|part| {
+                    left.remove(part.as_str());
+                });
+                tensors.push(tensor);
+            }
+        }
     }
+    let in_order = |param: &&ParamSpec| left.contains(param.name.as_str());
+    tensors.extend(params.iter().filter(in_order).map(|param| HfTensor::of(&param.name)));
     tensors
 }
 
-fn tensor(name: String, parts: &[String], transposed: bool) -> HfTensor {
-    HfTensor { name, parts: parts.to_vec(), transposed }
-}
-
-fn gpt(piece: Piece) -> Vec<HfTensor> {
-    let plain = |hf: &str, own: &str| tensor(hf.into(), &[own.into()], false);
-    match piece {
-        Piece::Embedding => vec![
-            plain("transformer.wte.weight", "embedding.token"),
-            plain("transformer.wpe.weight", "embedding.position"),
-        ],
-        Piece::Head => vec![
-            plain("transformer.ln_f.weight", "head.norm.weight"),
-            plain("transformer.ln_f.bias", "head.norm.bias"),
-            plain("lm_head.weight", "head.output.weight"),
-        ],
-        Piece::Block(index) => {
-            let rows: [(&str, &[&str]); 6] = [
-                ("ln_1", &["norm1"]),
-                ("attn.c_attn", &["attention.q", "attention.k", "attention.v"]),
-                ("attn.c_proj", &["attention.output"]),
-                ("ln_2", &["norm2"]),
-                ("mlp.c_fc", &["mlp.up"]),
-                ("mlp.c_proj", &["mlp.down"]),
-            ];
-            let mut tensors = Vec::new();
-            for (hf, own) in rows {
-                for kind in ["weight", "bias"] {
-                    let parts: Vec<String> =
-                        own.iter().map(|own| format!("block.{index}.{own}.{kind}")).collect();
-                    let transposed = kind == "weight" && hf.contains(".c_");
-                    tensors.push(tensor(
-                        format!("transformer.h.{index}.{hf}.{kind}"),
-                        &parts,
-                        transposed,
-                    ));
-                }
-            }
-            tensors
-        }
-    }
-}
-
-fn llama(piece: Piece) -> Vec<HfTensor> {
-    let plain = |hf: String, own: String| tensor(hf, &[own], false);
-    match piece {
-        Piece::Embedding => {
-            vec![plain("model.embed_tokens.weight".into(), "embedding.token".into())]
-        }
-        Piece::Head => vec![
-            plain("model.norm.weight".into(), "head.norm.weight".into()),
-            plain("lm_head.weight".into(), "head.output.weight".into()),
-        ],
-        Piece::Block(index) => [
-            ("input_layernorm", "norm1"),
-            ("self_attn.q_proj", "attention.q"),
-            ("self_attn.k_proj", "attention.k"),
-            ("self_attn.v_proj", "attention.v"),
-            ("self_attn.o_proj", "attention.output"),
-            ("post_attention_layernorm", "norm2"),
-            ("mlp.gate_proj", "mlp.gate"),
-            ("mlp.up_proj", "mlp.up"),
-            ("mlp.down_proj", "mlp.down"),
-        ]
-        .iter()
-        .map(|(hf, own)| {
-            plain(
-                format!("model.layers.{index}.{hf}.weight"),
-                format!("block.{index}.{own}.weight"),
-            )
-        })
-        .collect(),
+/// The tensor of this kind of a module.
+fn named(model: &ModelSpec, name: &Name, block: Option<usize>, kind: &str) -> HfTensor {
+    let number = block.map(|index| index.to_string()).unwrap_or_default();
+    let part = |part: &&str| match block {
+        Some(index) => format!("block.{index}.{part}.{kind}"),
+        // Tables have no bias.
+        None if part.starts_with("embedding.") && kind == "weight" => (*part).into(),
+        None => format!("{part}.{kind}"),
+    };
+    HfTensor {
+        name: format!("{}.{kind}", name.outside.replace("{}", &number)),
+        parts: name.parts.iter().map(part).collect(),
+        transposed: name.transposed && kind == "weight",
+        pieces: if name.by_heads && model.kv_heads == model.heads { model.heads } else { 1 },
     }
 }
 
@@ -159,12 +139,11 @@ fn llama(piece: Piece) -> Vec<HfTensor> {
 mod tests {
     use super::*;
     use crate::presets;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_parameter_has_exactly_one_place_in_a_hugging_face_file() {
-        for name in ["gpt2-124m", "llama2-7b", "frontier-22b"] {
-            let model = presets::find(name).unwrap().model;
+        for preset in presets::all() {
+            let (model, name) = (preset.model, preset.name);
             let mut named = BTreeSet::new();
             for part in
                 model.pieces().flat_map(|piece| tensors(&model, piece)).flat_map(|t| t.parts)
@@ -175,6 +154,17 @@ mod tests {
             let own: BTreeSet<String> =
                 params.filter(|param| param.tied_to.is_none()).map(|param| param.name).collect();
             assert_eq!(named, own, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_preset_is_expressible_and_read_as_it_was_written() {
+        for preset in presets::all() {
+            assert!(is_expressible(&preset.model), "{}", preset.name);
+            let tensors = preset.model.pieces().flat_map(|piece| tensors(&preset.model, piece));
+            for tensor in tensors {
+                assert_ne!(tensor.parts[0], tensor.name, "{}", preset.name);
+            }
         }
     }
 }

@@ -493,6 +493,10 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
         | Kind::Choice(_)
         | Kind::Order(_)
         | Kind::NumbersOr(_)
+        | Kind::Each(_)
+        | Kind::OrNone(_)
+        | Kind::Rates
+        | Kind::Scaling
         | Kind::Texts => {
             return None;
         }
@@ -514,6 +518,10 @@ pub(super) fn above_limit(key: &Key, value: impl ToString, at: &Origin) -> Viola
         | Kind::Choice(_)
         | Kind::Order(_)
         | Kind::NumbersOr(_)
+        | Kind::Each(_)
+        | Kind::OrNone(_)
+        | Kind::Rates
+        | Kind::Scaling
         | Kind::Texts => max.to_string(),
     };
     Violation::Rule {

@@ -4,6 +4,7 @@ use super::schema::{Field, Key, Kind};
 use super::sections::{
     Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, Output, Sample, Threads, Train,
 };
+use trine_spec::ModelSpec;
 
 /// Stands for a whole run's configuration.
 pub(super) const PRESET: &str = "preset";
@@ -22,6 +23,13 @@ const fn key(path: &'static str, kind: Kind, rule: &'static str, about: &'static
 
 const fn shorthand(path: &'static str, kind: Kind, rule: &'static str, about: &'static str) -> Key {
     Key { path, kind, rule, about, shorthand: true }
+}
+
+/// A trait of the model's blocks.
+macro_rules! each {
+    ($name:literal, $kind:expr, $rule:literal, $about:literal $(,)?) => {
+        key(concat!("model.", $name), Kind::Each($kind), $rule, $about)
+    };
 }
 
 const ROOT: &[Key] = &[
@@ -45,9 +53,9 @@ const MODEL: &[Key] = &[
     shorthand(MODEL_PRESET, Kind::Text, "a name of `trine presets`", "the model of that preset"),
     key(
         "model.family",
-        Kind::Choice(&["gpt", "llama"]),
+        Kind::Choice(ModelSpec::FAMILIES),
         "any",
-        "norms, activation, positions, biases",
+        "the family: names of tensors for others, and all traits that are not given",
     ),
     key("model.hidden", usize::KIND, "at least 1", "width of the residual stream"),
     key("model.layers", usize::KIND, "at least 1", "number of blocks"),
@@ -61,7 +69,7 @@ const MODEL: &[Key] = &[
     key(
         "model.head_dim",
         usize::KIND,
-        "even for llama",
+        "even with rotary positions",
         "elements of a head; follows model.hidden / model.heads where the preset's does",
     ),
     key(
@@ -79,10 +87,70 @@ const MODEL: &[Key] = &[
     key("model.seq_max", usize::KIND, "at least data.seq", "longest sequence"),
     key("model.tied", bool::KIND, "any", "the output layer is the token embedding"),
     key("model.norm_eps", f64::KIND, "above 0", "added to the variance in norms"),
-    key("model.rope_theta", f64::KIND, "above 0", "base of the rotary frequencies (llama)"),
-    key("model.dropout", f64::KIND, "0 or more, below 1", "dropout probability"),
+    key("model.rope_theta", f64::KIND, "above 0", "base of the rotary frequencies"),
+    key(
+        "model.dropout",
+        Kind::Rates,
+        "each 0 or more, below 1",
+        "dropout probability, or those of the embedding, of attention and of the branches",
+    ),
     key("model.init_std", f64::KIND, "above 0", "standard deviation of the initial weights"),
+    each!("norm", &Kind::Choice(&["layer", "rms", "rms-one"]), "any", "kind of the norms"),
+    each!(
+        "norm_at",
+        &Kind::Choice(&["before", "after", "both"]),
+        "any",
+        "where a branch has norms: of what it reads, or of what it gives",
+    ),
+    each!(
+        "positions",
+        &Kind::Choice(&["learned", "rotary", "none"]),
+        "learned in all blocks or in none",
+        "how attention knows of positions",
+    ),
+    each!(
+        "rope_fraction",
+        &f64::KIND,
+        "above 0, at most 1, turns pairs",
+        "part of a head that is turned"
+    ),
+    key(
+        "model.rope_scaling",
+        Kind::Scaling,
+        "none, linear FACTOR, llama3 FACTOR LOW HIGH ORIGINAL or yarn FACTOR FAST SLOW ORIGINAL",
+        "how rotary frequencies are stretched",
+    ),
+    each!("qkv_bias", &bool::KIND, "any", "biases of queries, keys and values"),
+    each!("output_bias", &bool::KIND, "any", "a bias of attention's output"),
+    each!("mlp_bias", &bool::KIND, "any", "biases of the MLP"),
+    each!(
+        "qk_norm",
+        &Kind::Choice(&["none", "head", "all"]),
+        "any",
+        "norms of queries and keys: of each head, or of all together",
+    ),
+    each!(
+        "activation",
+        &Kind::Choice(&["gelu-tanh", "gelu", "silu", "relu"]),
+        "any",
+        "function of the MLP",
+    ),
+    each!("gated", &bool::KIND, "any", "the MLP's function is that of a gate"),
+    each!("parallel", &bool::KIND, "any", "attention and MLP read the same"),
+    each!("window", &COUNT_OR_NONE, "at least 1", "tokens that each one attends to"),
+    each!(
+        "score_dim",
+        &COUNT_OR_NONE,
+        "at least 1",
+        "scores are divided by its root; none: head_dim"
+    ),
+    each!("score_cap", &NUMBER_OR_NONE, "above 0", "bound of attention's scores"),
+    key("model.logit_cap", NUMBER_OR_NONE, "above 0", "bound of the logits"),
+    key("model.embedding_scale", NUMBER_OR_NONE, "above 0", "factor of the embedded tokens"),
 ];
+
+const COUNT_OR_NONE: Kind = Kind::OrNone(&usize::KIND);
+const NUMBER_OR_NONE: Kind = Kind::OrNone(&f64::KIND);
 
 const LAYOUT: &[Key] = &[shorthand(
     DEGREES,

@@ -44,6 +44,7 @@ pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     }
     let mut broken = Vec::new();
     draft.follow(&mut broken);
+    draft.follow_family()?;
     draft.suit_prompts();
     draft.count_steps();
     let micro_is_given =
@@ -189,6 +190,32 @@ impl Draft {
                 self.put(path, integer(value), at.clone());
             }
         }
+    }
+
+    /// A trait that was its family's own in the preset is the family's for another width, or another family's.
+    fn follow_family(&mut self) -> Result<(), ConfigError> {
+        let name = self.values.get("model.family").and_then(Value::as_str).unwrap_or_default();
+        let changed =
+            ["model.family", "model.hidden"].into_iter().find(|path| !self.untouched(path));
+        let (Some(at), Ok(family)) = (changed, trine_spec::family(name)) else { return Ok(()) };
+        let at = self.origins.of(at);
+        let table = |model: &ModelSpec| {
+            toml::Table::try_from(model).map_err(|error| ConfigError::Syntax {
+                at: Origin::Program,
+                cause: error.to_string(),
+            })
+        };
+        let base = self.base.clone();
+        let wider = ModelSpec { hidden: self.count("model.hidden"), ..base.clone() };
+        let (was, usual) = (table(&base)?, table(&base.clone().of_family(base.family))?);
+        let now = table(&wider.of_family(family))?;
+        for (name, _) in base.traits() {
+            let key = keys::find(&format!("model.{name}")).expect("invariant: traits are keys");
+            if self.untouched(key.path) && was[name] == usual[name] {
+                self.put(key.path, now[name].clone(), at.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Prompts of the preset are Rust: another text is completed from beginnings of its own.

@@ -26,7 +26,18 @@ pub enum Kind {
     NumbersOr(&'static str),
     /// A list of texts.
     Texts,
+    /// Such a value for all blocks of a model, or a list of them that is repeated over the blocks.
+    Each(&'static Kind),
+    /// Such a value, or the word `none`.
+    OrNone(&'static Kind),
+    /// A number, or three.
+    Rates,
+    /// A stretching of rotary frequencies.
+    Scaling,
 }
+
+/// The word of [`Kind::OrNone`].
+pub(super) const NONE: &str = "none";
 
 impl Kind {
     /// In words, for messages and lists.
@@ -45,6 +56,12 @@ impl Kind {
             Self::Counts => "a list of whole numbers".into(),
             Self::NumbersOr(word) => format!("a list of numbers, or {}", quoted(&[word])),
             Self::Texts => "a list of texts in quotes".into(),
+            Self::Each(kind) => {
+                format!("{}, or a list that is repeated over the blocks", kind.describe())
+            }
+            Self::OrNone(kind) => format!("{}, or \"none\"", kind.describe()),
+            Self::Rates => "a number, or a list of three".into(),
+            Self::Scaling => "a text in quotes".into(),
         }
     }
 
@@ -54,11 +71,23 @@ impl Kind {
             Self::Count => value.as_integer().is_some_and(|number| number >= 0),
             Self::Number => value.is_float() || value.is_integer(),
             Self::Flag => value.is_bool(),
-            Self::Text | Self::Path | Self::Choice(_) | Self::Order(_) => value.is_str(),
+            Self::Text | Self::Path | Self::Choice(_) | Self::Order(_) | Self::Scaling => {
+                value.is_str()
+            }
             Self::Counts => all(value, |item| Self::Count.has_type(item)),
             // Of the word, too, only the type counts here.
             Self::NumbersOr(_) => value.is_str() || all(value, |item| Self::Number.has_type(item)),
             Self::Texts => all(value, toml::Value::is_str),
+            Self::Each(kind) => {
+                let is_list = value.as_array().is_some_and(|items| !items.is_empty());
+                kind.has_type(value) || is_list && all(value, |item| kind.has_type(item))
+            }
+            Self::OrNone(kind) => value.as_str() == Some(NONE) || kind.has_type(value),
+            Self::Rates => {
+                let is_three = value.as_array().is_some_and(|items| items.len() == 3);
+                Self::Number.has_type(value)
+                    || is_three && all(value, |item| Self::Number.has_type(item))
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::engine::ZeroStage;
 use std::collections::BTreeSet;
 use trine_buffer::DType;
 use trine_schedule::{KindInfo, Purpose, ScheduleKind, UniformStage};
+use trine_spec::ModelSpec;
 
 fn typed(file: &str, settings: &[&str]) -> Typed {
     let file = (!file.is_empty()).then(|| File { name: "run.toml".into(), text: file.into() });
@@ -480,14 +481,20 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
 #[test]
 fn no_number_is_infinite_or_absurd_where_it_is_used() {
     let mut cases = 0;
-    for key in keys::keys().filter(|key| matches!(key.kind, Kind::Number)) {
+    fn is_number(kind: &Kind) -> bool {
+        match kind {
+            Kind::Each(kind) | Kind::OrNone(kind) => is_number(kind),
+            kind => matches!(kind, Kind::Number | Kind::Rates),
+        }
+    }
+    for key in keys::keys().filter(|key| is_number(&key.kind)) {
         for value in ["nan", "inf", "-inf", "1e300", "-1e300", "1e39"] {
             let text = error("", &[&format!("{}={value}", key.path)]);
             assert!(text.contains(key.path) && text.contains("nearest valid: "), "{text}");
             cases += 1;
         }
     }
-    assert!(cases >= 6 * 20, "{cases}");
+    assert!(cases >= 6 * 24, "{cases}");
     for (setting, part, end) in [
         ("optimizer.lr=1e300", "optimizer.lr = 1e300: must be a number between -3.4", "0.0025"),
         ("optimizer.lr=1e-300", "must be above 0", "0.001"),
@@ -577,7 +584,8 @@ fn every_choice_can_be_set() {
     let mut words = 0;
     // Shorthands are no part of what is resolved.
     for key in keys().filter(|key| !key.shorthand) {
-        if let Kind::Choice(choices) | Kind::Order(choices) = key.kind {
+        let kind = if let Kind::Each(kind) = key.kind { *kind } else { key.kind };
+        if let Kind::Choice(choices) | Kind::Order(choices) = kind {
             for word in choices {
                 let word_set = format!("{}={word}", key.path);
                 let config = load("", &["train.precision=f32", "batch.global=64", &word_set]);
@@ -592,9 +600,10 @@ fn every_choice_can_be_set() {
         trine_plan::runs_schedule(info.kind)
     };
     let schedules = ScheduleKind::all().iter().filter(runs);
-    let others =
-        "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd gpt llama auto off";
-    assert_eq!(words, schedules.count() + others.split(' ').count());
+    let others = "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd auto off \
+         layer rms rms-one before after both learned rotary none none head all gelu-tanh gelu silu relu";
+    let named = others.split_whitespace().count() + ModelSpec::FAMILIES.len();
+    assert_eq!(words, schedules.count() + named);
 }
 
 /// Times are none, four numbers, or still to be measured; a configuration keeps which.

@@ -1,13 +1,14 @@
 //! A configuration as typed: a preset's name, a file's text, options; nothing is resolved yet.
 
 use super::error::{ConfigError, LISTED_MAX, Origin, Violation};
-use super::schema::{Key, Kind, quoted};
+use super::schema::{Key, Kind, NONE, quoted};
 use super::{Source, check, keys};
 use std::path::{Path, PathBuf};
 use std::slice;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 use trine_schedule::{Order, Schedule};
+use trine_spec::{RopeScaling, SpecError};
 
 /// Bytes of the largest configuration file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -307,6 +308,15 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         });
     }
     let (choices, more) = match &key.kind {
+        Kind::Each(kind) => {
+            let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            return items
+                .iter()
+                .find_map(|item| wrong_value(&Key { kind: **kind, ..*key }, item, at));
+        }
+        Kind::OrNone(_) if value.as_str() == Some(NONE) => return None,
+        Kind::OrNone(kind) => return wrong_value(&Key { kind: **kind, ..*key }, value, at),
+        Kind::Scaling => return wrong_scaling(key, value, at),
         Kind::Choice(choices) => (*choices, ""),
         Kind::Order(names) => (*names, ", or \"file:\" and the path of a schedule"),
         Kind::NumbersOr(word) => (slice::from_ref(word), ", or a list of numbers"),
@@ -316,6 +326,7 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         | Kind::Text
         | Kind::Path
         | Kind::Counts
+        | Kind::Rates
         | Kind::Texts => return check::too_large(key, value, at),
     };
     match value.as_str() {
@@ -328,6 +339,14 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         }),
         Some(_) | None => None,
     }
+}
+
+/// What is wrong with a stretching of rotary frequencies.
+fn wrong_scaling(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
+    let text = value.as_str().unwrap_or_default();
+    let error = text.parse::<RopeScaling>().err()?;
+    let SpecError::Field { rule, nearest, .. } = error else { return None };
+    Some(Violation::Rule { at: at.clone(), what: format!("{} = {value}", key.path), rule, nearest })
 }
 
 /// An unknown table is a misspelled section, anything else a misspelled key.

@@ -94,7 +94,12 @@ pub(crate) fn layer(b: &Builder<'_>, index: usize) -> Result<PieceLayer, NnError
     Ok(PieceLayer::Inner(Box::new(Parallel {
         norm: b.norm(&within("norm"), Norm::Rms, label("norm"))?,
         qkv: b.column(&attention, &["q", "k", "v"], false, label("qkv"))?,
-        attention: b.attention(&attention, index, label("attention"))?,
+        attention: b.attention(
+            &attention,
+            index,
+            &b.model.attention_traits(index),
+            label("attention"),
+        )?,
         output: b.row(&format!("{attention}.output"), false, label("output"))?,
         up: b.column(&up, &["up"], false, label("up"))?,
         activation: Activation { function: Function::GeluTanh, gated: false, cols },

@@ -7,6 +7,7 @@ mod state;
 
 use crate::args::InspectArgs;
 use crate::corpus::{self, Names};
+use crate::dry_run::named;
 use crate::failure::Failure;
 use crate::output::{self, counted, grouped};
 use crate::progress::clock;
@@ -267,7 +268,7 @@ fn configured(config: &Config) -> Vec<(&'static str, String)> {
         0.0 => String::new(),
         minutes => format!(" or {minutes} minutes"),
     };
-    let family = format!("{:?}", model.family).to_lowercase();
+    let family = named(model);
     let numerics = format!("{:?}", train.numerics).to_lowercase();
     vec![
         (

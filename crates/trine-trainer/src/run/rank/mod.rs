@@ -316,9 +316,13 @@ impl<'a> RankRun<'a> {
 
 /// What others cannot do with the checkpoints, if there is something.
 fn other_architecture(model: &ModelSpec) -> Option<String> {
-    let text = "checkpoints are saved as \"trine-gpt\", which transformers does not open: its GPT-2 has as many \
-                KV heads as heads, and model.heads × model.head_dim = model.hidden";
-    (!hf::is_expressible(model)).then(|| text.to_owned())
+    let lacks = hf::obstacles(model).join(", ");
+    (!lacks.is_empty()).then(|| {
+        format!(
+            "checkpoints are saved as \"trine\", which transformers does not open: a {} of its has no such {lacks}",
+            model.family
+        )
+    })
 }
 
 fn is_first(engine: &Engine) -> bool {
