@@ -59,8 +59,9 @@ pub fn obstacles(model: &ModelSpec) -> Vec<String> {
         true => vec!["logit_cap", "embedding_scale"],
         false => model.traits().into_iter().map(|(name, _)| name).collect(),
     };
-    let sizes = ["kv_heads", "head_dim", "tied", "norm_eps", "rope_theta", "init_std"];
-    let all = sizes.into_iter().chain(of_blocks);
+    let sizes = ["kv_heads", "head_dim", "tied", "norm_eps", "init_std"];
+    let is_turned = (0..model.layers).any(|block| model.turned(block) > 0);
+    let all = sizes.into_iter().chain(is_turned.then_some("rope_theta")).chain(of_blocks);
     all.filter(differs).map(|key| format!("model.{key}")).collect()
 }
 
@@ -138,7 +139,7 @@ fn named(model: &ModelSpec, name: &Name, block: Option<usize>, kind: &str) -> Hf
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::presets;
+    use crate::{Each, Family, OrNone, presets};
 
     #[test]
     fn every_parameter_has_exactly_one_place_in_a_hugging_face_file() {
@@ -165,6 +166,18 @@ mod tests {
             for tensor in tensors {
                 assert_ne!(tensor.parts[0], tensor.name, "{}", preset.name);
             }
+        }
+    }
+
+    #[test]
+    fn a_mistral_has_one_window_for_all_blocks() {
+        let (some, none) = (OrNone::Some(3), OrNone::NONE);
+        let smallest = ModelSpec { layers: 2, ..ModelSpec::smallest(Family::Mistral) };
+        for (windows, expected) in [(vec![some], true), (vec![none], true), (vec![some, none], false)] {
+            let window = Each::repeated(windows).unwrap();
+            let model = ModelSpec { window, ..smallest.clone() };
+            assert!(write::of_family(&model)["layer_types"].is_null());
+            assert_eq!(is_expressible(&model), expected, "{:?}", model.window);
         }
     }
 }

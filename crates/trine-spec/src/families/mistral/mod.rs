@@ -6,6 +6,7 @@ use super::keys::{
 use super::preset::{Preset, Sizes};
 use super::{LLAMA_EMBEDDING, LLAMA_HEAD, Names, Row, llama};
 use crate::{Family, ModelSpec, OrNone};
+use serde_json::Value;
 
 pub(super) const ROW: Row = Row {
     kind: "mistral",
@@ -27,7 +28,8 @@ const OWN: &[Key] = &[
     number!("rms_norm_eps", norm_eps, 1e-6),
     flag!("tie_word_embeddings", tied, false),
     WINDOW,
-    LAYER_TYPES,
+    // transformers takes a "mistral" that speaks of kinds of blocks for another model, so it is read, not written.
+    Key { get: |_| Value::Null, ..LAYER_TYPES },
 ];
 
 fn presets() -> Vec<Preset> {
