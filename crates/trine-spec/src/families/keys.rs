@@ -267,37 +267,33 @@ fn widest(model: &ModelSpec) -> Option<usize> {
     (0..model.layers).filter_map(|block| model.window.of(block).get()).max()
 }
 
-/// Rotary positions.
-pub(crate) const ROPE: &[Key] = &[
-    number!("rope_theta", rope_theta, 1e4),
-    Key {
-        name: "rope_scaling",
-        field: "rope_scaling",
-        what: "an object with all numbers of its kind",
-        get: |model| match model.rope_scaling {
-            RopeScaling::None => Value::Null,
-            scaling => described(scaling),
-        },
-        set: read_rope,
-        absent: Absent::Nothing,
+/// Rotary positions of whole heads.
+pub(crate) const ROPE: &[Key] =
+    &[number!("rope_theta", rope_theta, 1e4), ROPE_SCALING, ROPE_PARAMETERS];
+
+/// How frequencies are stretched.
+pub(crate) const ROPE_SCALING: Key = Key {
+    name: "rope_scaling",
+    field: "rope_scaling",
+    what: "an object with all numbers of its kind",
+    get: |model| match model.rope_scaling {
+        RopeScaling::None => Value::Null,
+        scaling => described(scaling),
     },
-    // Since version 5, `transformers` keeps what belongs to rotary positions in one object.
-    Key {
-        name: "rope_parameters",
-        field: "rope_scaling",
-        what: "an object with all numbers of its kind",
-        get: |model| {
-            let mut object = described(model.rope_scaling);
-            object["rope_theta"] = model.rope_theta.into();
-            if *model.rope_fraction.of(0) != 1.0 {
-                object["partial_rotary_factor"] = (*model.rope_fraction.of(0)).into();
-            }
-            object
-        },
-        set: read_rope,
-        absent: Absent::Nothing,
+    set: read_rope_of_heads,
+    absent: Absent::Nothing,
+};
+
+/// All that belongs to rotary positions, in one object since version 5 of `transformers`.
+pub(crate) const ROPE_PARAMETERS: Key = Key {
+    name: "rope_parameters",
+    get: |model| {
+        let mut object = described(model.rope_scaling);
+        object["rope_theta"] = model.rope_theta.into();
+        object
     },
-];
+    ..ROPE_SCALING
+};
 
 /// The function of an MLP under `name`, and `default` where nothing is said.
 macro_rules! activation {
@@ -376,8 +372,20 @@ fn described(scaling: RopeScaling) -> Value {
     }
 }
 
+/// Reads one of a family that turns whole heads: of parts the files speak, and nobody there turns them.
+fn read_rope_of_heads(model: &mut ModelSpec, value: &Value) -> Result<(), Fault> {
+    read_rope(model, value)?;
+    match *model.rope_fraction.of(0) == 1.0 {
+        true => Ok(()),
+        false => Err(Fault::Within(
+            "partial_rotary_factor".into(),
+            "rotary positions of whole heads in this family",
+        )),
+    }
+}
+
 /// Reads one; it may also say the base and the part of a head that is turned.
-fn read_rope(model: &mut ModelSpec, value: &Value) -> Result<(), Fault> {
+pub(crate) fn read_rope(model: &mut ModelSpec, value: &Value) -> Result<(), Fault> {
     const KEYS: [&str; 10] = [
         "rope_type",
         "type",

@@ -87,6 +87,8 @@ pub(crate) struct Row {
     pub(crate) keys: &'static [&'static [Key]],
     /// What else may stand there.
     pub(crate) rules: &'static [Rule],
+    /// Whether `transformers` refuses a width that the heads do not share evenly.
+    pub(crate) even: bool,
     /// How its tensors are called.
     pub(crate) names: Names,
     /// Published models.

@@ -52,17 +52,20 @@ pub fn obstacles(model: &ModelSpec) -> Vec<String> {
         return vec!["model.head_dim".into()];
     };
     let is_same = |block| read.block(block) == model.block(block);
+    let is_turned = (0..model.layers).any(|block| model.turned(block) > 0);
     let (ours, theirs) = (json!(model), json!(read));
     let differs = |key: &&str| ours[*key] != theirs[*key];
     // Two lists may say the same of every block.
-    let of_blocks: Vec<&str> = match (0..model.layers).all(is_same) {
+    let are_same = (0..model.layers).all(is_same);
+    let of_blocks = match are_same && read.learned_positions() == model.learned_positions() {
         true => vec!["logit_cap", "embedding_scale"],
         false => model.traits().into_iter().map(|(name, _)| name).collect(),
     };
     let sizes = ["kv_heads", "head_dim", "tied", "norm_eps", "init_std"];
-    let is_turned = (0..model.layers).any(|block| model.turned(block) > 0);
-    let all = sizes.into_iter().chain(is_turned.then_some("rope_theta")).chain(of_blocks);
-    all.filter(differs).map(|key| format!("model.{key}")).collect()
+    let said = sizes.into_iter().chain(is_turned.then_some("rope_theta")).chain(of_blocks);
+    let is_uneven = model.family.row().even && !model.hidden.is_multiple_of(model.heads);
+    let lacks = is_uneven.then_some("heads").into_iter().chain(said.filter(differs));
+    lacks.map(|key| format!("model.{key}")).collect()
 }
 
 /// What the names of the base model's tensors begin with: files may have it or not.
@@ -139,7 +142,7 @@ fn named(model: &ModelSpec, name: &Name, block: Option<usize>, kind: &str) -> Hf
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Each, Family, OrNone, presets};
+    use crate::{Each, Family, OrNone, Positions, presets};
 
     #[test]
     fn every_parameter_has_exactly_one_place_in_a_hugging_face_file() {
@@ -169,11 +172,61 @@ mod tests {
         }
     }
 
+    fn smallest(family: Family) -> ModelSpec {
+        ModelSpec { layers: 2, hidden: 24, heads: 3, head_dim: 8, ..ModelSpec::smallest(family) }
+            .of_family(family)
+    }
+
+    #[test]
+    fn what_others_would_compute_otherwise_is_an_obstacle() {
+        for family in Family::ALL {
+            let model = ModelSpec { kv_heads: 3, rope_fraction: 1.0.into(), ..smallest(*family) };
+            assert_eq!(obstacles(&model), [""; 0], "{family}");
+            let half = ModelSpec { rope_fraction: 0.5.into(), ..model.clone() };
+            // GPT turns nothing, and GPT-NeoX says which part.
+            let says = matches!(family, Family::Gpt | Family::GptNeoX);
+            let expected: &[&str] = if says { &[] } else { &["model.rope_fraction"] };
+            assert_eq!(obstacles(&half), expected, "{family}");
+            let positions = Positions::None.into();
+            let without = obstacles(&ModelSpec { positions, ..model.clone() });
+            assert!(without.contains(&"model.positions".into()), "{family}: {without:?}");
+            let (heads, kv_heads) = (5, 5);
+            let uneven = obstacles(&ModelSpec { heads, kv_heads, ..model });
+            assert_eq!(uneven.is_empty(), !family.row().even, "{family}: {uneven:?}");
+        }
+    }
+
+    #[test]
+    fn parts_of_heads_are_read_where_others_turn_them() {
+        let read = |family, key: &str, value| {
+            let mut config = write::of_family(&smallest(family));
+            for rope in ["rope_theta", "rope_parameters", "rotary_emb_base"] {
+                config.as_object_mut().unwrap().remove(rope);
+            }
+            config[key] = value;
+            model_from_config(&config)
+        };
+        let part = json!({ "rope_theta": 25000.0, "partial_rotary_factor": 0.5 });
+        let neox = read(Family::GptNeoX, "rope_parameters", part.clone()).unwrap();
+        assert_eq!((*neox.rope_fraction.of(0), neox.rope_theta), (0.5, 25000.0));
+        let neox = read(Family::GptNeoX, "rotary_emb_base", json!(25000.0)).unwrap();
+        assert_eq!((*neox.rope_fraction.of(0), neox.rope_theta), (0.25, 25000.0));
+        let said = read(Family::Llama, "rope_parameters", part).unwrap_err().to_string();
+        assert!(
+            said.contains(
+                "\"partial_rotary_factor\" is 0.5; trine has rotary positions of whole heads"
+            ),
+            "{said}"
+        );
+    }
+
     #[test]
     fn a_mistral_has_one_window_for_all_blocks() {
         let (some, none) = (OrNone::Some(3), OrNone::NONE);
         let smallest = ModelSpec { layers: 2, ..ModelSpec::smallest(Family::Mistral) };
-        for (windows, expected) in [(vec![some], true), (vec![none], true), (vec![some, none], false)] {
+        for (windows, expected) in
+            [(vec![some], true), (vec![none], true), (vec![some, none], false)]
+        {
             let window = Each::repeated(windows).unwrap();
             let model = ModelSpec { window, ..smallest.clone() };
             assert!(write::of_family(&model)["layer_types"].is_null());

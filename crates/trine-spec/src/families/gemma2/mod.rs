@@ -15,6 +15,7 @@ pub(super) const ROW: Row = Row {
     traits,
     keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN],
     rules: &[],
+    even: true,
     names: Names {
         prefix: "model.",
         embedding: LLAMA_EMBEDDING,

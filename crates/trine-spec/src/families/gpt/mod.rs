@@ -15,6 +15,7 @@ pub(super) const ROW: Row = Row {
     traits,
     keys: &[KEYS],
     rules: RULES,
+    even: true,
     names: Names {
         prefix: "transformer.",
         embedding: &[

@@ -1,8 +1,8 @@
 //! GPT-NeoX and Pythia.
 
 use super::keys::{
-    ATTENTION_DROPOUT, Absent, Fault, HEAD_DIM, INIT, Key, ROPE, SIZES, absent, activation,
-    dropout, flag, number, whole,
+    ATTENTION_DROPOUT, Absent, Fault, HEAD_DIM, INIT, Key, ROPE_PARAMETERS, ROPE_SCALING, SIZES,
+    absent, activation, dropout, flag, number, read_rope, whole,
 };
 use super::preset::{Preset, Sizes};
 use super::{Name, Names, Row, name};
@@ -13,8 +13,9 @@ pub(super) const ROW: Row = Row {
     kind: "gpt_neox",
     class: "GPTNeoXForCausalLM",
     traits,
-    keys: &[SIZES, &[KV_HEADS, WIDTH, INIT], OWN, ROPE],
+    keys: &[SIZES, &[KV_HEADS, WIDTH, INIT], OWN],
     rules: &[absent("attn_logit_softcapping", "attention without a soft cap")],
+    even: true,
     names: Names {
         prefix: "gpt_neox.",
         embedding: &[name("gpt_neox.embed_in", &["embedding.token"])],
@@ -95,6 +96,8 @@ const OWN: &[Key] = &[
     dropout!("hidden_dropout", residual, 0.0),
     ATTENTION_DROPOUT,
     flag!("tie_word_embeddings", tied, false),
+    Key { set: read_rope, ..ROPE_SCALING },
+    Key { set: read_rope, ..ROPE_PARAMETERS },
 ];
 
 fn presets() -> Vec<Preset> {

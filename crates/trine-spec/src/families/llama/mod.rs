@@ -14,6 +14,7 @@ pub(super) const ROW: Row = Row {
     traits: |_| {},
     keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN],
     rules: RULES,
+    even: true,
     names: Names { prefix: "model.", embedding: LLAMA_EMBEDDING, block: BLOCK, head: LLAMA_HEAD },
     presets,
 };

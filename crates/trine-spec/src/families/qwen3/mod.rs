@@ -14,6 +14,7 @@ pub(super) const ROW: Row = Row {
     traits: |model| model.qk_norm = QkNorm::Head.into(),
     keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN],
     rules: &[],
+    even: false,
     names: Names {
         prefix: "model.",
         embedding: LLAMA_EMBEDDING,
