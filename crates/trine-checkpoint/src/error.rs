@@ -77,7 +77,7 @@ pub enum CheckpointError {
         found: String,
     },
     /// A file cannot be understood.
-    #[error("{} cannot be read: {why}", path.display())]
+    #[error("{} is malformed: {why}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

@@ -168,7 +168,7 @@ fn what_trine_cannot_express_is_refused_by_its_name() {
         refused(at, "other", &["other/config.json ", said]);
     }
     fs::write(at.join("other/config.json"), "{ \"model_type\": ").unwrap();
-    refused(at, "other", &["other/config.json cannot be read: EOF"]);
+    refused(at, "other", &["other/config.json is malformed: EOF"]);
     fs::create_dir(at.join("empty")).unwrap();
     refused(at, "empty", &["reading empty/config.json: No such file"]);
     refused(at, "no/where", &["reading no/where/config.json: No such file"]);
