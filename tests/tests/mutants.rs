@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use trine_buffer::{Buf, DType};
 use trine_comm::wrap::{Action as Tapped, Tap};
 use trine_comm::{Communicator, Group, Operation, ReduceOp, Request};
+use trine_kernels::{CpuOps, Ops, Team};
 use trine_mesh::{AxisSet, Degrees};
 use trine_schedule::{Action, Compute, Reduction, ScheduleKind};
 use trine_spec::{Bucket, ModelSpec};
@@ -85,6 +86,11 @@ fn edit_bucket(change: impl Fn(&mut Bucket) + 'static) -> Injection {
 fn scale(buf: &mut Option<Buf>, factor: f32) {
     let values = buf.as_mut().unwrap().typed_mut::<f32>().unwrap();
     values.iter_mut().for_each(|value| *value *= factor);
+}
+
+/// The same of a buffer in any type.
+fn scale_any(buf: &mut Option<Buf>, factor: f64) {
+    CpuOps::new(Team::new(1)).scale(buf.as_mut().unwrap().slice_mut(), factor).unwrap();
 }
 
 /// Sends the activation of micro-batch 0 again instead of that of micro-batch 1.
@@ -369,6 +375,87 @@ fn in_the_schedule() -> Vec<Mutant> {
     ]
 }
 
+/// The same layout in bf16, where a twentieth of a gradient must be noticed.
+fn in_bf16() -> Vec<Mutant> {
+    let of = |model| EngineConfig { compute: DType::Bf16, ..layout(model) };
+    let gpt = || of(toy::gpt());
+    let split = || EngineConfig { sequence_parallel: true, ..gpt() };
+    let bubbles = || EngineConfig { schedule: ScheduleKind::ZbH1.into(), ..gpt() };
+    let again = || EngineConfig { recompute: true, zero: ZeroStage::Zero1, ..of(toy::llama(2)) };
+    let gradients = &[Gradients, Norm];
+    vec![
+        mutant(
+            "a twentieth of all gradients is lost between replicas",
+            gpt(),
+            change("dp", "gradient", |_, request| scale_any(&mut request.send, 0.95)),
+            gradients,
+            "that of",
+        ),
+        mutant(
+            "a tenth of one replica's gradients is lost",
+            again(),
+            change("dp", "gradient", |group, request| {
+                let factor = if group.rank() == 1 { 0.9 } else { 1.0 };
+                scale_any(&mut request.send, factor);
+            }),
+            gradients,
+            "that of",
+        ),
+        mutant(
+            "a twentieth of the gradient is lost between stages",
+            bubbles(),
+            change("pp", "gradient for", |_, request| {
+                if matches!(request.operation, Operation::Send { .. }) {
+                    scale_any(&mut request.send, 0.95);
+                }
+            }),
+            gradients,
+            "that of",
+        ),
+        mutant(
+            "a tenth of an MLP is lost between tensor ranks",
+            split(),
+            change("tp", "down", |_, request| scale_any(&mut request.send, 0.9)),
+            &[Gradients],
+            "that of",
+        ),
+        mutant(
+            "a tenth of the gradient of an MLP's input is lost between tensor ranks",
+            again(),
+            change("tp", "up", |_, request| scale_any(&mut request.send, 0.9)),
+            &[Gradients],
+            "that of",
+        ),
+        mutant(
+            "the weight gradients of a micro-batch are left out",
+            bubbles(),
+            without(|action| {
+                matches!(action, Action::Compute(Compute::BackwardWeight { micro_batch: 1, .. }))
+            }),
+            gradients,
+            "that of",
+        ),
+        mutant(
+            "the vocabulary's sums of exponentials are a tenth too large",
+            gpt(),
+            change("tp", "head.sum", |_, request| scale_any(&mut request.send, 1.1)),
+            &[Gradients],
+            "that of",
+        ),
+        mutant(
+            "the norm counts nothing of the second tensor-parallel rank",
+            again(),
+            edit(|plan| {
+                for ranks in &mut plan.ranks {
+                    ranks[1].params.iter_mut().for_each(|param| param.owner = false);
+                }
+            }),
+            &[Norm],
+            "instead of",
+        ),
+    ]
+}
+
 fn mutant(
     name: &'static str,
     config: EngineConfig,
@@ -399,13 +486,22 @@ impl Exact {
         self.0.entry(format!("{config:?}")).or_insert_with(|| {
             let serial = EngineConfig {
                 degrees: Degrees::SERIAL,
-                compute: DType::F64,
+                schedule: ScheduleKind::GPipe.into(),
                 sequence_parallel: false,
                 zero: ZeroStage::Zero0,
+                recompute: false,
                 ..config.clone()
             };
+            // In bf16 layouts are compared with the serial run of the same type.
+            let (compute, bound) = match config.compute {
+                DType::Bf16 => {
+                    let tp = config.degrees.tp;
+                    (DType::Bf16, tolerance::bound_beside_serial(DType::Bf16, &config.model, tp))
+                }
+                _ => (DType::F64, tolerance::bound(DType::F32, &config.model)),
+            };
+            let serial = EngineConfig { compute, ..serial };
             let exact = step(&serial, &Mutation::NONE).unwrap();
-            let bound = tolerance::bound(DType::F32, &config.model);
             let healthy = findings(&step(config, &Mutation::NONE), &exact, bound);
             assert!(healthy.is_empty(), "{healthy:?}");
             (exact, bound)
@@ -413,28 +509,46 @@ impl Exact {
     }
 }
 
-/// The checks that a mutant fails.
-fn run(mutant: &Mutant, (exact, bound): &(Outcome, f64)) -> Vec<Finding> {
+/// The checks that a mutant fails, with or without the comparison of copies on several ranks.
+fn run(mutant: &Mutant, copies_agree: bool, (exact, bound): &(Outcome, f64)) -> Vec<Finding> {
+    let none = Mutation { copies_agree, ..Mutation::NONE };
     let got = match &mutant.injection {
         Injection::Operation(meddle) => {
             let wrap = |comm: Arc<dyn Communicator>| {
                 let meddle = meddle.clone();
                 Tap::around(comm, move |group, request| meddle(group, request))
             };
-            step(&mutant.config, &Mutation { wrap: &wrap, ..Mutation::NONE })
+            step(&mutant.config, &Mutation { wrap: &wrap, ..none })
         }
-        Injection::Plan(edit) => {
-            step(&mutant.config, &Mutation { edit: &**edit, ..Mutation::NONE })
-        }
+        Injection::Plan(edit) => step(&mutant.config, &Mutation { edit: &**edit, ..none }),
     };
     findings(&got, exact, *bound)
+}
+
+/// Mutants of which ranks that compare their copies say so first: their numbers are wrong by themselves.
+#[test]
+fn mutants_that_copies_betray_have_wrong_numbers_too() {
+    let (mut by_numbers, mut exact) = (Vec::new(), Exact::default());
+    let betrayed = |mutant: &Mutant| {
+        mutant.noticed == [Run]
+            && ["replicas of", "ranks disagree"].iter().any(|s| mutant.says.contains(s))
+    };
+    for mutant in all().into_iter().filter(betrayed) {
+        let found = run(&mutant, false, exact.of(&mutant.config));
+        let checks: Vec<Check> = found.iter().map(|finding| finding.check).collect();
+        println!("{}: {checks:?} {:?}", mutant.name, found.first());
+        if !checks.is_empty() && !checks.contains(&Run) {
+            by_numbers.push(mutant.name);
+        }
+    }
+    assert_eq!(by_numbers.len(), 12, "{by_numbers:?}");
 }
 
 #[test]
 fn every_mutant_is_noticed() {
     let (mut noticed, mut exact) = (0, Exact::default());
     for mutant in all() {
-        let found = run(&mutant, exact.of(&mutant.config));
+        let found = run(&mutant, true, exact.of(&mutant.config));
         let checks: Vec<Check> = found.iter().map(|finding| finding.check).collect();
         assert_eq!(checks, mutant.noticed, "{}: {found:?}", mutant.name);
         let first = found.first().expect("a mutant has survived");
@@ -442,6 +556,21 @@ fn every_mutant_is_noticed() {
         noticed += 1;
     }
     assert_eq!(noticed, 26);
+}
+
+/// Each exceeds the bound in a number: the run itself ends well.
+#[test]
+fn every_mutant_in_bf16_exceeds_the_bound() {
+    let (mut noticed, mut exact) = (0, Exact::default());
+    for mutant in in_bf16() {
+        let found = run(&mutant, true, exact.of(&mutant.config));
+        let checks: Vec<Check> = found.iter().map(|finding| finding.check).collect();
+        let all = mutant.noticed.iter().all(|check| checks.contains(check));
+        assert!(all && !checks.contains(&Run), "{}: {found:?}", mutant.name);
+        assert!(found[0].message.contains(mutant.says), "{}: {}", mutant.name, found[0]);
+        noticed += 1;
+    }
+    assert_eq!(noticed, 8);
 }
 
 #[test]
