@@ -118,6 +118,51 @@ fn trine_plan_says_to_the_byte_what_ranks_hold() {
     assert_eq!(cases, 2 * 2 * 2 * (1 + 6 + 16 + 16));
 }
 
+/// Ranks with more heads and features than others hold more, and each is planned for itself. The closed form is that of
+/// the first, which has most.
+#[test]
+fn unequal_tensor_ranks_hold_what_is_planned_for_each() {
+    let (all, machines, constants) =
+        (stacks().unwrap(), clusters(&[]).unwrap(), Constants::built_in().unwrap());
+    let (stack, machine) =
+        (find_stack(&all, "trine").unwrap(), find_cluster(&machines, "h100").unwrap());
+    let (mut cases, mut unequal) = (0, 0);
+    for (heads, kv_heads) in [(5, 5), (6, 3), (5, 1)] {
+        let narrow = toy::uneven(heads, kv_heads);
+        let spec =
+            ModelSpec { hidden: 64, head_dim: 16, ffn: 5 * 53, seq_max: 60, layers: 4, ..narrow };
+        let model = Model::new(&spec).unwrap();
+        let planner = Planner::new(&model, machine, stack, &constants).unwrap();
+        for (degrees, recompute) in
+            [(degrees(1, 1, 2), false), (degrees(2, 1, 3), true), (degrees(1, 2, 3), false)]
+        {
+            let sequence_parallel = true;
+            let config =
+                EngineConfig { degrees, recompute, sequence_parallel, ..run(spec.clone()) };
+            let layout = layout_of(&config, ScheduleKind::OneFOneB, 1, Precision::Bf16);
+            let mesh = Mesh::new(degrees, degrees.world()).unwrap();
+            let ranks = memory(&config);
+            for (rank, (planned, measured)) in ranks.iter().enumerate() {
+                let at = mesh.coordinate(rank);
+                assert_eq!(planned.state, measured.state, "rank {rank} of {config:?}");
+                assert_eq!(planned.buffers, measured.buffers, "rank {rank} of {config:?}");
+                let [plan, held] =
+                    [planned, measured].map(|memory| memory.activations.unwrap() as f64);
+                assert!((plan / held - 1.0).abs() <= PEAK_TOLERANCE, "{plan} {held} {config:?}");
+                let first = &ranks[rank - at.tp].0;
+                let most = planner.rank_bytes(&layout, at.pp).unwrap();
+                assert_eq!(first.state, most);
+                assert!(planned.state.total() <= most.total());
+                assert!(planned.activations <= first.activations);
+                unequal += usize::from(planned.state.total() < most.total());
+                cases += 1;
+            }
+        }
+    }
+    assert_eq!(cases, 3 * (2 + 6 + 6));
+    assert!(unequal >= 3 * 5, "{unequal}");
+}
+
 /// The closed form follows the placement of the stages: held against the layouts and schedules of runs, none of which
 /// starts.
 #[test]

@@ -102,7 +102,7 @@ pub fn estimate_bytes(
     Ok(data + headers as u64 + SMALL_FILES_BYTES)
 }
 
-/// One layout for each (pipeline, tensor) coordinate, with the same buckets along tensor
+/// One layout for each (pipeline, tensor) coordinate, with buckets of the same parameters along tensor
 /// parallelism.
 fn check_grid(mesh: &Mesh, grid: &[Vec<RankLayout>]) -> Result<(), CheckpointError> {
     let degrees = mesh.degrees();
@@ -112,10 +112,10 @@ fn check_grid(mesh: &Mesh, grid: &[Vec<RankLayout>]) -> Result<(), CheckpointErr
         return wrong(format!("layouts of {pp} pipeline × {tp} tensor ranks are needed"));
     }
     for (pp, ranks) in grid.iter().enumerate() {
-        let lengths = |layout: &RankLayout| -> Vec<usize> {
-            layout.buckets.iter().map(|bucket| bucket.len).collect()
+        let params = |layout: &RankLayout| -> Vec<Vec<usize>> {
+            layout.buckets.iter().map(|bucket| bucket.params.clone()).collect()
         };
-        if ranks.iter().any(|layout| lengths(layout) != lengths(&ranks[0])) {
+        if ranks.iter().any(|layout| params(layout) != params(&ranks[0])) {
             return wrong(format!("the tensor ranks of pipeline rank {pp} have different buckets"));
         }
     }

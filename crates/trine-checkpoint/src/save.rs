@@ -78,9 +78,10 @@ fn exchange(
     let Round { quantity, pp, bucket: index } = round;
     let (me, layouts) = (world.rank(), &request.ranks[pp]);
     let quantity = plan.quantities[quantity];
-    let mut mine = if request.mesh.coordinate(me).pp == pp {
-        let buf = bucket(quantity, index);
-        Some(checked(request, quantity, index, layouts[0].buckets[index].len, buf)?)
+    let at = request.mesh.coordinate(me);
+    let mut mine = if at.pp == pp {
+        let (len, buf) = (layouts[at.tp].buckets[index].len, bucket(quantity, index));
+        Some(checked(request, quantity, index, len, buf)?)
     } else {
         None
     };

@@ -26,7 +26,7 @@ const HANDED_ON: &[&[&str]] = &[
 const OF_LAUNCH: &[&str] = &["-n", "--restarts", "--interface"];
 
 /// Commands that a document shows because their configuration is refused.
-const REFUSED: &[&str] = &["train --data FOLDER --tp 3"];
+const REFUSED: &[&str] = &["train --data FOLDER --tp 6"];
 
 #[test]
 fn every_command_in_a_document_parses() {
@@ -57,7 +57,7 @@ fn every_command_in_a_document_parses() {
 fn a_command_that_does_not_parse_is_noticed() {
     let text = "`trine train --stepz 3` `trine plann` `trine schedule show 1f1b --stages four` \
                 `trine launch -- --tq 2` `cargo xtask bench step --profil` `trine train --set train.lr=1` \
-                `trine train --tp 3`";
+                `trine train --tp 6`";
     let found: Vec<Shown> = shown(text, &["trine"]).into_iter().chain(handed_on(text)).collect();
     assert_eq!(found.len(), 7);
     for command in found {

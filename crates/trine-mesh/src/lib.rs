@@ -77,8 +77,8 @@ pub enum MeshError {
     },
     /// A dimension cannot be split so.
     #[error(
-        "{units} {} cannot be split over {parts} {}: one must divide the other; \
-         nearest degrees that fit: {nearest:?}",
+        "{units} {} cannot be split over {parts} {}: there must be a unit for every rank, or a \
+         multiple of them of ranks; nearest degrees that fit: {nearest:?}",
         plural(*units as u64, "unit"), plural(*parts as u64, "rank")
     )]
     Split {

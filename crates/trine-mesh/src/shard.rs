@@ -36,10 +36,14 @@ pub struct Shard {
 }
 
 /// Splits a dimension of `len` elements in `units` equal units over `parts` ranks and returns the
-/// slice of rank `index`. With fewer units than ranks each unit is replicated on
+/// slice of rank `index`: units that follow one another, and where they do not divide, one more on
+/// each of the first `units % parts` ranks. With fewer units than ranks each unit is replicated on
 /// `parts / units` neighbouring ranks.
 ///
 /// ```
+/// // 25 heads of 64 on 2 tensor-parallel ranks: 13 and 12.
+/// assert_eq!(trine_mesh::shard(25 * 64, 25, 2, 0)?.range, 0..13 * 64);
+/// assert_eq!(trine_mesh::shard(25 * 64, 25, 2, 1)?.range, 13 * 64..25 * 64);
 /// // 2 KV heads of 64 on 4 tensor-parallel ranks: each head on two ranks.
 /// let shard = trine_mesh::shard(128, 2, 4, 3)?;
 /// assert_eq!((shard.range, shard.replicas, shard.replica), (64..128, 2, 1));
@@ -47,24 +51,25 @@ pub struct Shard {
 /// ```
 ///
 /// # Errors
-/// `len` not a multiple of `units`, or neither of `units` and `parts` divides the other.
+/// `len` not a multiple of `units`, or more `parts` than units that are no multiple of them.
 pub fn shard(len: usize, units: usize, parts: usize, index: usize) -> Result<Shard, MeshError> {
     if units == 0 || !len.is_multiple_of(units) {
         return Err(MeshError::Units { len, units });
     }
     let unit = len / units;
-    if units.is_multiple_of(parts) {
-        let each = units / parts * unit;
-        return Ok(Shard { range: index * each..(index + 1) * each, replicas: 1, replica: 0 });
+    if (1..=units).contains(&parts) {
+        let (each, more) = (units / parts, units % parts);
+        let start = |index: usize| (index * each + index.min(more)) * unit;
+        return Ok(Shard { range: start(index)..start(index + 1), replicas: 1, replica: 0 });
     }
-    if parts.is_multiple_of(units) {
+    if parts > 0 && parts.is_multiple_of(units) {
         let replicas = parts / units;
         let start = index / replicas * unit;
         return Ok(Shard { range: start..start + unit, replicas, replica: index % replicas });
     }
-    let fits = |n: &usize| units.is_multiple_of(*n) || n.is_multiple_of(units);
+    let fits = |n: &usize| *n <= units || n.is_multiple_of(units);
     let below = (1..parts).rev().find(fits);
-    let above = (parts + 1..=parts * units).find(fits);
+    let above = (parts + 1..=(parts + 1) * units).find(fits);
     Err(MeshError::Split { units, parts, nearest: below.into_iter().chain(above).collect() })
 }
 
@@ -111,6 +116,10 @@ mod tests {
                 let mut held = vec![0; len];
                 for index in 0..parts {
                     let shard = shard(len, units, parts, index).unwrap();
+                    if parts <= units {
+                        let more = usize::from(index < units % parts);
+                        assert_eq!(shard.range.len(), (units / parts + more) * 6);
+                    }
                     assert_eq!(shard.replicas, first.replicas);
                     assert_eq!(shard.replica, index % shard.replicas);
                     shard.range.for_each(|element| held[element] += 1);
@@ -119,13 +128,16 @@ mod tests {
                 cases += 1;
             }
         }
-        assert_eq!(cases, 58);
+        // Every number of ranks up to that of units, and its multiples.
+        assert_eq!(cases, 78 + 35 - 12);
     }
 
     #[test]
     fn an_impossible_split_names_the_nearest_degrees() {
-        let error = shard(12, 12, 5, 0).unwrap_err();
-        assert_eq!(error, MeshError::Split { units: 12, parts: 5, nearest: vec![4, 6] });
+        let error = shard(12, 4, 6, 0).unwrap_err();
+        assert_eq!(error, MeshError::Split { units: 4, parts: 6, nearest: vec![4, 8] });
+        let error = shard(12, 4, 0, 0).unwrap_err();
+        assert_eq!(error, MeshError::Split { units: 4, parts: 0, nearest: vec![1] });
         assert!(matches!(shard(10, 4, 2, 0), Err(MeshError::Units { len: 10, units: 4 })));
     }
 }

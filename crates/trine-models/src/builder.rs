@@ -228,6 +228,7 @@ impl<'a> Builder<'a> {
             kind,
             q: self.param(&format!("{name}.q_norm.weight"))?,
             k: self.param(&format!("{name}.k_norm.weight"))?,
+            cols: [self.model.q_dim(), self.model.kv_dim()],
             eps: self.model.norm_eps,
             name: Name::new("qk_norm").with("block", index as u64),
         }))

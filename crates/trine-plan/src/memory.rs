@@ -2,7 +2,7 @@
 
 use crate::pipeline::blocks_of;
 use crate::stack::Partition;
-use crate::{Attention, Ends, Layout, Planner, Precision, Recompute};
+use crate::{Attention, Ends, Layout, Model, Planner, Precision, Recompute};
 use trine_spec::{BUCKET_ELEMENTS, ElementBytes, RankBytes, StageShape, stage_blocks};
 
 /// Bytes of one rank, itemised. Everything is live at the peak, except [`Memory::reserve`] and
@@ -131,7 +131,7 @@ impl Planner<'_> {
     fn elements(&self, layout: &Layout, blocks: f64, ends: Ends) -> f64 {
         let d = &layout.degrees;
         match self.model.sizes(d.tp).filter(|_| self.stack.bucketed) {
-            None => self.model.stage_elements(blocks, ends, d.tp as f64),
+            None => self.model.stage_elements(blocks, ends, d.tp),
             Some(sizes) => sizes.elements(&StageShape {
                 blocks: blocks as usize,
                 first: ends.embedding,
@@ -204,29 +204,30 @@ impl Planner<'_> {
     /// Bytes that a block keeps for its backward pass, without recompute of whole blocks.
     pub(crate) fn block_saved_bytes(&self, layout: &Layout, recompute: Recompute) -> f64 {
         let spec = &self.model.spec;
-        let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
+        let (tp, tokens) = (self.model.degree(layout.degrees.tp), layout.tokens());
         let compute = layout.precision.element_bytes();
         let parts = sequence_parts(layout);
         let (h, f) = (spec.hidden as f64, spec.ffn as f64);
         let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
         if recompute == Recompute::SelectiveOps {
             // Kept: the block's input and every second product: q, v, gate, down; and the attention core.
-            return tokens * compute * (h / parts + (2.0 * q + kv + f) / tp + h / parts);
+            return tokens
+                * compute
+                * (h / parts + (2.0 * q + kv) / tp.heads + f / tp.inner + h / parts);
         }
-        let [all, split, along] = self.model.saved;
-        let mut bytes = tokens * compute * (all + split / tp + along / parts);
-        let [all, split, along] = self.model.saved_sums;
-        bytes += tokens * 4.0 * (all + split / tp + along / parts);
-        let [all, split, along] = self.model.saved_stream;
-        bytes +=
-            tokens * self.stack.stream_bytes(layout.precision) * (all + split / tp + along / parts);
+        let stream = self.stack.stream_bytes(layout.precision);
+        let Model { saved, saved_sums, saved_stream, .. } = self.model;
+        let mut bytes = 0.0;
+        for (elements, each) in [(saved, compute), (saved_sums, 4.0), (saved_stream, stream)] {
+            bytes += tokens * each * elements.local(&tp, parts);
+        }
         // Two norms that keep an upcast copy of what they read.
         bytes += tokens * 2.0 * self.stack.norm_extra_bytes * h / parts;
         if self.stack.gathered_inputs_kept {
             bytes += tokens * compute * 2.0 * h * (1.0 - 1.0 / parts);
         }
         if self.stack.gate_activation {
-            bytes += tokens * compute * f * spec.gates() / tp;
+            bytes += tokens * compute * f * spec.gates() / tp.inner;
         }
         if self.stack.dropout_masks {
             bytes += tokens * 2.0 * h / parts;
@@ -237,10 +238,15 @@ impl Planner<'_> {
         bytes
     }
 
+    /// Scores of every query and key of the fullest rank.
+    fn score_elements(&self, layout: &Layout) -> f64 {
+        layout.tokens() * layout.seq as f64 * self.model.spec.heads as f64
+            / self.model.degree(layout.degrees.tp).heads
+    }
+
     /// Softmax output, and with dropout its mask and what is left (Korthikanti et al.: 5 a s² b; without: 2 a s² b).
     fn score_bytes(&self, layout: &Layout) -> f64 {
-        let elements = layout.tokens() * layout.seq as f64 * self.model.spec.heads as f64
-            / layout.degrees.tp as f64;
+        let elements = self.score_elements(layout);
         let compute = layout.precision.element_bytes();
         elements * if self.stack.dropout_masks { 2.0 * compute + 1.0 } else { 2.0 * compute }
     }
@@ -253,8 +259,7 @@ impl Planner<'_> {
 
     /// Gradients of scores and probabilities, and without a fused kernel their f32 copies.
     fn score_gradient_bytes(&self, layout: &Layout) -> f64 {
-        let elements = layout.tokens() * layout.seq as f64 * self.model.spec.heads as f64
-            / layout.degrees.tp as f64;
+        let elements = self.score_elements(layout);
         match layout.attention {
             Attention::Unfused => 12.0 * elements,
             Attention::FusedSoftmax => 4.0 * elements,
@@ -264,11 +269,11 @@ impl Planner<'_> {
 
     fn working_set(&self, layout: &Layout, has_head: bool) -> f64 {
         let spec = &self.model.spec;
-        let (tp, tokens) = (layout.degrees.tp as f64, layout.tokens());
+        let (tp, tokens) = (self.model.degree(layout.degrees.tp), layout.tokens());
         let compute = layout.precision.element_bytes();
         let inner = spec.ffn as f64 * (1.0 + spec.gates());
         // Gradients of the residual stream and of the MLP's inside, at both ends of its activation.
-        let gradients = tokens * compute * (2.0 * spec.hidden as f64 + 2.0 * inner / tp)
+        let gradients = tokens * compute * (2.0 * spec.hidden as f64 + 2.0 * inner / tp.inner)
             + self.score_gradient_bytes(layout);
         let recomputed = match layout.recompute {
             Recompute::None => 0.0,
@@ -278,7 +283,7 @@ impl Planner<'_> {
             Recompute::Full { .. } => self.block_saved_bytes(layout, Recompute::None),
         };
         let logits = if has_head {
-            let parts = if self.stack.logits_whole { 1.0 } else { tp };
+            let parts = if self.stack.logits_whole { 1.0 } else { tp.vocab };
             tokens * self.model.vocab_local(parts) * self.stack.logit_bytes
                 + tokens * spec.hidden as f64 * compute * 2.0
         } else {
@@ -293,9 +298,9 @@ impl Planner<'_> {
         if layout.zero < 3 {
             return 0.0;
         }
-        let tp = layout.degrees.tp as f64;
-        let block = self.model.block.local(tp);
-        let ends = self.model.embedding.local(tp);
+        let tp = self.model.degree(layout.degrees.tp);
+        let block = self.model.block.local(&tp, 1.0);
+        let ends = self.model.embedding.local(&tp, 1.0);
         let compute = layout.precision.element_bytes();
         3.0 * block * compute + ends * compute
     }

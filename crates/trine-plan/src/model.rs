@@ -1,18 +1,59 @@
 //! A model as the planner needs it: sums over [`ModelSpec`], taken once.
 
 use crate::PlanError;
-use trine_spec::{Kept, ModelSpec, ParamSpec, Piece, PieceSizes, Split};
+use std::ops::Add;
+use trine_spec::{Block, Inner, Kept, ModelSpec, ParamSpec, Piece, PieceSizes, Split};
 
-/// Elements of a piece: those that tensor parallelism splits, and those that every rank holds.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Numbers of a piece, or what a rank needs for them: those that every rank has, and those that tensor parallelism
+/// splits, by what it splits.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Elements {
-    pub(crate) split: f64,
     pub(crate) replicated: f64,
+    /// By heads.
+    pub(crate) heads: f64,
+    /// By features of the MLP.
+    pub(crate) inner: f64,
+    /// By rows of the vocabulary.
+    pub(crate) vocab: f64,
+    /// By tokens, where the stream is split over the sequence.
+    pub(crate) tokens: f64,
+}
+
+/// Over how many ranks tensor parallelism splits, as far as the fullest rank is concerned, which sets pace and memory:
+/// its degree, but for what that does not divide.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Degree {
+    pub(crate) heads: f64,
+    pub(crate) inner: f64,
+    pub(crate) vocab: f64,
 }
 
 impl Elements {
-    pub(crate) fn local(self, tp: f64) -> f64 {
-        self.split / tp + self.replicated
+    /// Those of the fullest rank, where tokens are split over `sequence` ranks.
+    pub(crate) fn local(self, tp: &Degree, sequence: f64) -> f64 {
+        let split = self.heads / tp.heads + self.inner / tp.inner + self.vocab / tp.vocab;
+        self.replicated + split + self.tokens / sequence
+    }
+
+    fn over(self, count: f64) -> Self {
+        let Self { replicated, heads, inner, vocab, tokens } = self;
+        let [replicated, heads, inner, vocab, tokens] =
+            [replicated, heads, inner, vocab, tokens].map(|number| number / count);
+        Self { replicated, heads, inner, vocab, tokens }
+    }
+}
+
+impl Add for Elements {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            replicated: self.replicated + other.replicated,
+            heads: self.heads + other.heads,
+            inner: self.inner + other.inner,
+            vocab: self.vocab + other.vocab,
+            tokens: self.tokens + other.tokens,
+        }
     }
 }
 
@@ -38,13 +79,12 @@ pub struct Model {
     pub(crate) head: Elements,
     /// The output layer by itself, which a stage without the embedding holds in any case.
     pub(crate) output: Elements,
-    /// Bytes that a block saves per token in 16-bit compute types: for everybody, split over features, split over
-    /// sequence; the last two are the same where there is one tensor rank.
-    pub(crate) saved: [f64; 3],
-    /// Saved bytes per token in the accumulator type, of the same three kinds.
-    pub(crate) saved_sums: [f64; 3],
-    /// Saved elements per token of the residual stream.
-    pub(crate) saved_stream: [f64; 3],
+    /// Elements that a block saves per token in the compute type, as one tensor rank does.
+    pub(crate) saved: Elements,
+    /// Those in the accumulator type.
+    pub(crate) saved_sums: Elements,
+    /// Those in the type of the residual stream.
+    pub(crate) saved_stream: Elements,
     /// For every tensor-parallel degree that the layers can be shared over.
     sizes: Vec<(usize, PieceSizes)>,
 }
@@ -57,72 +97,51 @@ impl Model {
     pub fn new(spec: &ModelSpec) -> Result<Self, PlanError> {
         spec.check()?;
         let params = |piece| spec.params(piece, 1);
-        let head = params(Piece::Head);
         let (output, rest): (Vec<ParamSpec>, Vec<ParamSpec>) =
-            head.into_iter().partition(|param| param.name == "head.output.weight");
-        let mut saved = [0.0; 3];
-        let mut saved_sums = [0.0; 3];
-        let mut saved_stream = [0.0; 3];
-        let blocks = (0..spec.layers).flat_map(|block| spec.block(block).saved(spec.hidden, 1));
-        for tensor in blocks {
-            let kind = match tensor.split {
-                Split::None | Split::Gathered => 0,
-                Split::Tensor => 1,
-                Split::Sequence => 2,
-            };
-            let sum = match tensor.kept {
-                Kept::Compute => &mut saved,
-                Kept::Sums => &mut saved_sums,
-                Kept::Stream => &mut saved_stream,
-            };
-            sum[kind] += tensor.per_token as f64;
-        }
-        for kinds in [&mut saved, &mut saved_sums, &mut saved_stream] {
-            for of_all in kinds {
-                *of_all /= spec.layers as f64;
-            }
-        }
-        let unique = sum(&rest);
-        let output = sum(&output);
+            params(Piece::Head).into_iter().partition(|param| param.name == "head.output.weight");
+        let (norm, output) = (sum(&rest), sum(&output));
+        let blocks: Vec<Block> = (0..spec.layers).map(|block| spec.block(block)).collect();
+        let saved = |kept| mean(blocks.iter().map(|block| saved(block, spec.hidden, kept)));
         Ok(Self {
             spec: spec.clone(),
             params: spec.param_count() as f64,
             block: mean((0..spec.layers).map(|block| sum(&params(Piece::Block(block))))),
             embedding: sum(&params(Piece::Embedding)),
-            head: if spec.tied {
-                unique
-            } else {
-                Elements {
-                    split: unique.split + output.split,
-                    replicated: unique.replicated + output.replicated,
-                }
-            },
+            head: if spec.tied { norm } else { norm + output },
             output,
-            saved,
-            saved_sums,
-            saved_stream,
+            saved: saved(Kept::Compute),
+            saved_sums: saved(Kept::Sums),
+            saved_stream: saved(Kept::Stream),
             sizes: (1..=spec.heads)
                 .filter_map(|tp| Some((tp, PieceSizes::new(spec, tp).ok()?)))
                 .collect(),
         })
     }
 
-    /// Elements of each piece on one of `tp` ranks, if they can share the layers.
+    /// Over how many of `tp` ranks layers are split.
+    pub(crate) fn degree(&self, tp: usize) -> Degree {
+        let (heads, inner) = (self.spec.query_features(), self.spec.inner_features());
+        Degree { heads: heads.degree(tp), inner: inner.degree(tp), vocab: tp as f64 }
+    }
+
+    /// Elements of each piece on the fullest of `tp` ranks, if they can share the layers.
     pub(crate) fn sizes(&self, tp: usize) -> Option<&PieceSizes> {
         self.sizes.iter().find(|(degree, _)| *degree == tp).map(|(_, sizes)| sizes)
     }
 
-    /// Elements that one tensor rank of some blocks and ends holds. A tied output layer without the embedding is a
-    /// second copy of it.
-    pub(crate) fn stage_elements(&self, blocks: f64, ends: Ends, tp: f64) -> f64 {
-        let mut elements = blocks * self.block.local(tp);
+    /// Elements that the fullest tensor rank of some blocks and ends holds. A tied output layer without the
+    /// embedding is a second copy of it.
+    pub(crate) fn stage_elements(&self, blocks: f64, ends: Ends, tp: usize) -> f64 {
+        let degree = self.degree(tp);
+        let local = |elements: Elements| elements.local(&degree, 1.0);
+        let mut elements = blocks * local(self.block);
         if ends.embedding {
-            elements += self.embedding.local(tp);
+            elements += local(self.embedding);
         }
         if ends.head {
-            elements += self.head.local(tp);
+            elements += local(self.head);
             if self.spec.tied && !ends.embedding {
-                elements += self.output.local(tp);
+                elements += local(self.output);
             }
         }
         elements
@@ -130,28 +149,43 @@ impl Model {
 
     /// Stored vocabulary per tensor rank.
     pub(crate) fn vocab_local(&self, tp: f64) -> f64 {
-        self.output.split / self.spec.hidden as f64 / tp
+        self.output.vocab / self.spec.hidden as f64 / tp
     }
 }
 
 fn mean(blocks: impl ExactSizeIterator<Item = Elements>) -> Elements {
     let count = blocks.len() as f64;
-    let none = Elements { split: 0.0, replicated: 0.0 };
-    let all = blocks.fold(none, |all, block| Elements {
-        split: all.split + block.split,
-        replicated: all.replicated + block.replicated,
-    });
-    Elements { split: all.split / count, replicated: all.replicated / count }
+    blocks.fold(Elements::default(), Add::add).over(count)
 }
 
 fn sum(params: &[ParamSpec]) -> Elements {
-    let mut elements = Elements { split: 0.0, replicated: 0.0 };
+    let mut elements = Elements::default();
     for param in params {
         let len = param.shape.iter().product::<usize>() as f64;
-        if param.split_dim().is_some() {
-            elements.split += len;
-        } else {
-            elements.replicated += len;
+        let kind = match param.split_dim() {
+            None => &mut elements.replicated,
+            Some(_) if param.name.contains(".attention.") => &mut elements.heads,
+            Some(_) if param.name.contains(".mlp.") => &mut elements.inner,
+            Some(_) => &mut elements.vocab,
+        };
+        *kind += len;
+    }
+    elements
+}
+
+/// What of one kind a block saves per token.
+fn saved(block: &Block, hidden: usize, kept: Kept) -> Elements {
+    let mut elements = Elements::default();
+    for (number, branch) in block.branches.iter().enumerate() {
+        let tensors = block.saved_by(number, hidden, 1);
+        for tensor in tensors.iter().filter(|tensor| tensor.kept == kept) {
+            let kind = match (tensor.split, branch.inner) {
+                (Split::None | Split::Gathered, _) => &mut elements.replicated,
+                (Split::Tensor { .. }, Inner::Attention(_)) => &mut elements.heads,
+                (Split::Tensor { .. }, Inner::Mlp { .. }) => &mut elements.inner,
+                (Split::Sequence, _) => &mut elements.tokens,
+            };
+            *kind += tensor.per_token as f64;
         }
     }
     elements
@@ -169,7 +203,7 @@ mod tests {
         // Products and embedding alone: 12·128·25600² + 50688·25600 = 1.0079e12; biases, norms, positions on top.
         assert!((model.params / 1.0079e12 - 1.0).abs() < 2e-4, "{}", model.params);
         let blocks = 128.0 * (12.0 * 25600.0 * 25600.0 + 13.0 * 25600.0);
-        assert_eq!(128.0 * model.block.local(1.0), blocks);
+        assert_eq!(128.0 * model.block.local(&model.degree(1), 1.0), blocks);
     }
 
     #[test]
@@ -178,7 +212,7 @@ mod tests {
             let spec = presets::find(name).unwrap().model;
             let model = Model::new(&spec).unwrap();
             let all =
-                model.stage_elements(spec.layers as f64, Ends { embedding: true, head: true }, 1.0);
+                model.stage_elements(spec.layers as f64, Ends { embedding: true, head: true }, 1);
             let padding = (spec.vocab_stored(1) - spec.vocab) * spec.hidden;
             let padding = padding as f64 * if spec.tied { 1.0 } else { 2.0 };
             assert_eq!(all, model.params + padding, "{name}");
@@ -192,9 +226,9 @@ mod tests {
         spec.vocab = 50688;
         let model = Model::new(&spec).unwrap();
         let inner = Ends { embedding: false, head: false };
-        assert_eq!(model.stage_elements(6.0, inner, 4.0), 2_718_480_384.0);
+        assert_eq!(model.stage_elements(6.0, inner, 4), 2_718_480_384.0);
         // Theirs pads 50257 to 50688 and keeps the positions (2048 × h) on both ends.
-        let last = model.stage_elements(6.0, Ends { head: true, ..inner }, 4.0);
+        let last = model.stage_elements(6.0, Ends { head: true, ..inner }, 4);
         assert!((last - 2_899_384_320.0).abs() < 26e6, "{last}");
     }
 }

@@ -211,7 +211,9 @@ impl Row<'_> {
         let spec = self.model(&mut assumed)?;
         let model = Model::new(&spec).map_err(|error| error.to_string())?;
         let layout = self.layout(&stacks[stack], &mut assumed)?;
-        layout.check(&model).map_err(|error| error.to_string())?;
+        let checked = layout.check(&model);
+        let checked = checked.and_then(|()| stacks[stack].check_degree(&spec, layout.degrees.tp));
+        checked.map_err(|error| error.to_string())?;
         let device = clusters[cluster].device.name.clone();
         Ok(Run { model, layout, device, cluster, stack, assumed })
     }

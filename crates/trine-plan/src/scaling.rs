@@ -39,6 +39,7 @@ pub fn scale(
     scaling: Scaling,
 ) -> Result<Vec<ScalingPoint>, PlanError> {
     base.check(planner.model)?;
+    planner.stack.check_degree(&planner.model.spec, base.degrees.tp)?;
     let replica = base.devices() / base.degrees.dp;
     let share = base.global_batch / base.degrees.dp;
     let mut points: Vec<ScalingPoint> = Vec::new();

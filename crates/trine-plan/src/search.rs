@@ -332,7 +332,7 @@ fn degrees(planner: &Planner<'_>, request: &Request) -> Vec<Degrees> {
     let keeps = |fixed: Option<usize>, value: usize| fixed.is_none_or(|fixed| fixed == value);
     let mut all = Vec::new();
     for t in divisors(request.devices).take_while(|t| *t <= spec.heads).filter(|t| keeps(tp, *t)) {
-        if spec.check_layout(t, 1).is_err() {
+        if spec.check_layout(t, 1).is_err() || planner.stack.check_degree(spec, t).is_err() {
             continue;
         }
         let rest = request.devices / t;

@@ -93,7 +93,9 @@ fn grid(planner: &Planner<'_>, base: &Layout) -> Vec<(&'static str, Values)> {
         all.retain(|degree| fits(*degree));
         all
     };
-    let tensor = degrees(base.degrees.tp, &[24, 48], &|tp| spec.check_layout(tp, 1).is_ok());
+    let shares =
+        |tp| spec.check_layout(tp, 1).is_ok() && planner.stack.check_degree(spec, tp).is_ok();
+    let tensor = degrees(base.degrees.tp, &[24, 48], &shares);
     let pipeline = degrees(base.degrees.pp, &[3, 6, 12, 24, 36, 48], &|pp| pp <= spec.layers);
     let yes_no = |change: fn(&mut Layout, bool)| -> Values {
         [("no", false), ("yes", true)]

@@ -2,6 +2,7 @@
 
 use crate::{Attention, PlanError, Precision};
 use serde::Deserialize;
+use trine_spec::ModelSpec;
 
 /// Bytes of one parameter's training state before sharding.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -130,6 +131,9 @@ pub struct Stack {
     /// [`trine_spec::PieceSizes`] counts them.
     #[serde(default)]
     pub bucketed: bool,
+    /// Whether tensor ranks may have unequal numbers of heads and features.
+    #[serde(default)]
+    pub uneven: bool,
     /// Kernels that a block launches in forward.
     pub kernels: f64,
 }
@@ -147,6 +151,23 @@ impl Stack {
             Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.bf16,
             Precision::F32 => StateBytes { weights: 4.0, gradients: 4.0, master: 0.0, ..self.bf16 },
         }
+    }
+
+    /// Checks that `tp` tensor ranks of the framework can share a model's layers, which by themselves they can.
+    ///
+    /// # Errors
+    /// A degree that does not divide heads and features, with the nearest below that does.
+    pub fn check_degree(&self, model: &ModelSpec, tp: usize) -> Result<(), PlanError> {
+        if self.uneven || model.divides_evenly(tp) {
+            return Ok(());
+        }
+        let rule = format!(
+            "in {} it divides the {} heads, the {} KV heads unless several ranks share each, and ffn = {}",
+            self.name, model.heads, model.kv_heads, model.ffn
+        );
+        let fits = |tp: &usize| model.check_layout(*tp, 1).is_ok() && model.divides_evenly(*tp);
+        let nearest = (1..tp).rev().find(fits).unwrap_or(1).to_string();
+        Err(PlanError::Layout { field: "tp", value: tp.to_string(), rule, nearest })
     }
 
     /// Bytes per element of the residual stream.

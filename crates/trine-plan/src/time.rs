@@ -159,15 +159,17 @@ impl Planner<'_> {
     /// One block, one micro-batch.
     fn block(&self, layout: &Layout, kernels: &Kernels<'_>, network: &Network<'_>) -> Unit {
         let spec = &self.model.spec;
-        let d = &layout.degrees;
-        let (tp, tokens, seq) = (d.tp as f64, layout.tokens(), layout.seq as f64);
+        let tp = self.model.degree(layout.degrees.tp);
+        let (tokens, seq) = (layout.tokens(), layout.seq as f64);
         let (h, f) = (spec.hidden as f64, spec.ffn as f64);
         let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
         let inner = f * (1.0 + spec.gates());
-        let heads = spec.heads as f64 / tp;
+        let heads = spec.heads as f64 / tp.heads;
+        // The widths of the fullest rank.
+        let (q_own, kv_own) = (q / tp.heads, kv / tp.heads);
+        let (inner_own, f_own) = (inner / tp.inner, f / tp.inner);
         let mut products = Passes::default();
-        for (inputs, outputs) in
-            [(h, (q + 2.0 * kv) / tp), (q / tp, h), (h, inner / tp), (f / tp, h)]
+        for (inputs, outputs) in [(h, q_own + 2.0 * kv_own), (q_own, h), (h, inner_own), (f_own, h)]
         {
             products += kernels.linear(tokens, inputs, outputs);
         }
@@ -214,16 +216,16 @@ impl Planner<'_> {
     /// (2 or 3 f). Backward reads what was saved beside the gradients that it reads and writes: twice as many.
     fn element_wise(&self, layout: &Layout, kernels: &Kernels<'_>) -> Passes {
         let spec = &self.model.spec;
-        let tp = layout.degrees.tp as f64;
-        let parts = if layout.sequence_parallel { tp } else { 1.0 };
+        let tp = self.model.degree(layout.degrees.tp);
+        let parts = if layout.sequence_parallel { tp.vocab } else { 1.0 };
         let (h, f) = (spec.hidden as f64, spec.ffn as f64);
         let heads = (spec.q_dim() + 2 * spec.kv_dim()) as f64;
         let inner = f * spec.mlp_matrices();
         let masks = if self.stack.dropout_masks { h } else { 0.0 };
-        let mut elements = (10.0 * h + masks) / parts + (2.0 * heads + inner) / tp;
+        let mut elements = (10.0 * h + masks) / parts + 2.0 * heads / tp.heads + inner / tp.inner;
         if layout.precision.is_fp8() {
             // Inputs of products are cast, and transposed for the weight gradient.
-            elements += 1.5 * (2.0 * h + (spec.q_dim() as f64 + f) / tp);
+            elements += 1.5 * (2.0 * h + spec.q_dim() as f64 / tp.heads + f / tp.inner);
         }
         let bytes =
             layout.tokens() * layout.precision.element_bytes() * elements * self.costs.traffic;
@@ -256,7 +258,7 @@ impl Planner<'_> {
         if d.cp == 1 {
             return 0.0;
         }
-        let kv = 2.0 * self.model.spec.kv_dim() as f64 / d.tp as f64;
+        let kv = 2.0 * self.model.spec.kv_dim() as f64 / self.model.degree(d.tp).heads;
         let bytes = layout.tokens() * kv * layout.precision.element_bytes();
         let all =
             3.0 * (d.cp - 1) as f64 * network.message_s(bytes, Group { size: d.cp, stride: d.tp });
@@ -331,8 +333,7 @@ impl Planner<'_> {
         if replicas.size == 1 {
             return 0.0;
         }
-        let tp = d.tp as f64;
-        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), tp);
+        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp);
         let calls = blocks.max(1.0);
         let reduced = elements * self.stack.reduce_bytes(layout.precision);
         let gathered = elements * layout.precision.element_bytes();
@@ -371,7 +372,7 @@ impl Planner<'_> {
         if layout.ends_of(0).head || !self.model.spec.tied {
             return 0.0;
         }
-        let elements = self.model.output.split / d.tp as f64;
+        let elements = self.model.output.vocab / d.tp as f64;
         let ends = Group { size: 2, stride: (d.pp - 1) * d.dp * d.cp * d.tp };
         network.all_reduce_s(elements * self.stack.reduce_bytes(layout.precision), 1.0, ends)
     }
@@ -379,7 +380,7 @@ impl Planner<'_> {
     /// Adam reads and writes master weights and two moments, reads gradients (twice: the norm), writes weights.
     fn optimizer_s(&self, layout: &Layout, kernels: &Kernels<'_>, blocks: f64) -> f64 {
         let d = &layout.degrees;
-        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp as f64);
+        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp);
         let owned = elements / d.product(layout.shares().states) as f64;
         let state = self.stack.states(layout.precision);
         let bytes = owned * (2.0 * (state.master + state.moments) + state.weights)

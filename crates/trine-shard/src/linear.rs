@@ -90,16 +90,15 @@ impl ColumnLinear {
     }
 }
 
-/// The leaves of the input gradient's sum over output features. Replicas of a section each take an
-/// equal part of it, so that every feature counts once. In `blocks` equal parts the sum over all
-/// ranks is the same tree for every degree.
+/// The leaves of the input gradient's sum over output features. Replicas of a section each take a
+/// part of it, so that every feature counts once. In `blocks` equal parts the sum over all ranks is
+/// the same tree for every degree.
 fn output_blocks(sections: &[Section], blocks: usize) -> Vec<Vec<Range<usize>>> {
     let mut first = 0;
     let mut parts = Vec::new();
     for section in sections {
-        let width = section.cols / section.replicas;
-        let start = first + section.replica * width;
-        parts.push(start..start + width);
+        let border = |replica| first + section.cols * replica / section.replicas;
+        parts.push(border(section.replica)..border(section.replica + 1));
         first += section.cols;
     }
     let contiguous = parts.windows(2).all(|pair| pair[0].end == pair[1].start);
@@ -196,6 +195,9 @@ mod tests {
     fn replicas_share_the_features_and_blocks_interleave_the_sections() {
         let kv = Section { cols: 4, replicas: 2, replica: 1 };
         assert_eq!(output_blocks(&[Section::own(8), kv, kv], 1), [[0..8, 10..12, 14..16]]);
+        // Three replicas of four features have one, one and two of them.
+        let kv = Section { cols: 4, replicas: 3, replica: 2 };
+        assert_eq!(output_blocks(&[Section::own(8), kv], 1), [[0..8, 10..12]]);
         let blocks = output_blocks(&[Section::own(8), kv, kv], 2);
         assert_eq!(blocks, [[0..4, 10..11, 14..15], [4..8, 11..12, 15..16]]);
     }

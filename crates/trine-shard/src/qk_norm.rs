@@ -29,6 +29,8 @@ pub struct QkNorm {
     pub q: ParamId,
     /// The gain of the keys.
     pub k: ParamId,
+    /// Columns of the queries and of the keys of all ranks, each counted once.
+    pub cols: [usize; 2],
     /// Added to the mean square.
     pub eps: f64,
     /// Of the collectives: one each way over all heads, one backward (of the gains' gradients) by
@@ -48,6 +50,8 @@ struct Half {
     groups: usize,
     /// Groups of the half before this one.
     groups_before: usize,
+    /// Its columns on all ranks.
+    cols: usize,
     /// Ranks that hold different heads.
     parts: usize,
     /// Whether this rank's heads count in a sum over the ranks: those that several hold count on the
@@ -93,6 +97,7 @@ impl HeadNorms {
             columns: 0..q_cols,
             groups,
             groups_before: 0,
+            cols: norm.cols[0],
             parts: ranks,
             counts: true,
         };
@@ -102,6 +107,7 @@ impl HeadNorms {
             columns: q_cols..q_cols + shape.kv_cols(),
             groups: kv_groups,
             groups_before: groups,
+            cols: norm.cols[1],
             parts: ranks / replicas,
             counts: norm.group.rank().is_multiple_of(replicas),
         };
@@ -180,10 +186,9 @@ impl HeadNorms {
 
     fn shape(&self, half: &Half, ctx: &Context<'_>) -> RmsShape {
         let groups = half.groups;
-        let group = half.columns.len() / groups;
         let (blocks, elements) = match self.norm.kind {
-            QkNormKind::EachHead => (1, group),
-            QkNormKind::AllHeads => (ctx.numerics.blocks(half.parts), group * half.parts),
+            QkNormKind::EachHead => (1, half.columns.len() / groups),
+            QkNormKind::AllHeads => (ctx.numerics.blocks(half.parts), half.cols),
         };
         RmsShape { groups, blocks, elements, eps: self.norm.eps }
     }

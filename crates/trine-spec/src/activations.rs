@@ -1,6 +1,7 @@
 //! What a block keeps for its backward pass, as symbolic shapes.
 
-use crate::{Block, Branch, Inner, Norm};
+use crate::{Block, Branch, Inner, Norm, PassShape};
+use trine_mesh::shard;
 
 /// How a saved tensor's size shrinks over tensor parallelism.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,7 +9,10 @@ pub enum Split {
     /// Every rank keeps all tokens and features.
     None,
     /// Features or heads are split over tensor parallelism.
-    Tensor,
+    Tensor {
+        /// In how many parts that stay whole, as [`trine_mesh::shard()`] shares them out.
+        units: usize,
+    },
     /// Tokens are split over tensor parallelism when sequence parallelism is on.
     Sequence,
     /// The tokens of all ranks, brought together where sequence parallelism has split them. Where it has not, this is
@@ -47,33 +51,23 @@ impl SavedTensor {
         Self { name: name.into(), per_token, kept, split }
     }
 
-    /// Local bytes for `tokens` tokens, as trine keeps them.
-    pub fn bytes(
-        &self,
-        tokens: usize,
-        tp: usize,
-        sequence_parallel: bool,
-        compute_bytes: usize,
-        accumulator_bytes: usize,
-    ) -> usize {
-        let split_rows = sequence_parallel && tp > 1;
-        let parts = match self.split {
-            Split::Gathered if !split_rows => return 0,
-            Split::None | Split::Gathered => 1,
-            Split::Tensor => tp,
-            Split::Sequence => {
-                if sequence_parallel {
-                    tp
-                } else {
-                    1
-                }
+    /// Bytes on one of `tp` ranks, as trine keeps them. Parts that they cannot share count as whole.
+    pub fn bytes(&self, tp: usize, shape: &PassShape) -> usize {
+        let PassShape { tokens, tp_index, sequence_parallel, .. } = *shape;
+        let (per_token, parts) = match self.split {
+            Split::Gathered if !sequence_parallel || tp == 1 => (0, 1),
+            Split::None | Split::Gathered => (self.per_token, 1),
+            Split::Tensor { units } => {
+                let own = shard(self.per_token, units, tp, tp_index);
+                (own.map_or(self.per_token, |own| own.range.len()), 1)
             }
+            Split::Sequence => (self.per_token, if sequence_parallel { tp } else { 1 }),
         };
         let element = match self.kept {
-            Kept::Compute => compute_bytes,
-            Kept::Sums | Kept::Stream => accumulator_bytes,
+            Kept::Compute => shape.compute_bytes,
+            Kept::Sums | Kept::Stream => shape.sum_bytes,
         };
-        tokens * self.per_token * element / parts
+        tokens * per_token * element / parts
     }
 }
 
@@ -102,10 +96,12 @@ impl Branch {
         }
         saved.push(rows(format!("{}.input", self.name), Kept::Compute));
         saved.extend(self.before_qk_norm(tp));
-        saved.extend([self.before_inner(tp), self.after_inner()]);
+        saved.extend(self.before_inner(tp));
+        saved.push(self.after_inner(tp));
         if let Inner::Attention(_) = self.inner {
             let name = format!("{}.log_sum", self.name);
-            saved.push(SavedTensor::new(name, self.row.units, Kept::Sums, Split::Tensor));
+            let split = Split::Tensor { units: self.row.parts(tp) };
+            saved.push(SavedTensor::new(name, self.row.units, Kept::Sums, split));
         }
         saved.extend(self.after_saved(hidden, tp));
         saved
@@ -128,18 +124,21 @@ impl Block {
     /// What a block saves between its forward and its backward pass, for `tp` ranks. Branches side by side save what
     /// enters once.
     pub fn saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
-        let mut saved: Vec<SavedTensor> = Vec::new();
-        for (number, branch) in self.branches.iter().enumerate() {
-            let shared = usize::from(self.parallel && number > 0 && branch.before.is_some());
-            saved.extend(branch.saved(hidden, tp).into_iter().skip(shared));
-        }
-        saved
+        let branches = 0..self.branches.len();
+        branches.flat_map(|branch| self.saved_by(branch, hidden, tp)).collect()
+    }
+
+    /// What of it branch `number` saves.
+    pub fn saved_by(&self, number: usize, hidden: usize, tp: usize) -> Vec<SavedTensor> {
+        let branch = &self.branches[number];
+        let shared = usize::from(self.parallel && number > 0 && branch.before.is_some());
+        branch.saved(hidden, tp).into_iter().skip(shared).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::presets;
+    use crate::{PassShape, presets};
 
     #[test]
     fn a_gpt_block_keeps_the_textbook_bytes() {
@@ -148,10 +147,17 @@ mod tests {
         // stream, 4 norm statistics and a log-sum a head.
         let model = presets::find("gpt2-124m").unwrap().model;
         let (h, tokens) = (768, 64);
-        let saved = model.block(0).saved(h, 1);
-        let bytes = |tp, split| {
-            let each = saved.iter().map(|tensor| tensor.bytes(tokens, tp, split, 2, 4));
-            each.sum::<usize>()
+        let bytes = |tp, sequence_parallel| {
+            let shape = PassShape {
+                tokens,
+                tp_index: 0,
+                sequence_parallel,
+                recompute: false,
+                compute_bytes: 2,
+                sum_bytes: 4,
+            };
+            let saved = model.block(0).saved(h, tp);
+            saved.iter().map(|tensor| tensor.bytes(tp, &shape)).sum::<usize>()
         };
         let whole = bytes(1, false);
         assert_eq!(whole, tokens * (2 * (2 * h + 3 * h + h + 8 * h) + 4 * (2 * h + 4 + 12)));

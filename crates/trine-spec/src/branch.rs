@@ -55,6 +55,8 @@ pub struct Features {
     pub width: usize,
     /// In how many parts that stay whole: heads, or single features.
     pub units: usize,
+    /// In how many parts that stay whole where there is one for every rank: the query heads of a KV head.
+    pub groups: usize,
 }
 
 /// What a branch does between its two products.
@@ -91,9 +93,16 @@ pub struct Attention {
 }
 
 impl Features {
-    /// Features of all `tp` ranks together: where there are fewer parts than ranks, several hold the same one.
-    pub(crate) fn held(&self, tp: usize) -> usize {
-        self.width / self.units * self.units.max(tp)
+    /// In how many parts that stay whole `tp` ranks share them.
+    pub fn parts(&self, tp: usize) -> usize {
+        if tp <= self.groups { self.groups } else { self.units }
+    }
+
+    /// Over how many ranks they are split, as far as the fullest of `tp` is concerned: `tp` where that divides them,
+    /// less where it has more than others.
+    pub fn degree(&self, tp: usize) -> f64 {
+        let parts = self.parts(tp);
+        parts as f64 / parts.div_ceil(tp) as f64
     }
 }
 
@@ -106,11 +115,11 @@ impl Inner {
         }
     }
 
-    /// What goes into it and what comes out, by name.
-    fn ends(self) -> [&'static str; 2] {
+    /// What comes out of it, by name.
+    fn given(self) -> &'static str {
         match self {
-            Self::Attention(_) => ["qkv", "output"],
-            Self::Mlp { .. } => ["inner", "activated"],
+            Self::Attention(_) => "given",
+            Self::Mlp { .. } => "activated",
         }
     }
 
@@ -125,14 +134,13 @@ impl Inner {
 
 impl Branch {
     /// What its inner part reads: what the columns give, for `tp` ranks.
-    pub(crate) fn before_inner(&self, tp: usize) -> SavedTensor {
-        let width = self.columns.iter().map(|part| part.held(tp)).sum();
-        self.split_tensor(self.inner.ends()[0], width)
+    pub(crate) fn before_inner(&self, tp: usize) -> Vec<SavedTensor> {
+        self.columns.iter().map(|part| self.split_tensor(part.name, part, tp)).collect()
     }
 
     /// What its inner part gives, and the row reads.
-    pub(crate) fn after_inner(&self) -> SavedTensor {
-        self.split_tensor(self.inner.ends()[1], self.row.width)
+    pub(crate) fn after_inner(&self, tp: usize) -> SavedTensor {
+        self.split_tensor(self.inner.given(), &self.row, tp)
     }
 
     /// Queries and keys as they are before their norms, with the statistics of these.
@@ -141,18 +149,22 @@ impl Branch {
         else {
             return Vec::new();
         };
-        let (width, heads) = (q.width + k.held(tp), q.units + k.units.max(tp));
-        let (per_token, split) = match self.inner.qk_norm() {
-            QkNorm::Head => (heads, Split::Tensor),
-            QkNorm::All | QkNorm::None => (2, Split::None),
+        let of_part = |part: &Features| {
+            let (per_token, split) = match self.inner.qk_norm() {
+                QkNorm::Head => (part.units, Split::Tensor { units: part.parts(tp) }),
+                QkNorm::All | QkNorm::None => (1, Split::None),
+            };
+            let stats = format!("{}.{}_stats", self.name, part.name);
+            let stats = SavedTensor::new(stats, per_token, Kept::Sums, split);
+            [self.split_tensor(&format!("{}_input", part.name), part, tp), stats]
         };
-        let stats = format!("{}.qk_stats", self.name);
-        let stats = SavedTensor::new(stats, per_token, Kept::Sums, split);
-        vec![self.split_tensor("qk", width), stats]
+        [q, k].into_iter().flat_map(of_part).collect()
     }
 
-    fn split_tensor(&self, what: &str, width: usize) -> SavedTensor {
-        SavedTensor::new(format!("{}.{what}", self.name), width, Kept::Compute, Split::Tensor)
+    /// A number for each of some features.
+    fn split_tensor(&self, what: &str, part: &Features, tp: usize) -> SavedTensor {
+        let split = Split::Tensor { units: part.parts(tp) };
+        SavedTensor::new(format!("{}.{what}", self.name), part.width, Kept::Compute, split)
     }
 
     /// Elements of its matrices, beside a stream of `hidden` features.
@@ -167,6 +179,24 @@ impl ModelSpec {
     pub fn block(&self, index: usize) -> Block {
         let branches = vec![self.attention(index), self.mlp(index)];
         Block { branches, parallel: *self.parallel.of(index) }
+    }
+
+    /// The query heads of a block. Those of a KV head stay with it, as long as there is one for every rank.
+    pub fn query_features(&self) -> Features {
+        let (width, units, groups) = (self.q_dim(), self.heads, self.kv_heads);
+        Features { name: "q", width, units, groups }
+    }
+
+    /// The features inside the MLP of a block.
+    pub fn inner_features(&self) -> Features {
+        Features { name: "up", width: self.ffn, units: self.ffn, groups: self.ffn }
+    }
+
+    /// Whether `tp` ranks have equal parts of every layer.
+    pub fn divides_evenly(&self, tp: usize) -> bool {
+        [self.query_features(), self.inner_features()]
+            .iter()
+            .all(|features| features.parts(tp).is_multiple_of(tp))
     }
 
     /// Attention's traits in block `index`.
@@ -184,19 +214,17 @@ impl ModelSpec {
     }
 
     fn attention(&self, index: usize) -> Branch {
-        let features = |name, width, units| Features { name, width, units };
+        let queries = self.query_features();
+        let shared =
+            |name| Features { name, width: self.kv_dim(), units: self.kv_heads, ..queries };
         let [before, after] = self.norms(index, ["norm1", "norm1_after"]);
         Branch {
             before,
             name: "attention",
-            columns: vec![
-                features("q", self.q_dim(), self.heads),
-                features("k", self.kv_dim(), self.kv_heads),
-                features("v", self.kv_dim(), self.kv_heads),
-            ],
+            columns: vec![queries, shared("k"), shared("v")],
             columns_bias: *self.qkv_bias.of(index),
             inner: Inner::Attention(self.attention_traits(index)),
-            row: features("output", self.q_dim(), self.heads),
+            row: Features { name: "output", ..queries },
             row_bias: *self.output_bias.of(index),
             after,
             dropout: self.dropout.residual,
@@ -204,7 +232,7 @@ impl ModelSpec {
     }
 
     fn mlp(&self, index: usize) -> Branch {
-        let features = |name| Features { name, width: self.ffn, units: self.ffn };
+        let features = |name| Features { name, ..self.inner_features() };
         let (gated, bias) = (*self.gated.of(index), *self.mlp_bias.of(index));
         let columns: &[&str] = if gated { &["gate", "up"] } else { &["up"] };
         let [before, after] = self.norms(index, ["norm2", "norm2_after"]);

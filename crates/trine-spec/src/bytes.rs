@@ -2,14 +2,14 @@
 //!
 //! The rank that trains and the planner that has never seen it both count with these, so that they cannot differ.
 
-use crate::layout::{offset, padded};
+use crate::layout::{end, offset, padded};
 use crate::{
     Bucket, ModelSpec, ParamSpec, Piece, RankLayout, Shares, SpecError, params::TOKEN_EMBEDDING,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::iter::Sum;
-use trine_mesh::{Degrees, shard};
+use trine_mesh::Degrees;
 
 /// A gradient bucket is closed once it holds this many elements: large enough that a reduction is
 /// bandwidth and not latency, small enough that several overlap the backward pass.
@@ -126,8 +126,8 @@ pub struct StageShape {
     pub bucket_elements: usize,
 }
 
-/// Elements that each piece of a model takes in a bucket on one tensor-parallel rank, from an aligned start: the same
-/// on all ranks of the group.
+/// Elements that each piece of a model takes in a bucket on the first tensor-parallel rank, from an aligned start: the
+/// most that any rank of the group has, and the same where heads and features divide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PieceSizes {
     /// The embedding: with the token table first, and without it.
@@ -144,21 +144,21 @@ impl PieceSizes {
     /// The sizes for `tp` ranks.
     ///
     /// # Errors
-    /// A dimension that cannot be split over `tp`.
+    /// A layer that `tp` ranks cannot share.
     pub fn new(model: &ModelSpec, tp: usize) -> Result<Self, SpecError> {
         model.check_layout(tp, 1)?;
         let is_table = |spec: &ParamSpec| spec.name == TOKEN_EMBEDDING || spec.name == OUTPUT_LAYER;
         let both = |piece| {
             let specs = model.params(piece, tp);
             let rest = specs.iter().filter(|spec| !is_table(spec));
-            [end(0, specs.iter(), tp), end(0, rest, tp)]
+            [end(specs.iter(), tp), end(rest, tp)]
         };
         let embedding = model.params(Piece::Embedding, tp);
         Ok(Self {
             embedding: both(Piece::Embedding),
-            block: end(0, model.params(Piece::Block(0), tp).iter(), tp),
+            block: end(model.params(Piece::Block(0), tp).iter(), tp),
             head: both(Piece::Head),
-            table: end(0, embedding.iter().filter(|spec| is_table(spec)), tp),
+            table: end(embedding.iter().filter(|spec| is_table(spec)), tp),
             tied: model.tied,
         })
     }
@@ -195,19 +195,6 @@ impl PieceSizes {
 /// The output layer's name.
 const OUTPUT_LAYER: &str = "head.output.weight";
 
-/// Where the local parts of these parameters end, one behind the other from `start`.
-fn end<'a>(start: usize, specs: impl Iterator<Item = &'a ParamSpec>, tp: usize) -> usize {
-    specs.fold(start, |len, spec| offset(len, spec.fused) + local_len(spec, tp))
-}
-
-/// Elements of a parameter on one tensor-parallel rank.
-fn local_len(spec: &ParamSpec, tp: usize) -> usize {
-    let whole = spec.shape.iter().product();
-    let Some(dim) = spec.split_dim() else { return whole };
-    let shard = shard(spec.shape[dim], spec.placement[dim].units, tp, 0);
-    whole / spec.shape[dim] * shard.expect("invariant: check_layout has passed").range.len()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +211,51 @@ mod tests {
         let untied = ModelSpec { tied: false, ..gpt.clone() };
         let tied = ModelSpec { tied: true, ..llama.clone() };
         vec![gpt, untied, llama, tied]
+    }
+
+    /// The sizes are those of the first tensor-parallel rank. The others have the same buckets, none of them longer.
+    #[test]
+    fn uneven_ranks_have_the_same_buckets_and_the_first_has_most() {
+        let mut shorter = 0;
+        for (heads, kv_heads) in [(5, 5), (6, 3), (5, 1)] {
+            let model = ModelSpec { heads, kv_heads, ffn: 65, ..models().remove(0) };
+            for tp in (2..=4).filter(|tp| model.check_layout(*tp, 1).is_ok()) {
+                let parts = model.parts(tp).unwrap();
+                let stages = split_layers(&parts, 1, None).unwrap();
+                for bucket_elements in [1, 4_000, 10_000] {
+                    let layout = |tp_index| {
+                        let degrees = Degrees { tp, dp: 2, ..Degrees::SERIAL };
+                        let serial = RankRequest::serial(&parts, &stages);
+                        let summed = AxisSet::DP;
+                        let request =
+                            RankRequest { degrees, tp_index, summed, bucket_elements, ..serial };
+                        RankLayout::new(&request).unwrap()
+                    };
+                    let first = layout(0);
+                    let shape = StageShape {
+                        blocks: model.layers,
+                        first: true,
+                        last: true,
+                        replicas: 2,
+                        tied_apart: false,
+                        bucket_elements,
+                    };
+                    let sizes = PieceSizes::new(&model, tp).unwrap();
+                    assert_eq!(sizes.elements(&shape), first.elements());
+                    for other in (1..tp).map(layout) {
+                        let params = |bucket: &Bucket| bucket.params.clone();
+                        assert!(
+                            first.buckets.iter().map(params).eq(other.buckets.iter().map(params))
+                        );
+                        let pairs = first.buckets.iter().zip(&other.buckets);
+                        assert!(pairs.into_iter().all(|(first, other)| first.len >= other.len));
+                        shorter += usize::from(other.elements() < first.elements());
+                    }
+                }
+            }
+        }
+        // Alike where heads divide and rounding hides it.
+        assert!(shorter >= 3 * 12, "{shorter}");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What no model and no layout of one may be, with the nearest that may.
 
 use crate::{CANONICAL_BLOCKS, Each, ModelSpec, OrNone, Positions, SpecError};
-use trine_mesh::shard;
 
 /// Blocks of the deepest model.
 const LAYERS_MAX: usize = 1 << 14;
@@ -228,30 +227,36 @@ impl ModelSpec {
 
     /// Why `tp` ranks cannot share a layer, if they cannot.
     fn tp_obstacle(&self, tp: usize) -> Option<String> {
-        if !self.heads.is_multiple_of(tp) {
-            return Some(format!("tp must divide the {} query heads", self.heads));
+        let Self { heads, kv_heads, head_dim, ffn, .. } = *self;
+        if !(1..=heads).contains(&tp) {
+            return Some(format!("every rank needs a query head and the model has {heads}"));
         }
-        if shard(self.kv_dim(), self.kv_heads, tp, 0).is_err() {
-            return Some(format!("tp and the {} KV heads must divide one another", self.kv_heads));
+        if tp > ffn {
+            return Some(format!("every rank needs a feature of the MLP and ffn = {ffn}"));
         }
-        let replicas = (tp / self.kv_heads).max(1);
-        if !self.head_dim.is_multiple_of(replicas) {
+        if tp <= kv_heads {
+            return None;
+        }
+        if !tp.is_multiple_of(kv_heads) {
+            return Some(format!("tp above the {kv_heads} KV heads must be a multiple of them"));
+        }
+        let (replicas, group) = (tp / kv_heads, heads / kv_heads);
+        // The only KV head has all query heads, and any range of them will do.
+        if kv_heads > 1 && !group.is_multiple_of(replicas) {
             return Some(format!(
-                "each KV head is shared by {replicas} ranks, which must divide the head size {}",
-                self.head_dim
+                "each KV head is shared by {replicas} ranks, which must divide its {group} query heads"
             ));
         }
-        if !self.ffn.is_multiple_of(tp) {
-            return Some(format!("tp must divide ffn = {}", self.ffn));
-        }
-        None
+        let shared = replicas > head_dim;
+        shared.then(|| format!("{replicas} ranks cannot share a KV head of {head_dim} elements"))
     }
 
     /// Checks what reference numerics need: every split dimension in [`CANONICAL_BLOCKS`] equal
-    /// blocks, and a degree that divides them.
+    /// blocks, and a degree that gives every rank as many of them.
     ///
     /// # Errors
-    /// The dimension that is not divisible, with the nearest size that is.
+    /// The dimension that is not divisible, with the nearest size that is; a degree at which a rank's
+    /// heads do not end where a block does, with the nearest that will do.
     pub fn check_reference(&self, tp: usize) -> Result<(), SpecError> {
         let blocks = CANONICAL_BLOCKS;
         let rule = format!("reference numerics sum over {blocks} equal blocks");
@@ -264,12 +269,23 @@ impl ModelSpec {
             let nearest = self.kv_dim().next_multiple_of(blocks);
             return Err(field_error("kv_heads × head_dim", self.kv_dim(), &rule, nearest));
         }
-        if !blocks.is_multiple_of(tp) {
-            let nearest = format!("tp {}", nearest_divisor(blocks, tp));
-            let rule = format!("{rule}, so tp must divide {blocks}");
-            return Err(SpecError::Layout { axis: "tp", degree: tp, rule, nearest });
+        let fits = |degree: usize| blocks.is_multiple_of(degree) && self.divides_evenly(degree);
+        if fits(tp) {
+            return Ok(());
         }
-        Ok(())
+        let rule = if blocks.is_multiple_of(tp) {
+            let (heads, kv_heads) = (self.heads, self.kv_heads);
+            format!(
+                "{rule}, so every rank needs as many heads, and {tp} ranks do not divide {heads} \
+                 heads of {kv_heads} KV heads"
+            )
+        } else {
+            format!("{rule}, so tp must divide {blocks}")
+        };
+        let possible = (1..=blocks).filter(|d| fits(*d) && self.tp_obstacle(*d).is_none());
+        let nearest = possible.min_by_key(|degree| degree.abs_diff(tp)).unwrap_or(1);
+        let nearest = format!("tp {nearest}");
+        Err(SpecError::Layout { axis: "tp", degree: tp, rule, nearest })
     }
 }
 
@@ -306,12 +322,77 @@ mod tests {
         let text = model.check().unwrap_err().to_string();
         assert!(text.contains("kv_heads = 5") && text.contains("nearest valid value: 4"), "{text}");
         let model = presets::find("gpt2-124m").unwrap().model;
-        let text = model.check_layout(5, 1).unwrap_err().to_string();
-        assert!(text.contains("tp 4 or tp 6"), "{text}");
+        let text = model.check_layout(13, 1).unwrap_err().to_string();
+        assert!(text.contains("the model has 12; nearest valid: tp 12"), "{text}");
         let text = model.check_layout(1, 13).unwrap_err().to_string();
         assert!(text.contains("pp 13") && text.contains("pp 12"), "{text}");
         assert!(model.check_reference(3).unwrap_err().to_string().contains("tp 2"));
         assert!(model.check_reference(4).is_ok());
+    }
+
+    #[test]
+    fn tensor_degrees_need_heads_for_every_rank_and_reference_numerics_as_many() {
+        let of = |heads, kv_heads, head_dim, ffn| ModelSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            ffn,
+            ..presets::find("gpt2-124m").unwrap().model
+        };
+        let fits = |model: &ModelSpec| -> Vec<usize> {
+            (0..=40).filter(|tp| model.check_layout(*tp, 1).is_ok()).collect()
+        };
+        assert_eq!(fits(&of(25, 25, 64, 6400)), (1..=25).collect::<Vec<_>>());
+        assert_eq!(fits(&of(25, 25, 64, 7)), (1..=7).collect::<Vec<_>>());
+        // Whole KV heads; then as many ranks for each, which divide its query heads.
+        assert_eq!(fits(&of(36, 3, 16, 65)), [1, 2, 3, 6, 9, 12, 18, 36]);
+        // The only KV head has any range of query heads.
+        assert_eq!(fits(&of(5, 1, 8, 65)), [1, 2, 3, 4, 5]);
+        assert_eq!(fits(&of(5, 1, 3, 65)), [1, 2, 3]);
+        for (model, tp, says) in [
+            (
+                of(36, 3, 16, 65),
+                4,
+                "above the 3 KV heads must be a multiple of them; nearest valid: tp 3 or tp 6",
+            ),
+            (
+                of(30, 3, 8, 65),
+                9,
+                "shared by 3 ranks, which must divide its 10 query heads; nearest valid: tp 6 or tp 15",
+            ),
+            (of(25, 25, 64, 7), 8, "a feature of the MLP and ffn = 7; nearest valid: tp 7"),
+            (
+                of(5, 1, 3, 65),
+                4,
+                "4 ranks cannot share a KV head of 3 elements; nearest valid: tp 3",
+            ),
+            (of(5, 5, 8, 65), 0, "needs a query head and the model has 5; nearest valid: tp 1"),
+        ] {
+            let text = model.check_layout(tp, 1).unwrap_err().to_string();
+            assert!(text.ends_with(says), "{text}");
+        }
+        for (model, tp, says) in [
+            (
+                of(25, 25, 64, 6400),
+                2,
+                "2 ranks do not divide 25 heads of 25 KV heads; nearest valid: tp 1",
+            ),
+            (
+                of(12, 6, 8, 64),
+                4,
+                "4 ranks do not divide 12 heads of 6 KV heads; nearest valid: tp 2",
+            ),
+            (
+                of(6, 1, 8, 64),
+                8,
+                "8 ranks do not divide 6 heads of 1 KV heads; nearest valid: tp 2",
+            ),
+            (of(12, 4, 8, 64), 3, "so tp must divide 8; nearest valid: tp 2"),
+        ] {
+            let text = model.check_reference(tp).unwrap_err().to_string();
+            assert!(text.ends_with(says), "{text}");
+        }
+        assert!(of(8, 2, 8, 64).check_reference(4).is_ok());
     }
 
     #[test]

@@ -20,6 +20,20 @@ pub(crate) fn padded(len: usize, replicas: usize) -> usize {
     len.next_multiple_of(replicas * ALIGN_ELEMENTS)
 }
 
+/// Where the local parts of these parameters end, one behind the other, on the first of `tp` ranks: no other one has
+/// more.
+pub(crate) fn end<'a>(specs: impl Iterator<Item = &'a ParamSpec>, tp: usize) -> usize {
+    specs.fold(0, |len, spec| offset(len, spec.fused) + local_len(spec, tp))
+}
+
+/// Elements of a parameter on the first tensor-parallel rank.
+fn local_len(spec: &ParamSpec, tp: usize) -> usize {
+    let whole = spec.shape.iter().product();
+    let Some(dim) = spec.split_dim() else { return whole };
+    let shard = shard(spec.shape[dim], spec.placement[dim].units, tp, 0);
+    whole / spec.shape[dim] * shard.map_or(spec.shape[dim], |shard| shard.range.len())
+}
+
 /// The part of a model that one stage of a pipeline is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StagePieces {
@@ -56,7 +70,8 @@ pub struct RankRequest<'a> {
     /// rank: always when the two lie on different stages, and in reference numerics, where both
     /// uses must be summed apart as a pipeline would.
     pub tied_apart: bool,
-    /// A bucket is closed once it holds this many elements.
+    /// A bucket is closed once it holds this many elements on the first tensor-parallel rank, where
+    /// there are most.
     pub bucket_elements: usize,
 }
 
@@ -254,7 +269,7 @@ impl RankLayout {
     /// ```
     ///
     /// # Errors
-    /// A dimension whose units do not divide over `tp`.
+    /// A dimension whose units `tp` ranks cannot share.
     pub fn of(specs: Vec<ParamSpec>, tp: usize, tp_index: usize) -> Result<Self, SpecError> {
         let mut layout = Self { params: vec![], buckets: vec![], stages: vec![] };
         if !specs.is_empty() {
@@ -281,9 +296,14 @@ impl RankLayout {
         specs: Vec<ParamSpec>,
         request: &RankRequest<'_>,
     ) -> Result<(), SpecError> {
+        // By what the first tensor-parallel rank holds, so that all have the same buckets.
+        let fullest = |bucket: &Bucket| {
+            end(bucket.params.iter().map(|index| &self.params[*index].spec), request.degrees.tp)
+        };
         let room =
-            |bucket: &&mut Bucket| bucket.stage == stage && bucket.len < request.bucket_elements;
-        match self.buckets.last_mut().filter(room) {
+            |bucket: &Bucket| bucket.stage == stage && fullest(bucket) < request.bucket_elements;
+        let has_room = self.buckets.last().is_some_and(room);
+        match self.buckets.last_mut().filter(|_| has_room) {
             Some(open) => open.pieces.push(piece),
             None => self.open(stage).pieces.push(piece),
         }

@@ -115,7 +115,7 @@ impl ModelSpec {
     pub fn params(&self, piece: Piece, tp: usize) -> Vec<ParamSpec> {
         match piece {
             Piece::Embedding => self.embedding_params(tp),
-            Piece::Block(index) => self.block_params(index),
+            Piece::Block(index) => self.block_params(index, tp),
             Piece::Head => self.head_params(tp),
         }
     }
@@ -157,7 +157,7 @@ impl ModelSpec {
         params
     }
 
-    fn block_params(&self, index: usize) -> Vec<ParamSpec> {
+    fn block_params(&self, index: usize, tp: usize) -> Vec<ParamSpec> {
         let mut params = Vec::new();
         for branch in self.block(index).branches {
             let name = format!("block.{index}.{}", branch.name);
@@ -165,37 +165,38 @@ impl ModelSpec {
                 self.norm_params(&format!("block.{index}.{}", norm.name), norm.kind)
             };
             params.extend(branch.before.into_iter().flat_map(norm));
-            params.extend(self.column(&name, &branch));
-            params.extend(self.qk_norm_params(&name, &branch));
-            params.extend(self.row(&format!("{name}.{}", branch.row.name), &branch));
+            params.extend(self.column(&name, &branch, tp));
+            params.extend(self.qk_norm_params(&name, &branch, tp));
+            params.extend(self.row(&format!("{name}.{}", branch.row.name), &branch, tp));
             params.extend(branch.after.into_iter().flat_map(norm));
         }
         params
     }
 
     /// Column-parallel matrices that share their input, fused; then their biases, fused.
-    fn column(&self, name: &str, branch: &Branch) -> Vec<ParamSpec> {
+    fn column(&self, name: &str, branch: &Branch, tp: usize) -> Vec<ParamSpec> {
         let init = Init::Normal { std: self.init_std };
         let weights = branch.columns.iter().enumerate().map(|(i, part)| {
             let (name, shape) = (format!("{name}.{}.weight", part.name), [part.width, self.hidden]);
-            ParamSpec { fused: i > 0, ..matrix(&name, shape, Some((0, part.units)), init) }
+            ParamSpec { fused: i > 0, ..matrix(&name, shape, Some((0, part.parts(tp))), init) }
         });
         let biases = branch.columns.iter().enumerate().map(|(i, part)| {
             let name = format!("{name}.{}.bias", part.name);
-            ParamSpec { fused: i > 0, ..vector(&name, part.width, Some(part.units), Init::Zeros) }
+            let split = Some(part.parts(tp));
+            ParamSpec { fused: i > 0, ..vector(&name, part.width, split, Init::Zeros) }
         });
         weights.chain(biases.filter(|_| branch.columns_bias)).collect()
     }
 
     /// The gains of queries and keys: one for the elements of all heads, or one for each element of each.
-    fn qk_norm_params(&self, name: &str, branch: &Branch) -> Vec<ParamSpec> {
+    fn qk_norm_params(&self, name: &str, branch: &Branch, tp: usize) -> Vec<ParamSpec> {
         let kind = branch.inner.qk_norm();
         let gain = |part: &Features| {
             let name = format!("{name}.{}_norm.weight", part.name);
             match kind {
                 QkNorm::None => None,
                 QkNorm::Head => Some(vector(&name, self.head_dim, None, Init::Ones)),
-                QkNorm::All => Some(vector(&name, part.width, Some(part.units), Init::Ones)),
+                QkNorm::All => Some(vector(&name, part.width, Some(part.parts(tp)), Init::Ones)),
             }
         };
         branch.columns[..2.min(branch.columns.len())].iter().filter_map(gain).collect()
@@ -203,9 +204,9 @@ impl ModelSpec {
 
     /// A row-parallel matrix: input features split; its bias, added after the sum, replicated.
     /// Residual projections start smaller (GPT-2: 1/√(2·layers)).
-    fn row(&self, name: &str, branch: &Branch) -> Vec<ParamSpec> {
+    fn row(&self, name: &str, branch: &Branch, tp: usize) -> Vec<ParamSpec> {
         let init = Init::Normal { std: self.init_std / (2.0 * self.layers as f64).sqrt() };
-        let (shape, split) = ([self.hidden, branch.row.width], Some((1, branch.row.units)));
+        let (shape, split) = ([self.hidden, branch.row.width], Some((1, branch.row.parts(tp))));
         let mut params = vec![matrix(&format!("{name}.weight"), shape, split, init)];
         if branch.row_bias {
             params.push(vector(&format!("{name}.bias"), self.hidden, None, Init::Zeros));

@@ -250,7 +250,7 @@ mod tests {
             assert_eq!(parts.own().count(), 0);
         }
         let model = presets::find("gpt2-124m").unwrap().model;
-        assert!(model.parts(5).unwrap_err().to_string().contains("tp 4 or tp 6"));
+        assert!(model.parts(13).unwrap_err().to_string().contains("nearest valid: tp 12"));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::{Block, Body, Branch, ModelParts, Norm, OwnBody, PieceParts, SavedTen
 pub struct PassShape {
     /// Tokens of a micro-batch.
     pub tokens: usize,
+    /// Which tensor-parallel rank runs them: its share may be smaller than others'.
+    pub tp_index: usize,
     /// Whether the residual stream is split by rows over tensor parallelism.
     pub sequence_parallel: bool,
     /// Whether blocks keep their input alone.
@@ -101,11 +103,7 @@ impl<'a> Sizes<'a> {
     }
 
     fn of(&self, tensors: &[SavedTensor]) -> i64 {
-        let Self { shape, model, .. } = self;
-        let (compute, sum) = (shape.compute_bytes, shape.sum_bytes);
-        let each = tensors
-            .iter()
-            .map(|tensor| tensor.bytes(shape.tokens, model.tp, self.split_rows, compute, sum));
+        let each = tensors.iter().map(|tensor| tensor.bytes(self.model.tp, self.shape));
         each.sum::<usize>() as i64
     }
 
@@ -214,7 +212,7 @@ impl<'a> Sizes<'a> {
     fn branch(&self, branch: &Branch) -> BranchSizes {
         let (tp, hidden) = (self.model.tp, self.model.spec.hidden);
         let (before, after) =
-            (self.of(&[branch.before_inner(tp)]), self.of(&[branch.after_inner()]));
+            (self.of(&branch.before_inner(tp)), self.of(&[branch.after_inner(tp)]));
         // Of both products: the input, and the gradient of the output.
         let rows = if self.split_rows { self.whole } else { self.input };
         BranchSizes {
@@ -295,6 +293,8 @@ mod tests {
     use crate::Kept::{Compute, Stream, Sums};
     use crate::{Kept, OwnPiece, Piece, Split, presets};
 
+    const TENSOR: Split = Split::Tensor { units: 4 };
+
     fn tensor(per_token: usize, kept: Kept, split: Split) -> SavedTensor {
         SavedTensor::new("some", per_token, kept, split)
     }
@@ -303,13 +303,13 @@ mod tests {
         OwnBody {
             name: "own".into(),
             keeps_input: true,
-            saved: vec![tensor(12, Compute, Split::Tensor)],
+            saved: vec![tensor(12, Compute, TENSOR)],
             forward: vec![
                 vec![tensor(2000, Compute, Split::None)],
                 vec![tensor(2000, Compute, Split::Gathered), tensor(768, Stream, Split::Sequence)],
             ],
-            backward: vec![vec![], vec![tensor(1600, Sums, Split::Tensor)]],
-            work: vec![tensor(768, Compute, Split::Gathered), tensor(40, Compute, Split::Tensor)],
+            backward: vec![vec![], vec![tensor(1600, Sums, TENSOR)]],
+            work: vec![tensor(768, Compute, Split::Gathered), tensor(40, Compute, TENSOR)],
         }
     }
 
@@ -320,8 +320,14 @@ mod tests {
         let own = OwnPiece { params: vec![], body: body.clone(), flops_per_token: 0.0 };
         parts.replace(5, own).unwrap();
         let (compute_bytes, sum_bytes) = (2, 4);
-        let shape =
-            PassShape { tokens: 64, sequence_parallel, recompute, compute_bytes, sum_bytes };
+        let shape = PassShape {
+            tokens: 64,
+            tp_index: 0,
+            sequence_parallel,
+            recompute,
+            compute_bytes,
+            sum_bytes,
+        };
         let passes = parts.passes(parts.get(Piece::Block(5)).unwrap(), &shape);
         let (f, b) = (passes.forward, passes.backward);
         [f.needs, f.leaves, b.needs, b.leaves, passes.work]
@@ -361,7 +367,7 @@ mod tests {
         // Recompute keeps the input of every block.
         assert_eq!(bytes(&dropped, 4, false, true), bytes(&body(), 4, false, true));
         // Nothing is said of the moments of F: what leaves is there at the end. What F has kept is there in all of B.
-        let backward = vec![vec![tensor(8000, Sums, Split::Tensor)]];
+        let backward = vec![vec![tensor(8000, Sums, TENSOR)]];
         let late = OwnBody { forward: vec![], backward, work: vec![], ..body() };
         let worst = 64 * 8000 * 4 / 4;
         let whole = [kept + stream, kept + stream, worst, -kept - stream, 0];

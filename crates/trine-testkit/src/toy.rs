@@ -31,6 +31,13 @@ pub fn llama(kv_heads: usize) -> ModelSpec {
     ModelSpec { kv_heads, ffn, vocab, tied, ..gpt() }.of_family(Family::Llama)
 }
 
+/// A model whose heads and features hardly any number of ranks divides. Its vocabulary is padded alike for up to four
+/// ranks.
+pub fn uneven(heads: usize, kv_heads: usize) -> ModelSpec {
+    let usual = if kv_heads == heads { gpt() } else { llama(kv_heads) };
+    ModelSpec { heads, kv_heads, layers: 2, ffn: 5 * 13, vocab: 150, ..usual }
+}
+
 /// A small model of a family, with a window that is shorter than its sequences where it has one.
 pub fn of(family: Family) -> ModelSpec {
     let mut model = match family {

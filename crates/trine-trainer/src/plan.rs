@@ -72,7 +72,8 @@ impl RunPlan {
 
     /// What a rank at (pipeline, tensor) coordinates will take.
     pub fn memory(&self, pp: usize, tp: usize) -> RankMemory {
-        RankMemory::planned(&self.config, &self.parts, pp, &self.ranks[pp][tp], &self.training)
+        let layout = &self.ranks[pp][tp];
+        RankMemory::planned(&self.config, &self.parts, (pp, tp), layout, &self.training)
     }
 
     /// The axes along which ranks talk, for [`trine_comm::Groups`]: pipeline, data and tensor parallelism, and those

@@ -72,14 +72,15 @@ pub struct PlanCheck {
 }
 
 impl RankMemory {
-    /// What pipeline rank `pp` will hold, given its layout and the run's training schedule. Pure.
+    /// What the rank at (pipeline, tensor) coordinates will hold, given its layout and the run's training schedule.
+    /// Pure.
     ///
     /// Reference numerics keep gradients of single samples and trees of partial sums for a while, which nothing
     /// predicts.
     pub fn planned(
         config: &EngineConfig,
         parts: &ModelParts,
-        pp: usize,
+        (pp, tp): (usize, usize),
         layout: &RankLayout,
         training: &Schedule,
     ) -> Self {
@@ -88,7 +89,7 @@ impl RankMemory {
         let fast = config.numerics == Numerics::Fast;
         let request = ActivationRequest {
             model: parts,
-            shape: config.pass_shape(),
+            shape: config.pass_shape(tp),
             schedule: training,
             rank: pp,
             layout,

@@ -138,9 +138,10 @@ impl EngineConfig {
         Ok(Arc::new(CpuOps::with_isa(Team::new(self.threads), self.numerics.isa())?))
     }
 
-    /// How a micro-batch runs through a piece.
-    pub fn pass_shape(&self) -> PassShape {
+    /// How a micro-batch runs through a piece on a tensor-parallel rank.
+    pub fn pass_shape(&self, tp_index: usize) -> PassShape {
         PassShape {
+            tp_index,
             tokens: self.micro_batch * self.seq,
             sequence_parallel: self.sequence_parallel,
             recompute: self.recompute,

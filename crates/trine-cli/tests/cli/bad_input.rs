@@ -13,8 +13,8 @@ const FILES: &[(&str, &str)] = &[
     ("preset.toml", "preset = \"gpt2-124\"\n"),
     ("several.toml", "sed = 1\n[layout]\ntp = true\n[data]\nvokab = 3\n"),
     ("good.toml", "[train]\nsteps = 10\n"),
-    ("both.toml", "seeed = 1\n[layout]\ntp = 3\n[optimizer]\nlr = -1\n"),
-    ("doubt.toml", "[model]\nheds = 3\n[layout]\ntp = 3\n"),
+    ("both.toml", "seeed = 1\n[layout]\ntp = 6\n[optimizer]\nlr = -1\n"),
+    ("doubt.toml", "[model]\nheds = 3\n[layout]\ntp = 6\n"),
     ("a book.txt", "Call me Ishmael. Some years ago\n"),
     ("run.yaml", "train:\n  steps: 10\n"),
     ("run.json", "{\"train\": {\"steps\": 10}}\n"),
@@ -58,11 +58,11 @@ const CASES: &[(&[&str], &[&str])] = &[
         &[
             "3 problems",
             "both.toml:1:1: unknown key seeed; nearest: seed",
-            "both.toml:3:1: layout.tp = 3: tp must divide the 4 query heads",
+            "both.toml:3:1: layout.tp = 6: every rank needs a query head and the model has 4",
             "both.toml:5:1: optimizer.lr = -1: must be above 0",
         ],
     ),
-    // Whether tp divides the heads is not known before their key is.
+    // Whether there are heads for all is not known before their key is.
     (&["train", "doubt.toml"], &["error: doubt.toml:2:1: unknown key model.heds"]),
     (
         &["train", "a book.txt"],
@@ -86,8 +86,8 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["train", "gpt2-124m"], &["gpt2-124m is a preset", "--preset gpt2-124m"]),
     (&["train", "--preset", "lama2-7b"], &["--preset lama2-7b", "nearest: \"llama2-7b\""]),
     (
-        &["train", "--tp", "3"],
-        &["--tp 3: layout.tp = 3", "must divide the 4 query heads", "nearest valid: tp 2 or tp 4"],
+        &["train", "--tp", "6"],
+        &["--tp 6: layout.tp = 6", "every rank needs a query head", "nearest valid: tp 4"],
     ),
     (
         &["train", "--tp", "-2"],

@@ -75,7 +75,7 @@ fn degrees_that_are_none_are_refused() {
     for (layout, says) in [
         ("2x2", "--layout 2x2: must be the degrees dp, pp and tp"),
         ("2x2xa", "for example: 2x2x2"),
-        ("1x1x3", "layout.tp = 3"),
+        ("1x1x6", "layout.tp = 6"),
         ("1x0x1", "layout.pp = 0"),
     ] {
         fails(Path::new("."), &args(&["--layout", layout]), 2, &[says]);

@@ -26,6 +26,23 @@ fn eight_ranks_have_the_losses_of_one() {
     assert!(difference(&other, &serial) > 1e-3, "{}", difference(&other, &serial));
 }
 
+/// Five heads and 65 features on two and three ranks: the same losses, a checkpoint that every layout goes on from, and
+/// text of it.
+#[test]
+fn heads_that_do_not_divide_have_the_losses_of_one_rank() {
+    let scratch = Scratch::new();
+    let model = ["--set=model.heads=5", "--set=model.head_dim=8", "--set=model.ffn=65"];
+    let on = |tp, steps| [&["--pp=1", "--dp=1", tp, steps], &model[..]].concat();
+    let serial = scratch.train("serial", &on("--tp=1", "--steps=12"));
+    for (first, then) in [("--tp=2", "--tp=3"), ("--tp=3", "--tp=1"), ("--tp=4", "--tp=2")] {
+        scratch.train(first, &on(first, "--steps=6"));
+        let run = scratch.resume(first, &[then, "--steps=12"]);
+        assert!(difference(&run, &serial) < 1e-4, "{first}: {}", difference(&run, &serial));
+        let texts = [&run, &serial].map(|run| run.summary()["samples"].clone());
+        assert!(!texts[0].is_null() && texts[0] == texts[1], "{first}: {texts:?}");
+    }
+}
+
 #[test]
 fn reference_numerics_are_equal_to_the_last_bit_in_every_layout() {
     let scratch = Scratch::new();

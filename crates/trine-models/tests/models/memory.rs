@@ -39,8 +39,11 @@ fn a_block_keeps_what_the_spec_says_and_gives_all_of_it_back() {
     let wide = ModelSpec { hidden: 64, ffn: 256, ..toy::gpt() };
     let mut compared = 0;
     let families = Family::ALL.iter().map(|family| toy::of(*family));
-    let models: Vec<ModelSpec> =
-        [wide, toy::llama(1)].into_iter().chain(families).chain(toy::mixed()).collect();
+    let models: Vec<ModelSpec> = [wide, toy::llama(1), toy::uneven(5, 5), toy::uneven(5, 1)]
+        .into_iter()
+        .chain(families)
+        .chain(toy::mixed())
+        .collect();
     for model in &models {
         for compute in [DType::F32, DType::Bf16] {
             for recompute in [false, true] {
@@ -53,17 +56,19 @@ fn a_block_keeps_what_the_spec_says_and_gives_all_of_it_back() {
                     };
                     let (compute_bytes, sum_bytes) =
                         (compute.bytes(), compute.accumulator().bytes());
-                    let shape = PassShape {
-                        tokens: TOKENS,
-                        sequence_parallel,
-                        recompute,
-                        compute_bytes,
-                        sum_bytes,
-                    };
                     let parts = model.parts(tp).unwrap();
-                    let passes = parts.passes(parts.get(Piece::Block(1)).unwrap(), &shape);
-                    let planned = passes.forward.leaves;
-                    for [forward, after_b, after_w] in bytes(&setup, tp) {
+                    let part = parts.get(Piece::Block(1)).unwrap();
+                    for (tp_index, held) in bytes(&setup, tp).into_iter().enumerate() {
+                        let shape = PassShape {
+                            tokens: TOKENS,
+                            tp_index,
+                            sequence_parallel,
+                            recompute,
+                            compute_bytes,
+                            sum_bytes,
+                        };
+                        let planned = parts.passes(part, &shape).forward.leaves;
+                        let [forward, after_b, after_w] = held;
                         let off = (forward as f64 / planned as f64 - 1.0).abs();
                         assert!(off <= 0.03, "{setup:?} tp {tp}: {forward} planned {planned}");
                         assert!(after_b > 0 && after_w == 0, "{after_b} {after_w}");

@@ -84,6 +84,7 @@ fn own(rank: &Rank, ctx: &Context<'_>, case: Case) -> Result<Own, NnError> {
         kind,
         q: rank.find(&["q gain"]),
         k: rank.find(&["k gain"]),
+        cols: [q_width, kv_width],
         eps: 1e-5,
         name: Name::new("norms"),
     };

@@ -16,9 +16,9 @@
 //! assert_eq!(error, "run.toml:2:1: unknown key train.stepz; nearest: train.steps");
 //!
 //! typed.file = None;
-//! typed.settings = vec![Setting::set("train.steps=10"), Setting::option("--tp", "layout.tp", "3")];
+//! typed.settings = vec![Setting::set("train.steps=10"), Setting::option("--tp", "layout.tp", "6")];
 //! let error = Config::load(&typed).unwrap_err().to_string();
-//! assert!(error.starts_with("--tp 3: layout.tp = 3: tp must divide the 4 query heads"), "{error}");
+//! assert!(error.starts_with("--tp 6: layout.tp = 6: every rank needs a query head"), "{error}");
 //! ```
 
 mod check;

@@ -192,7 +192,7 @@ section! {
         /// pipeline stages
         pp: usize, "1..=model.layers";
         /// tensor-parallel shards of each layer
-        tp: usize, "divides model.heads and model.ffn; it and model.kv_heads divide one another; ranks that share a KV head divide model.head_dim";
+        tp: usize, "at most model.heads and model.ffn; above model.kv_heads a multiple of them that divides model.heads (any where there is 1)";
         /// split the tokens between sharded layers over the tensor-parallel ranks (2205.05198) where tp divides those of a micro-batch
         sequence_parallel: bool, "any";
         /// order of work in the pipeline
@@ -238,7 +238,7 @@ section! {
         /// type that is computed with
         precision: Precision, "f32 or f64 with reference numerics";
         /// order of sums
-        numerics: Numerics, "reference: tp divides 8, and 8 divides the widths of heads, KV heads and ffn";
+        numerics: Numerics, "reference: tp divides 8 and the heads, and 8 divides the widths of heads, KV heads and ffn";
         /// keep only the input of each block and run its forward again in the backward
         recompute: bool, "any";
         /// ZeRO stage (1910.02054): 1 splits the optimizer's state over layout.dp

@@ -350,9 +350,9 @@ fn set_takes_toml_and_bare_words() {
 /// Settings, a part of the message, its end.
 const RULES: &[(&[&str], &str, &str)] = &[
     (
-        &["layout.tp=3"],
-        "--set layout.tp=3: layout.tp = 3: tp must divide the 4 query heads",
-        "tp 2 or tp 4",
+        &["layout.tp=6"],
+        "--set layout.tp=6: layout.tp = 6: every rank needs a query head and the model has 4",
+        "tp 4",
     ),
     (&["layout.pp=5"], "layout.pp = 5: every stage needs a layer and the model has 4", "pp 4"),
     (&["layout.dp=0"], "layout.dp = 0: must be at least 1", "1"),
@@ -435,6 +435,22 @@ const RULES: &[(&[&str], &str, &str)] = &[
         ],
         "layout.tp = 3: reference numerics",
         "tp 2",
+    ),
+    (
+        &["model.hidden=240", "model.heads=12", "model.kv_heads=2", "layout.tp=8"],
+        "layout.tp = 8: each KV head is shared by 4 ranks, which must divide its 6 query heads",
+        "tp 6 or tp 12",
+    ),
+    (
+        &[
+            "train.numerics=reference",
+            "train.precision=f32",
+            "model.hidden=200",
+            "model.heads=5",
+            "layout.tp=2",
+        ],
+        "layout.tp = 2: reference numerics sum over 8 equal blocks, so every rank needs as many heads",
+        "tp 1",
     ),
     (&["model.kv_heads=3"], "model.kv_heads = 3: must divide heads = 4", "2"),
     (&["train.steps=0"], "train.steps = 0: must be at least 1", "1"),
@@ -537,16 +553,16 @@ fn several_problems_are_listed_together() {
     let text = error("stepz = 1\n[train]\nsteps = true\n", &["a.b=1"]);
     assert!(text.starts_with("3 problems in the configuration:\n  run.toml:1:1"), "{text}");
     assert_eq!(text.lines().count(), 4);
-    let text = error("", &["layout.tp=3", "layout.pp=9", "optimizer.lr=-1"]);
+    let text = error("", &["layout.tp=6", "layout.pp=9", "optimizer.lr=-1"]);
     assert!(text.starts_with("3 problems"), "{text}");
 }
 
 #[test]
 fn a_changed_configuration_can_be_checked_again() {
     let mut config = Config::preset("rust-default").unwrap();
-    config.layout.tp = 3;
+    config.layout.tp = 6;
     let text = config.check().unwrap_err().to_string();
-    assert!(text.starts_with("config: layout.tp = 3: tp must divide"), "{text}");
+    assert!(text.starts_with("config: layout.tp = 6: every rank needs a query head"), "{text}");
     config.layout.tp = 2;
     config.seed = u64::MAX;
     let text = config.check().unwrap_err().to_string();

@@ -28,7 +28,7 @@ type Anything<T> = Result<T, Box<dyn Error>>;
 fn parts(spec: &ModelSpec, tp: usize) -> Result<ModelParts, SpecError> {
     let mut parts = spec.parts(tp)?;
     parts.replace(1, convolution::piece(1, spec))?;
-    parts.replace(2, parallel::piece(2, spec))?;
+    parts.replace(2, parallel::piece(2, spec, tp))?;
     Ok(parts)
 }
 

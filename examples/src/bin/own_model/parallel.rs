@@ -14,8 +14,11 @@ use trine::spec::{Init, Kept, ModelSpec, Norm, OwnBody, OwnPiece, ParamSpec, Sav
 pub(crate) const KIND: &str = "parallel block";
 
 /// What the rest of trine needs to know of it.
-pub(crate) fn piece(index: usize, spec: &ModelSpec) -> OwnPiece {
+pub(crate) fn piece(index: usize, spec: &ModelSpec, tp: usize) -> OwnPiece {
     let (hidden, q, kv, ffn) = (spec.hidden, spec.q_dim(), spec.kv_dim(), spec.ffn);
+    // Ranks have whole KV heads with their query heads, where there are enough.
+    let kv_heads = spec.kv_heads;
+    let heads = if tp <= kv_heads { kv_heads } else { spec.heads };
     let init = Init::Normal { std: spec.init_std };
     let name = |part: &str| format!("block.{index}.{part}.weight");
     // Columns are split by output features, rows by input features; columns that are used as one lie together.
@@ -27,17 +30,17 @@ pub(crate) fn piece(index: usize, spec: &ModelSpec) -> OwnPiece {
         ParamSpec::new(name(part), &[hidden, inputs], init).split(1, units)
     };
     let of = |name, width, kept, split| SavedTensor::new(name, width, kept, split);
-    let split = |name, width| of(name, width, Kept::Compute, Split::Tensor);
+    let split = |name, width, units| of(name, width, Kept::Compute, Split::Tensor { units });
     let rows = |name| of(name, hidden, Kept::Compute, Split::Sequence);
     let whole = |name| of(name, hidden, Kept::Compute, Split::None);
     let gathered = |name| of(name, hidden, Kept::Compute, Split::Gathered);
     OwnPiece {
         params: vec![
             ParamSpec::new(name("norm"), &[hidden], Init::Ones),
-            column("attention.q", q, spec.heads, false),
-            column("attention.k", kv, spec.kv_heads, true),
-            column("attention.v", kv, spec.kv_heads, true),
-            row("attention.output", q, spec.heads),
+            column("attention.q", q, heads, false),
+            column("attention.k", kv, kv_heads, true),
+            column("attention.v", kv, kv_heads, true),
+            row("attention.output", q, heads),
             column("mlp.up", ffn, ffn, false),
             row("mlp.down", ffn, ffn),
         ],
@@ -47,18 +50,19 @@ pub(crate) fn piece(index: usize, spec: &ModelSpec) -> OwnPiece {
             saved: vec![
                 of("stats", 1, Kept::Sums, Split::Sequence),
                 rows("normed"),
-                split("qkv", q + 2 * kv),
-                split("heads", q),
-                of("log_sum", spec.heads, Kept::Sums, Split::Tensor),
-                split("inner", ffn),
-                split("activated", ffn),
+                split("q", q, heads),
+                split("kv", 2 * kv, kv_heads),
+                split("heads", q, heads),
+                of("log_sum", spec.heads, Kept::Sums, Split::Tensor { units: heads }),
+                split("inner", ffn, ffn),
+                split("activated", ffn, ffn),
             ],
             forward: vec![
                 vec![rows("attended"), rows("fed"), gathered("sum")],
                 vec![rows("attended"), rows("fed"), rows("y")],
             ],
             backward: vec![
-                vec![gathered("dy"), split("d activated", ffn), split("d inner", ffn)],
+                vec![gathered("dy"), split("d activated", ffn, ffn), split("d inner", ffn, ffn)],
                 // Columns gather what they have read again, and rows the gradient of what they gave.
                 vec![
                     gathered("dy"),
@@ -75,10 +79,11 @@ pub(crate) fn piece(index: usize, spec: &ModelSpec) -> OwnPiece {
                 whole("normed"),
                 gathered("dy again"),
                 gathered("normed again"),
-                split("qkv", q + 2 * kv),
-                split("heads", q),
-                split("inner", ffn),
-                split("activated", ffn),
+                split("q", q, heads),
+                split("kv", 2 * kv, kv_heads),
+                split("heads", q, heads),
+                split("inner", ffn, ffn),
+                split("activated", ffn, ffn),
             ],
         },
         flops_per_token: (6 * (hidden * (2 * q + 2 * kv + 2 * ffn) + q * spec.seq_max)) as f64,
