@@ -75,19 +75,28 @@ fn a_covering_set_of_layouts_meets_the_bound_in_fast_numerics() {
     assert!(layouts.len() >= 34, "{} layouts", layouts.len());
 }
 
+/// Beside the serial run in bf16, which is within its own bound of the exact one. Models that no family is like are
+/// left out: a bias in front of a layer norm has a gradient of terms that cancel.
 #[test]
 fn a_covering_set_of_layouts_meets_the_bound_in_bf16() {
-    let layouts = layouts::pairwise();
+    let (pairwise, few) = (layouts::pairwise(), layouts::few());
     let mut compared = 0;
-    for model in [toy::gpt(), toy::llama(1)] {
+    let two = [toy::gpt(), toy::llama(1)].map(|model| (model, &pairwise));
+    for (model, layouts) in two.into_iter().chain(other_families().into_iter().map(|m| (m, &few))) {
         let base = EngineConfig { compute: DType::Bf16, ..serial(model) };
         let exact = run(&EngineConfig { compute: DType::F64, ..base.clone() });
-        for layout in &layouts {
-            compare_fast(layout, &base, &exact);
+        let same = run(&base);
+        let found = findings(&Ok(same.clone()), &exact, tolerance::bound(DType::Bf16, &base.model));
+        assert!(found.is_empty(), "{base:?}: {found:?}");
+        for layout in layouts {
+            let got = step(&layout.apply(&base), &Mutation::NONE);
+            let bound = tolerance::bound_beside_serial(DType::Bf16, &base.model, layout.degrees.tp);
+            let found = findings(&got, &same, bound);
+            assert!(found.is_empty(), "{layout:?} of {:?}: {found:?}", base.model);
             compared += 1;
         }
     }
-    assert_eq!(compared, 2 * layouts.len());
+    assert_eq!(compared, 2 * pairwise.len() + 6 * few.len());
 }
 
 #[test]
@@ -125,10 +134,15 @@ fn several_stages_on_a_rank_agree_with_the_serial_run() {
     assert_eq!(reference(&deep, DType::F32, &layouts), 2 * 2 * layouts.len());
 }
 
-/// Every family but the two above, and models that no family is like.
-fn models_of_all_kinds() -> Vec<ModelSpec> {
+/// Every family but the two above.
+fn other_families() -> Vec<ModelSpec> {
     let others = Family::ALL.iter().filter(|family| !matches!(family, Family::Gpt | Family::Llama));
-    others.map(|family| toy::of(*family)).chain(toy::mixed()).collect()
+    others.map(|family| toy::of(*family)).collect()
+}
+
+/// These, and models that no family is like.
+fn models_of_all_kinds() -> Vec<ModelSpec> {
+    other_families().into_iter().chain(toy::mixed()).collect()
 }
 
 #[test]
