@@ -5,7 +5,7 @@ use crate::output::{Align, Table, counted, grouped, human_bytes};
 use crate::{machine, memory};
 use anyhow::Context;
 use std::path::Path;
-use trine_spec::{ModelSpec, Piece, RankBytes, StagePieces};
+use trine_spec::{ModelSpec, ParamSpec, Piece, RankBytes, StagePieces};
 use trine_trainer::config::{Config, Source, Times};
 use trine_trainer::{MemoryPlan, RankMemory, RunPlan, Time, planned_step};
 
@@ -80,12 +80,25 @@ pub(crate) fn report(
     let together = together(config, &holdings);
     let mut notes =
         format!("{}{chosen}\n{table}{placement}\n{together}\n{memory}{step}", summary(config));
+    notes.extend(groups(config, &plan));
     notes.extend(missing_data(config));
     notes.extend(planned_for(config));
     notes.extend(trine_trainer::run::unused_rows_planned(config)?);
     let comments: String =
         notes.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
     Ok(format!("{}\n{comments}", config.to_toml()?))
+}
+
+/// What each line of `optimizer.groups` names, a line each.
+fn groups(config: &Config, plan: &RunPlan) -> impl Iterator<Item = String> {
+    config.optimizer.groups.iter().zip(&plan.config.groups).map(|(line, group)| {
+        let params = plan.parts.pieces.iter().flat_map(|part| &part.params);
+        let own = params.filter(|param| param.tied_to.is_none() && group.names(param));
+        let elements: Vec<usize> = own.map(ParamSpec::unpadded_len).collect();
+        let (count, sum) = (elements.len(), elements.iter().sum::<usize>());
+        let named = counted(count, "parameter");
+        format!("group {line:?}: {named} with {}\n", counted(sum, "element"))
+    })
 }
 
 /// A note on a text that is not there. A dry run may stand on a machine without it.

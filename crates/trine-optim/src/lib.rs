@@ -7,6 +7,7 @@
 //! * [`OptimizerConfig`]: which algorithm, with its constants.
 //! * [`Optimizer`]: the state of the owned ranges (f32 master weights beside bf16 ones, moments),
 //!   one fused pass a step, and the state by name for checkpoints.
+//! * [`Group`]: parameters with a rate, a decay or a schedule of their own.
 //! * [`LrSchedule`]: the learning rate as a pure function of the step.
 //!
 //! ```
@@ -35,20 +36,22 @@
 //! let schedule =
 //!     LrSchedule { kind: LrKind::Cosine, warmup_steps: 10, min_ratio: 0.1, decay_fraction: 0.2 };
 //! for step in 1..=3 {
-//!     let update = Update { lr: schedule.rate(3e-3, step, 100), grad_scale: 1.0, step };
+//!     let update = Update { lr: schedule.rates(3e-3, step, 100), grad_scale: 1.0, step };
 //!     optimizer.step(&mut params, &grads, update, &ops)?;
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod config;
+mod groups;
 mod optimizer;
 mod schedule;
 mod segments;
 
 pub use config::OptimizerConfig;
+pub use groups::Group;
 pub use optimizer::{MASTER, Optimizer, Update};
-pub use schedule::{LrKind, LrSchedule};
+pub use schedule::{LrKind, LrSchedule, Rates};
 
 use std::ops::Range;
 use trine_buffer::BufferError;

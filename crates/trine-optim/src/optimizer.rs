@@ -1,12 +1,13 @@
 //! The state of the owned ranges, and the step.
 
+use crate::groups::Rule;
 use crate::segments::{Segment, segments};
-use crate::{OptimError, OptimizerConfig};
+use crate::{Group, OptimError, OptimizerConfig, Rates};
 use std::ops::Range;
 use trine_buffer::{Buf, BufferError, DType};
 use trine_kernels::{AdamW, Ops, Sgd};
 use trine_nn::{GradStore, NnError, ParamStore};
-use trine_spec::RankLayout;
+use trine_spec::{ParamSpec, RankLayout};
 
 /// The name of the master weights among the quantities of [`Optimizer::state`].
 pub const MASTER: &str = "master";
@@ -14,8 +15,8 @@ pub const MASTER: &str = "master";
 /// What one step is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Update {
-    /// Learning rate.
-    pub lr: f64,
+    /// Learning rates: one for all parameters, or [`crate::LrSchedule::rates`] for groups with other schedules.
+    pub lr: Rates,
     /// Factor on the gradient: clipping.
     pub grad_scale: f64,
     /// Which step, counted from 1: the bias correction depends on it.
@@ -61,9 +62,24 @@ impl Optimizer {
         own: Vec<Range<usize>>,
         compute: DType,
         config: OptimizerConfig,
+        initial: impl FnMut(usize) -> Result<Buf, NnError>,
+    ) -> Result<Self, OptimError> {
+        Self::with_groups(layout, own, compute, (config, &[]), initial)
+    }
+
+    /// [`Optimizer::new`] with groups of parameters that are updated in another way.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn with_groups(
+        layout: &RankLayout,
+        own: Vec<Range<usize>>,
+        compute: DType,
+        (config, groups): (OptimizerConfig, &[Group]),
         mut initial: impl FnMut(usize) -> Result<Buf, NnError>,
     ) -> Result<Self, OptimError> {
         config.check()?;
+        let rule = |spec: &ParamSpec| Rule::of(spec, &config, groups);
         if own.len() != layout.buckets.len() {
             let (ranges, buckets) = (own.len(), layout.buckets.len());
             return Err(OptimError::Ranges { ranges, buckets });
@@ -71,7 +87,9 @@ impl Optimizer {
         let mut buckets = Vec::new();
         for (bucket, own) in own.into_iter().enumerate() {
             let weights = initial(bucket)?;
-            buckets.push(BucketState::new(layout, bucket, own, compute, &config, &weights)?);
+            let segments = segments(layout, bucket, &own, rule);
+            let values = Values::new(layout, bucket, &own, compute, &config, &weights)?;
+            buckets.push(BucketState { own, segments, values });
         }
         Ok(Self { config, buckets })
     }
@@ -168,18 +186,18 @@ impl Optimizer {
     }
 }
 
-impl BucketState {
+impl Values {
     fn new(
         layout: &RankLayout,
         bucket: usize,
-        own: Range<usize>,
+        own: &Range<usize>,
         compute: DType,
         config: &OptimizerConfig,
         initial: &Buf,
     ) -> Result<Self, OptimError> {
         let (len, sums) = (layout.buckets[bucket].len, compute.accumulator());
         if own.start > own.end || own.end > len {
-            return Err(OptimError::Own { bucket, len, own });
+            return Err(OptimError::Own { bucket, len, own: own.clone() });
         }
         if initial.len() != len {
             return Err(OptimError::Initial { bucket, len, held: initial.len() });
@@ -191,12 +209,9 @@ impl BucketState {
             master = Some(part);
         }
         let moments = config.moments().iter().map(|_| Buf::zeros(sums, own.len())).collect();
-        let segments = segments(layout, bucket, &own);
-        Ok(Self { own, segments, values: Values { master, moments } })
+        Ok(Self { master, moments })
     }
-}
 
-impl Values {
     /// One kernel call over elements that are updated alike; `first` is the bucket's first owned one.
     fn update(
         &mut self,
@@ -223,8 +238,9 @@ impl Values {
             .collect::<Result<Vec<_>, BufferError>>()?
             .into_iter();
         let mut moment = || moments.next().expect("invariant: one buffer for each moment's name");
-        let weight_decay = if segment.decay { config.weight_decay() } else { 0.0 };
-        let Update { lr, grad_scale, step } = update;
+        let Rule { lr, decay: weight_decay, schedule } = segment.rule;
+        let lr = update.lr.of(schedule) * lr;
+        let Update { lr: _, grad_scale, step } = update;
         match *config {
             OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay: _ } => {
                 let bias_correction1 = 1.0 - beta1.powf(step as f64);

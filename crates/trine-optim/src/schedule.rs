@@ -34,6 +34,44 @@ pub struct LrSchedule {
     pub decay_fraction: f64,
 }
 
+/// The learning rates of one step: the run's, and what it would be after each schedule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// The run's.
+    pub run: f64,
+    /// By the place of the kind in [`LrKind::ALL`].
+    kinds: [f64; 4],
+}
+
+impl LrKind {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Constant, Self::Cosine, Self::Linear, Self::Wsd];
+
+    /// The word that stands for it in configurations.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Cosine => "cosine",
+            Self::Linear => "linear",
+            Self::Wsd => "wsd",
+        }
+    }
+}
+
+impl Rates {
+    /// The rate after a schedule; `None`: the run's.
+    pub fn of(&self, kind: Option<LrKind>) -> f64 {
+        kind.map_or(self.run, |kind| self.kinds[kind as usize])
+    }
+}
+
+impl From<f64> for Rates {
+    /// The same rate whatever the schedule.
+    fn from(rate: f64) -> Self {
+        Self { run: rate, kinds: [rate; 4] }
+    }
+}
+
 impl LrSchedule {
     /// Checks the constants.
     ///
@@ -77,6 +115,12 @@ impl LrSchedule {
         peak * (self.min_ratio + (1.0 - self.min_ratio) * height)
     }
 
+    /// [`LrSchedule::rate`], for groups also that of the other kinds with the same warm-up and constants.
+    pub fn rates(&self, peak: f64, step: u64, total: u64) -> Rates {
+        let rate = |kind| Self { kind, ..*self }.rate(peak, step, total);
+        Rates { run: rate(self.kind), kinds: LrKind::ALL.map(rate) }
+    }
+
     /// The last step at the peak.
     fn decay_start(&self, total: u64) -> u64 {
         match self.kind {
@@ -92,8 +136,6 @@ impl LrSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const KINDS: [LrKind; 4] = [LrKind::Constant, LrKind::Cosine, LrKind::Linear, LrKind::Wsd];
 
     fn schedule(kind: LrKind, warmup_steps: u64) -> LrSchedule {
         LrSchedule { kind, warmup_steps, min_ratio: 0.1, decay_fraction: 0.2 }
@@ -138,9 +180,21 @@ mod tests {
     }
 
     #[test]
+    fn the_rates_of_a_step_are_those_of_each_kind() {
+        let rates = schedule(LrKind::Cosine, 10).rates(2.0, 60, 110);
+        assert_eq!(rates.of(None), rates.of(Some(LrKind::Cosine)));
+        for kind in LrKind::ALL {
+            assert_eq!(rates.of(Some(kind)), schedule(kind, 10).rate(2.0, 60, 110), "{kind:?}");
+            assert_eq!(Rates::from(0.5).of(Some(kind)), 0.5);
+            let text = serde_json::to_string(&kind).unwrap();
+            assert_eq!(text, format!("{:?}", kind.word()));
+        }
+    }
+
+    #[test]
     fn every_rate_is_finite_positive_and_falls_after_the_warm_up() {
         let mut cases = 0;
-        for kind in KINDS {
+        for kind in LrKind::ALL {
             for warmup in [0, 1, 7, 30, 40] {
                 for total in [0, 1, 2, 30] {
                     let schedule = schedule(kind, warmup);

@@ -1,20 +1,26 @@
 //! The runs of elements that are updated alike.
 
+use crate::groups::Rule;
 use std::ops::Range;
-use trine_spec::{LocalParam, RankLayout};
+use trine_spec::{LocalParam, ParamSpec, RankLayout};
 
-/// A run of bucket elements with one weight decay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A run of bucket elements that are updated alike.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Segment {
     /// Elements of the bucket.
     pub(crate) span: Range<usize>,
-    /// Whether weight decay applies.
-    pub(crate) decay: bool,
+    /// How.
+    pub(crate) rule: Rule,
 }
 
 /// The owned elements of a bucket that are trained, in order. Padding (rows beyond the vocabulary,
 /// gaps for alignment) is in no segment, so no rounding, decay or eps can ever change it.
-pub(crate) fn segments(layout: &RankLayout, bucket: usize, own: &Range<usize>) -> Vec<Segment> {
+pub(crate) fn segments(
+    layout: &RankLayout,
+    bucket: usize,
+    own: &Range<usize>,
+    rule: impl Fn(&ParamSpec) -> Rule,
+) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::new();
     for &index in &layout.buckets[bucket].params {
         let param = &layout.params[index];
@@ -23,13 +29,13 @@ pub(crate) fn segments(layout: &RankLayout, bucket: usize, own: &Range<usize>) -
         if span.is_empty() {
             continue;
         }
-        let decay = param.spec.decay;
+        let rule = rule(&param.spec);
         match segments.last_mut() {
             // Fewer, longer kernel calls.
-            Some(last) if last.decay == decay && last.span.end == span.start => {
+            Some(last) if last.rule == rule && last.span.end == span.start => {
                 last.span.end = span.end;
             }
-            Some(_) | None => segments.push(Segment { span, decay }),
+            Some(_) | None => segments.push(Segment { span, rule }),
         }
     }
     segments
@@ -46,6 +52,7 @@ fn valid_span(param: &LocalParam) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::OptimizerConfig;
     use trine_mesh::{AxisSet, Degrees};
     use trine_spec::{RankRequest, StagePieces, presets};
 
@@ -67,6 +74,8 @@ mod tests {
 
     #[test]
     fn every_trained_element_is_in_one_segment_of_its_decay_group_whatever_the_parts() {
+        let config = OptimizerConfig::Sgd { momentum: 0.0, weight_decay: 1.0 };
+        let rule = |spec: &ParamSpec| Rule::of(spec, &config, &[]);
         let (mut cases, mut trained) = (0, 0);
         for (tp, tp_index) in [(1, 0), (2, 0), (2, 1)] {
             let layout = layout(tp, tp_index);
@@ -81,10 +90,10 @@ mod tests {
                     let mut found = vec![0; held.len];
                     for part in 0..parts {
                         let own = trine_mesh::part(held.len, parts, part);
-                        for segment in segments(&layout, bucket, &own) {
+                        for segment in segments(&layout, bucket, &own, rule) {
                             assert!(own.start <= segment.span.start && segment.span.end <= own.end);
                             for group in &mut found[segment.span] {
-                                *group += 1 + u8::from(segment.decay);
+                                *group += 1 + segment.rule.decay as u8;
                             }
                         }
                     }

@@ -10,8 +10,10 @@ use trine_buffer::{Buf, DType};
 use trine_kernels::{CpuOps, Team};
 use trine_mesh::{AxisSet, Degrees};
 use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
-use trine_optim::{MASTER, OptimError, Optimizer, OptimizerConfig, Update};
-use trine_spec::{LocalParam, RankLayout, RankRequest, StagePieces, presets};
+use trine_optim::{
+    Group, LrKind, LrSchedule, MASTER, OptimError, Optimizer, OptimizerConfig, Update,
+};
+use trine_spec::{LocalParam, Pattern, RankLayout, RankRequest, StagePieces, presets};
 
 const ADAMW: OptimizerConfig =
     OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
@@ -71,9 +73,17 @@ fn start(
     compute: DType,
     config: OptimizerConfig,
 ) -> Result<Run, OptimError> {
+    start_with(own, compute, (config, &[]))
+}
+
+fn start_with(
+    own: Vec<Range<usize>>,
+    compute: DType,
+    config: (OptimizerConfig, &[Group]),
+) -> Result<Run, OptimError> {
     let (layout, ops) = (layout(), ops());
     let mut params = ParamStore::zeros(layout.clone(), compute);
-    let optimizer = Optimizer::new(&layout, own, compute, config, |bucket| {
+    let optimizer = Optimizer::with_groups(&layout, own, compute, config, |bucket| {
         let master = initial_weights(&layout, bucket, 5, compute.accumulator())?;
         params.load(bucket, master.slice(), &ops)?;
         Ok(master)
@@ -82,10 +92,14 @@ fn start(
 }
 
 fn update(step: u64) -> Update {
-    Update { lr: 0.01 / step as f64, grad_scale: 0.5, step }
+    Update { lr: (0.01 / step as f64).into(), grad_scale: 0.5, step }
 }
 
 fn train(run: &mut Run, steps: Range<u64>) {
+    train_at(run, steps, update);
+}
+
+fn train_at(run: &mut Run, steps: Range<u64>, update: impl Fn(u64) -> Update) {
     let ops = ops();
     let mut grads = GradStore::new(run.layout.clone(), run.params.compute(), Numerics::Fast);
     for step in steps {
@@ -102,7 +116,7 @@ fn textbook(config: OptimizerConfig, weight: f64, decays: bool, grads: &[f64]) -
     let (mut w, mut m, mut v) = (weight, 0.0, 0.0);
     for (grad, step) in grads.iter().zip(1u64..) {
         let Update { lr, grad_scale, .. } = update(step);
-        let g = grad * grad_scale;
+        let (lr, g) = (lr.run, grad * grad_scale);
         let decay = if decays { config.weight_decay() } else { 0.0 };
         match config {
             OptimizerConfig::AdamW { beta1, beta2, eps, .. } => {
@@ -276,4 +290,78 @@ fn misuse_is_refused_with_what_would_fit() {
     let tree = GradStore::new(run.layout.clone(), DType::F32, Numerics::Reference);
     let error = run.optimizer.step(&mut run.params, &tree, update(1), &ops()).unwrap_err();
     assert!(error.to_string().contains("gradients of bucket 0"), "{error}");
+}
+
+/// One group's pattern, its parts, and what an optimizer for it alone has: its constants and the kind of its schedule.
+fn groups() -> [(Group, OptimizerConfig, f64, LrKind); 3] {
+    let adamw =
+        |weight_decay| OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay };
+    let group = |pattern: &str| Group::new(Pattern::new(pattern));
+    [
+        (Group { lr: Some(0.5), decay: Some(0.0), ..group("*") }, adamw(0.0), 0.5, LrKind::Cosine),
+        (
+            Group { schedule: Some(LrKind::Constant), ..group("block.?.attention.*") },
+            adamw(0.0),
+            0.5,
+            LrKind::Constant,
+        ),
+        (
+            Group { lr: Some(2.0), decay: Some(0.3), ..group("*.k.weight") },
+            adamw(0.3),
+            2.0,
+            LrKind::Constant,
+        ),
+    ]
+}
+
+#[test]
+fn groups_update_as_optimizers_of_their_own_whatever_the_parts() {
+    let schedule = |kind| LrSchedule { kind, warmup_steps: 2, min_ratio: 0.1, decay_fraction: 0.5 };
+    let with = |kind: LrKind, factor: f64| {
+        move |step| Update {
+            lr: schedule(kind).rates(0.01 * factor, step, 6),
+            grad_scale: 0.5,
+            step,
+        }
+    };
+    let table = groups();
+    let lines: Vec<Group> = table.iter().map(|(group, ..)| group.clone()).collect();
+    let mut alone = Vec::new();
+    for (_, config, factor, kind) in &table {
+        let mut run = start(own(&layout(), 1, 0), DType::Bf16, *config).unwrap();
+        train_at(&mut run, 1..6, with(*kind, *factor));
+        alone.push(run);
+    }
+    let mut compared = [0; 3];
+    for (parts, part) in [(1, 0), (3, 0), (3, 1), (3, 2)] {
+        let owned = own(&layout(), parts, part);
+        let mut run = start_with(owned, DType::Bf16, (ADAMW, &lines)).unwrap();
+        train_at(&mut run, 1..6, with(LrKind::Cosine, 1.0));
+        for param in &run.layout.params {
+            let last = lines.iter().rposition(|group| group.names(&param.spec)).unwrap();
+            let own = run.optimizer.own(param.bucket);
+            let span = param.span().start.max(own.start)..param.span().end.min(own.end);
+            for ((name, got), (_, expected)) in run
+                .optimizer
+                .state(param.bucket)
+                .iter()
+                .zip(alone[last].optimizer.state(param.bucket))
+            {
+                let (got, expected) = (got.to_f64_vec(), expected.to_f64_vec());
+                for at in span.clone() {
+                    assert_eq!(got[at - own.start], expected[at], "{} {name}", param.spec.name);
+                    compared[last] += 1;
+                }
+            }
+        }
+    }
+    assert!(compared.iter().all(|compared| *compared > 2000), "{compared:?}");
+}
+
+#[test]
+fn a_tied_copy_is_updated_as_the_embedding() {
+    let model = presets::find("gpt2-124m").unwrap().model.parts(1).unwrap();
+    let group = Group::new(Pattern::new("embedding.*"));
+    let head = model.pieces.last().unwrap().params.last().unwrap();
+    assert!(group.names(head) && !Group::new(Pattern::new("head.*")).names(head), "{head:?}");
 }

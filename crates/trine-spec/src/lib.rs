@@ -6,6 +6,7 @@
 //!   and lays out the same tensors.
 //! * [`RankLayout`]: what one rank holds: local shapes and the flat buckets they lie in. A [`Bucket`]
 //!   says over which axes its gradient is summed and what ranks divide of it ([`Shares`]: ZeRO).
+//! * [`Pattern`]: names of parameters, several at once.
 //! * [`assemble`]: whole tensors from the shards of all ranks.
 //! * [`RankBytes`] and [`PieceSizes`]: bytes of a rank's training state, from lengths alone.
 //! * [`Block::saved`]: what a block keeps for its backward pass, as symbolic shapes.
@@ -33,6 +34,7 @@ mod model;
 mod params;
 mod parts;
 mod passes;
+mod pattern;
 pub mod presets;
 mod shares;
 mod traits;
@@ -48,6 +50,7 @@ pub use model::ModelSpec;
 pub use params::{Init, ParamSpec, Piece};
 pub use parts::{Body, ModelParts, OwnBody, OwnPiece, PieceParts};
 pub use passes::{Pass, PassShape, Passes};
+pub use pattern::Pattern;
 pub use shares::Shares;
 pub use traits::{
     Activation, Dropouts, Each, Norm, NormAt, OrNone, Positions, QkNorm, RopeScaling,

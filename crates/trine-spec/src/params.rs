@@ -94,6 +94,11 @@ impl ParamSpec {
         self.placement.iter().position(|placement| placement.axes.contains(Axis::Tp))
     }
 
+    /// The name that its weights are known by: its own, or that of the parameter it is a copy of.
+    pub fn known_as(&self) -> &str {
+        self.tied_to.as_ref().unwrap_or(&self.name)
+    }
+
     /// Elements without padding.
     pub fn unpadded_len(&self) -> usize {
         self.valid_rows * self.shape[1..].iter().product::<usize>()

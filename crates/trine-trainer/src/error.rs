@@ -17,7 +17,7 @@ use trine_optim::OptimError;
 use trine_pipeline::PipelineError;
 use trine_plan::PlanError;
 use trine_schedule::{ScheduleError, Shape, VerifyError};
-use trine_spec::SpecError;
+use trine_spec::{Pattern, SpecError};
 
 /// What can go wrong in a run.
 #[derive(Debug, thiserror::Error)]
@@ -228,6 +228,12 @@ pub enum TrainError {
         tp: usize,
         /// The configuration's.
         expected: usize,
+    },
+    /// A group of parameters is empty.
+    #[error("\"{pattern}\" names no parameter of the model")]
+    NoSuchParameter {
+        /// Its pattern.
+        pattern: Pattern,
     },
     /// A file could not be used.
     #[error("cannot {what} {}: {source}", path.display())]

@@ -6,6 +6,7 @@ use crate::settings::EngineConfig;
 use std::collections::BTreeSet;
 use trine_mesh::{AxisSet, Coordinate, Mesh};
 use trine_nn::Numerics;
+use trine_optim::Group;
 use trine_schedule::{Schedule, SyncPlan, TiedSegment, generate, lower, verify};
 use trine_spec::{ModelParts, RankLayout, RankRequest, SpecError, StagePieces, split_layers};
 
@@ -41,11 +42,18 @@ impl RunPlan {
     /// ([`ModelParts::replace`]).
     ///
     /// # Errors
-    /// As [`RunPlan::new`], or parts of another model or tensor-parallel degree.
+    /// As [`RunPlan::new`], or parts of another model or tensor-parallel degree, or a
+    /// group that names no parameter.
     pub fn of_parts(config: &EngineConfig, parts: ModelParts) -> Result<Self, TrainError> {
         config.check()?;
         if (&parts.spec, parts.tp) != (&config.model, config.degrees.tp) {
             return Err(TrainError::OtherParts { tp: parts.tp, expected: config.degrees.tp });
+        }
+        let named = |group: &&Group| {
+            parts.pieces.iter().flat_map(|part| &part.params).any(|spec| group.names(spec))
+        };
+        if let Some(group) = config.groups.iter().find(|group| !named(group)) {
+            return Err(TrainError::NoSuchParameter { pattern: group.pattern.clone() });
         }
         let order = config.schedule.generate(config.shape(), config.times.as_ref())?;
         let stages = config.stages(&parts)?;

@@ -6,7 +6,7 @@ use trine_buffer::DType;
 use trine_kernels::{CpuOps, Team};
 use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_nn::Numerics;
-use trine_optim::OptimizerConfig;
+use trine_optim::{Group, OptimizerConfig};
 use trine_schedule::{Order, ScheduleKind, Shape, UniformStage};
 use trine_spec::{BUCKET_ELEMENTS, ModelSpec, PassShape, Shares};
 
@@ -74,6 +74,8 @@ pub struct EngineConfig {
     pub seed: u64,
     /// The update.
     pub optimizer: OptimizerConfig,
+    /// Parameters that are updated in another way.
+    pub groups: Vec<Group>,
     /// Largest global gradient norm; 0: no clipping.
     pub clip_norm: f64,
     /// Threads that compute for this rank.
@@ -107,6 +109,7 @@ impl EngineConfig {
                 eps: 1e-8,
                 weight_decay: 0.1,
             },
+            groups: Vec::new(),
             clip_norm: 1.0,
             threads: 1,
             bucket_elements: BUCKET_ELEMENTS,

@@ -19,6 +19,11 @@ const FILES: &[(&str, &str)] = &[
     ("run.yaml", "train:\n  steps: 10\n"),
     ("run.json", "{\"train\": {\"steps\": 10}}\n"),
     ("pasted", "{\"train\": {\"steps\": 10}}\n"),
+    (
+        "groups.toml",
+        "[optimizer]\ngroups = ['blok.*: lr=1', 'embedding.* lr=1', '*:', '*: rl=1', '*: lr=fast', '*: decay=-1', \
+         '*: schedule=cosin', '*: lr=1 lr=2', '*.norm.*: decay=0.1', '*: lr=1e38']\nlr = 1e5\n",
+    ),
     ("large.toml", "seed = 18446744073709551615\n"),
 ];
 
@@ -49,6 +54,26 @@ const CASES: &[(&[&str], &[&str])] = &[
             "nearest: seed",
             "layout.tp must be",
             "nearest: data.vocab",
+        ],
+    ),
+    (
+        &["train", "groups.toml"],
+        &[
+            "10 problems",
+            "groups.toml:2:1: optimizer.groups = \"blok.*: lr=1\": names no parameter of the model",
+            "nearest valid: block.",
+            "\"embedding.* lr=1\": must be names of parameters, `:`, and what is set for them; \
+             nearest valid: \"embedding.* lr=1: lr=1\"",
+            "\"*:\": sets none of lr, decay and schedule; nearest valid: \"*: lr=1\"",
+            "\"*: rl=1\": \"rl\" is none of lr, decay and schedule; nearest valid: lr",
+            "\"*: lr=fast\": lr must be a number, 0 or more, that f32 has, found \"fast\"; nearest valid: lr=1",
+            "\"*: decay=-1\": decay must be a number, 0 or more, that f32 has, found \"-1\"; \
+             nearest valid: decay=0",
+            "\"*: schedule=cosin\": schedule must be one of constant, cosine, linear, wsd, found \
+             \"cosin\"; nearest valid: schedule=cosine",
+            "\"*: lr=1 lr=2\": sets lr twice; nearest valid: only lr=2",
+            "\"*.norm.*: decay=0.1\": sets a decay, which matrices alone have",
+            "\"*: lr=1e38\": lr × optimizer.lr",
         ],
     ),
     (&["train", "missing.toml"], &["missing.toml", "cannot read", "trine presets"]),
@@ -350,7 +375,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 115);
+    assert_eq!(cases, 116);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

@@ -11,6 +11,7 @@ mod contents;
 mod data;
 mod failures;
 mod fixtures;
+mod groups;
 mod kill;
 mod layouts;
 mod memory;

@@ -49,7 +49,7 @@ fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> Trained {
         last = measured.squared().to_bits();
         let grad_scale = clip_scale(measured.norm(), 1.0);
         assert!(grad_scale < 0.1, "clipping must act for this test to mean something");
-        let update = Update { lr: 0.02, grad_scale, step };
+        let update = Update { lr: 0.02.into(), grad_scale, step };
         for bucket in 0..rank.layout.buckets.len() {
             optimizer.step_bucket(bucket, &mut params, &grads, update, &rank.ops).unwrap();
             weights.post(&mut params, bucket).unwrap();

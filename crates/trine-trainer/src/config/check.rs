@@ -1,5 +1,6 @@
 //! The rules that values must keep, by themselves and with each other.
 
+mod groups;
 mod own;
 
 use super::error::{Origin, Violation};
@@ -194,6 +195,7 @@ impl Check<'_> {
             self.stages();
         }
         self.times();
+        self.groups();
     }
 
     /// The stages of a pipeline that has a layer for each rank.

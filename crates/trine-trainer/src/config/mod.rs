@@ -23,6 +23,7 @@
 
 mod check;
 mod error;
+mod groups;
 mod keys;
 mod load;
 mod presets;

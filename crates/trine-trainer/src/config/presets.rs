@@ -146,6 +146,7 @@ fn optimizer(lr: f64) -> Optimizer {
         eps: 1e-8,
         weight_decay: 0.1,
         momentum: 0.9,
+        groups: Vec::new(),
     }
 }
 

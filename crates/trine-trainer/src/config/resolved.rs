@@ -1,11 +1,12 @@
 //! What follows from a configuration: sizes and shapes that several parts need, computed once.
 
+use super::groups::{self, Refused};
 use super::{Config, ConfigError, Lr, Optimizer, OptimizerKind, Times};
 use crate::engine::{EngineConfig, ZeroStage};
 use std::path::PathBuf;
 use std::time::Duration;
 use trine_mesh::{Degrees, Mesh, MeshError, plural};
-use trine_optim::{LrSchedule, OptimizerConfig};
+use trine_optim::{Group, LrSchedule, OptimizerConfig};
 use trine_schedule::{Order, ScheduleError, UniformStage};
 use trine_spec::BUCKET_ELEMENTS;
 
@@ -119,6 +120,7 @@ impl Config {
             seq: self.data.seq,
             seed: self.seed,
             optimizer: self.optimizer_config(),
+            groups: self.groups().expect("invariant: checked"),
             clip_norm: self.train.clip_norm,
             threads,
             bucket_elements: BUCKET_ELEMENTS,
@@ -127,11 +129,17 @@ impl Config {
 
     /// The update.
     pub fn optimizer_config(&self) -> OptimizerConfig {
-        let Optimizer { kind, lr: _, beta1, beta2, eps, weight_decay, momentum } = self.optimizer;
+        let Optimizer { kind, lr: _, beta1, beta2, eps, weight_decay, momentum, groups: _ } =
+            self.optimizer;
         match kind {
             OptimizerKind::AdamW => OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay },
             OptimizerKind::Sgd => OptimizerConfig::Sgd { momentum, weight_decay },
         }
+    }
+
+    /// The parameters that are updated in another way.
+    fn groups(&self) -> Result<Vec<Group>, Refused> {
+        self.optimizer.groups.iter().map(|line| groups::parse(line)).collect()
     }
 
     /// The learning rate as a function of the step; its peak is `optimizer.lr`.

@@ -269,6 +269,8 @@ section! {
         weight_decay: f64, "0 or more";
         /// decay of the velocity (sgd); 0: none is kept
         momentum: f64, "0 or more, below 1";
+        /// parameters that are updated in another way, as "block.*.norm.*: lr=0.5 decay=0 schedule=constant": lr is a factor of the rate, decay stands for optimizer.weight_decay, schedule for lr.kind; * is any characters of a name, ? one; of lines that name a parameter each later one wins for what it sets
+        groups: Vec<String>, "each names a parameter, and sets one or more of lr, decay and schedule";
     }
 }
 

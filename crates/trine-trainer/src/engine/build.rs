@@ -76,7 +76,8 @@ impl Engine {
         };
         let stages = StageModel::of_rank(&parts, build)?;
         let mut weights = ParamStore::zeros(layout.clone(), config.compute);
-        let optimizer = Optimizer::new(&layout, own, config.compute, config.optimizer, |bucket| {
+        let update = (config.optimizer, &config.groups[..]);
+        let optimizer = Optimizer::with_groups(&layout, own, config.compute, update, |bucket| {
             let dtype = config.compute.accumulator();
             let initial = initial_weights(&layout, bucket, config.seed, dtype)?;
             weights.load(bucket, initial.slice(), &*ops)?;

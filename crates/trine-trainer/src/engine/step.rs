@@ -9,13 +9,13 @@ use trine_comm::{Name, ReduceOp};
 use trine_dp::{DpError, GlobalNorm, check_replicas, clip_scale};
 use trine_models::StageModel;
 use trine_nn::Mode;
-use trine_optim::Update;
+use trine_optim::{Rates, Update};
 use trine_pipeline::{Execution, execute};
 use trine_schedule::Schedule;
 
 impl Engine {
     /// One training step: forward, backward, the reduction of gradients, and the update. `step` counts
-    /// from 0. A collective call.
+    /// from 0; `lr` is one rate, or those of a schedule where groups have others. A collective call.
     ///
     /// With clipping the update begins when the norm of all gradients is known. Without, each bucket is
     /// updated as soon as it is reduced, with the same bits; a gradient that is not finite is noticed
@@ -27,10 +27,11 @@ impl Engine {
     pub fn train(
         &mut self,
         step: u64,
-        lr: f64,
+        lr: impl Into<Rates>,
         batch: &Batch,
         observe: Observe<'_>,
     ) -> Result<(Loss, Updated), TrainError> {
+        let lr = lr.into();
         if self.plan.config.clip_norm > 0.0 {
             let loss = self.backward(step, batch, observe)?;
             return Ok((loss, self.update(step + 1, lr)?));
@@ -159,11 +160,11 @@ impl Engine {
     ///
     /// # Errors
     /// A gradient that is not finite (step, rank and parameter named), or a failed collective.
-    pub fn update(&mut self, step: u64, lr: f64) -> Result<Updated, TrainError> {
+    pub fn update(&mut self, step: u64, lr: impl Into<Rates>) -> Result<Updated, TrainError> {
         let norm = self.total_norm(step)?;
         let clip = self.plan.config.clip_norm;
         let grad_scale = if clip > 0.0 { clip_scale(norm.norm(), clip) } else { 1.0 };
-        let update = Update { lr, grad_scale, step };
+        let update = Update { lr: lr.into(), grad_scale, step };
         let (optimizer, weight_sync) = (&mut self.optimizer, &mut self.weight_sync);
         let mut updating = Updating { optimizer, weight_sync, update };
         for bucket in 0..self.layout.buckets.len() {

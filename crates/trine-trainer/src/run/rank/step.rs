@@ -10,6 +10,7 @@ use crate::run::loader::Loader;
 use crate::run::measure::ActionClock;
 use crate::run::{MetricsLine, Work};
 use std::time::{Duration, Instant, SystemTime};
+use trine_optim::Rates;
 use trine_pipeline::Moment;
 
 /// How often it is told how far a step is.
@@ -38,7 +39,7 @@ impl RankRun<'_> {
             }
         };
         tell(0, clock);
-        let lr = self.learning_rate(step + 1, progress.total);
+        let lr = self.rates(step + 1, progress.total);
         let (loss, updated) = engine.train(step, lr, &batch, &mut |position, action, moment| {
             clock.observe(position, action, moment);
             if moment == Moment::End {
@@ -63,7 +64,7 @@ impl RankRun<'_> {
             step: progress.step,
             loss: loss.mean(),
             grad_norm: updated.norm.norm(),
-            lr,
+            lr: lr.run,
             tokens: self.data.tokens(progress.samples),
             tokens_per_s: tokens as f64 / took.as_secs_f64(),
             step_ms: took.as_secs_f64() * 1e3,
@@ -72,9 +73,9 @@ impl RankRun<'_> {
         })
     }
 
-    /// The rate of step `step`, counted from 1.
-    fn learning_rate(&self, step: u64, total: u64) -> f64 {
+    /// The rates of step `step`, counted from 1.
+    fn rates(&self, step: u64, total: u64) -> Rates {
         let config = &self.request.config;
-        config.lr_schedule().rate(config.optimizer.lr, step, total)
+        config.lr_schedule().rates(config.optimizer.lr, step, total)
     }
 }

@@ -1,0 +1,64 @@
+//! Groups of parameters.
+
+use super::super::{groups, keys};
+use super::Check;
+use trine_optim::Group;
+use trine_spec::{ParamSpec, Pattern};
+
+/// Lines of the longest list of patterns: each is held against every parameter.
+const LINES_MAX: usize = 100;
+
+impl Check<'_> {
+    /// The groups of a model that holds together.
+    pub(super) fn groups(&mut self) {
+        let lines = &self.config.optimizer.groups;
+        if lines.len() > LINES_MAX {
+            let (rule, nearest) =
+                (format!("must be at most {LINES_MAX} lines"), "one line with a `*`");
+            return self.report("optimizer.groups", lines.len(), rule, nearest);
+        }
+        let params = self.params();
+        for line in lines {
+            let wrong = match groups::parse(line) {
+                Ok(group) => self.wrong_group(&group, &params),
+                Err(refused) => Some((refused.rule, refused.nearest)),
+            };
+            if let Some((rule, nearest)) = wrong {
+                self.report("optimizer.groups", format!("{line:?}"), rule, nearest);
+            }
+        }
+    }
+
+    /// The parameters that a pattern may name.
+    fn params(&self) -> Vec<ParamSpec> {
+        let model = &self.config.model;
+        let params = model.pieces().flat_map(|piece| model.params(piece, 1));
+        params.filter(|param| param.tied_to.is_none()).collect()
+    }
+
+    /// What is wrong with a group beside the model and the optimizer, and what would do.
+    fn wrong_group(&self, group: &Group, params: &[ParamSpec]) -> Option<(String, String)> {
+        if let Some(nearest) = unmatched(&group.pattern, params) {
+            return Some(("names no parameter of the model".into(), nearest));
+        }
+        let mut named = params.iter().filter(|param| group.names(param));
+        if group.decay.is_some_and(|decay| decay > 0.0) && !named.any(|param| param.decay) {
+            let rule = "sets a decay, which matrices alone have, and names none";
+            return Some((rule.into(), "decay=0".into()));
+        }
+        let peak = self.config.optimizer.lr * group.lr.unwrap_or(1.0);
+        let is_number = (peak as f32).is_finite();
+        (!is_number).then(|| {
+            (format!("lr × optimizer.lr = {peak:e} must be a number of f32"), "lr=1".into())
+        })
+    }
+}
+
+/// Where a pattern names no parameter: the name that is most similar.
+fn unmatched(pattern: &Pattern, params: &[ParamSpec]) -> Option<String> {
+    let names = params.iter().map(|param| param.name.as_str());
+    if names.clone().any(|name| pattern.fits(name)) {
+        return None;
+    }
+    Some(keys::nearest_word(pattern.as_str(), names).to_owned())
+}
