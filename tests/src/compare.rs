@@ -69,3 +69,33 @@ pub fn findings(got: &Result<Outcome, String>, exact: &Outcome, bound: f64) -> V
     }
     found
 }
+
+/// The checks that a run in reference numerics fails: everything must be equal to the serial run to the bit.
+pub fn different_bits(got: &Result<Outcome, String>, exact: &Outcome) -> Vec<Finding> {
+    let got = match got {
+        Ok(got) => got,
+        Err(message) => return vec![Finding { check: Check::Run, message: message.clone() }],
+    };
+    let mut found = Vec::new();
+    let unequal = got.grads.iter().filter(|(name, grad)| exact.grads.get(*name) != Some(grad));
+    let names: Vec<&str> = unequal.map(|(name, _)| name.as_str()).collect();
+    if let Some(first) = names.first() {
+        let (name, error) = worst(&got.grads, &exact.grads);
+        let count = names.len();
+        let message = format!("{count} differ, {first} and others; {name} by {error:e}");
+        found.push(Finding { check: Check::Gradients, message });
+    }
+    if got.initial != exact.initial {
+        found.push(Finding { check: Check::Initial, message: "other initial weights".into() });
+    }
+    for (check, value, exact) in [
+        (Check::Loss, got.loss, exact.loss),
+        (Check::Norm, got.norm, exact.norm),
+        (Check::LossAfter, got.loss_after, exact.loss_after),
+    ] {
+        if value.to_bits() != exact.to_bits() {
+            found.push(Finding { check, message: format!("{value} instead of {exact}") });
+        }
+    }
+    found
+}

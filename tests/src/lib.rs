@@ -13,6 +13,7 @@ pub mod faults;
 pub mod fuzz;
 pub mod layouts;
 pub mod own;
+pub mod search;
 
 use std::sync::Arc;
 use trine_buffer::{Buf, DType};
@@ -115,16 +116,30 @@ pub type Build<'a> = &'a (dyn Fn(&Builder<'_>, &PieceParts) -> Result<PieceLayer
 /// # Errors
 /// As [`step`].
 pub fn step_of(
+    plan: RunPlan,
+    build: Build<'_>,
+    mutation: &Mutation<'_>,
+) -> Result<Outcome, String> {
+    let config = plan.config.clone();
+    step_on(plan, build, &|dp_index| batch(&config, dp_index), mutation)
+}
+
+/// [`step_of`] on samples of one's own: `batch` gives those of a data-parallel rank.
+///
+/// # Errors
+/// As [`step`].
+pub fn step_on(
     mut plan: RunPlan,
     build: Build<'_>,
+    batch: &(dyn Fn(usize) -> Batch + Sync),
     mutation: &Mutation<'_>,
 ) -> Result<Outcome, String> {
     (mutation.edit)(&mut plan);
     let (plan, copies_agree) = (Arc::new(plan), mutation.copies_agree);
-    let (wrap, config) = (mutation.wrap, &plan.config);
+    let wrap = mutation.wrap;
     let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
-        let batch = batch(config, plan.mesh.coordinate(comm.rank()).dp);
-        let ops = config.cpu_ops()?;
+        let batch = batch(plan.mesh.coordinate(comm.rank()).dp);
+        let ops = plan.config.cpu_ops()?;
         let mut engine = Engine::with_pieces(plan.clone(), wrap(comm), ops, build)?;
         let initial = weights(&engine)?;
         let loss = engine.backward(0, &batch, &mut |_, _, _| {})?;

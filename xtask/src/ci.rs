@@ -230,6 +230,12 @@ const STEPS: &[Step] = &[
         env: &[],
         cargo: &["xtask", "fuzz", "--seconds", "120"],
     },
+    Step {
+        name: "parity",
+        when: When::Full,
+        env: &[],
+        cargo: &["xtask", "parity", "--fuzz", "300"],
+    },
     // Compiles every crate from its archive, all dependencies included.
     Step {
         name: "archives",

@@ -13,6 +13,7 @@ mod ci;
 mod counts;
 mod fuzz;
 mod interop;
+mod parity;
 mod sanitize;
 mod tidy;
 mod trine;
@@ -73,6 +74,13 @@ enum Command {
     },
     /// Checkpoints of the binary in the Python library transformers, and in lm-eval if it is installed
     Interop(interop::Args),
+    /// Random models in random layouts, each against its serial run
+    #[command(disable_help_flag = true)]
+    Parity {
+        /// Handed to the search as they are; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
     /// The tests of trine-kernels under AddressSanitizer
     Sanitize,
     /// The rules of the repository that no lint knows: layering, file headers and lengths, banned words, documents
@@ -102,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Counts { bless } => counts::run(&workspace, bless),
         Command::Fuzz { args } => fuzz::run(&workspace, &args),
         Command::Interop(args) => interop::run(&workspace, &args),
+        Command::Parity { args } => parity::run(&workspace, &args),
         Command::Sanitize => sanitize::run(&workspace),
         Command::Tidy { bless } => tidy::run(&workspace, bless),
     }

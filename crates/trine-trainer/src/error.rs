@@ -4,7 +4,7 @@ use crate::config::ConfigError;
 use crate::memory::MemoryPlan;
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use trine_buffer::BufferError;
+use trine_buffer::{BufferError, DType};
 use trine_checkpoint::CheckpointError;
 use trine_comm::{CommError, Diagnosis};
 use trine_data::DataError;
@@ -42,6 +42,11 @@ pub enum TrainError {
         /// Ranks along it.
         degree: usize,
     },
+    /// A type whose sums reference numerics do not order.
+    #[error(
+        "reference numerics are defined for f32 and f64, not for {0}; nearest valid value: f32"
+    )]
+    ReferenceType(DType),
     /// Rows cannot be split evenly.
     #[error(
         "sequence parallelism: tp {tp} does not divide the {tokens} {} of a micro-batch",

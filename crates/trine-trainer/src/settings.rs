@@ -156,8 +156,9 @@ impl EngineConfig {
     /// Checks the parts against each other. [`crate::RunPlan::new`] does it first.
     ///
     /// # Errors
-    /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, a step of too many
-    /// actions, or a schedule that is not defined for so many stages or micro-batches, or not made for times.
+    /// A degree of `cp` or `ep` other than 1, a model or batch that does not fit the layout, a type or sizes that do
+    /// not fit the numerics, a step of too many actions, or a schedule that is not defined for so many stages or
+    /// micro-batches, or not made for times.
     pub fn check(&self) -> Result<(), TrainError> {
         for axis in NOT_SPLIT {
             let degree = self.degrees.of(axis);
@@ -168,6 +169,9 @@ impl EngineConfig {
         self.model.check()?;
         self.model.check_layout(self.degrees.tp, self.degrees.pp)?;
         if self.numerics == Numerics::Reference {
+            if self.compute.bytes() < DType::F32.bytes() {
+                return Err(TrainError::ReferenceType(self.compute));
+            }
             self.model.check_reference(self.degrees.tp)?;
         }
         self.check_batch()?;
