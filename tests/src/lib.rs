@@ -51,6 +51,7 @@ pub fn serial(model: ModelSpec) -> EngineConfig {
         seed: 11,
         optimizer: OptimizerConfig::Sgd { momentum: 0.0, weight_decay: 0.1 },
         groups: Vec::new(),
+        frozen: Vec::new(),
         clip_norm: 0.5,
         threads: 1,
         bucket_elements: 10_000,

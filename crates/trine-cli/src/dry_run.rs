@@ -89,15 +89,18 @@ pub(crate) fn report(
     Ok(format!("{}\n{comments}", config.to_toml()?))
 }
 
-/// What each line of `optimizer.groups` names, a line each.
+/// What each line of `optimizer.groups` and `train.frozen` names, a line each.
 fn groups(config: &Config, plan: &RunPlan) -> impl Iterator<Item = String> {
-    config.optimizer.groups.iter().zip(&plan.config.groups).map(|(line, group)| {
+    let patterns = plan.config.groups.iter().map(|group| &group.pattern);
+    let groups = config.optimizer.groups.iter().zip(patterns).map(|row| ("group", row));
+    let frozen = config.train.frozen.iter().zip(&plan.config.frozen).map(|row| ("frozen", row));
+    groups.chain(frozen).map(|(kind, (line, pattern))| {
         let params = plan.parts.pieces.iter().flat_map(|part| &part.params);
-        let own = params.filter(|param| param.tied_to.is_none() && group.names(param));
+        let own = params.filter(|param| param.tied_to.is_none() && pattern.fits(&param.name));
         let elements: Vec<usize> = own.map(ParamSpec::unpadded_len).collect();
         let (count, sum) = (elements.len(), elements.iter().sum::<usize>());
         let named = counted(count, "parameter");
-        format!("group {line:?}: {named} with {}\n", counted(sum, "element"))
+        format!("{kind} {line:?}: {named} with {}\n", counted(sum, "element"))
     })
 }
 

@@ -107,7 +107,8 @@ impl GradNorm {
         let buckets = SharedBucket::of(layout, groups)?;
         let blocks = numerics.blocks(1);
         let mut terms = Vec::new();
-        for param in layout.params.iter().filter(|param| param.owner) {
+        let counts = |param: &&LocalParam| param.owner && layout.buckets[param.bucket].trainable;
+        for param in layout.params.iter().filter(counts) {
             let number = names.iter().position(|name| *name == param.spec.name);
             let unknown = || DpError::Unknown { parameter: param.spec.name.clone() };
             let number = number.ok_or_else(unknown)?;

@@ -8,7 +8,7 @@ use trine_mesh::{AxisSet, part};
 use trine_spec::{Bucket, RankLayout};
 
 /// The elements of each bucket that this rank updates and keeps optimizer state for: its even part where states
-/// are shared out ([`trine_spec::Shares::states`]), else all of them.
+/// are shared out ([`trine_spec::Shares::states`]), else all of them. Of a bucket that is not trained: nothing.
 ///
 /// # Errors
 /// Shares that are not built ([`DpError::Shares`]), or axes along which `groups` has no group.
@@ -24,6 +24,7 @@ pub(crate) struct SharedBucket {
     pub(crate) summed: Arc<dyn Communicator>,
     /// The ranks that divide its state: this one alone where each keeps it whole.
     pub(crate) states: Arc<dyn Communicator>,
+    trainable: bool,
 }
 
 impl SharedBucket {
@@ -33,7 +34,7 @@ impl SharedBucket {
         let of = |(number, bucket): (usize, &Bucket)| {
             check(number, bucket)?;
             let (summed, states) = (group(bucket.summed)?, group(bucket.shared.states)?);
-            Ok(Self { len: bucket.len, summed, states })
+            Ok(Self { len: bucket.len, summed, states, trainable: bucket.trainable })
         };
         layout.buckets.iter().enumerate().map(of).collect()
     }
@@ -45,7 +46,7 @@ impl SharedBucket {
 
     /// The elements that this rank updates.
     pub(crate) fn own(&self) -> Range<usize> {
-        part(self.len, self.states.size(), self.states.rank())
+        if self.trainable { part(self.len, self.states.size(), self.states.rank()) } else { 0..0 }
     }
 
     /// All elements.

@@ -103,7 +103,7 @@ impl StageModel {
         // A segment is the run of pieces whose gradients share a bucket. The bucket of a tied
         // embedding, at the end, has none of its own: its segment is empty.
         let mut segments: Vec<Range<usize>> = Vec::new();
-        for bucket in parts.layout.buckets_of(stage.stage) {
+        for bucket in parts.layout.segments_of(stage.stage) {
             let start = segments.last().map_or(0, |segment| segment.end);
             segments.push(start..start + bucket.pieces.len());
         }

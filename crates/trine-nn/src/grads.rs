@@ -152,6 +152,8 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 enum Bucket {
     Sum(Sum),
     Tree(SampleTree),
+    /// Of parameters that are not trained: nothing is added or kept.
+    Frozen,
     Away,
 }
 
@@ -181,13 +183,17 @@ impl GradStore {
     pub fn new(layout: Arc<RankLayout>, compute: DType, numerics: Numerics) -> Self {
         let dtype = compute.accumulator();
         let empty = |bucket: &trine_spec::Bucket| match numerics {
+            _ if !bucket.trainable => Bucket::Frozen,
             Numerics::Fast => {
                 Bucket::Sum(Sum::new(Buf::zeros(dtype, bucket.len), bucket.params.len()))
             }
             Numerics::Reference => Bucket::Tree(SampleTree::default()),
         };
         let buckets = layout.buckets.iter().map(empty).collect();
-        let untouched = (0..layout.params.len()).filter(|&index| !layout.params[index].is_empty());
+        let has_gradient =
+            |param: &LocalParam| !param.is_empty() && layout.buckets[param.bucket].trainable;
+        let params = layout.params.iter().enumerate();
+        let untouched = params.filter(|(_, param)| has_gradient(param)).map(|(index, _)| index);
         let untouched = untouched.collect();
         Self { layout, dtype, numerics, buckets, untouched }
     }
@@ -215,7 +221,7 @@ impl GradStore {
             Bucket::Tree(tree) => {
                 tree.leaves.values().chain(tree.nodes.values()).map(Buf::size_bytes).sum()
             }
-            Bucket::Away => 0,
+            Bucket::Frozen | Bucket::Away => 0,
         };
         self.buckets.iter().map(bytes).sum()
     }
@@ -230,11 +236,18 @@ impl GradStore {
                 (_, Bucket::Away) => {
                     return Err(NnError::Away { what: "gradients", bucket: index });
                 }
+                (_, Bucket::Frozen) => {}
                 (Numerics::Fast, Bucket::Sum(sum)) => sum.stale.fill(true),
                 (_, bucket) => *bucket = Bucket::Tree(SampleTree::default()),
             }
         }
         Ok(())
+    }
+
+    /// Whether a parameter is trained. The gradient of one that is not need not be computed: what is added to it is
+    /// dropped, `add` uncalled.
+    pub fn trains(&self, id: &ParamId) -> bool {
+        self.layout.buckets[id.bucket()].trainable
     }
 
     /// Adds to a parameter's gradient. `add` is called once for each part of the micro-batch whose
@@ -282,6 +295,7 @@ impl GradStore {
         });
         match &mut self.buckets[bucket] {
             Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+            Bucket::Frozen => Ok(()),
             Bucket::Sum(sum) => {
                 let accumulate = sum.begin(&self.layout, bucket, &id.span(), overwrites)?;
                 add(0..rows.tokens(), sum.values.slice_mut().range(id.span())?, accumulate)
@@ -306,7 +320,7 @@ impl GradStore {
     ) -> Result<(), NnError> {
         match &mut self.buckets[bucket] {
             Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
-            Bucket::Sum(_) => Ok(()),
+            Bucket::Sum(_) | Bucket::Frozen => Ok(()),
             Bucket::Tree(tree) => tree.close(samples, ops),
         }
     }
@@ -317,7 +331,7 @@ impl GradStore {
     /// The bucket is already away.
     pub fn take(&mut self, bucket: usize, ops: &dyn Ops) -> Result<TakenGrads, NnError> {
         match std::mem::replace(&mut self.buckets[bucket], Bucket::Away) {
-            Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+            Bucket::Frozen | Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
             Bucket::Sum(mut sum) => {
                 sum.complete(&self.layout, bucket)?;
                 Ok(TakenGrads::Sum(sum.values))
@@ -351,7 +365,7 @@ impl GradStore {
     pub fn bucket(&self, bucket: usize) -> Result<&Buf, NnError> {
         match &self.buckets[bucket] {
             Bucket::Sum(sum) if !sum.stale.contains(&true) => Ok(&sum.values),
-            Bucket::Sum(_) | Bucket::Tree(_) | Bucket::Away => {
+            Bucket::Sum(_) | Bucket::Tree(_) | Bucket::Frozen | Bucket::Away => {
                 Err(NnError::Away { what: "gradients", bucket })
             }
         }
@@ -367,7 +381,9 @@ impl GradStore {
                 sum.complete(&self.layout, bucket)?;
                 Ok(&mut sum.values)
             }
-            Bucket::Tree(_) | Bucket::Away => Err(NnError::Away { what: "gradients", bucket }),
+            Bucket::Tree(_) | Bucket::Frozen | Bucket::Away => {
+                Err(NnError::Away { what: "gradients", bucket })
+            }
         }
     }
 }

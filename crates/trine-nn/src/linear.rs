@@ -141,7 +141,7 @@ impl Linear {
         Ok(dx)
     }
 
-    /// Adds the bias gradient and returns the weight gradient as work for later.
+    /// Adds the bias gradient and returns the weight gradient as work for later, if it is trained.
     ///
     /// # Errors
     /// Gradients that are away.
@@ -160,8 +160,10 @@ impl Linear {
             })?;
         }
         let mut work = WeightWork::nothing();
-        let (inputs, outputs) = (self.inputs, self.outputs);
-        work.push(WeightTask { weight: self.weight, x, dy, inputs, outputs });
+        if grads.trains(&self.weight) {
+            let (inputs, outputs) = (self.inputs, self.outputs);
+            work.push(WeightTask { weight: self.weight, x, dy, inputs, outputs });
+        }
         Ok(work)
     }
 }

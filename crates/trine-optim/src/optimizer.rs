@@ -149,6 +149,10 @@ impl Optimizer {
         if update.step == 0 {
             return Err(OptimError::StepZero);
         }
+        if self.buckets[bucket].segments.is_empty() {
+            // Nothing of it is trained here; a bucket that is frozen has no gradient.
+            return Ok(());
+        }
         let weights = params.bucket_mut(bucket)?;
         let gradient = grads.bucket(bucket)?;
         let BucketState { own, segments, values } = &mut self.buckets[bucket];

@@ -43,6 +43,11 @@ pub struct ElementBytes {
 }
 
 impl ElementBytes {
+    /// Of an element that is not trained.
+    pub fn frozen(&self) -> Self {
+        Self { weights: self.weights, gradients: 0, master: 0, moments: 0 }
+    }
+
     /// Bytes that a rank needs beside buckets of `elements` elements together to exchange them: where states are
     /// shared out, its own part of every gradient bucket, which are all under way at once, and then of every weight
     /// bucket.
@@ -80,7 +85,10 @@ impl RankBytes {
 
     /// [`RankBytes::planned`] for all buckets of a layout.
     pub fn of(layout: &RankLayout, each: &ElementBytes, degrees: &Degrees) -> Self {
-        let of = |bucket: &Bucket| Self::planned(bucket.len, each, &bucket.shared, degrees);
+        let of = |bucket: &Bucket| {
+            let each = if bucket.trainable { *each } else { each.frozen() };
+            Self::planned(bucket.len, &each, &bucket.shared, degrees)
+        };
         layout.buckets.iter().map(of).sum()
     }
 

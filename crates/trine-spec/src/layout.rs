@@ -151,7 +151,9 @@ pub struct Bucket {
     pub pieces: Vec<Piece>,
     /// Whether its gradient must first be summed with the other copy of a tied embedding.
     pub tied: bool,
-    /// Axes over which its gradient is summed.
+    /// Whether its parameters are trained: otherwise it has weights and nothing else, and no segment fills it.
+    pub trainable: bool,
+    /// Axes over which its gradient is summed; where it has none, those on which ranks hold the same weights.
     pub summed: AxisSet,
     /// Axes over which ranks divide its weights, gradient and state instead of each holding them whole.
     pub shared: Shares,
@@ -167,6 +169,7 @@ impl Bucket {
             len: 0,
             pieces: vec![],
             tied: false,
+            trainable: true,
             summed: AxisSet::EMPTY,
             shared: Shares::NONE,
         }
@@ -184,7 +187,7 @@ impl Bucket {
 pub struct RankLayout {
     /// The parameters in bucket order.
     pub params: Vec<LocalParam>,
-    /// The buckets, stage after stage; those of a stage in forward order, a tied one last.
+    /// The buckets, stage after stage; those of a stage in forward order, then a tied one, then those that are frozen.
     pub buckets: Vec<Bucket>,
     /// The stages, in forward order.
     pub stages: Vec<StagePieces>,
@@ -209,8 +212,13 @@ impl RankLayout {
         let RankRequest { summed, shared, .. } = *request;
         let replicas = request.degrees.product(summed);
         for bucket in &mut layout.buckets {
-            (bucket.summed, bucket.shared) = (summed, shared);
-            bucket.len = padded(bucket.len, replicas);
+            bucket.summed = summed;
+            // What has no gradient is not divided.
+            let parts = if bucket.trainable { replicas } else { 1 };
+            bucket.len = padded(bucket.len, parts);
+            if bucket.trainable {
+                bucket.shared = shared;
+            }
         }
         Ok(layout)
     }
@@ -223,13 +231,14 @@ impl RankLayout {
     ) -> Result<(), SpecError> {
         let apart = request.model.spec.tied && request.tied_apart;
         let here = pieces.contains(&Piece::Embedding);
-        let mut tied = Vec::new();
+        let (mut tied, mut frozen) = (Vec::new(), Vec::new());
         for &piece in pieces {
             let part = request.model.get(piece).ok_or(SpecError::NoPiece { piece })?;
             let mut specs = part.params.clone();
             // The output layer uses the embedding itself where both are here and nothing asks for
             // two copies.
             specs.retain(|spec| spec.tied_to.is_none() || apart || !here);
+            frozen.extend(specs.extract_if(.., |spec| !spec.trainable).map(|spec| (piece, spec)));
             let is_tied = |spec: &ParamSpec| {
                 apart && (spec.tied_to.is_some() || spec.name == TOKEN_EMBEDDING)
             };
@@ -241,7 +250,27 @@ impl RankLayout {
             self.open(*stage).tied = true;
             self.append(piece, spec, (request.degrees.tp, request.tp_index))?;
         }
+        for (piece, spec) in frozen {
+            self.place_frozen((*stage, piece), spec, request)?;
+        }
         Ok(())
+    }
+
+    /// Puts a frozen parameter behind the others, or opens a bucket for it: never between fused ones.
+    fn place_frozen(
+        &mut self,
+        (stage, piece): (usize, Piece),
+        spec: ParamSpec,
+        request: &RankRequest<'_>,
+    ) -> Result<(), SpecError> {
+        let has_room = |bucket: &Bucket| {
+            let is_frozen = bucket.stage == stage && !bucket.trainable;
+            is_frozen && (spec.fused || bucket.len < request.bucket_elements)
+        };
+        if !self.buckets.last().is_some_and(has_room) {
+            self.open(stage).trainable = false;
+        }
+        self.append(piece, spec, (request.degrees.tp, request.tp_index))
     }
 
     /// The bucket that a segment of a stage fills.
@@ -250,9 +279,9 @@ impl RankLayout {
         self.buckets.iter().position(is_it)
     }
 
-    /// The buckets of a stage, by segment.
-    pub fn buckets_of(&self, stage: usize) -> impl Iterator<Item = &Bucket> {
-        self.buckets.iter().filter(move |bucket| bucket.stage == stage)
+    /// The buckets of a stage that its backward pass fills, by segment.
+    pub fn segments_of(&self, stage: usize) -> impl Iterator<Item = &Bucket> {
+        self.buckets.iter().filter(move |bucket| bucket.stage == stage && bucket.trainable)
     }
 
     /// Lays out parameters of a layer of one's own for rank `tp_index` of `tp`: one bucket, in which
@@ -284,7 +313,8 @@ impl RankLayout {
 
     /// Opens the next bucket of a stage.
     fn open(&mut self, stage: usize) -> &mut Bucket {
-        let segment = self.buckets_of(stage).count();
+        let of_stage = self.buckets.iter().filter(|bucket| bucket.stage == stage);
+        let segment = of_stage.count();
         self.buckets.push(Bucket::open(stage, segment));
         self.buckets.last_mut().expect("invariant: it has just been pushed")
     }
@@ -564,7 +594,7 @@ mod tests {
             tied += usize::from(bucket.tied);
         }
         assert_eq!((tied, both.bucket(1, 0), both.bucket(0, 99)), (2, None, None));
-        assert_eq!(both.buckets_of(0).count(), apart[0].buckets.len());
+        assert_eq!(both.segments_of(0).count(), apart[0].buckets.len());
         let has = |piece| both.stages.iter().any(|stage| stage.pieces.contains(&piece));
         assert!(has(Piece::Head) && has(Piece::Embedding) && !has(Piece::Block(5)));
     }

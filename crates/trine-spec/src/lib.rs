@@ -108,6 +108,14 @@ pub enum SpecError {
         /// What is wrong with it.
         what: String,
     },
+    /// Parameters cannot be frozen as asked for.
+    #[error("what is frozen: {rule}; nearest valid: {nearest}")]
+    Frozen {
+        /// What must hold.
+        rule: String,
+        /// What would do.
+        nearest: String,
+    },
     /// A dimension cannot be split over tensor parallelism.
     #[error(transparent)]
     Shard(#[from] trine_mesh::MeshError),

@@ -61,6 +61,8 @@ pub struct ParamSpec {
     pub fused: bool,
     /// The parameter that this one is a copy of (a tied output layer).
     pub tied_to: Option<String>,
+    /// Whether it is trained. What is not has weights and nothing else ([`crate::ModelParts::freeze`]).
+    pub trainable: bool,
 }
 
 impl ParamSpec {
@@ -75,6 +77,7 @@ impl ParamSpec {
             valid_rows: shape.first().copied().unwrap_or(1),
             fused: false,
             tied_to: None,
+            trainable: true,
         }
     }
 
@@ -235,6 +238,7 @@ fn matrix(name: &str, shape: [usize; 2], split: Option<(usize, usize)>, init: In
         valid_rows: shape[0],
         fused: false,
         tied_to: None,
+        trainable: true,
     }
 }
 
@@ -249,6 +253,7 @@ fn vector(name: &str, len: usize, units: Option<usize>, init: Init) -> ParamSpec
         valid_rows: len,
         fused: false,
         tied_to: None,
+        trainable: true,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::check::PARAMETERS_MAX;
 use crate::hf::{self, HfTensor};
-use crate::{Block, Init, ModelSpec, Norm, ParamSpec, Piece, SavedTensor, SpecError};
+use crate::{Block, Init, ModelSpec, Norm, ParamSpec, Pattern, Piece, SavedTensor, SpecError};
 use std::collections::HashSet;
 use trine_mesh::{AxisSet, shard};
 
@@ -186,6 +186,47 @@ impl ModelParts {
             }
             _ => Err("is split over more than tensor parallelism in one dimension".into()),
         }
+    }
+
+    /// Freezes the parameters that one of the patterns names. They keep their weights; they have no gradient and no
+    /// state of an optimizer. A tied output layer follows its embedding.
+    ///
+    /// # Errors
+    /// A pattern that names nothing, a part of what is used as one matrix ([`ParamSpec::fused`]), or everything.
+    pub fn freeze(&mut self, patterns: &[Pattern]) -> Result<(), SpecError> {
+        let names = |pattern: &Pattern, spec: &ParamSpec| pattern.fits(spec.known_as());
+        let params = || self.pieces.iter().flat_map(|part| &part.params);
+        let unmatched = |pattern: &&Pattern| !params().any(|spec| names(pattern, spec));
+        if let Some(pattern) = patterns.iter().find(unmatched) {
+            let rule = format!("\"{pattern}\" names no parameter of the model");
+            return Err(SpecError::Frozen { rule, nearest: "a parameter's name".into() });
+        }
+        for spec in self.pieces.iter_mut().flat_map(|part| &mut part.params) {
+            spec.trainable = !patterns.iter().any(|pattern| names(pattern, spec));
+        }
+        self.check_frozen()
+    }
+
+    /// Refuses what no layer can train in parts, and a model of which nothing is trained.
+    fn check_frozen(&self) -> Result<(), SpecError> {
+        let mut params = self.pieces.iter().flat_map(|part| &part.params);
+        if !params.any(|spec| spec.trainable) {
+            let rule = "nothing is left to train".into();
+            return Err(SpecError::Frozen { rule, nearest: "\"embedding.*\"".into() });
+        }
+        for part in &self.pieces {
+            let one_matrix = part.params.chunk_by(|_, next| next.fused);
+            let is_parted =
+                |run: &&[ParamSpec]| run.iter().any(|s| s.trainable != run[0].trainable);
+            if let Some(run) = one_matrix.into_iter().find(is_parted) {
+                let names: Vec<String> =
+                    run.iter().map(|spec| format!("\"{}\"", spec.name)).collect();
+                let nearest = names.join(", ");
+                let rule = format!("{nearest} lie together and are frozen together");
+                return Err(SpecError::Frozen { rule, nearest });
+            }
+        }
+        Ok(())
     }
 
     /// A piece.

@@ -43,12 +43,13 @@ impl RunPlan {
     ///
     /// # Errors
     /// As [`RunPlan::new`], or parts of another model or tensor-parallel degree, or a
-    /// group that names no parameter.
-    pub fn of_parts(config: &EngineConfig, parts: ModelParts) -> Result<Self, TrainError> {
+    /// group that names no parameter; what cannot be frozen ([`ModelParts::freeze`]).
+    pub fn of_parts(config: &EngineConfig, mut parts: ModelParts) -> Result<Self, TrainError> {
         config.check()?;
         if (&parts.spec, parts.tp) != (&config.model, config.degrees.tp) {
             return Err(TrainError::OtherParts { tp: parts.tp, expected: config.degrees.tp });
         }
+        parts.freeze(&config.frozen)?;
         let named = |group: &&Group| {
             parts.pieces.iter().flat_map(|part| &part.params).any(|spec| group.names(spec))
         };
@@ -127,8 +128,8 @@ fn reductions(order: &Schedule, ranks: &[Vec<RankLayout>]) -> SyncPlan {
     let mut plan = SyncPlan::default();
     for (stage, &pp) in order.placement.iter().enumerate() {
         let layout = &ranks[pp][0];
-        plan.segments.push(layout.buckets_of(stage).count());
-        let tied = layout.buckets_of(stage).filter(|bucket| bucket.tied);
+        plan.segments.push(layout.segments_of(stage).count());
+        let tied = layout.segments_of(stage).filter(|bucket| bucket.tied);
         plan.tied.extend(tied.map(|bucket| TiedSegment { stage, segment: bucket.segment }));
     }
     plan

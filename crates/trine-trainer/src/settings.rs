@@ -8,7 +8,7 @@ use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_nn::Numerics;
 use trine_optim::{Group, OptimizerConfig};
 use trine_schedule::{Order, ScheduleKind, Shape, UniformStage};
-use trine_spec::{BUCKET_ELEMENTS, ModelSpec, PassShape, Shares};
+use trine_spec::{BUCKET_ELEMENTS, ModelSpec, PassShape, Pattern, Shares};
 
 /// Axes that the mesh has and the engine does not split anything on.
 const NOT_SPLIT: [Axis; 2] = [Axis::Cp, Axis::Ep];
@@ -76,6 +76,8 @@ pub struct EngineConfig {
     pub optimizer: OptimizerConfig,
     /// Parameters that are updated in another way.
     pub groups: Vec<Group>,
+    /// Parameters that are not trained.
+    pub frozen: Vec<Pattern>,
     /// Largest global gradient norm; 0: no clipping.
     pub clip_norm: f64,
     /// Threads that compute for this rank.
@@ -110,6 +112,7 @@ impl EngineConfig {
                 weight_decay: 0.1,
             },
             groups: Vec::new(),
+            frozen: Vec::new(),
             clip_norm: 1.0,
             threads: 1,
             bucket_elements: BUCKET_ELEMENTS,

@@ -57,6 +57,20 @@ const CASES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (
+        &["train", "--set", "train.frozen=['embeding.token']"],
+        &[
+            "train.frozen = \"embeding.token\": names no parameter",
+            "nearest valid: \"embedding.token\"",
+        ],
+    ),
+    (
+        &["train", "--set", "train.frozen=['block.1.attention.q.weight']"],
+        &[
+            "lie together and are frozen together; nearest valid: \"block.1.attention.q.weight\", \"block.1.attention.k.weight\"",
+        ],
+    ),
+    (&["train", "--set", "train.frozen=['*']"], &["nothing is left to train; nearest valid:"]),
+    (
         &["train", "groups.toml"],
         &[
             "10 problems",
@@ -375,7 +389,7 @@ fn every_bad_input_ends_at_once_with_one_helpful_message() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 116);
+    assert_eq!(cases, 119);
     // Nothing was written.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), FILES.len());
 }

@@ -36,7 +36,11 @@ fn a_dry_run_says_what_each_group_names() {
     let scratch = Scratch::new();
     let groups =
         "--set=optimizer.groups=[\"embedding.token: lr=0.1\", \"block.1.*.weight: decay=0\"]";
-    let (text, _) = scratch.ok(&[&small("dry", SERIAL)[..], &["--dry-run", groups]].concat());
+    let frozen = "--set=train.frozen=[\"embedding.*\"]";
+    let args = [&small("dry", SERIAL)[..], &["--dry-run", groups, frozen]].concat();
+    let (text, _) = scratch.ok(&args);
+    let line = "# frozen \"embedding.*\": 2 parameters with 17,792 elements";
+    assert!(text.contains(line), "{text}");
     let line = "# group \"embedding.token: lr=0.1\": 1 parameter with 9,600 elements\n";
     assert!(text.contains(line), "{text}");
     assert!(text.contains("# group \"block.1.*.weight: decay=0\": 8 parameters with "), "{text}");

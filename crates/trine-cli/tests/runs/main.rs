@@ -11,6 +11,7 @@ mod contents;
 mod data;
 mod failures;
 mod fixtures;
+mod frozen;
 mod groups;
 mod kill;
 mod layouts;

@@ -116,8 +116,12 @@ fn step(config: &EngineConfig, batch: &Batch, dir: &Path) -> Result<GradientStep
     Ok(GradientStep { compute: config.compute, loss, checkpoint })
 }
 
-/// A copy of one bucket's gradient.
+/// A copy of one bucket's gradient; that of what is frozen is zero.
 fn gradient(engine: &Engine, bucket: usize) -> Result<Buf, TrainError> {
+    let held = &engine.layout().buckets[bucket];
+    if !held.trainable {
+        return Ok(Buf::zeros(engine.grads().dtype(), held.len));
+    }
     let sum = engine.grads().bucket(bucket)?;
     let mut copy = Buf::zeros(sum.dtype(), sum.len());
     copy.slice_mut().copy_from(sum.slice())?;

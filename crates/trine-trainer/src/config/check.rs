@@ -196,6 +196,7 @@ impl Check<'_> {
         }
         self.times();
         self.groups();
+        self.frozen();
     }
 
     /// The stages of a pipeline that has a layer for each rank.

@@ -108,6 +108,7 @@ fn general(name: &str, model: &ModelSpec, (degrees, micro): (Degrees, usize)) ->
             // Activations outgrow weights and state long before this size.
             recompute: params > 1_000_000_000,
             zero: 1,
+            frozen: Vec::new(),
             clip_norm: 1.0,
             replica_check_every: 50,
             memory_check: true,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use trine_mesh::{Degrees, Mesh, MeshError, plural};
 use trine_optim::{Group, LrSchedule, OptimizerConfig};
 use trine_schedule::{Order, ScheduleError, UniformStage};
-use trine_spec::BUCKET_ELEMENTS;
+use trine_spec::{BUCKET_ELEMENTS, Pattern};
 
 impl Config {
     /// The degrees of the mesh.
@@ -120,6 +120,7 @@ impl Config {
             seq: self.data.seq,
             seed: self.seed,
             optimizer: self.optimizer_config(),
+            frozen: self.frozen(),
             groups: self.groups().expect("invariant: checked"),
             clip_norm: self.train.clip_norm,
             threads,
@@ -135,6 +136,11 @@ impl Config {
             OptimizerKind::AdamW => OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay },
             OptimizerKind::Sgd => OptimizerConfig::Sgd { momentum, weight_decay },
         }
+    }
+
+    /// The parameters that are not trained.
+    pub(super) fn frozen(&self) -> Vec<Pattern> {
+        self.train.frozen.iter().map(|line| Pattern::new(line.trim())).collect()
     }
 
     /// The parameters that are updated in another way.

@@ -243,6 +243,8 @@ section! {
         recompute: bool, "any";
         /// ZeRO stage (1910.02054): 1 splits the optimizer's state over layout.dp
         zero: usize, "0 or 1";
+        /// parameters that are not trained, by patterns as in optimizer.groups: they keep their weights and have no gradient and no optimizer state
+        frozen: Vec<String>, "each names a parameter; queries, keys and values, a gate and its MLP, a norm's gain and bias together; not everything";
         /// largest global gradient norm, larger ones are scaled down to it; 0: no clipping
         clip_norm: f64, "0 or more";
         /// steps between comparisons of the replicas' weights; 0: never

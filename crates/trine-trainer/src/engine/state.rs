@@ -14,17 +14,20 @@ impl Engine {
 
     /// One whole bucket of a quantity in the accumulator type: `weights` (the masters) or one of
     /// [`Engine::moments`], gathered where ranks share it out. A collective call among the ranks that
-    /// share the bucket's states.
+    /// share the bucket's states. Moments that are not kept, of what is frozen, are zero.
     ///
     /// # Errors
     /// No such quantity, or a failed collective.
     pub fn full_bucket(&self, quantity: &str, bucket: usize) -> Result<Buf, TrainError> {
         let dtype = self.plan.config.compute.accumulator();
-        let (len, states) = {
+        let (len, states, trainable) = {
             let bucket = &self.layout.buckets[bucket];
-            (bucket.len, bucket.shared.states)
+            (bucket.len, bucket.shared.states, bucket.trainable)
         };
-        let state = self.optimizer.state(bucket);
+        if !trainable && self.moments().contains(&quantity) {
+            return Ok(Buf::zeros(dtype, len));
+        }
+        let state = if trainable { self.optimizer.state(bucket) } else { Vec::new() };
         let wanted = if quantity == WEIGHTS { trine_optim::MASTER } else { quantity };
         let part = match state.iter().find(|(name, _)| *name == wanted) {
             Some((_, part)) => part,
@@ -33,7 +36,12 @@ impl Engine {
             None => return Err(TrainError::Quantity(quantity.into())),
         };
         let mut copy = Buf::zeros(dtype, part.len());
-        copy.slice_mut().copy_from(part.slice())?;
+        if part.dtype() == dtype {
+            copy.slice_mut().copy_from(part.slice())?;
+        } else {
+            // Frozen weights have no masters.
+            self.ops.cast(copy.slice_mut(), part.slice())?;
+        }
         if part.len() == len {
             return Ok(copy);
         }

@@ -3,7 +3,7 @@
 use super::super::{groups, keys};
 use super::Check;
 use trine_optim::Group;
-use trine_spec::{ParamSpec, Pattern};
+use trine_spec::{ParamSpec, Pattern, SpecError};
 
 /// Lines of the longest list of patterns: each is held against every parameter.
 const LINES_MAX: usize = 100;
@@ -26,6 +26,33 @@ impl Check<'_> {
             if let Some((rule, nearest)) = wrong {
                 self.report("optimizer.groups", format!("{line:?}"), rule, nearest);
             }
+        }
+    }
+
+    /// What is frozen of a model that holds together.
+    pub(super) fn frozen(&mut self) {
+        let lines = &self.config.train.frozen;
+        if lines.is_empty() {
+            return;
+        }
+        if lines.len() > LINES_MAX {
+            let (rule, nearest) =
+                (format!("must be at most {LINES_MAX} lines"), "one line with a `*`");
+            return self.report("train.frozen", lines.len(), rule, nearest);
+        }
+        let (params, patterns) = (self.params(), self.config.frozen());
+        let found = self.found.len();
+        for (line, pattern) in lines.iter().zip(&patterns) {
+            if let Some(nearest) = unmatched(pattern, &params) {
+                let rule = "names no parameter of the model";
+                self.report("train.frozen", format!("{line:?}"), rule, format!("{nearest:?}"));
+            }
+        }
+        let frozen = self.config.model.parts(1).and_then(|mut parts| parts.freeze(&patterns));
+        if let (true, Err(SpecError::Frozen { rule, nearest })) =
+            (found == self.found.len(), frozen)
+        {
+            self.report("train.frozen", format!("{lines:?}"), rule, nearest);
         }
     }
 
