@@ -491,7 +491,7 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(RULES.len(), 43);
+    assert_eq!(RULES.len(), 45);
 }
 
 #[test]
