@@ -203,7 +203,7 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["generate", "--run", "nowhere", "--prompt", "a"], &["nowhere: not a run directory"]),
     (&["inspect", "nowhere"], &["nowhere: not a run directory"]),
     (&["bench", "layouts", "--rounds", "0"], &["--rounds 0", "nearest valid: 1"]),
-    (&["bench", "layouts", "--tp", "3"], &["--tp 3"]),
+    (&["bench", "layouts", "--tp", "5"], &["--tp 5"]),
     (&["bench", "kernels", "--threads", "0"], &["--threads 0", "nearest valid: 1"]),
     (&["bench", "kernels", "--threads", "-1"], &["-1", "--threads"]),
     (&["bench", "kernels", "--threads", "5000"], &["--threads 5000", "nearest valid: 4096"]),

@@ -392,7 +392,7 @@ fn keys_are_found_by_a_word() {
     assert!(text.contains("warmup_steps = 250") && !text.contains("[layout]"), "{text}");
     // The rule of tensor parallelism is there as the check has it.
     let text = ok(here(), &["train", "--help-config", "layout.tp"]);
-    assert!(text.contains("ranks that share a KV head divide model.head_dim"), "{text}");
+    assert!(text.contains("above model.kv_heads a multiple of them"), "{text}");
 }
 
 #[test]
