@@ -15,7 +15,7 @@ pub(crate) const SEQ: usize = 5;
 /// The sizes of all cases.
 pub(crate) const SIZES: Sizes = Sizes { seq: SEQ, wide: 1 };
 /// Number of cases.
-pub(crate) const COUNT: usize = 26;
+pub(crate) const COUNT: usize = 27;
 
 /// Every layer for a compute type.
 pub(crate) fn cases(compute: DType) -> Vec<Case> {
