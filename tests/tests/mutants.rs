@@ -84,13 +84,7 @@ fn edit_bucket(change: impl Fn(&mut Bucket) + 'static) -> Injection {
     })
 }
 
-fn scale(buf: &mut Option<Buf>, factor: f32) {
-    let values = buf.as_mut().unwrap().typed_mut::<f32>().unwrap();
-    values.iter_mut().for_each(|value| *value *= factor);
-}
-
-/// The same of a buffer in any type.
-fn scale_any(buf: &mut Option<Buf>, factor: f64) {
+fn scale(buf: &mut Option<Buf>, factor: f64) {
     CpuOps::new(Team::new(1)).scale(buf.as_mut().unwrap().slice_mut(), factor).unwrap();
 }
 
@@ -602,7 +596,7 @@ fn in_bf16() -> Vec<Mutant> {
         mutant(
             "a twentieth of all gradients is lost between replicas",
             of(toy::gpt()),
-            change("dp", "gradient", |_, request| scale_any(&mut request.send, 0.95)),
+            change("dp", "gradient", |_, request| scale(&mut request.send, 0.95)),
             gradients,
             "that of",
         ),
@@ -611,7 +605,7 @@ fn in_bf16() -> Vec<Mutant> {
             again(),
             change("dp", "gradient", |group, request| {
                 let factor = if group.rank() == 1 { 0.9 } else { 1.0 };
-                scale_any(&mut request.send, factor);
+                scale(&mut request.send, factor);
             }),
             gradients,
             "that of",
@@ -621,7 +615,7 @@ fn in_bf16() -> Vec<Mutant> {
             bubbles(),
             change("pp", "gradient for", |_, request| {
                 if matches!(request.operation, Operation::Send { .. }) {
-                    scale_any(&mut request.send, 0.95);
+                    scale(&mut request.send, 0.95);
                 }
             }),
             gradients,
@@ -647,21 +641,21 @@ fn in_bf16_between_tensor_ranks() -> Vec<Mutant> {
         mutant(
             "a tenth of an MLP is lost between tensor ranks",
             EngineConfig { sequence_parallel: true, ..of(toy::gpt()) },
-            change("tp", "down", |_, request| scale_any(&mut request.send, 0.9)),
+            change("tp", "down", |_, request| scale(&mut request.send, 0.9)),
             &[Gradients],
             "that of",
         ),
         mutant(
             "a tenth of the gradient of an MLP's input is lost between tensor ranks",
             again(),
-            change("tp", "up", |_, request| scale_any(&mut request.send, 0.9)),
+            change("tp", "up", |_, request| scale(&mut request.send, 0.9)),
             &[Gradients],
             "that of",
         ),
         mutant(
             "the vocabulary's sums of exponentials are a tenth too large",
             of(toy::gpt()),
-            change("tp", "head.sum", |_, request| scale_any(&mut request.send, 1.1)),
+            change("tp", "head.sum", |_, request| scale(&mut request.send, 1.1)),
             &[Gradients],
             "that of",
         ),

@@ -1,4 +1,4 @@
-//! The branches of a pre-norm transformer block, beside the residual stream.
+//! The branches of a transformer block, beside the residual stream.
 
 use trine_buffer::Act;
 use trine_nn::{Activation, Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork};

@@ -30,14 +30,6 @@ pub enum NormGrads<'a> {
 }
 
 impl NormLayer {
-    /// Accumulator elements that are kept for each row: mean and reciprocal deviation, or the latter.
-    pub fn stats_per_row(&self) -> usize {
-        match self.kind {
-            Norm::Layer => 2,
-            Norm::Rms | Norm::RmsOne => 1,
-        }
-    }
-
     /// One more than the weight, in the accumulator type, if that is the gain.
     fn offset_gain(&self, weight: Slice<'_>, ctx: &Context<'_>) -> Result<Option<Buf>, NnError> {
         if self.kind != Norm::RmsOne {
@@ -67,7 +59,7 @@ impl NormLayer {
         check_len("norm", "input", x.len(), rows * self.cols)?;
         let lease = weights.lease(&self.params)?;
         let mut y = ctx.alloc(rows, self.cols)?;
-        let mut stats = ctx.alloc_sums(rows * self.stats_per_row())?;
+        let mut stats = ctx.alloc_sums(rows * self.kind.stats())?;
         let (out, sums, shape) = (y.slice_mut(), stats.slice_mut(), self.shape(rows));
         let weight = lease.slice().range(0..self.cols)?;
         let offset = self.offset_gain(weight, ctx)?;
@@ -124,7 +116,7 @@ impl NormLayer {
     ) -> Result<(), NnError> {
         let lease = weights.lease(&self.params)?;
         let elements = rows.start * self.cols..rows.end * self.cols;
-        let each = self.stats_per_row();
+        let each = self.kind.stats();
         let stats = stats.slice().range(rows.start * each..rows.end * each)?;
         let (x, dy) = (x.slice().range(elements.clone())?, dy.slice().range(elements.clone())?);
         let (dx, weight) = (dx.slice_mut().range(elements)?, lease.slice().range(0..self.cols)?);

@@ -47,14 +47,12 @@ impl LrKind {
     /// All there are.
     pub const ALL: [Self; 4] = [Self::Constant, Self::Cosine, Self::Linear, Self::Wsd];
 
-    /// The word that stands for it in configurations.
+    /// The words that stand for them in configurations.
+    pub const WORDS: &'static [&'static str] = &["constant", "cosine", "linear", "wsd"];
+
+    /// The word that stands for it.
     pub fn word(self) -> &'static str {
-        match self {
-            Self::Constant => "constant",
-            Self::Cosine => "cosine",
-            Self::Linear => "linear",
-            Self::Wsd => "wsd",
-        }
+        Self::WORDS[self as usize]
     }
 }
 

@@ -72,8 +72,8 @@ impl SavedTensor {
 }
 
 impl Norm {
-    /// Statistics of a row.
-    pub(crate) fn stats(self) -> usize {
+    /// Statistics that are kept of a row: mean and reciprocal deviation, or the latter.
+    pub fn stats(self) -> usize {
         match self {
             Self::Layer => 2,
             Self::Rms | Self::RmsOne => 1,

@@ -1,6 +1,6 @@
 //! What no model and no layout of one may be, with the nearest that may.
 
-use crate::{CANONICAL_BLOCKS, Each, ModelSpec, OrNone, Positions, SpecError};
+use crate::{CANONICAL_BLOCKS, ModelSpec, OrNone, Positions, SpecError};
 
 /// Blocks of the deepest model.
 const LAYERS_MAX: usize = 1 << 14;
@@ -129,25 +129,7 @@ impl ModelSpec {
 
     /// Checks that there is a block for each value of a list.
     fn check_lists(&self) -> Result<(), SpecError> {
-        fn len<T>(each: &Each<T>) -> usize {
-            each.values().len()
-        }
-        for (field, values) in [
-            ("norm", len(&self.norm)),
-            ("norm_at", len(&self.norm_at)),
-            ("positions", len(&self.positions)),
-            ("rope_fraction", len(&self.rope_fraction)),
-            ("qkv_bias", len(&self.qkv_bias)),
-            ("output_bias", len(&self.output_bias)),
-            ("mlp_bias", len(&self.mlp_bias)),
-            ("qk_norm", len(&self.qk_norm)),
-            ("activation", len(&self.activation)),
-            ("gated", len(&self.gated)),
-            ("parallel", len(&self.parallel)),
-            ("window", len(&self.window)),
-            ("score_dim", len(&self.score_dim)),
-            ("score_cap", len(&self.score_cap)),
-        ] {
+        for (field, values) in self.lists() {
             if values > self.layers {
                 let rule =
                     format!("a list is repeated over the blocks, and layers = {}", self.layers);
@@ -313,7 +295,7 @@ fn nearest_divisor(of: usize, to: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Family, presets};
+    use crate::{Each, Family, presets};
 
     #[test]
     fn impossible_models_and_layouts_name_the_nearest_valid_value() {
@@ -420,8 +402,8 @@ mod tests {
             change(&mut model);
             model.check().unwrap_err().to_string()
         };
-        let list = Each::repeated(vec![true, false, true]).unwrap();
-        let mixed = Each::repeated(vec![Positions::Learned, Positions::Rotary]).unwrap();
+        let list = Each::repeated(true, [false, true]);
+        let mixed = Each::repeated(Positions::Learned, [Positions::Rotary]);
         for (said, text) in [
             (
                 "model.window = 0: a token sees itself",

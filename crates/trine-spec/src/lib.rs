@@ -42,7 +42,7 @@ mod traits;
 pub use activations::{Kept, SavedTensor, Split};
 pub use branch::{Attention, Block, Branch, BranchNorm, Features, Inner};
 pub use bytes::{BUCKET_ELEMENTS, ElementBytes, PieceSizes, RankBytes, StageShape};
-pub use families::{Family, family};
+pub use families::Family;
 pub use layout::{
     Bucket, LocalParam, RankLayout, RankRequest, StagePieces, split_layers, stage_blocks,
 };
@@ -52,6 +52,7 @@ pub use parts::{Body, ModelParts, OwnBody, OwnPiece, PieceParts};
 pub use passes::{Pass, PassShape, Passes};
 pub use pattern::Pattern;
 pub use shares::Shares;
+pub(crate) use traits::Listed;
 pub use traits::{
     Activation, Dropouts, Each, Norm, NormAt, OrNone, Positions, QkNorm, RopeScaling,
 };
@@ -119,12 +120,6 @@ pub enum SpecError {
     /// A dimension cannot be split over tensor parallelism.
     #[error(transparent)]
     Shard(#[from] trine_mesh::MeshError),
-    /// No family has this name.
-    #[error("no family is called \"{name}\"; there are {}", Family::NAMES.join(", "))]
-    Family {
-        /// The name asked for.
-        name: String,
-    },
     /// No preset has this name.
     #[error("no preset is called \"{name}\"; nearest: \"{nearest}\" (see `trine presets`)")]
     Preset {

@@ -1,7 +1,7 @@
 //! The shape of a model.
 
 use crate::{
-    Activation, Dropouts, Each, Family, Inner, Norm, NormAt, OrNone, Positions, QkNorm,
+    Activation, Dropouts, Each, Family, Inner, Listed, Norm, NormAt, OrNone, Positions, QkNorm,
     RopeScaling, VOCAB_MULTIPLE,
 };
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,11 @@ macro_rules! model {
             /// Its traits by name, each as it stands in a file.
             pub fn traits(&self) -> Vec<(&'static str, String)> {
                 vec![$((stringify!($trait), serde_json::json!(self.$trait).to_string())),+]
+            }
+
+            /// How many values the list of each has: one where it is the same for all blocks.
+            pub(crate) fn lists(&self) -> Vec<(&'static str, usize)> {
+                vec![$((stringify!($trait), self.$trait.values_listed())),+]
             }
 
             /// Those that its family does not have, with its values.

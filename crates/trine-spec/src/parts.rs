@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_model_are_its_parameters_and_flops() {
-        for name in ["gpt2-124m", "llama3-8b"] {
+        for name in ["gpt2-124m", "llama3-8b", "mistral-7b", "pythia-160m", "gemma2-2b"] {
             let model = presets::find(name).unwrap().model;
             let parts = model.parts(2).unwrap();
             assert_eq!(parts.pieces.len(), model.layers + 2);

@@ -126,6 +126,22 @@ impl<T: fmt::Display> fmt::Display for OrNone<T> {
 )]
 pub struct Each<T>(Vec<T>);
 
+/// What may be a list.
+pub(crate) trait Listed {
+    /// Values of the list: one of a trait that is none.
+    fn values_listed(&self) -> usize {
+        1
+    }
+}
+
+impl Listed for RopeScaling {}
+impl<T> Listed for OrNone<T> {}
+impl<T> Listed for Each<T> {
+    fn values_listed(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// As it stands in a file.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
@@ -140,9 +156,14 @@ impl<T> Each<T> {
         Self(vec![value])
     }
 
-    /// A list that is repeated; `None` if it is empty.
-    pub fn repeated(values: Vec<T>) -> Option<Self> {
-        (!values.is_empty()).then_some(Self(values))
+    /// A list that is repeated.
+    pub fn repeated(first: T, more: impl IntoIterator<Item = T>) -> Self {
+        Self(std::iter::once(first).chain(more).collect())
+    }
+
+    /// The same list of something else.
+    pub fn map<U>(&self, of: impl FnMut(&T) -> U) -> Each<U> {
+        Each(self.0.iter().map(of).collect())
     }
 
     /// A value for each of a model's blocks, in the shortest list that is repeated over them; `None` if there are none.
@@ -189,7 +210,8 @@ impl<T> TryFrom<OneOrMore<T>> for Each<T> {
     fn try_from(given: OneOrMore<T>) -> Result<Self, Self::Error> {
         match given {
             OneOrMore::One(value) => Ok(Self::all(value)),
-            OneOrMore::More(values) => Self::repeated(values).ok_or("a list without values"),
+            OneOrMore::More(values) if values.is_empty() => Err("a list without values"),
+            OneOrMore::More(values) => Ok(Self(values)),
         }
     }
 }

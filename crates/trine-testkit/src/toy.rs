@@ -48,25 +48,19 @@ pub fn of(family: Family) -> ModelSpec {
             llama(2).of_family(family)
         }
     };
-    let short = |window: &OrNone<usize>| OrNone::from(window.get().map(|_| 5));
-    let windows = model.window.values().iter().map(short).collect();
-    model.window = Each::repeated(windows).unwrap_or(OrNone::NONE.into());
+    model.window = model.window.map(|window| OrNone::from(window.get().map(|_| 5)));
     model
 }
 
 /// Models that no family is like: between them they have every value of every trait, and lists of blocks.
 pub fn mixed() -> Vec<ModelSpec> {
-    let list = |values: [bool; 2]| Each::repeated(values.to_vec()).unwrap_or(false.into());
     let caps = ModelSpec {
-        positions: Each::repeated(vec![Positions::Rotary, Positions::None])
-            .unwrap_or(Positions::None.into()),
-        gated: list([true, false]),
-        parallel: list([false, true]),
+        positions: Each::repeated(Positions::Rotary, [Positions::None]),
+        gated: Each::repeated(true, [false]),
+        parallel: Each::repeated(false, [true]),
         norm: Norm::RmsOne.into(),
-        norm_at: Each::repeated(vec![NormAt::Both, NormAt::After, NormAt::Before])
-            .unwrap_or(NormAt::Both.into()),
-        qk_norm: Each::repeated(vec![QkNorm::All, QkNorm::Head, QkNorm::None])
-            .unwrap_or(QkNorm::All.into()),
+        norm_at: Each::repeated(NormAt::Both, [NormAt::After, NormAt::Before]),
+        qk_norm: Each::repeated(QkNorm::All, [QkNorm::Head, QkNorm::None]),
         score_cap: OrNone::Some(3.0).into(),
         score_dim: OrNone::Some(5).into(),
         logit_cap: OrNone::Some(2.0),
@@ -77,11 +71,10 @@ pub fn mixed() -> Vec<ModelSpec> {
     let biased = ModelSpec {
         norm: Norm::Layer.into(),
         norm_at: NormAt::After.into(),
-        qkv_bias: list([false, true]),
-        output_bias: list([true, false]),
+        qkv_bias: Each::repeated(false, [true]),
+        output_bias: Each::repeated(true, [false]),
         mlp_bias: true.into(),
-        activation: Each::repeated(vec![Activation::Gelu, Activation::Relu, Activation::GeluTanh])
-            .unwrap_or(Activation::Gelu.into()),
+        activation: Each::repeated(Activation::Gelu, [Activation::Relu, Activation::GeluTanh]),
         rope_fraction: 0.5.into(),
         rope_scaling: RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 16.0 },
         parallel: true.into(),

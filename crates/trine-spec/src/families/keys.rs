@@ -187,6 +187,12 @@ pub(crate) const HEAD_DIM: Key = size!("head_dim", head_dim, Absent::Is(head_dim
 /// Their dropout: `transformers` drops attention's probabilities only, and computes the same model without.
 pub(crate) const ATTENTION_DROPOUT: Key = dropout!("attention_dropout", attention, 0.0);
 
+/// Whether attention's layers have biases, all or none.
+pub(crate) const ATTENTION_BIAS: Key =
+    flag!("attention_bias", "qkv_bias", false, |model| *model.qkv_bias.of(0), |model, has| {
+        (model.qkv_bias, model.output_bias) = (has.into(), has.into());
+    });
+
 /// The standard deviation of initial weights.
 pub(crate) const INIT: Key = number!("initializer_range", init_std, 0.02);
 
@@ -236,7 +242,7 @@ pub(crate) const LAYER_TYPES: Key = Key {
 };
 
 /// Whether `sliding_window` counts at all.
-pub(crate) const USES_WINDOW: Key =
+const USES_WINDOW: Key =
     flag!("use_sliding_window", "window", false, |model| widest(model).is_some(), |model, uses| {
         if !uses {
             model.window = OrNone::NONE.into();
@@ -244,7 +250,7 @@ pub(crate) const USES_WINDOW: Key =
     });
 
 /// The first block with a window.
-pub(crate) const WINDOW_FROM: Key = Key {
+const WINDOW_FROM: Key = Key {
     name: "max_window_layers",
     field: "window",
     what: "a whole number",
@@ -261,6 +267,9 @@ pub(crate) const WINDOW_FROM: Key = Key {
     },
     absent: Absent::Is(|_| 28.into()),
 };
+
+/// A window that is switched on, from some block on or by kinds of blocks.
+pub(crate) const WINDOWS: &[Key] = &[WINDOW, USES_WINDOW, WINDOW_FROM, LAYER_TYPES];
 
 /// The widest window of a model's blocks.
 fn widest(model: &ModelSpec) -> Option<usize> {

@@ -12,7 +12,7 @@ pub(crate) mod preset;
 mod qwen2;
 mod qwen3;
 
-use crate::{ModelSpec, SpecError};
+use crate::ModelSpec;
 use keys::{Key, Rule};
 use preset::Preset;
 use serde::{Deserialize, Serialize};
@@ -117,18 +117,4 @@ pub(crate) struct Name {
 /// A module that holds one of our layers.
 pub(crate) const fn name(outside: &'static str, parts: &'static [&'static str]) -> Name {
     Name { outside, parts, transposed: false, by_heads: false }
-}
-
-/// Names of everything but the norms of blocks, as Llama's descendants have them.
-pub(crate) const LLAMA_EMBEDDING: &[Name] = &[name("model.embed_tokens", &["embedding.token"])];
-pub(crate) const LLAMA_HEAD: &[Name] =
-    &[name("model.norm", &["head.norm"]), name("lm_head", &["head.output"])];
-
-/// A family by its name.
-///
-/// # Errors
-/// There is none of this name; all names are listed.
-pub fn family(name: &str) -> Result<Family, SpecError> {
-    let found = Family::ALL.iter().find(|family| family.name() == name);
-    found.copied().ok_or_else(|| SpecError::Family { name: name.into() })
 }

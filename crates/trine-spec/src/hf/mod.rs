@@ -224,10 +224,9 @@ mod tests {
     fn a_mistral_has_one_window_for_all_blocks() {
         let (some, none) = (OrNone::Some(3), OrNone::NONE);
         let smallest = ModelSpec { layers: 2, ..ModelSpec::smallest(Family::Mistral) };
-        for (windows, expected) in
-            [(vec![some], true), (vec![none], true), (vec![some, none], false)]
+        for (window, expected) in
+            [(some.into(), true), (none.into(), true), (Each::repeated(some, [none]), false)]
         {
-            let window = Each::repeated(windows).unwrap();
             let model = ModelSpec { window, ..smallest.clone() };
             assert!(write::of_family(&model)["layer_types"].is_null());
             assert_eq!(is_expressible(&model), expected, "{:?}", model.window);

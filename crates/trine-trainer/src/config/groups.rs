@@ -74,9 +74,9 @@ fn kind(value: &str) -> Result<LrKind, Refused> {
     let found = LrKind::ALL.into_iter().find(|kind| kind.word() == value);
     found.map_or_else(
         || {
-            let words = LrKind::ALL.map(LrKind::word);
+            let words = LrKind::WORDS;
             let rule = format!("schedule must be one of {}, found {value:?}", words.join(", "));
-            refused(rule, format!("schedule={}", nearest_word(value, words)))
+            refused(rule, format!("schedule={}", nearest_word(value, words.iter().copied())))
         },
         Ok,
     )

@@ -194,10 +194,12 @@ impl Draft {
 
     /// A trait that was its family's own in the preset is the family's for another width, or another family's.
     fn follow_family(&mut self) -> Result<(), ConfigError> {
-        let name = self.values.get("model.family").and_then(Value::as_str).unwrap_or_default();
         let changed =
             ["model.family", "model.hidden"].into_iter().find(|path| !self.untouched(path));
-        let (Some(at), Ok(family)) = (changed, trine_spec::family(name)) else { return Ok(()) };
+        let (Some(at), Ok(family)) = (changed, self.values["model.family"].clone().try_into())
+        else {
+            return Ok(());
+        };
         let at = self.origins.of(at);
         let table = |model: &ModelSpec| {
             toml::Table::try_from(model).map_err(|error| ConfigError::Syntax {

@@ -159,7 +159,7 @@ impl Field for Numerics {
 }
 
 impl Field for LrKind {
-    const KIND: Kind = Kind::Choice(&["constant", "cosine", "linear", "wsd"]);
+    const KIND: Kind = Kind::Choice(LrKind::WORDS);
 }
 
 section! {

@@ -1,11 +1,11 @@
 //! Gemma 2.
 
 use super::keys::{
-    ATTENTION_DROPOUT, Absent, Fault, HEADS, INIT, Key, LAYER_TYPES, ROPE, SIZES, WINDOW,
-    activation, cap, flag, number, whole,
+    ATTENTION_BIAS, ATTENTION_DROPOUT, Absent, Fault, HEADS, INIT, Key, LAYER_TYPES, ROPE, SIZES,
+    WINDOW, activation, cap, flag, number, whole,
 };
 use super::preset::{Preset, Sizes};
-use super::{LLAMA_EMBEDDING, LLAMA_HEAD, Names, Row, name};
+use super::{Names, Row, llama, name};
 use crate::{Activation, Each, Family, ModelSpec, Norm, NormAt, OrNone};
 use serde_json::Value;
 
@@ -17,8 +17,6 @@ pub(super) const ROW: Row = Row {
     rules: &[],
     even: true,
     names: Names {
-        prefix: "model.",
-        embedding: LLAMA_EMBEDDING,
         block: &[
             name("model.layers.{}.input_layernorm", &["norm1"]),
             name("model.layers.{}.self_attn.q_proj", &["attention.q"]),
@@ -32,7 +30,7 @@ pub(super) const ROW: Row = Row {
             name("model.layers.{}.mlp.down_proj", &["mlp.down"]),
             name("model.layers.{}.post_feedforward_layernorm", &["norm2_after"]),
         ],
-        head: LLAMA_HEAD,
+        ..llama::NAMES
     },
     presets,
 };
@@ -41,9 +39,7 @@ fn traits(model: &mut ModelSpec) {
     model.norm = Norm::RmsOne.into();
     model.norm_at = NormAt::Both.into();
     model.activation = Activation::GeluTanh.into();
-    if let Some(windows) = Each::repeated(vec![OrNone::Some(4096), OrNone::NONE]) {
-        model.window = windows;
-    }
+    model.window = Each::repeated(OrNone::Some(4096), [OrNone::NONE]);
     model.score_cap = OrNone::Some(50.0).into();
     model.logit_cap = OrNone::Some(30.0);
     model.embedding_scale = OrNone::Some((model.hidden as f64).sqrt());
@@ -52,9 +48,7 @@ fn traits(model: &mut ModelSpec) {
 const OWN: &[Key] = &[
     activation!("hidden_activation", "gelu_pytorch_tanh"),
     number!("rms_norm_eps", norm_eps, 1e-6),
-    flag!("attention_bias", "qkv_bias", false, |model| *model.qkv_bias.of(0), |model, has| {
-        (model.qkv_bias, model.output_bias) = (has.into(), has.into());
-    }),
+    ATTENTION_BIAS,
     flag!("tie_word_embeddings", tied, true),
     Key { set: every_other, ..WINDOW },
     LAYER_TYPES,

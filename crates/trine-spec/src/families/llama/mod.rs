@@ -1,10 +1,11 @@
 //! Llama 1 to 3.
 
 use super::keys::{
-    ATTENTION_DROPOUT, HEADS, INIT, Key, ROPE, Rule, SIZES, absent, activation, flag, number,
+    ATTENTION_BIAS, ATTENTION_DROPOUT, HEADS, INIT, Key, ROPE, Rule, SIZES, absent, activation,
+    flag, number,
 };
 use super::preset::{Preset, Sizes};
-use super::{LLAMA_EMBEDDING, LLAMA_HEAD, Name, Names, Row, name};
+use super::{Name, Names, Row, name};
 use crate::{Family, ModelSpec};
 use serde_json::json;
 
@@ -15,12 +16,19 @@ pub(super) const ROW: Row = Row {
     keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN],
     rules: RULES,
     even: true,
-    names: Names { prefix: "model.", embedding: LLAMA_EMBEDDING, block: BLOCK, head: LLAMA_HEAD },
+    names: NAMES,
     presets,
 };
 
-/// The modules of a block, in forward order.
-pub(super) const BLOCK: &[Name] = &[
+/// The modules of Llama and most of its descendants, in forward order.
+pub(super) const NAMES: Names = Names {
+    prefix: "model.",
+    embedding: &[name("model.embed_tokens", &["embedding.token"])],
+    block: BLOCK,
+    head: &[name("model.norm", &["head.norm"]), name("lm_head", &["head.output"])],
+};
+
+const BLOCK: &[Name] = &[
     name("model.layers.{}.input_layernorm", &["norm1"]),
     name("model.layers.{}.self_attn.q_proj", &["attention.q"]),
     name("model.layers.{}.self_attn.k_proj", &["attention.k"]),
@@ -37,9 +45,7 @@ pub(super) const BLOCK: &[Name] = &[
 const OWN: &[Key] = &[
     activation!("hidden_act", "silu"),
     number!("rms_norm_eps", norm_eps, 1e-6),
-    flag!("attention_bias", "qkv_bias", false, |model| *model.qkv_bias.of(0), |model, has| {
-        (model.qkv_bias, model.output_bias) = (has.into(), has.into());
-    }),
+    ATTENTION_BIAS,
     flag!("mlp_bias", "mlp_bias", false, |model| *model.mlp_bias.of(0), |model, has| {
         model.mlp_bias = has.into();
     }),

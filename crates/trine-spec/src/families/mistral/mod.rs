@@ -4,7 +4,7 @@ use super::keys::{
     ATTENTION_DROPOUT, HEADS, INIT, Key, LAYER_TYPES, ROPE, SIZES, WINDOW, activation, flag, number,
 };
 use super::preset::{Preset, Sizes};
-use super::{LLAMA_EMBEDDING, LLAMA_HEAD, Names, Row, llama};
+use super::{Row, llama};
 use crate::{Family, ModelSpec, OrNone};
 use serde_json::Value;
 
@@ -15,12 +15,7 @@ pub(super) const ROW: Row = Row {
     keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN],
     rules: &[],
     even: false,
-    names: Names {
-        prefix: "model.",
-        embedding: LLAMA_EMBEDDING,
-        block: llama::BLOCK,
-        head: LLAMA_HEAD,
-    },
+    names: llama::NAMES,
     presets,
 };
 

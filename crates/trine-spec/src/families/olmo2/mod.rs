@@ -1,8 +1,10 @@
 //! OLMo 2.
 
-use super::keys::{ATTENTION_DROPOUT, HEADS, INIT, Key, ROPE, SIZES, activation, flag, number};
+use super::keys::{
+    ATTENTION_BIAS, ATTENTION_DROPOUT, HEADS, INIT, Key, ROPE, SIZES, activation, flag, number,
+};
 use super::preset::{Preset, Sizes};
-use super::{LLAMA_EMBEDDING, LLAMA_HEAD, Names, Row, name};
+use super::{Names, Row, llama, name};
 use crate::{Family, ModelSpec, NormAt, QkNorm};
 
 pub(super) const ROW: Row = Row {
@@ -16,8 +18,6 @@ pub(super) const ROW: Row = Row {
     rules: &[],
     even: false,
     names: Names {
-        prefix: "model.",
-        embedding: LLAMA_EMBEDDING,
         block: &[
             name("model.layers.{}.self_attn.q_proj", &["attention.q"]),
             name("model.layers.{}.self_attn.k_proj", &["attention.k"]),
@@ -31,7 +31,7 @@ pub(super) const ROW: Row = Row {
             name("model.layers.{}.mlp.down_proj", &["mlp.down"]),
             name("model.layers.{}.post_feedforward_layernorm", &["norm2_after"]),
         ],
-        head: LLAMA_HEAD,
+        ..llama::NAMES
     },
     presets,
 };
@@ -39,9 +39,7 @@ pub(super) const ROW: Row = Row {
 const OWN: &[Key] = &[
     activation!("hidden_act", "silu"),
     number!("rms_norm_eps", norm_eps, 1e-5),
-    flag!("attention_bias", "qkv_bias", false, |model| *model.qkv_bias.of(0), |model, has| {
-        (model.qkv_bias, model.output_bias) = (has.into(), has.into());
-    }),
+    ATTENTION_BIAS,
     flag!("tie_word_embeddings", tied, false),
 ];
 

@@ -1,26 +1,20 @@
 //! Qwen 2 and 2.5.
 
 use super::keys::{
-    ATTENTION_DROPOUT, HEADS, INIT, Key, LAYER_TYPES, ROPE, SIZES, USES_WINDOW, WINDOW,
-    WINDOW_FROM, activation, flag, number,
+    ATTENTION_DROPOUT, HEADS, INIT, Key, ROPE, SIZES, WINDOWS, activation, flag, number,
 };
 use super::preset::{Preset, Sizes};
-use super::{LLAMA_EMBEDDING, LLAMA_HEAD, Names, Row, llama};
+use super::{Row, llama};
 use crate::{Family, ModelSpec};
 
 pub(super) const ROW: Row = Row {
     kind: "qwen2",
     class: "Qwen2ForCausalLM",
     traits: |model| model.qkv_bias = true.into(),
-    keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN],
+    keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN, WINDOWS],
     rules: &[],
     even: false,
-    names: Names {
-        prefix: "model.",
-        embedding: LLAMA_EMBEDDING,
-        block: llama::BLOCK,
-        head: LLAMA_HEAD,
-    },
+    names: llama::NAMES,
     presets,
 };
 
@@ -28,10 +22,6 @@ const OWN: &[Key] = &[
     activation!("hidden_act", "silu"),
     number!("rms_norm_eps", norm_eps, 1e-6),
     flag!("tie_word_embeddings", tied, false),
-    WINDOW,
-    USES_WINDOW,
-    WINDOW_FROM,
-    LAYER_TYPES,
 ];
 
 fn presets() -> Vec<Preset> {

@@ -1,40 +1,29 @@
 //! Qwen 3 (the dense models).
 
 use super::keys::{
-    ATTENTION_DROPOUT, HEADS, INIT, Key, LAYER_TYPES, ROPE, SIZES, USES_WINDOW, WINDOW,
-    WINDOW_FROM, activation, flag, number,
+    ATTENTION_BIAS, ATTENTION_DROPOUT, HEADS, INIT, Key, ROPE, SIZES, WINDOWS, activation, flag,
+    number,
 };
 use super::preset::{Preset, Sizes};
-use super::{LLAMA_EMBEDDING, LLAMA_HEAD, Names, Row, llama};
+use super::{Row, llama};
 use crate::{Family, ModelSpec, QkNorm};
 
 pub(super) const ROW: Row = Row {
     kind: "qwen3",
     class: "Qwen3ForCausalLM",
     traits: |model| model.qk_norm = QkNorm::Head.into(),
-    keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN],
+    keys: &[SIZES, HEADS, &[ATTENTION_DROPOUT, INIT], ROPE, OWN, WINDOWS],
     rules: &[],
     even: false,
-    names: Names {
-        prefix: "model.",
-        embedding: LLAMA_EMBEDDING,
-        block: llama::BLOCK,
-        head: LLAMA_HEAD,
-    },
+    names: llama::NAMES,
     presets,
 };
 
 const OWN: &[Key] = &[
     activation!("hidden_act", "silu"),
     number!("rms_norm_eps", norm_eps, 1e-6),
-    flag!("attention_bias", "qkv_bias", false, |model| *model.qkv_bias.of(0), |model, has| {
-        (model.qkv_bias, model.output_bias) = (has.into(), has.into());
-    }),
+    ATTENTION_BIAS,
     flag!("tie_word_embeddings", tied, false),
-    WINDOW,
-    USES_WINDOW,
-    WINDOW_FROM,
-    LAYER_TYPES,
 ];
 
 fn presets() -> Vec<Preset> {

@@ -8,14 +8,15 @@ use trine_spec::{ParamSpec, Pattern, SpecError};
 /// Lines of the longest list of patterns: each is held against every parameter.
 const LINES_MAX: usize = 100;
 
+/// What is wrong with a pattern that fits no name.
+const UNMATCHED: &str = "names no parameter of the model";
+
 impl Check<'_> {
     /// The groups of a model that holds together.
     pub(super) fn groups(&mut self) {
         let lines = &self.config.optimizer.groups;
-        if lines.len() > LINES_MAX {
-            let (rule, nearest) =
-                (format!("must be at most {LINES_MAX} lines"), "one line with a `*`");
-            return self.report("optimizer.groups", lines.len(), rule, nearest);
+        if self.too_many("optimizer.groups", lines) {
+            return;
         }
         let params = self.params();
         for line in lines {
@@ -32,20 +33,14 @@ impl Check<'_> {
     /// What is frozen of a model that holds together.
     pub(super) fn frozen(&mut self) {
         let lines = &self.config.train.frozen;
-        if lines.is_empty() {
+        if lines.is_empty() || self.too_many("train.frozen", lines) {
             return;
-        }
-        if lines.len() > LINES_MAX {
-            let (rule, nearest) =
-                (format!("must be at most {LINES_MAX} lines"), "one line with a `*`");
-            return self.report("train.frozen", lines.len(), rule, nearest);
         }
         let (params, patterns) = (self.params(), self.config.frozen());
         let found = self.found.len();
         for (line, pattern) in lines.iter().zip(&patterns) {
             if let Some(nearest) = unmatched(pattern, &params) {
-                let rule = "names no parameter of the model";
-                self.report("train.frozen", format!("{line:?}"), rule, format!("{nearest:?}"));
+                self.report("train.frozen", format!("{line:?}"), UNMATCHED, format!("{nearest:?}"));
             }
         }
         let frozen = self.config.model.parts(1).and_then(|mut parts| parts.freeze(&patterns));
@@ -54,6 +49,16 @@ impl Check<'_> {
         {
             self.report("train.frozen", format!("{lines:?}"), rule, nearest);
         }
+    }
+
+    /// Whether a list of patterns is too long, which is then reported.
+    fn too_many(&mut self, key: &str, lines: &[String]) -> bool {
+        let is_long = lines.len() > LINES_MAX;
+        if is_long {
+            let rule = format!("must be at most {LINES_MAX} lines");
+            self.report(key, lines.len(), rule, "one line with a `*`");
+        }
+        is_long
     }
 
     /// The parameters that a pattern may name.
@@ -66,7 +71,7 @@ impl Check<'_> {
     /// What is wrong with a group beside the model and the optimizer, and what would do.
     fn wrong_group(&self, group: &Group, params: &[ParamSpec]) -> Option<(String, String)> {
         if let Some(nearest) = unmatched(&group.pattern, params) {
-            return Some(("names no parameter of the model".into(), nearest));
+            return Some((UNMATCHED.into(), nearest));
         }
         let mut named = params.iter().filter(|param| group.names(param));
         if group.decay.is_some_and(|decay| decay > 0.0) && !named.any(|param| param.decay) {
