@@ -1,8 +1,9 @@
 //! What one pipeline rank holds at its peak, item by item.
 
+use crate::model::BlockWork;
 use crate::pipeline::blocks_of;
 use crate::stack::Partition;
-use crate::{Attention, Ends, Layout, Model, Planner, Precision, Recompute};
+use crate::{Attention, Ends, Layout, Planner, Precision, Recompute};
 use trine_spec::{BUCKET_ELEMENTS, ElementBytes, RankBytes, StageShape, stage_blocks};
 
 /// Bytes of one rank, itemised. Everything is live at the peak, except [`Memory::reserve`] and
@@ -216,21 +217,24 @@ impl Planner<'_> {
                 * (h / parts + (2.0 * q + kv) / tp.heads + f / tp.inner + h / parts);
         }
         let stream = self.stack.stream_bytes(layout.precision);
-        let Model { saved, saved_sums, saved_stream, .. } = self.model;
+        let BlockWork { branches, norms, .. } = self.model.work;
+        let saved = self.model.saved(layout.degrees.tp);
         let mut bytes = 0.0;
-        for (elements, each) in [(saved, compute), (saved_sums, 4.0), (saved_stream, stream)] {
+        for (elements, each) in
+            [(saved.compute, compute), (saved.sums, 4.0), (saved.stream, stream)]
+        {
             bytes += tokens * each * elements.local(&tp, parts);
         }
-        // Two norms that keep an upcast copy of what they read.
-        bytes += tokens * 2.0 * self.stack.norm_extra_bytes * h / parts;
+        // Norms that keep an upcast copy of what they read.
+        bytes += tokens * norms * self.stack.norm_extra_bytes * h / parts;
         if self.stack.gathered_inputs_kept {
-            bytes += tokens * compute * 2.0 * h * (1.0 - 1.0 / parts);
+            bytes += tokens * compute * branches * h * (1.0 - 1.0 / parts);
         }
         if self.stack.gate_activation {
             bytes += tokens * compute * f * spec.gates() / tp.inner;
         }
         if self.stack.dropout_masks {
-            bytes += tokens * 2.0 * h / parts;
+            bytes += tokens * branches * h / parts;
         }
         if layout.attention.stores_scores() && recompute != Recompute::Selective {
             bytes += self.score_bytes(layout);

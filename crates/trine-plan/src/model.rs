@@ -2,7 +2,9 @@
 
 use crate::PlanError;
 use std::ops::Add;
-use trine_spec::{Block, Inner, Kept, ModelSpec, ParamSpec, Piece, PieceSizes, Split};
+use trine_spec::{
+    Block, Branch, Inner, Kept, ModelSpec, ParamSpec, Piece, PieceSizes, QkNorm, Split,
+};
 
 /// Numbers of a piece, or what a rank needs for them: those that every rank has, and those that tensor parallelism
 /// splits, by what it splits.
@@ -57,6 +59,69 @@ impl Add for Elements {
     }
 }
 
+/// What a block does beside its products, on average over those of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct BlockWork {
+    /// Branches: each adds to the stream, and enters and leaves one tensor-parallel region.
+    pub(crate) branches: f64,
+    /// Norms of the stream.
+    pub(crate) norms: f64,
+    /// Norms of queries and norms of keys.
+    pub(crate) qk_norms: f64,
+    /// Features that these read for each token, split by heads.
+    pub(crate) qk_features: f64,
+    /// Sums over tensor parallelism that those over all heads take, each way: one of queries and keys together.
+    pub(crate) qk_sums: f64,
+}
+
+impl BlockWork {
+    fn mean(blocks: &[Block]) -> Self {
+        let all: Vec<Self> =
+            blocks.iter().flat_map(|block| &block.branches).map(Self::of).collect();
+        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / blocks.len() as f64;
+        Self {
+            branches: mean(|work| work.branches),
+            norms: mean(|work| work.norms),
+            qk_norms: mean(|work| work.qk_norms),
+            qk_features: mean(|work| work.qk_features),
+            qk_sums: mean(|work| work.qk_sums),
+        }
+    }
+
+    fn of(branch: &Branch) -> Self {
+        let norms = [branch.before, branch.after].iter().flatten().count() as f64;
+        let plain = Self { branches: 1.0, norms, ..Self::default() };
+        let (Inner::Attention(attention), [q, k, ..]) = (branch.inner, &branch.columns[..]) else {
+            return plain;
+        };
+        let (qk_norms, qk_features) = (2.0, (q.width + k.width) as f64);
+        match attention.qk_norm {
+            QkNorm::None => plain,
+            QkNorm::Head => Self { qk_norms, qk_features, ..plain },
+            QkNorm::All => Self { qk_norms, qk_features, qk_sums: 1.0, ..plain },
+        }
+    }
+}
+
+/// What a block saves for each token, by the type that it is kept in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Saved {
+    /// In the compute type.
+    pub(crate) compute: Elements,
+    /// In the accumulator type.
+    pub(crate) sums: Elements,
+    /// In the type of the residual stream.
+    pub(crate) stream: Elements,
+}
+
+impl Saved {
+    /// On average over some blocks, where `tp` ranks share them.
+    fn mean(blocks: &[Block], hidden: usize, tp: usize) -> Self {
+        let of = |kept| mean(blocks.iter().map(|block| saved(block, hidden, tp, kept)));
+        Self { compute: of(Kept::Compute), sums: of(Kept::Sums), stream: of(Kept::Stream) }
+    }
+}
+
 /// What a pipeline rank has of the ends of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
@@ -79,12 +144,9 @@ pub struct Model {
     pub(crate) head: Elements,
     /// The output layer by itself, which a stage without the embedding holds in any case.
     pub(crate) output: Elements,
-    /// Elements that a block saves per token in the compute type, as one tensor rank does.
-    pub(crate) saved: Elements,
-    /// Those in the accumulator type.
-    pub(crate) saved_sums: Elements,
-    /// Those in the type of the residual stream.
-    pub(crate) saved_stream: Elements,
+    pub(crate) work: BlockWork,
+    /// What a block saves alone, and where several ranks share it: what a branch gives has another type there.
+    saved: [Saved; 2],
     /// For every tensor-parallel degree that the layers can be shared over.
     sizes: Vec<(usize, PieceSizes)>,
 }
@@ -101,7 +163,6 @@ impl Model {
             params(Piece::Head).into_iter().partition(|param| param.name == "head.output.weight");
         let (norm, output) = (sum(&rest), sum(&output));
         let blocks: Vec<Block> = (0..spec.layers).map(|block| spec.block(block)).collect();
-        let saved = |kept| mean(blocks.iter().map(|block| saved(block, spec.hidden, kept)));
         Ok(Self {
             spec: spec.clone(),
             params: spec.param_count() as f64,
@@ -109,9 +170,8 @@ impl Model {
             embedding: sum(&params(Piece::Embedding)),
             head: if spec.tied { norm } else { norm + output },
             output,
-            saved: saved(Kept::Compute),
-            saved_sums: saved(Kept::Sums),
-            saved_stream: saved(Kept::Stream),
+            work: BlockWork::mean(&blocks),
+            saved: [1, 2].map(|tp| Saved::mean(&blocks, spec.hidden, tp)),
             sizes: (1..=spec.heads)
                 .filter_map(|tp| Some((tp, PieceSizes::new(spec, tp).ok()?)))
                 .collect(),
@@ -122,6 +182,11 @@ impl Model {
     pub(crate) fn degree(&self, tp: usize) -> Degree {
         let (heads, inner) = (self.spec.query_features(), self.spec.inner_features());
         Degree { heads: heads.degree(tp), inner: inner.degree(tp), vocab: tp as f64 }
+    }
+
+    /// What a block saves where `tp` ranks share it.
+    pub(crate) fn saved(&self, tp: usize) -> &Saved {
+        &self.saved[usize::from(tp > 1)]
     }
 
     /// Elements of each piece on the fullest of `tp` ranks, if they can share the layers.
@@ -173,11 +238,11 @@ fn sum(params: &[ParamSpec]) -> Elements {
     elements
 }
 
-/// What of one kind a block saves per token.
-fn saved(block: &Block, hidden: usize, kept: Kept) -> Elements {
+/// What of one kind a block saves per token, where `tp` ranks share it.
+fn saved(block: &Block, hidden: usize, tp: usize, kept: Kept) -> Elements {
     let mut elements = Elements::default();
     for (number, branch) in block.branches.iter().enumerate() {
-        let tensors = block.saved_by(number, hidden, 1);
+        let tensors = block.saved_by(number, hidden, tp);
         for tensor in tensors.iter().filter(|tensor| tensor.kept == kept) {
             let kind = match (tensor.split, branch.inner) {
                 (Split::None | Split::Gathered, _) => &mut elements.replicated,

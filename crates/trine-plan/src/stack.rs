@@ -134,7 +134,7 @@ pub struct Stack {
     /// Whether tensor ranks may have unequal numbers of heads and features.
     #[serde(default)]
     pub uneven: bool,
-    /// Kernels that a block launches in forward.
+    /// Kernels that a block with two norms launches in forward.
     pub kernels: f64,
 }
 

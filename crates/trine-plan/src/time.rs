@@ -2,11 +2,18 @@
 
 use crate::collectives::{Group, Network};
 use crate::kernels::{Kernels, Passes};
+use crate::model::BlockWork;
 use crate::pipeline::{StageTime, blocks_of, bubble_s};
 use crate::{Ends, Layout, Planner, Precision, Recompute};
 
 /// Kernels of an fp8 block relative to a bf16 one: a cast and a transpose beside each product's operands.
 const FP8_KERNELS: f64 = 1.8;
+
+/// Norms of the block whose kernels a stack counts.
+const PLAIN_NORMS: f64 = 2.0;
+
+/// Bytes of a token in the sums of norms over all heads: a number of the queries and one of the keys, in f32.
+const QK_SUM_BYTES: f64 = 8.0;
 
 /// How sharply the slower of host and device decides.
 const SHARPNESS: i32 = 3;
@@ -179,8 +186,7 @@ impl Planner<'_> {
         let rest = self.element_wise(layout, kernels);
         let over = self.costs.host_overhead;
         // fp8 casts and transposes launch kernels of their own.
-        let launched =
-            self.stack.kernels * if layout.precision.is_fp8() { FP8_KERNELS } else { 1.0 };
+        let launched = self.launches() * if layout.precision.is_fp8() { FP8_KERNELS } else { 1.0 };
         let host = launched * self.device.kernel_gap;
         let forward = launched_s(products.forward + attention.forward + rest.forward, host);
         let both = products.backward + products.weight + attention.backward + rest.backward;
@@ -211,9 +217,16 @@ impl Planner<'_> {
         layout.recompute.whole_blocks(blocks).min(blocks) / blocks
     }
 
-    /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: two norms read and write
-    /// the stream (4 h), two residual additions (6 h), rotary or the split into heads (2 (q + 2 kv)), the activation
-    /// (2 or 3 f). Backward reads what was saved beside the gradients that it reads and writes: twice as many.
+    /// Kernels that a block launches in forward: each norm beyond those of the plain block is one.
+    fn launches(&self) -> f64 {
+        let BlockWork { norms, qk_norms, .. } = self.model.work;
+        self.stack.kernels + (norms - PLAIN_NORMS) + qk_norms
+    }
+
+    /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: each norm reads and writes
+    /// the stream (2 h), or queries and keys; each branch is added to it (3 h); rotary or the split into heads
+    /// (2 (q + 2 kv)), the activation (2 or 3 f). Backward reads what was saved beside the gradients that it reads and
+    /// writes: twice as many.
     fn element_wise(&self, layout: &Layout, kernels: &Kernels<'_>) -> Passes {
         let spec = &self.model.spec;
         let tp = self.model.degree(layout.degrees.tp);
@@ -221,11 +234,15 @@ impl Planner<'_> {
         let (h, f) = (spec.hidden as f64, spec.ffn as f64);
         let heads = (spec.q_dim() + 2 * spec.kv_dim()) as f64;
         let inner = f * spec.mlp_matrices();
-        let masks = if self.stack.dropout_masks { h } else { 0.0 };
-        let mut elements = (10.0 * h + masks) / parts + 2.0 * heads / tp.heads + inner / tp.inner;
+        let BlockWork { branches, norms, qk_features, .. } = self.model.work;
+        let masks = if self.stack.dropout_masks { branches * h / 2.0 } else { 0.0 };
+        let mut elements = ((2.0 * norms + 3.0 * branches) * h + masks) / parts
+            + 2.0 * heads / tp.heads
+            + inner / tp.inner
+            + 2.0 * qk_features / tp.heads;
         if layout.precision.is_fp8() {
             // Inputs of products are cast, and transposed for the weight gradient.
-            elements += 1.5 * (2.0 * h + spec.q_dim() as f64 / tp.heads + f / tp.inner);
+            elements += 1.5 * (branches * h + spec.q_dim() as f64 / tp.heads + f / tp.inner);
         }
         let bytes =
             layout.tokens() * layout.precision.element_bytes() * elements * self.costs.traffic;
@@ -236,8 +253,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Exposed collectives of a block: two all-reduces each way (or the all-gathers and reduce-scatters that sequence
-    /// parallelism splits them into), and forward's again with recompute of whole blocks.
+    /// Exposed collectives of a block: an all-reduce of each branch each way (or the all-gathers and reduce-scatters
+    /// that sequence parallelism splits them into), the sums of norms over all heads, and forward's again with
+    /// recompute of whole blocks.
     fn tensor_s(&self, layout: &Layout, network: &Network<'_>) -> (f64, f64) {
         let tp = layout.degrees.tp;
         if tp == 1 {
@@ -247,8 +265,10 @@ impl Planner<'_> {
             layout.tokens() * self.model.spec.hidden as f64 * layout.precision.element_bytes();
         let group = Group { size: tp, stride: 1 };
         let overlap = if layout.sequence_parallel { self.stack.tensor_overlap } else { 0.0 };
-        let two = 2.0 * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap);
-        (two, two * (1.0 + self.whole_share(layout)))
+        let BlockWork { branches, qk_sums, .. } = self.model.work;
+        let each_way = branches * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap)
+            + qk_sums * network.all_reduce_s(layout.tokens() * QK_SUM_BYTES, 1.0, group);
+        (each_way, each_way * (1.0 + self.whole_share(layout)))
     }
 
     /// Ring attention sends keys and values around cp ranks, forward once and backward with their gradients, behind
