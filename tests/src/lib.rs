@@ -13,6 +13,7 @@ pub mod faults;
 pub mod fuzz;
 pub mod layouts;
 pub mod own;
+pub mod packed;
 pub mod search;
 
 use std::sync::Arc;
@@ -87,7 +88,12 @@ pub struct Mutation<'a> {
     pub edit: &'a dyn Fn(&mut RunPlan),
     /// Whether copies of an element on several ranks are compared. If not, the first rank's counts.
     pub copies_agree: bool,
+    /// Which samples a data-parallel rank gets, given its place and the samples of each place.
+    pub samples: &'a (dyn Fn(usize, Samples<'_>) -> Batch + Sync),
 }
+
+/// The samples of a data-parallel rank, by its place.
+pub type Samples<'a> = &'a (dyn Fn(usize) -> Batch + Sync);
 
 impl std::fmt::Debug for Mutation<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -97,8 +103,12 @@ impl std::fmt::Debug for Mutation<'_> {
 
 impl Mutation<'_> {
     /// Nothing is changed.
-    pub const NONE: Mutation<'static> =
-        Mutation { wrap: &|comm| comm, edit: &|_| {}, copies_agree: true };
+    pub const NONE: Mutation<'static> = Mutation {
+        wrap: &|comm| comm,
+        edit: &|_| {},
+        copies_agree: true,
+        samples: &|dp_index, samples| samples(dp_index),
+    };
 }
 
 /// One step, an update, and the loss after it, on threads.
@@ -132,14 +142,14 @@ pub fn step_of(
 pub fn step_on(
     mut plan: RunPlan,
     build: Build<'_>,
-    batch: &(dyn Fn(usize) -> Batch + Sync),
+    batch: Samples<'_>,
     mutation: &Mutation<'_>,
 ) -> Result<Outcome, String> {
     (mutation.edit)(&mut plan);
     let (plan, copies_agree) = (Arc::new(plan), mutation.copies_agree);
-    let wrap = mutation.wrap;
+    let (wrap, samples) = (mutation.wrap, mutation.samples);
     let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
-        let batch = batch(plan.mesh.coordinate(comm.rank()).dp);
+        let batch = samples(plan.mesh.coordinate(comm.rank()).dp, batch);
         let ops = plan.config.cpu_ops()?;
         let mut engine = Engine::with_pieces(plan.clone(), wrap(comm), ops, build)?;
         let initial = weights(&engine)?;
