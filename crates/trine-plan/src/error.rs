@@ -53,6 +53,20 @@ pub enum PlanError {
 }
 
 impl PlanError {
+    /// The error of a `field`'s degree that has an obstacle, with the nearest of 1 to `most` that have none.
+    pub(crate) fn unless_degree(
+        (field, degree): (&'static str, usize),
+        most: usize,
+        obstacle: impl Fn(usize) -> Option<String>,
+    ) -> Option<Self> {
+        let rule = obstacle(degree)?;
+        let works = |degree: &usize| obstacle(*degree).is_none();
+        let below = (1..degree.min(most + 1)).rev().find(works);
+        let above = (degree + 1..=most).find(works);
+        let all: Vec<String> = below.into_iter().chain(above).map(|d| d.to_string()).collect();
+        Some(Self::Layout { field, value: degree.to_string(), rule, nearest: all.join(" or ") })
+    }
+
     /// A name that none of `all` has.
     pub fn unknown(kind: &'static str, name: &str, all: &[&str]) -> Self {
         let nearest = trine_schedule::nearest(name, all.iter().copied()).unwrap_or_default();

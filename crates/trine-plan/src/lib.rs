@@ -42,6 +42,7 @@
 
 mod activations;
 pub mod calibrate;
+mod choices;
 pub mod cluster;
 mod collectives;
 mod constants;
@@ -50,6 +51,7 @@ mod draw;
 mod error;
 pub mod evaluate;
 mod flops;
+mod impossible;
 mod kernels;
 mod layout;
 mod memory;
@@ -68,12 +70,14 @@ pub mod stack;
 mod time;
 
 pub use activations::{ActivationRequest, activation_peak};
+pub use choices::{Choice, Fixed, Request};
 pub use cluster::{Cluster, Device, Level, Link, Precision, clusters, find as find_cluster};
 pub use collectives::Group;
 pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
 pub use draw::memory_svg;
 pub use error::PlanError;
 pub use flops::{Convention, Flops, flops};
+pub use impossible::{Impossible, Limit};
 pub use layout::{Attention, Layout, Recompute};
 pub use memory::Memory;
 pub use model::{Ends, Model};
@@ -81,10 +85,7 @@ pub use pipeline::{StageTime, blocks_of};
 pub use plot::{evaluation_svg, scaling_svg};
 pub use runnable::runs_schedule;
 pub use scaling::{Scaling, ScalingPoint, scale};
-pub use search::{
-    Choice, Fixed, Found, Impossible, Limit, Request, SearchError, default_global_batch,
-    explain_lead, items, rank, search,
-};
+pub use search::{Found, SearchError, default_global_batch, explain_lead, items, rank, search};
 pub use sensitivity::{Factor, Sensitivity, sensitivity};
 pub use shared::SharedStep;
 pub use simulate::{SimulatedStep, simulate_step};

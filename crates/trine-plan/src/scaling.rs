@@ -1,6 +1,7 @@
 //! Weak and strong scaling of one layout: more replicas, up to the size of the cluster.
 
-use crate::search::{devices_max, items};
+use crate::choices::devices_max;
+use crate::search::items;
 use crate::{Estimate, Layout, PlanError, Planner, simulate_step};
 
 /// What grows with the devices.

@@ -2,7 +2,7 @@
 
 use crate::{Attention, PlanError, Precision};
 use serde::Deserialize;
-use trine_spec::ModelSpec;
+use trine_spec::{Features, ModelSpec, SpecError};
 
 /// Bytes of one parameter's training state before sharding.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -153,21 +153,39 @@ impl Stack {
         }
     }
 
-    /// Checks that `tp` tensor ranks of the framework can share a model's layers, which by themselves they can.
+    /// Checks that `tp` tensor ranks of the framework can share a model's layers.
     ///
     /// # Errors
-    /// A degree that does not divide heads and features, with the nearest below that does.
+    /// What of heads and features they cannot share, with the nearest degrees that can.
     pub fn check_degree(&self, model: &ModelSpec, tp: usize) -> Result<(), PlanError> {
-        if self.uneven || model.divides_evenly(tp) {
-            return Ok(());
+        let obstacle = |tp| self.degree_obstacle(model, tp);
+        PlanError::unless_degree(("tp", tp), model.heads, obstacle).map_or(Ok(()), Err)
+    }
+
+    /// Why `tp` tensor ranks of the framework cannot share a model's layers, if they cannot.
+    pub(crate) fn degree_obstacle(&self, model: &ModelSpec, tp: usize) -> Option<String> {
+        if let Some(rule) = layout_rule(model, tp, 1) {
+            return Some(rule);
         }
-        let rule = format!(
-            "in {} it divides the {} heads, the {} KV heads unless several ranks share each, and ffn = {}",
-            self.name, model.heads, model.kv_heads, model.ffn
-        );
-        let fits = |tp: &usize| model.check_layout(*tp, 1).is_ok() && model.divides_evenly(*tp);
-        let nearest = (1..tp).rev().find(fits).unwrap_or(1).to_string();
-        Err(PlanError::Layout { field: "tp", value: tp.to_string(), rule, nearest })
+        if self.uneven || model.divides_evenly(tp) {
+            return None;
+        }
+        let Features { units, groups, .. } = model.query_features();
+        let heads = match (units == groups, tp <= groups) {
+            (true, _) => format!("the {units} heads"),
+            (false, true) => format!("the {groups} KV heads"),
+            (false, false) => format!("the {units} query heads"),
+        };
+        let features = [(model.query_features(), heads)]
+            .into_iter()
+            .chain([(model.inner_features(), format!("ffn = {}", model.ffn))]);
+        let odd = features.filter(|(features, _)| !features.parts(tp).is_multiple_of(tp));
+        let odd: Vec<String> = odd.map(|(_, name)| name).collect();
+        let divides = match odd.as_slice() {
+            [first, second] => format!("{tp} divides neither {first} nor {second}"),
+            some => format!("{tp} does not divide {}", some.concat()),
+        };
+        Some(format!("tensor ranks of {} have equal parts, and {divides}", self.name))
     }
 
     /// Bytes per element of the residual stream.
@@ -189,6 +207,15 @@ impl Stack {
             Precision::Bf16 | Precision::Fp8 | Precision::Fp8Rows => self.reduce_bytes[1],
             Precision::F32 => 4.0,
         }
+    }
+}
+
+/// The rule that degrees break whatever the framework, if they break one.
+pub(crate) fn layout_rule(model: &ModelSpec, tp: usize, pp: usize) -> Option<String> {
+    match model.check_layout(tp, pp) {
+        Ok(()) => None,
+        Err(SpecError::Layout { rule, .. }) => Some(rule),
+        Err(error) => Some(error.to_string()),
     }
 }
 

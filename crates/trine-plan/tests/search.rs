@@ -8,6 +8,7 @@ use trine_plan::{
 };
 
 use trine_schedule::ScheduleKind;
+use trine_spec::ModelSpec;
 
 struct Oak {
     model: Model,
@@ -167,9 +168,54 @@ fn batches_and_device_counts_that_cannot_be_get_the_nearest() {
         let why = impossible(&planner, &request(devices, 640, Fixed::default()));
         assert_eq!((why.limit, why.devices), (Limit::Devices, Some(nearest)));
     }
-    // 5 does not divide 96 heads.
-    let fixed = Fixed { tp: Some(5), ..Fixed::default() };
-    assert_eq!(impossible(&planner, &request(640, 640, fixed)).limit, Limit::Fixed);
+}
+
+#[test]
+fn a_degree_that_no_layout_has_is_said_with_the_nearest_that_some_have() {
+    let oak = Oak::new("frontier-175b");
+    let equal = "tensor ranks of megatron-deepspeed have equal parts, and";
+    let says = |devices, (tp, pp): (Option<usize>, Option<usize>)| {
+        let fixed = Fixed { tp, pp, ..Fixed::default() };
+        match impossible(&oak.planner(), &request(devices, devices, fixed)).limit {
+            Limit::Fixed { degree } => degree.unwrap().to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // 96 heads, ffn = 49152, 96 blocks.
+    let neither = "5 divides neither the 96 heads nor ffn = 49152; nearest valid: 4 or 8";
+    assert_eq!(says(640, (Some(5), None)), format!("tp 5: {equal} {neither}"));
+    let nine = "9 divides neither the 96 heads nor ffn = 49152; nearest valid: 8 or 12";
+    assert_eq!(says(1152, (Some(9), Some(2))), format!("tp 9: {equal} {nine}"));
+    let heads = "every rank needs a query head and the model has 96; nearest valid: 32";
+    assert_eq!(says(1024, (Some(128), None)), format!("tp 128: {heads}"));
+    let over = "tp × pp × cp = 12 does not divide the 1024 devices; nearest valid: 2 or 4";
+    assert_eq!(says(1024, (Some(4), Some(3))), format!("pp 3: {over}"));
+    let deep = "every stage needs a layer and the model has 96; nearest valid: 64";
+    assert_eq!(says(1024, (None, Some(128))), format!("pp 128: {deep}"));
+    assert_eq!(
+        says(1024, (Some(3), Some(5))),
+        "tp 3: 3 does not divide the 1024 devices; nearest valid: 2 or 4"
+    );
+}
+
+#[test]
+fn what_a_stack_cannot_share_out_is_named() {
+    let all = stacks().unwrap();
+    let named = |name: &str| find_stack(&all, name).unwrap();
+    let model = trine_spec::presets::find("gpt2-124m").unwrap().model;
+    let of = |heads, kv_heads, ffn| ModelSpec { heads, kv_heads, ffn, ..model.clone() };
+    let cases = [
+        (of(25, 25, 6400), 2, "2 does not divide the 25 heads; nearest valid: 1 or 5"),
+        (of(12, 6, 96), 4, "4 does not divide the 6 KV heads; nearest valid: 3 or 6"),
+        (of(12, 1, 96), 8, "8 does not divide the 12 query heads; nearest valid: 6 or 12"),
+        (of(12, 12, 34), 4, "4 does not divide ffn = 34; nearest valid: 2"),
+    ];
+    for (model, tp, says) in cases {
+        let said = named("megatron-core").check_degree(&model, tp).unwrap_err().to_string();
+        let why = format!("tp {tp}: tensor ranks of megatron-core have equal parts, and {says}");
+        assert_eq!(said, why);
+        named("trine").check_degree(&model, tp).unwrap();
+    }
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn scaling_says_where_and_why_it_bends() {
 #[test]
 fn impossible_requests_name_the_limit_and_the_nearest_request() {
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 7] = [
         (
             &["plan", "--gpus", "64", "--global-batch", "1024"],
             &["memory binds", "GB too few", "the nearest possible request is --gpus "],
@@ -126,11 +126,17 @@ fn impossible_requests_name_the_limit_and_the_nearest_request() {
         ),
         (
             &["plan", "--tp", "7"],
-            &["no layout of 3,072 devices has --tp 7; there is one without --tp 7"],
+            &["no layout of 3,072 devices has --tp 7; there is one without --tp 7: tp 7: tensor \
+                 ranks of megatron-deepspeed have equal parts, and 7 divides neither the 128 heads \
+                 nor ffn = 102400; nearest valid: 4 or 8"],
         ),
         (
             &["plan", "--tp", "7", "--pp", "2"],
-            &["no layout of 3,072 devices has --tp 7 --pp 2; there is one without --tp 7\n"],
+            &["no layout of 3,072 devices has --tp 7 --pp 2; there is one without --tp 7: tp 7: "],
+        ),
+        (
+            &["plan", "--tp", "4", "--pp", "5"],
+            &["pp 5: tp × pp × cp = 20 does not divide the 3072 devices; nearest valid: 4 or 6"],
         ),
         (
             &["plan", "--memory-headroom", "0.95", "--global-batch", "6144", "--tp", "8"],

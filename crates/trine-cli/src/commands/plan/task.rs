@@ -149,7 +149,10 @@ impl Task {
                 Self::nearest(&[other(why)])
             ),
             Limit::Memory { leanest } => self.too_little_memory(leanest, why, headroom),
-            Limit::Fixed => self.too_much_fixed() + &Self::nearest(&[other(why)]),
+            Limit::Fixed { degree } => {
+                let reason = degree.as_ref().map(|error| format!(": {error}"));
+                self.too_much_fixed() + &reason.unwrap_or_default() + &Self::nearest(&[other(why)])
+            }
         }
     }
 
