@@ -1,5 +1,6 @@
 //! What tests of parallel training share: toy models with every awkward property, global tensors
-//! put together from the ranks' shards, and tolerances that are derived and not guessed.
+//! put together from the ranks' shards, tolerances that are derived and not guessed, and libraries
+//! of GPUs that only answer.
 //!
 //! ```
 //! use trine_buffer::DType;
@@ -12,6 +13,7 @@
 //! assert!(relative_error(&[1.0, 2.0], &[2.0, 1.0]) > bound);
 //! ```
 
+pub mod gpu;
 pub mod tolerance;
 pub mod toy;
 

@@ -52,6 +52,8 @@ pub use trine_dp as dp;
 pub use trine_files as files;
 #[cfg(feature = "generate")]
 pub use trine_generate as generate;
+#[cfg(feature = "gpu-sys")]
+pub use trine_gpu_sys as gpu_sys;
 #[cfg(feature = "kernels")]
 pub use trine_kernels as kernels;
 #[cfg(feature = "mesh")]
