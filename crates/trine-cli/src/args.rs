@@ -372,6 +372,10 @@ pub(crate) struct DoctorArgs {
     /// Only what the machine has; check no numbers
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Look for the libraries of GPUs here and nowhere else; may be given again [default: where the
+    /// system, CUDA_HOME, CUDA_PATH, VIRTUAL_ENV and CONDA_PREFIX have them, and the usual folders]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) gpu_libraries: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -62,7 +62,8 @@ Examples:
 pub(crate) const DOCTOR: &str = "\
 Examples:
   trine doctor
-  trine doctor --quick";
+  trine doctor --quick
+  trine doctor --quick --gpu-libraries /opt/cuda --gpu-libraries /usr/lib/x86_64-linux-gnu";
 
 pub(crate) const BENCH: &str = "\
 Examples:

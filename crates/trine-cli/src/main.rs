@@ -90,7 +90,7 @@ fn run(command: &Command, terminal: &Terminal, memory: &OutOfMemory) -> Result<(
         Command::Schedule(ScheduleCommand::Verify(args)) => commands::schedule::verify(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Inspect(args) => commands::inspect::run(args, terminal),
-        Command::Doctor(args) => commands::doctor::run(args),
+        Command::Doctor(args) => commands::doctor::run(args, &|name| std::env::var_os(name)),
         Command::Completions(args) => commands::shell::completions(args),
         Command::Schema => commands::schema::run(),
         Command::Man(args) => commands::shell::man(args),

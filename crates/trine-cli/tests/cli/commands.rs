@@ -56,6 +56,95 @@ fn the_doctor_takes_stock_and_finds_the_numbers_right() {
     assert!(all.ends_with("All numbers are right.\n"), "{all}");
 }
 
+/// Nothing is found in an empty folder, and that is no failure.
+#[test]
+fn the_doctor_says_what_a_machine_without_gpus_lacks() {
+    let empty = tempfile::tempdir().unwrap();
+    let folder = empty.path().to_str().unwrap();
+    let text = ok(here(), &["doctor", "--quick", "--gpu-libraries", folder]);
+    let row = |name: &str| {
+        let row = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        row.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(row("GPUs and"), "GPUs and libraries has what that costs");
+    let lacks = [
+        "CUDA driver missing no GPU can be used",
+        "cuBLASLt missing no products on a GPU",
+        "NCCL missing no collectives between GPUs",
+        "NVRTC missing no kernels compiled on this host",
+    ];
+    for lack in lacks {
+        assert_eq!(row(lack.split(" missing").next().unwrap()), lack, "{text}");
+    }
+    assert!(text.contains("\nGPUs                missing  runs compute on the CPU\n"), "{text}");
+    let searched = [
+        "the CUDA driver was not found; looked for libcuda.so.1 and libcuda.so",
+        "cuBLASLt was not found; looked for libcublasLt.so.13, libcublasLt.so.12 and libcublasLt.so.11",
+        "NCCL was not found; looked for libnccl.so.2",
+        "NVRTC was not found; looked for libnvrtc.so.13, libnvrtc.so.12 and libnvrtc.so.11.2",
+    ];
+    for line in searched {
+        assert!(text.contains(&format!("\n  {line} in {folder}\n")), "{line} in\n{text}");
+    }
+    assert!(text.ends_with(
+        "trine does not train on GPUs yet: runs compute on the CPU, whatever is found here.\n"
+    ));
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn the_doctor_says_which_gpus_and_libraries_it_found() {
+    use trine_testkit::gpu::{stub, stubs};
+    let doctor = |folders: &[&Path]| {
+        let mut args = vec!["doctor", "--quick"];
+        let folders = folders.iter().map(|folder| folder.to_str().unwrap());
+        args.extend(folders.flat_map(|folder| ["--gpu-libraries", folder]));
+        ok(here(), &args)
+    };
+    let whole = tempfile::tempdir().unwrap();
+    stubs(whole.path()).unwrap();
+    let text = doctor(&[whole.path()]);
+    let at = |file: &str| whole.path().join(file).display().to_string();
+    let rows = [
+        ("GPU 0", "Stub 80, 80.0 GiB, capability 9.0".to_owned()),
+        ("GPU 1", "Stub 24, 24.0 GiB, capability 8.6".to_owned()),
+        ("CUDA driver", format!("12.4, {}", at("libcuda.so.1"))),
+        ("cuBLASLt", format!("12.8.3, {}", at("libcublasLt.so.12"))),
+        ("NCCL", format!("2.19.3, {}", at("libnccl.so.2"))),
+        ("NVRTC", format!("12.0, {}", at("libnvrtc.so.12"))),
+    ];
+    for (name, found) in rows {
+        assert!(text.contains(&format!("\n{name:<18}  {found}\n")), "{name} in\n{text}");
+    }
+    let of_gpus = text.split_once("\nGPUs ").unwrap().1;
+    assert!(!of_gpus.contains("missing") && !of_gpus.contains("was not found"), "{text}");
+
+    // A driver that does not start, and an old library.
+    let broken = tempfile::tempdir().unwrap();
+    stub(broken.path(), "libcuda.so.1", &["-DINIT=803"]).unwrap();
+    stub(broken.path(), "libnccl.so.2", &["-DNCCL=2804"]).unwrap();
+    let text = doctor(&[broken.path(), whole.path()]);
+    let says = [
+        "GPUs                missing",
+        "  the CUDA driver does not tell its GPUs: cuInit failed with CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)",
+        "libnccl.so.2 is of version 2.8.4; the oldest that can be used is 2.18",
+        "cuBLASLt            12.8.3",
+    ];
+    for line in says {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+}
+
+#[test]
+fn a_folder_of_gpu_libraries_that_is_none_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("libcuda.so.1");
+    std::fs::write(&file, "").unwrap();
+    let hint = format!("is a file, not a folder; its folder is {}", folder.path().display());
+    fails(here(), &["doctor", "--gpu-libraries", file.to_str().unwrap()], 2, &[&hint]);
+    fails(here(), &["doctor", "--gpu-libraries", "gone"], 2, &["gone is no folder"]);
+}
+
 /// The bytes of a small model, worked out by hand from its shapes.
 #[test]
 fn a_dry_run_prints_what_each_rank_holds() {

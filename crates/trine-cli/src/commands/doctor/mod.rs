@@ -1,10 +1,14 @@
 //! `trine doctor`: what this machine has, what each lack costs, and whether its numbers are right.
 
+mod gpus;
+
 use crate::args::DoctorArgs;
 use crate::failure::Failure;
 use crate::machine::cores;
 use crate::memory;
 use crate::output::{self, Align, Table};
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use trine_buffer::DType;
 use trine_kernels::{CpuOps, Isa, Team};
@@ -20,8 +24,13 @@ const BOUNDS: [(DType, f64); 3] = [(DType::F64, 1e-12), (DType::F32, 1e-4), (DTy
 const SIZES: Sizes = Sizes { seq: 37, wide: 17 };
 
 /// Runs the command.
-pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
-    output::print(&inventory())?;
+pub(crate) fn run(
+    args: &DoctorArgs,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<(), Failure> {
+    let search = gpus::search(&args.gpu_libraries, env)?;
+    output::print(&inventory("this machine", items()))?;
+    output::print(&format!("\n{}", gpus::report(&search)))?;
     if args.quick {
         return Ok(());
     }
@@ -49,54 +58,63 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
 
 /// One thing that a machine has or lacks.
 struct Item {
-    name: &'static str,
+    name: Cow<'static, str>,
     /// `None` if it is missing.
     found: Option<String>,
     /// What its lack, or what is found, costs.
     cost: &'static str,
 }
 
-fn inventory() -> String {
-    let mut table = Table::new(&[
-        ("this machine", Align::Left),
-        ("has", Align::Left),
-        ("what that costs", Align::Left),
-    ]);
-    for Item { name, found, cost } in items() {
-        table.row([name.into(), found.unwrap_or_else(|| "missing".into()), cost.into()]);
+impl Item {
+    /// What costs something only where it is missing.
+    fn if_missing(
+        name: impl Into<Cow<'static, str>>,
+        found: Option<String>,
+        cost: &'static str,
+    ) -> Self {
+        let cost = if found.is_some() { "" } else { cost };
+        Self { name: name.into(), found, cost }
+    }
+}
+
+fn inventory(of: &str, items: Vec<Item>) -> String {
+    let mut table =
+        Table::new(&[(of, Align::Left), ("has", Align::Left), ("what that costs", Align::Left)]);
+    for Item { name, found, cost } in items {
+        table.row([name.into_owned(), found.unwrap_or_else(|| "missing".into()), cost.into()]);
     }
     table.render()
 }
 
 fn items() -> Vec<Item> {
     let (cores, isa) = (cores(), Isa::detect());
-    let if_missing = |name, found: Option<String>, cost| {
-        let cost = if found.is_some() { "" } else { cost };
-        Item { name, found, cost }
-    };
     let alone =
         if cores == 1 { "ranks take turns: layouts are for learning, not for speed" } else { "" };
     vec![
-        Item { name: "cores", found: Some(cores.to_string()), cost: alone },
-        Item { name: "instruction set", found: Some(isa.name().into()), cost: cost_of(isa) },
-        if_missing(
+        Item { name: "cores".into(), found: Some(cores.to_string()), cost: alone },
+        Item { name: "instruction set".into(), found: Some(isa.name().into()), cost: cost_of(isa) },
+        Item::if_missing(
             "memory",
             memory::total_bytes().map(output::human_bytes),
             "a run that needs too much is not refused beforehand",
         ),
-        if_missing(
+        Item::if_missing(
             "memory that may be used",
             narrowest(),
             "a run that needs too much is not refused beforehand",
         ),
-        if_missing(
+        Item::if_missing(
             "free disk in this folder",
             free_bytes().map(output::human_bytes),
             "whether a checkpoint fits is not known beforehand",
         ),
         mpi(),
-        if_missing("Rust compiler", version("rustc"), "the binary cannot be built again here"),
-        if_missing(
+        Item::if_missing(
+            "Rust compiler",
+            version("rustc"),
+            "the binary cannot be built again here",
+        ),
+        Item::if_missing(
             "C compiler",
             version("cc"),
             "crates with C code, such as MPI's, cannot be built",
@@ -123,7 +141,7 @@ fn mpi() -> Item {
         (Some(_), false) => "this binary is built without it: build with --features mpi",
         (None, _) => "ranks are threads of one process on this host",
     };
-    Item { name: "MPI", found, cost }
+    Item { name: "MPI".into(), found, cost }
 }
 
 /// The first line that a program says of its version; `None` if it cannot be run.
