@@ -138,7 +138,10 @@ impl GradNorm {
     /// The sums of a step that has counted nothing yet.
     pub fn squares(&self) -> Squares {
         let buckets = self.terms.iter().map(|term| term.bucket + 1).max().unwrap_or(0);
-        Squares { cells: vec![0.0; self.names.len() * self.blocks], counted: vec![false; buckets] }
+        // A bucket of which nothing counts is not read: one that is frozen has no gradient.
+        let mut counted = vec![true; buckets];
+        self.terms.iter().for_each(|term| counted[term.bucket] = false);
+        Squares { cells: vec![0.0; self.names.len() * self.blocks], counted }
     }
 
     /// Counts what this rank adds of a bucket, as soon as it is reduced: the squares are summed while

@@ -98,9 +98,17 @@ impl NormLayer {
         let mut part = |rows: std::ops::Range<usize>, sum: SliceMut<'_>| {
             self.part(weights, (x, stats, dy), rows, (&mut dx, add), sum, ctx)
         };
+        let rows = 0..x.len() / self.cols;
         match grads {
-            NormGrads::Store(store) => store.add(&self.params, &ctx.rows, part)?,
-            NormGrads::Sum(sum) => part(0..x.len() / self.cols, sum)?,
+            NormGrads::Store(store) if store.trains(&self.params) => {
+                store.add(&self.params, &ctx.rows, part)?;
+            }
+            // What is frozen has no gradient, but its input has.
+            NormGrads::Store(_) => {
+                let mut unused = ctx.pool.zeros(ctx.compute.accumulator(), self.params.len())?;
+                part(rows, unused.slice_mut())?;
+            }
+            NormGrads::Sum(sum) => part(rows, sum)?,
         }
         Ok(dx)
     }
