@@ -18,6 +18,8 @@ pub enum Check {
     Gradients,
     /// The norm of the gradients.
     Norm,
+    /// The weights after an update, where they have to be equal.
+    Weights,
     /// The loss after an update.
     LossAfter,
 }
@@ -85,8 +87,13 @@ pub fn different_bits(got: &Result<Outcome, String>, exact: &Outcome) -> Vec<Fin
         let message = format!("{count} differ, {first} and others; {name} by {error:e}");
         found.push(Finding { check: Check::Gradients, message });
     }
-    if got.initial != exact.initial {
-        found.push(Finding { check: Check::Initial, message: "other initial weights".into() });
+    for (check, equal, which) in [
+        (Check::Initial, got.initial == exact.initial, "initial weights"),
+        (Check::Weights, got.weights == exact.weights, "weights after an update"),
+    ] {
+        if !equal {
+            found.push(Finding { check, message: format!("other {which}") });
+        }
     }
     for (check, value, exact) in [
         (Check::Loss, got.loss, exact.loss),

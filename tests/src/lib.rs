@@ -9,6 +9,7 @@
 struct OneCrate;
 
 pub mod compare;
+pub mod condition;
 pub mod faults;
 pub mod fuzz;
 pub mod layouts;
@@ -22,7 +23,7 @@ use trine_comm::{Communicator, threads};
 use trine_mesh::Degrees;
 use trine_models::{Builder, PieceLayer, zoo};
 use trine_nn::{NnError, Numerics};
-use trine_optim::OptimizerConfig;
+use trine_optim::{LrKind, LrSchedule, OptimizerConfig, Rates};
 use trine_schedule::ScheduleKind;
 use trine_spec::{LocalParam, ModelSpec, PieceParts};
 use trine_testkit::assemble::{Shards, Tensors, assemble};
@@ -63,12 +64,20 @@ pub fn serial(model: ModelSpec) -> EngineConfig {
 pub const ADAMW: OptimizerConfig =
     OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
 
+/// The update's rate. A group with another schedule has another one, as if the step were in the middle of a run.
+const RATE: f64 = 0.05;
+
+fn rates() -> Rates {
+    let kind = LrKind::Constant;
+    LrSchedule { kind, warmup_steps: 0, min_ratio: 0.1, decay_fraction: 0.5 }.rates(RATE, 2, 4)
+}
+
 /// What one step in one layout gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// Nats per token of the first step.
+    /// Nats per token of the step.
     pub loss: f64,
-    /// Nats per token of the second step: after one update.
+    /// Nats per token of the same samples after its update.
     pub loss_after: f64,
     /// The first step's gradient norm before clipping.
     pub norm: f64,
@@ -86,6 +95,8 @@ pub struct Mutation<'a> {
     pub wrap: &'a (dyn Fn(Arc<dyn Communicator>) -> Arc<dyn Communicator> + Sync),
     /// Changes the plan before the ranks are built.
     pub edit: &'a dyn Fn(&mut RunPlan),
+    /// Done to each rank before its first step.
+    pub begin: &'a (dyn Fn(&mut Engine) -> Result<(), TrainError> + Sync),
     /// Whether copies of an element on several ranks are compared. If not, the first rank's counts.
     pub copies_agree: bool,
     /// Which samples a data-parallel rank gets, given its place and the samples of each place.
@@ -106,6 +117,7 @@ impl Mutation<'_> {
     pub const NONE: Mutation<'static> = Mutation {
         wrap: &|comm| comm,
         edit: &|_| {},
+        begin: &|_| Ok(()),
         copies_agree: true,
         samples: &|dp_index, samples| samples(dp_index),
     };
@@ -146,33 +158,68 @@ pub fn step_on(
     mutation: &Mutation<'_>,
 ) -> Result<Outcome, String> {
     (mutation.edit)(&mut plan);
-    let (plan, copies_agree) = (Arc::new(plan), mutation.copies_agree);
-    let (wrap, samples) = (mutation.wrap, mutation.samples);
+    let plan = Arc::new(plan);
+    let Mutation { wrap, begin, samples, copies_agree, .. } = *mutation;
     let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
         let batch = samples(plan.mesh.coordinate(comm.rank()).dp, batch);
         let ops = plan.config.cpu_ops()?;
         let mut engine = Engine::with_pieces(plan.clone(), wrap(comm), ops, build)?;
-        let initial = weights(&engine)?;
-        let loss = engine.backward(0, &batch, &mut |_, _, _| {})?;
-        let grads = gradients(&engine)?;
-        let norm = engine.update(1, 0.05)?.norm.norm();
-        if copies_agree {
-            engine.check_replicas()?;
-        }
-        let after = engine.backward(1, &batch, &mut |_, _, _| {})?;
-        Ok::<_, TrainError>((loss.mean(), after.mean(), norm, initial, grads, weights(&engine)?))
+        begin(&mut engine)?;
+        step_of_rank(&mut engine, (0, rates()), &batch, copies_agree)
     })
     .map_err(|error| error.to_string())?;
-    let (loss, loss_after, norm) = (ranks[0].0, ranks[0].1, ranks[0].2);
-    let differs =
-        |rank: &(f64, f64, f64, _, _, _)| (rank.0, rank.1, rank.2) != (loss, loss_after, norm);
-    if copies_agree && ranks.iter().any(differs) {
+    put_together(&plan, ranks, copies_agree)
+}
+
+/// What a rank has of a step.
+#[derive(Debug)]
+pub struct OfRank {
+    /// Nats per token of the step and of the one after it, and the norm of the gradients.
+    numbers: [f64; 3],
+    /// The weights before the step, its gradients, and the weights after its update.
+    shards: [Shards; 3],
+}
+
+/// Step `number`, from 0, of a rank: an update at its rates, and the loss of the same samples after it.
+///
+/// # Errors
+/// The first failure of any rank; if `copies_agree`, ranks that disagree about an element that they share.
+pub fn step_of_rank(
+    engine: &mut Engine,
+    (number, rates): (u64, Rates),
+    batch: &Batch,
+    copies_agree: bool,
+) -> Result<OfRank, TrainError> {
+    let initial = weights(engine)?;
+    let loss = engine.backward(number, batch, &mut |_, _, _| {})?;
+    let grads = gradients(engine)?;
+    let norm = engine.update(number + 1, rates)?.norm.norm();
+    if copies_agree {
+        engine.check_replicas()?;
+    }
+    let after = engine.backward(number + 1, batch, &mut |_, _, _| {})?;
+    let numbers = [loss.mean(), after.mean(), norm];
+    Ok(OfRank { numbers, shards: [initial, grads, weights(engine)?] })
+}
+
+/// A step of all ranks of a plan.
+///
+/// # Errors
+/// Ranks that disagree about loss or norm, or about an element that they share, if `copies_agree`. Without it the first
+/// rank counts.
+pub fn put_together(
+    plan: &RunPlan,
+    ranks: Vec<OfRank>,
+    copies_agree: bool,
+) -> Result<Outcome, String> {
+    let [loss, loss_after, norm] = ranks[0].numbers;
+    if copies_agree && ranks.iter().any(|rank| rank.numbers != ranks[0].numbers) {
         return Err("ranks disagree about loss or norm".into());
     }
     let mut parts = [vec![], vec![], vec![]];
-    for (rank, (_, _, _, initial, grads, weights)) in ranks.into_iter().enumerate() {
+    for (rank, of_rank) in ranks.into_iter().enumerate() {
         let first_replica = plan.mesh.coordinate(rank).dp == 0;
-        for (part, mut shards) in parts.iter_mut().zip([initial, grads, weights]) {
+        for (part, mut shards) in parts.iter_mut().zip(of_rank.shards) {
             if !copies_agree {
                 // What several ranks hold counts once; of a gradient that is shared out each rank has a part.
                 let is_whole = |param: &LocalParam| {
@@ -202,7 +249,11 @@ pub fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
     }
 }
 
-fn weights(engine: &Engine) -> Result<Shards, TrainError> {
+/// A rank's weights, gathered where ranks share them out. A collective call.
+///
+/// # Errors
+/// A failed operation.
+pub fn weights(engine: &Engine) -> Result<Shards, TrainError> {
     let layout = engine.layout().as_ref().clone();
     let whole = |bucket: usize| engine.full_bucket(WEIGHTS, bucket);
     let buckets: Vec<Buf> = (0..layout.buckets.len()).map(whole).collect::<Result<_, _>>()?;

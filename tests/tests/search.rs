@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use trine_comm::Communicator;
 use trine_comm::wrap::{Action, Tap};
+use trine_kernels::{CpuOps, Ops, Team};
 use trine_spec::{Family, ModelSpec};
 use trine_tests::Mutation;
 use trine_tests::compare::Check;
 use trine_tests::search::{Case, Promise, Space, table};
+use trine_trainer::RunPlan;
 
 /// The seed of the cases of `cargo test`; `cargo xtask parity` tries others.
 const SEED: u64 = 1;
@@ -50,6 +52,17 @@ fn without(
     }
 }
 
+/// What the first case of some draws that a mutant fails is made smaller to, and what that fails.
+fn found(space: &Space, name: &str, mutation: &Mutation<'_>, draws: usize) -> (String, Vec<Check>) {
+    let fails = |case: &Case| !space.compare(case, mutation).is_empty();
+    let mut cases = space.cases(SEED).take(draws).map(|drawn| drawn.case);
+    let found = cases.find(fails).unwrap_or_else(|| panic!("{name}: not in {draws} draws"));
+    assert!(found.names().len() > 10, "{found}");
+    let shrunk = space.shrink(&found, &fails);
+    let checks = space.compare(&shrunk, mutation).into_iter().map(|finding| finding.check);
+    (shrunk.to_string(), checks.collect())
+}
+
 #[test]
 fn a_mutant_is_found_and_its_case_shrinks_to_the_options_that_matter() {
     let space = Space::default();
@@ -60,14 +73,45 @@ fn a_mutant_is_found_and_its_case_shrinks_to_the_options_that_matter() {
     ] {
         let wrap = without(group, label);
         let mutation = Mutation { wrap: &wrap, ..Mutation::NONE };
-        let fails = |case: &Case| !space.compare(case, &mutation).is_empty();
-        let mut cases = space.cases(SEED).take(draws).map(|drawn| drawn.case);
-        let found = cases.find(fails).unwrap_or_else(|| panic!("{group}: not in {draws} draws"));
-        assert!(found.names().len() > 10, "{found}");
-        let shrunk = space.shrink(&found, &fails);
-        assert_eq!(shrunk.to_string(), smallest);
-        let checks = space.compare(&shrunk, &mutation).into_iter().map(|finding| finding.check);
-        assert_eq!(checks.collect::<Vec<_>>(), [Check::Run], "{shrunk}");
+        assert_eq!(found(&space, group, &mutation, draws), (smallest.to_owned(), vec![Check::Run]));
+    }
+}
+
+/// Ranks that update all parameters alike.
+#[test]
+fn a_mutant_of_groups_is_found() {
+    let space = Space::default();
+    let groups = |plan: &mut RunPlan| plan.config.groups.clear();
+    let smallest = r#"{"groups":[{"decay":0.0,"lr":0.5,"pattern":"block.*"}]}"#;
+    let mutation = Mutation { edit: &groups, ..Mutation::NONE };
+    let after = vec![Check::LossAfter];
+    assert_eq!(found(&space, "groups", &mutation, 10), (smallest.to_owned(), after));
+}
+
+/// The bound of bf16 hides no part that matters, also where ranks have unequal heads.
+#[test]
+fn a_twentieth_of_a_gradient_is_noticed_in_bf16() {
+    let space = Space::default();
+    let wrap = |comm: Arc<dyn Communicator>| {
+        Tap::around(comm, |of, request| {
+            if of.name() == "dp" && request.name.label() == "gradient" {
+                let ops = CpuOps::new(Team::new(1));
+                let sum = request.send.as_mut().unwrap().slice_mut();
+                ops.scale(sum, 0.95).unwrap();
+            }
+            Action::Forward
+        })
+    };
+    let mutation = Mutation { wrap: &wrap, ..Mutation::NONE };
+    for case in [
+        r#"{"compute":"bf16","dp":2}"#,
+        r#"{"compute":"bf16","dp":2,"tp":2}"#,
+        r#"{"compute":"bf16","dp":2,"tp":2,"heads_left":1,"ffn":65}"#,
+    ] {
+        let case: Case = case.parse().unwrap();
+        assert_eq!(space.compare(&case, &Mutation::NONE), [], "{case}");
+        let found = space.compare(&case, &mutation);
+        assert_eq!(found.first().map(|finding| finding.check), Some(Check::Gradients), "{case}");
     }
 }
 

@@ -13,9 +13,23 @@ const C: f64 = 0.5;
 /// after the other along the depth.
 pub fn bound(dtype: DType, model: &ModelSpec) -> f64 {
     let longest = model.hidden.max(model.ffn).max(model.q_dim());
-    // Forward and backward, four products a block and the two ends.
-    let depth = 2 * (4 * model.layers + 2);
-    C * dtype.epsilon() * ((depth * longest) as f64).sqrt()
+    C * dtype.epsilon() * ((depth(model) * longest) as f64).sqrt()
+}
+
+/// Products one after the other: forward and backward, four a block and the two ends.
+fn depth(model: &ModelSpec) -> usize {
+    2 * (4 * model.layers + 2)
+}
+
+/// How many times the bounds a model may be off, whose gradients change by `condition` times what its weights are
+/// changed by, each by itself; changes are relative.
+///
+/// A rounding changes a product as a change of its weights does. The bounds take it that each such change is in the
+/// gradients as large as it was: `depth` independent ones add up to √depth. The norm behind a branch makes its sum as
+/// large as any other, and what was rounded of a small sum with it. A window of one token, few features of a head or
+/// scores that nearly cancel do the like. There the condition is above √depth, and by as much the model magnifies.
+pub fn magnified(model: &ModelSpec, condition: f64) -> f64 {
+    (condition / (depth(model) as f64).sqrt()).max(1.0)
 }
 
 /// The bound on ‖g − gₛ‖ / ‖gₛ‖ of a layout with `tp` tensor-parallel ranks, where gₛ is the serial run's gradient in

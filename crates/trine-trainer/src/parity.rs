@@ -108,16 +108,21 @@ fn batch(config: &EngineConfig, dp_index: usize) -> Batch {
     }
 }
 
-/// A rank's gradients of the last [`Engine::backward`], and which part of each bucket it vouches for.
+/// A rank's gradients of the last [`Engine::backward`], and which part of each bucket it vouches for. What is frozen
+/// has none.
 ///
 /// # Errors
 /// A bucket that is away.
 pub fn gradients(engine: &Engine) -> Result<Shards, TrainError> {
-    let layout = engine.layout().as_ref().clone();
-    let buckets = 0..layout.buckets.len();
-    let values = buckets.clone().map(|bucket| Ok(engine.grads().bucket(bucket)?.to_f64_vec()));
-    let values = values.collect::<Result<_, TrainError>>()?;
-    Ok(Shards { layout, buckets: values, valid: buckets.map(|b| engine.reduced(b)).collect() })
+    let mut layout = engine.layout().as_ref().clone();
+    layout.params.retain(|param| layout.buckets[param.bucket].trainable);
+    let values = layout.buckets.iter().enumerate().map(|(index, bucket)| match bucket.trainable {
+        true => Ok(engine.grads().bucket(index)?.to_f64_vec()),
+        false => Ok(Vec::new()),
+    });
+    let buckets = values.collect::<Result<Vec<_>, TrainError>>()?;
+    let valid = (0..buckets.len()).map(|bucket| engine.reduced(bucket)).collect();
+    Ok(Shards { layout, buckets, valid })
 }
 
 /// The largest relative error of any gradient, with its name. In exact arithmetic some gradients are

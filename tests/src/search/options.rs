@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use trine_buffer::DType;
 use trine_nn::Numerics;
-use trine_optim::OptimizerConfig;
+use trine_optim::{Group, LrKind, OptimizerConfig};
 use trine_schedule::{Purpose, ScheduleKind, UniformStage};
-use trine_spec::{Activation, Dropouts, Family, ModelSpec};
+use trine_spec::{Activation, Dropouts, Family, ModelSpec, Pattern};
 use trine_testkit::toy;
 use trine_trainer::RunPlan;
 use trine_trainer::engine::{Batch, EngineConfig, ZeroStage};
@@ -118,6 +118,36 @@ enum Times {
     Uneven,
 }
 
+/// Parameters that are updated in another way, as a case has them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Grouped {
+    /// Their names.
+    pattern: String,
+    /// Factor of the rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr: Option<f64>,
+    /// Weight decay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decay: Option<f64>,
+    /// What the rate does after the warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<LrKind>,
+}
+
+impl Grouped {
+    /// One that sets nothing yet.
+    fn new(pattern: &str) -> Self {
+        Self { pattern: pattern.into(), lr: None, decay: None, schedule: None }
+    }
+}
+
+impl From<Grouped> for Group {
+    fn from(Grouped { pattern, lr, decay, schedule }: Grouped) -> Self {
+        Self { pattern: Pattern::new(pattern), lr, decay, schedule }
+    }
+}
+
 /// What an option promises beyond the rule, which is: the serial run's bits in reference numerics, and its gradients
 /// within the bound in fast numerics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,6 +256,7 @@ pub fn options() -> Vec<Row> {
     rows.extend(sizes());
     rows.extend(TRAITS.map(trait_row));
     rows.extend(arithmetic());
+    rows.extend(named());
     rows.extend(pipeline());
     rows.extend(step());
     rows
@@ -256,6 +287,9 @@ fn sizes() -> Vec<Row> {
         row("heads_each", Promise::Shared, [2, 1, 3, 4], |setup, each: usize| {
             setup.config.model.heads = each * setup.config.degrees.tp;
         }),
+        row("heads_left", Promise::Shared, [0, 1, 2], |setup, left: usize| {
+            setup.config.model.heads += left;
+        }),
         row(
             "kv_heads",
             Promise::Shared,
@@ -275,7 +309,7 @@ fn sizes() -> Vec<Row> {
         row("hidden", Promise::Shared, [32, 17], |setup, hidden: usize| {
             setup.config.model.hidden = hidden;
         }),
-        row("ffn", Promise::Shared, [120, 48, 60], |setup, ffn: usize| {
+        row("ffn", Promise::Shared, [120, 48, 60, 65], |setup, ffn: usize| {
             setup.config.model.ffn = ffn;
         }),
         row("vocab", Promise::Shared, [97, 128, 1009, 5], |setup, vocab: usize| {
@@ -311,6 +345,32 @@ fn arithmetic() -> Vec<Row> {
         }),
         row("clip_norm", Promise::Shared, [0.5, 0.0], |setup, norm| {
             setup.config.clip_norm = norm;
+        }),
+    ]
+}
+
+/// What is updated otherwise than the rest, or not at all.
+fn named() -> Vec<Row> {
+    let halved = Grouped { lr: Some(0.5), decay: Some(0.0), ..Grouped::new("block.*") };
+    let decayed = Grouped { decay: Some(0.7), ..Grouped::new("*") };
+    let linear = |pattern| Grouped { schedule: Some(LrKind::Linear), ..Grouped::new(pattern) };
+    let ends = Grouped { lr: Some(2.0), ..linear("embedding.*") };
+    let groups = [vec![], vec![halved], vec![decayed, ends], vec![linear("*.weight")]];
+    let frozen: [&[&str]; 6] = [
+        &[],
+        &["embedding.*"],
+        &["block.0.*", "head.*"],
+        &["*.mlp.*"],
+        &["*.attention.*"],
+        &["*norm*"],
+    ];
+    let frozen = frozen.map(|patterns| patterns.iter().map(ToString::to_string).collect());
+    vec![
+        row("groups", Promise::Shared, groups, |setup, groups: Vec<Grouped>| {
+            setup.config.groups = groups.into_iter().map(Group::from).collect();
+        }),
+        row("frozen", Promise::Shared, frozen, |setup, patterns: Vec<String>| {
+            setup.config.frozen = patterns.into_iter().map(Pattern::new).collect();
         }),
     ]
 }
@@ -420,7 +480,8 @@ impl Setup {
         let model = self.config.model.clone();
         let EngineConfig { compute, numerics, seq, seed, .. } = self.config;
         let EngineConfig { optimizer, clip_norm, global_batch, .. } = self.config;
-        let own = crate::serial(model);
+        let (groups, frozen) = (self.config.groups.clone(), self.config.frozen.clone());
+        let own = EngineConfig { groups, frozen, ..crate::serial(model) };
         EngineConfig { compute, numerics, seq, seed, optimizer, clip_norm, global_batch, ..own }
     }
 

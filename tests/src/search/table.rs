@@ -38,32 +38,38 @@ fn cells(space: &Space, row: &Row) -> [String; 2] {
         let values: Vec<String> = row.values.iter().filter(refused).map(shown).collect();
         if values.is_empty() { String::new() } else { format!("; {} refused", values.join(", ")) }
     };
-    let reference = space.rows.iter().find(|row| row.name == "numerics");
-    let reference = reference.map(|row| Case::default().with(row, &json!("reference")));
     let fast = match row.promise {
         Promise::Shared | Promise::Rule => "bound",
         Promise::Bits => "bits of the same layout without it",
     };
-    let reference = refused(&reference.unwrap_or_default());
+    let reference = refused(&reference(space));
     [format!("bits{reference}"), format!("{fast}{}", refused(&Case::default()))]
 }
 
 /// Options of which some values are refused beside one another, and none alone: the first of each kind, with why.
-/// What only the search refuses is left out.
+/// What only reference numerics refuse comes last; what only the search refuses is left out.
 fn refused_pairs(space: &Space) -> Vec<(String, String)> {
     let (mut pairs, mut known) = (Vec::new(), BTreeSet::new());
-    for (at, first) in space.rows.iter().enumerate() {
-        for second in &space.rows[at + 1..] {
-            for (case, options) in cases_of(space, first, second) {
-                let Some(reason) = refusal(space, &case) else { continue };
-                let kind = super::without_numbers(&reason).replace(first.name, "");
-                if known.insert((second.name, kind)) {
-                    pairs.push((options, reason));
+    for base in [Case::default(), reference(space)] {
+        for (at, first) in space.rows.iter().enumerate() {
+            for second in &space.rows[at + 1..] {
+                for (case, options) in cases_of(space, &base, first, second) {
+                    let Some(reason) = refusal(space, &case) else { continue };
+                    let kind = super::without_numbers(&reason).replace(first.name, "");
+                    if known.insert((second.name, kind)) {
+                        pairs.push((options, reason));
+                    }
                 }
             }
         }
     }
     pairs
+}
+
+/// The simplest case in reference numerics.
+fn reference(space: &Space) -> Case {
+    let row = space.rows.iter().find(|row| row.name == "numerics");
+    row.map(|row| Case::default().with(row, &json!("reference"))).unwrap_or_default()
 }
 
 /// Why a case that a search can compare is refused, without the advice.
@@ -77,16 +83,21 @@ fn refusal(space: &Space, case: &Case) -> Option<String> {
     Some(reason[..end.unwrap_or(reason.len())].to_owned())
 }
 
-/// The cases in which two options have values that are accepted alone, and how these are written.
-fn cases_of(space: &Space, first: &Row, second: &Row) -> Vec<(Case, String)> {
+/// The cases in which two options have values that are accepted alone beside `base`, and how these are written.
+fn cases_of(space: &Space, base: &Case, first: &Row, second: &Row) -> Vec<(Case, String)> {
     let alone = |row: &Row| -> Vec<Value> {
-        let accepted = |value: &&Value| space.plan(&Case::default().with(row, value)).is_ok();
+        let accepted = |value: &&Value| space.plan(&base.with(row, value)).is_ok();
         row.values[1..].iter().filter(accepted).cloned().collect()
     };
     let (ones, others) = (alone(first), alone(second));
     let both = |(one, other): (&Value, &Value)| {
-        let case = Case::default().with(first, one).with(second, other);
-        (case, format!("`{} = {one}`, `{} = {other}`", first.name, second.name))
+        let case = base.with(first, one).with(second, other);
+        let mut options = format!("`{} = {one}`, `{} = {other}`", first.name, second.name);
+        let set = space.rows.iter().filter(|row| ![first.name, second.name].contains(&row.name));
+        for row in set.filter(|row| base.value(row) != &row.values[0]) {
+            options.push_str(&format!(", `{} = {}`", row.name, base.value(row)));
+        }
+        (case, options)
     };
     ones.iter().flat_map(|one| others.iter().map(move |other| (one, other))).map(both).collect()
 }
