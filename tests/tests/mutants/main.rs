@@ -10,6 +10,7 @@ mod bf16;
 mod data;
 mod noticed;
 mod parallel;
+mod resumed;
 mod traits;
 
 use std::collections::HashMap;
@@ -63,10 +64,14 @@ fn layout(model: ModelSpec) -> EngineConfig {
 
 /// An operation that never happens: `group` and the name's label tell which.
 fn skip(group: &'static str, label: &'static str) -> Injection {
-    Injection::Operation(Arc::new(move |of, request| {
+    Injection::Operation(skipped(group, label))
+}
+
+fn skipped(group: &'static str, label: &'static str) -> Arc<Meddle> {
+    Arc::new(move |of, request| {
         let meant = of.name() == group && request.name.label() == label;
         if meant { Tapped::Skip } else { Tapped::Forward }
-    }))
+    })
 }
 
 /// An operation whose request is changed.
