@@ -1,0 +1,83 @@
+// What a test says and asks. Every test has a library of its own, so this is the state of one test.
+#include "world.hpp"
+#include "codes.hpp"
+#include "image.hpp"
+#include "memory.hpp"
+#include "report.hpp"
+#include "streams.hpp"
+#include <cstring>
+
+namespace sim {
+
+// Below 0: none will fail.
+static int64_t allocations_left = -1;
+
+bool is_allocation_refused() {
+    if (allocations_left < 0) return false;
+    return allocations_left-- == 0;
+}
+
+// Copies as much as there is room for; returns how much there is.
+static size_t give(const std::string& text, char* to, size_t room) {
+    memcpy(to, text.data(), text.size() < room ? text.size() : room);
+    return text.size();
+}
+
+// Comes before cuInit.
+static void start(unsigned count, size_t bytes, uint64_t seed, double patience) {
+    std::lock_guard<std::mutex> held(lock);
+    devices.assign(count, {bytes, bytes, 0, 0});
+    random_source.seed(unsigned(seed * 0x9e3779b97f4a7c15u >> 33) | 1);
+    patience_seconds = patience;
+}
+
+// The next reports, a line each; their bytes, or 0 if there are none. What has no room stays.
+static size_t reports(char* to, size_t room) {
+    std::lock_guard<std::mutex> held(lock);
+    static std::string text;
+    for (const std::string& report : take_reports()) text += report + "\n";
+    size_t bytes = give(text, to, room);
+    if (bytes <= room) text.clear();
+    return bytes;
+}
+
+static size_t image_of_kernels(char* to, size_t room) { return give(image(), to, room); }
+
+static void count(Counters* to) {
+    std::lock_guard<std::mutex> held(lock);
+    *to = counters;
+}
+
+static void name(uint64_t address, const char* text) {
+    std::lock_guard<std::mutex> held(lock);
+    name_buffer(address, text);
+}
+
+// The allocation after so many more fails.
+static void refuse_allocation(int64_t after) {
+    std::lock_guard<std::mutex> held(lock);
+    allocations_left = after;
+}
+
+// Every later call that reaches the device fails.
+static void lose_device(unsigned device) {
+    std::lock_guard<std::mutex> held(lock);
+    if (device < devices.size()) devices[device].error = DEVICE_UNAVAILABLE;
+}
+
+// The same as `Functions` of `simulator.rs`.
+struct Functions {
+    void (*start)(unsigned, size_t, uint64_t, double);
+    size_t (*reports)(char*, size_t);
+    size_t (*image)(char*, size_t);
+    void (*count)(Counters*);
+    void (*name)(uint64_t, const char*);
+    void (*refuse_allocation)(int64_t);
+    void (*lose_device)(unsigned);
+};
+
+} // namespace sim
+
+extern "C" __attribute__((visibility("default"))) const sim::Functions sim_functions = {
+    sim::start, sim::reports, sim::image_of_kernels, sim::count, sim::name, sim::refuse_allocation, sim::lose_device,
+};

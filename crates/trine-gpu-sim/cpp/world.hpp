@@ -1,0 +1,11 @@
+// What a test says and asks: devices, seed, failures, reports, counts.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace sim {
+
+// Counts allocations down; true for the one that is to fail.
+bool is_allocation_refused();
+
+} // namespace sim
