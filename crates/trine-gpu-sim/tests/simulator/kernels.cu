@@ -100,12 +100,16 @@ TRINE_EXPORT(same_element)
 TRINE_KERNEL blocks_share(float* y) { y[0] += 1; }
 TRINE_EXPORT(blocks_share)
 
-TRINE_KERNEL reads_then_one_writes(float* y) {
-    float first = y[0];
-    y[1 + sim_thread(0)] = first;
-    if (sim_thread(0) == 7) y[0] = 1;
+// Two threads read an element twice, and the second writes it.
+TRINE_KERNEL reader_and_writer(float* y, unsigned first, unsigned second) {
+    unsigned i = index_in_grid();
+    if (i != first && i != second) return;
+    volatile float* element = y;
+    float value = element[0] + element[0];
+    y[1 + i] = value;
+    if (i == second) y[0] = value + 1;
 }
-TRINE_EXPORT(reads_then_one_writes)
+TRINE_EXPORT(reader_and_writer)
 
 TRINE_KERNEL unaligned(float* y) { *(float*)((char*)y + 2) = 1; }
 TRINE_EXPORT(unaligned)
