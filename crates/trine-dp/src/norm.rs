@@ -293,7 +293,7 @@ mod tests {
     use super::*;
     use trine_comm::{CommError, SelfComm, threads};
     use trine_mesh::{AxisSet, Degrees, Mesh};
-    use trine_spec::{ModelSpec, Piece, RankRequest, StagePieces, presets};
+    use trine_spec::{ModelSpec, Pattern, Piece, RankRequest, StagePieces, presets, split_layers};
 
     fn model() -> ModelSpec {
         let mut model = presets::find("llama3-8b").unwrap().model;
@@ -364,6 +364,47 @@ mod tests {
         let norm = GradNorm::new(names, &layout, &groups, Numerics::Reference, world);
         let text = norm.unwrap_err().to_string();
         assert!(text.contains("block.1.mlp.gate.weight") && text.contains("12 elements"), "{text}");
+    }
+
+    /// Buckets of the second stage lie behind those that are frozen of the first.
+    #[test]
+    fn a_frozen_bucket_between_others_is_not_read() {
+        let mut parts = model().parts(1).unwrap();
+        parts.freeze(&[Pattern::new("embedding.*"), Pattern::new("*.attention.*")]).unwrap();
+        let stages = split_layers(&parts, 2, None).unwrap();
+        let request = RankRequest { bucket_elements: 100, ..RankRequest::serial(&parts, &stages) };
+        let layout = Arc::new(RankLayout::new(&request).unwrap());
+        let is_between = |index: usize| {
+            !layout.buckets[index].trainable
+                && layout.buckets[index + 1..].iter().any(|bucket| bucket.trainable)
+        };
+        assert!((0..layout.buckets.len()).any(is_between));
+        let (world, mesh) = (SelfComm::new(), Mesh::new(Degrees::SERIAL, 1).unwrap());
+        let groups = Groups::new(&mesh, &world, []).unwrap();
+        let ops = trine_kernels::CpuOps::new(trine_kernels::Team::new(1));
+        let mut compared = 0;
+        for numerics in [Numerics::Fast, Numerics::Reference] {
+            // Gradients as they are after a reduction: sums, whatever the numerics.
+            let mut grads =
+                GradStore::new(layout.clone(), trine_buffer::DType::F64, Numerics::Fast);
+            let mut expected = 0.0;
+            for param in layout.params.iter().filter(|param| param.spec.trainable) {
+                let sum = grads.bucket_mut(param.bucket).unwrap().typed_mut::<f64>().unwrap();
+                sum[param.span()].fill(2.0);
+                expected += 4.0 * param.len() as f64;
+            }
+            let names = parts.names();
+            let norm = GradNorm::new(names, &layout, &groups, numerics, world.clone()).unwrap();
+            let total = norm.measure(&grads, &ops).unwrap();
+            assert_eq!(total.squared(), expected, "{numerics:?}");
+            let frozen = layout.params.iter().filter(|param| !param.spec.trainable);
+            for param in frozen {
+                let of = total.by_parameter().find(|(name, _)| *name == param.spec.name);
+                assert_eq!(of.map(|(_, norm)| norm), Some(0.0), "{}", param.spec.name);
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 2 * (1 + 2 * 4));
     }
 
     #[test]

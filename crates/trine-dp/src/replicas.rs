@@ -16,7 +16,8 @@ use xxhash_rust::xxh3::xxh3_64;
 ///
 /// Weights repeat over the axes that their bucket says ([`trine_spec::Bucket::repeated`]). Over tensor
 /// parallelism they repeat where they are not split, and in key and value heads that several ranks
-/// share. `tied` are the two ranks that hold a tied embedding's copies, on the stages that have one.
+/// share. `tied` are the two ranks that hold a tied embedding's copies, on the stages that have one, trained or
+/// frozen.
 ///
 /// # Errors
 /// [`DpError::Replicas`] on every rank of a group that disagrees, for its first parameter that
@@ -39,8 +40,7 @@ pub fn check_replicas(
     }
     compare(layout, &everything, &hashes, &**groups.of(AxisSet::TP)?, held_slice)?;
     if let Some(peer) = tied {
-        let tied = |index: &usize| layout.buckets[layout.params[*index].bucket].tied;
-        let copies: Vec<usize> = everything.into_iter().filter(tied).collect();
+        let copies: Vec<usize> = layout.tied_copies().collect();
         compare(layout, &copies, &hashes, &**peer, |_, _| 0)?;
     }
     Ok(())

@@ -284,6 +284,13 @@ impl RankLayout {
         self.buckets.iter().filter(move |bucket| bucket.stage == stage && bucket.trainable)
     }
 
+    /// Those of its parameters that are the token embedding or a tied copy of it, by their place in
+    /// [`RankLayout::params`]: trained or frozen, both hold the same weights.
+    pub fn tied_copies(&self) -> impl Iterator<Item = usize> + '_ {
+        let params = self.params.iter().enumerate();
+        params.filter(|(_, param)| param.spec.known_as() == TOKEN_EMBEDDING).map(|(index, _)| index)
+    }
+
     /// Lays out parameters of a layer of one's own for rank `tp_index` of `tp`: one bucket, in which
     /// they lie directly behind one another, so that neighbours can be used as one matrix.
     ///
@@ -453,7 +460,7 @@ pub fn split_layers(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{OwnBody, OwnPiece, presets};
+    use crate::{OwnBody, OwnPiece, Pattern, presets};
     use trine_mesh::Axis;
 
     fn request<'a>(model: &'a ModelParts, stages: &'a [StagePieces], i: usize) -> RankRequest<'a> {
@@ -571,6 +578,92 @@ mod tests {
             assert!(last.tied && last.pieces.is_empty());
             let param = &layout.params[last.params[0]];
             assert_eq!((param.spec.name.as_str(), param.owner), (name, stage == 0));
+        }
+    }
+
+    /// A model of which some parameters are frozen, on two stages of one rank each.
+    fn partly_frozen(tp: usize, patterns: &[&str]) -> (ModelParts, Vec<StagePieces>) {
+        let mut model = presets::find("gpt2-124m").unwrap().model.parts(tp).unwrap();
+        let patterns: Vec<Pattern> = patterns.iter().map(|text| Pattern::new(*text)).collect();
+        model.freeze(&patterns).unwrap();
+        let stages = split_layers(&model, 2, None).unwrap();
+        (model, stages)
+    }
+
+    #[test]
+    fn frozen_parameters_lie_in_buckets_of_their_own_behind_those_of_their_stage() {
+        let (model, stages) =
+            partly_frozen(2, &["*.attention.*", "block.1.norm2.*", "head.norm.*"]);
+        let whole = model.spec.parts(2).unwrap();
+        for bucket_elements in [1, 1 << 16] {
+            let of = |model: &ModelParts, held: &[StagePieces]| {
+                let summed = AxisSet::of(&[Axis::Dp]);
+                let shared = Shares::zero(1, summed);
+                let request =
+                    RankRequest { summed, shared, bucket_elements, ..request(model, held, 1) };
+                RankLayout::new(&request).unwrap()
+            };
+            let (layout, trained) = (of(&model, &stages), of(&whole, &stages));
+            // The same parameters, each once, in a bucket that says whether it is trained.
+            let names = |layout: &RankLayout| {
+                let mut names: Vec<(String, Vec<Range<usize>>)> = layout
+                    .params
+                    .iter()
+                    .map(|param| (param.spec.name.clone(), param.ranges.clone()))
+                    .collect();
+                names.sort_by(|a, b| a.0.cmp(&b.0));
+                names
+            };
+            assert_eq!(names(&layout), names(&trained));
+            for (index, bucket) in layout.buckets.iter().enumerate() {
+                let mut end = 0;
+                for param in bucket.params.iter().map(|param| &layout.params[*param]) {
+                    assert_eq!((param.bucket, param.spec.trainable), (index, bucket.trainable));
+                    assert!(!param.spec.fused || param.offset == end, "{}", param.spec.name);
+                    end = param.span().end;
+                }
+                assert!(end <= bucket.len, "{index}");
+                let later = &layout.buckets[index + 1..];
+                let behind =
+                    later.iter().filter(|later| later.stage == bucket.stage && later.trainable);
+                // What is frozen is not divided, filled by no segment, and only weights are held of it.
+                if !bucket.trainable {
+                    assert_eq!((behind.count(), bucket.pieces.len(), bucket.tied), (0, 0, false));
+                    assert_eq!(bucket.shared, Shares::NONE);
+                    assert_eq!(bucket.summed, AxisSet::DP, "replicas hold the same");
+                }
+            }
+            // Segments of the backward pass are those of buckets that are trained, without a gap.
+            for stage in 0..2 {
+                let segments: Vec<usize> =
+                    layout.segments_of(stage).map(|bucket| bucket.segment).collect();
+                assert_eq!(segments, (0..segments.len()).collect::<Vec<_>>());
+                let pieces = |layout: &RankLayout| -> Vec<Piece> {
+                    layout.segments_of(stage).flat_map(|bucket| bucket.pieces.clone()).collect()
+                };
+                assert_eq!(pieces(&layout), pieces(&trained));
+            }
+            let frozen = layout.buckets.iter().filter(|bucket| !bucket.trainable).count();
+            // Every piece's queries, keys and values, their outputs, weights and biases: four runs a block.
+            let runs = 12 * 4 + 2;
+            assert!(if bucket_elements == 1 { frozen == runs } else { frozen < runs }, "{frozen}");
+        }
+    }
+
+    #[test]
+    fn copies_of_a_frozen_embedding_are_found_and_are_not_summed() {
+        for (patterns, tied) in [(&["block.0.*"], true), (&["embedding.token"], false)] {
+            let (model, stages) = partly_frozen(1, patterns);
+            for (stage, name) in [(0, "embedding.token"), (1, "head.output.weight")] {
+                let request =
+                    RankRequest { tied_apart: true, ..request(&model, &stages[stage..=stage], 0) };
+                let layout = RankLayout::new(&request).unwrap();
+                let copies: Vec<usize> = layout.tied_copies().collect();
+                let &[copy] = &copies[..] else { panic!("{copies:?}") };
+                assert_eq!(layout.params[copy].spec.name, name);
+                let bucket = &layout.buckets[layout.params[copy].bucket];
+                assert_eq!((bucket.tied, bucket.trainable), (tied, tied));
+            }
         }
     }
 

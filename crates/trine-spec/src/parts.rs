@@ -332,6 +332,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_frozen_is_what_patterns_name_and_a_tied_copy_follows() {
+        let mut parts = presets::find("gpt2-124m").unwrap().model.parts(1).unwrap();
+        let frozen = |parts: &ModelParts| -> Vec<String> {
+            let params = parts.pieces.iter().flat_map(|part| &part.params);
+            params.filter(|spec| !spec.trainable).map(|spec| spec.name.clone()).collect()
+        };
+        let mut freeze = |patterns: &[&str]| {
+            let patterns: Vec<Pattern> = patterns.iter().map(|text| Pattern::new(*text)).collect();
+            parts.freeze(&patterns).map(|()| frozen(&parts)).map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            freeze(&["embedding.token"]).unwrap(),
+            ["embedding.token", "head.output.weight"]
+        );
+        // The copy has no name of its own, and what was frozen before is trained again.
+        assert_eq!(freeze(&["head.*"]).unwrap(), ["head.norm.weight", "head.norm.bias"]);
+        assert_eq!(freeze(&["block.11.mlp.*"]).unwrap().len(), 4);
+        assert_eq!(freeze(&["block.*", "embedding.*"]).unwrap().len(), 12 * 16 + 3);
+        assert_eq!(freeze(&[]).unwrap(), [""; 0]);
+        for (patterns, says) in [
+            (&["blok.*"][..], "\"blok.*\" names no parameter of the model"),
+            (&["head.*", "head.output.weight"], "\"head.output.weight\" names no parameter"),
+            (&["*"], "nothing is left to train; nearest valid: \"embedding.*\""),
+            (
+                &["*.attention.q.weight"],
+                "lie together and are frozen together; nearest valid: \"block.0.attention.q.weight\", \"block.0.attention.k.weight\", \"block.0.attention.v.weight\"",
+            ),
+            (&["head.norm.bias"], "nearest valid: \"head.norm.weight\", \"head.norm.bias\""),
+        ] {
+            let text = freeze(patterns).unwrap_err();
+            assert!(text.contains(says), "{text}");
+        }
+    }
+
+    #[test]
     fn an_own_piece_that_lacks_something_is_told_what() {
         let parts = presets::find("gpt2-124m").unwrap().model.parts(1).unwrap();
         let param = |name: &str| ParamSpec::new(name, &[4], Init::Ones);

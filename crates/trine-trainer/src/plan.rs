@@ -95,10 +95,15 @@ impl RunPlan {
         [AxisSet::PP, AxisSet::DP, AxisSet::TP].into_iter().chain(of_buckets).collect()
     }
 
-    /// The pipeline ranks that hold a copy of a tied embedding: none, one that has both copies, or two.
+    /// The pipeline ranks that hold a copy of a tied embedding, trained or frozen: none, one that has both copies, or
+    /// two.
     pub fn tied_ranks(&self) -> Vec<usize> {
-        let holds = |ranks: &Vec<RankLayout>| ranks[0].buckets.iter().any(|bucket| bucket.tied);
-        (0..self.ranks.len()).filter(|pp| holds(&self.ranks[*pp])).collect()
+        let params = || self.ranks.iter().flat_map(|ranks| &ranks[0].params);
+        let holds = |pp: &usize| self.ranks[*pp][0].tied_copies().next().is_some();
+        match params().any(|param| param.spec.tied_to.is_some()) {
+            true => (0..self.ranks.len()).filter(holds).collect(),
+            false => Vec::new(),
+        }
     }
 }
 
@@ -147,7 +152,7 @@ mod tests {
     use super::*;
     use trine_mesh::Degrees;
     use trine_schedule::ScheduleKind;
-    use trine_spec::{Piece, presets};
+    use trine_spec::{Pattern, Piece, presets};
 
     fn config(schedule: ScheduleKind, virtual_stages: usize) -> EngineConfig {
         let model = presets::find("gpt2-124m").unwrap().model;
@@ -168,6 +173,12 @@ mod tests {
             let held = |pp: usize| plan.ranks[pp][0].stages.iter().map(|held| held.stage);
             assert_eq!(held(0).collect::<Vec<_>>(), first, "{schedule}");
             assert_eq!(plan.tied_ranks(), tied, "{schedule}");
+            // Frozen copies are on the same ranks, and their gradients are not summed.
+            let frozen = vec![Pattern::new("embedding.token")];
+            let config = EngineConfig { frozen, ..config(schedule, virtual_stages) };
+            let frozen = RunPlan::new(&config).unwrap();
+            let sums = |plan: &RunPlan| plan.training.sync.as_ref().unwrap().tied.len();
+            assert_eq!((frozen.tied_ranks(), sums(&frozen), sums(&plan)), (tied, 0, 2));
             let last = plan.training.placement[2 * virtual_stages - 1];
             let mut held = plan.ranks[last][1].stages.iter();
             assert!(held.any(|stage| stage.pieces.contains(&Piece::Head)), "{schedule}");

@@ -8,7 +8,7 @@ use trine_nn::{Numerics, ParamId, Rows};
 use trine_spec::Shares;
 
 fn case(numerics: Numerics, divided: Divided, (dp, pp, tp): (usize, usize, usize)) -> Case {
-    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch: 4 }
+    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch: 4, frozen: &[] }
 }
 
 #[test]

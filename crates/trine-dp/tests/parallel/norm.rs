@@ -58,7 +58,14 @@ fn every_layout_counts_each_element_once() {
             for layout in LAYOUTS {
                 for divided in [Divided::None, Divided::All, Divided::Mixed] {
                     let degrees = degrees(layout.0, layout.1, layout.2);
-                    let case = Case { model: model.clone(), degrees, divided, numerics, batch: 12 };
+                    let case = Case {
+                        model: model.clone(),
+                        degrees,
+                        divided,
+                        numerics,
+                        batch: 12,
+                        frozen: &[],
+                    };
                     let norms = run(&case, |rank| measure(&rank));
                     for norm in &norms {
                         assert!((norm.norm() / total - 1.0).abs() < 1e-6, "{case:?}");
@@ -87,8 +94,14 @@ fn both_zero_stages_and_a_mixture_have_the_same_bits_in_fast_numerics() {
     for layout in LAYOUTS {
         let [whole, parts, mixed] = [Divided::None, Divided::All, Divided::Mixed].map(|divided| {
             let degrees = degrees(layout.0, layout.1, layout.2);
-            let case =
-                Case { model: model(), degrees, divided, numerics: Numerics::Fast, batch: 12 };
+            let case = Case {
+                model: model(),
+                degrees,
+                divided,
+                numerics: Numerics::Fast,
+                batch: 12,
+                frozen: &[],
+            };
             run(&case, |rank| measure(&rank).squared().to_bits())
         });
         assert_eq!((&whole, &whole), (&parts, &mixed), "{layout:?}");

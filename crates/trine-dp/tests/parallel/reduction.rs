@@ -22,7 +22,7 @@ fn case(
     (dp, pp, tp): (usize, usize, usize),
     batch: usize,
 ) -> Case {
-    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch }
+    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch, frozen: &[] }
 }
 
 #[test]

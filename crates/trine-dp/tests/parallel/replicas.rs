@@ -1,7 +1,7 @@
 //! Replicas that differ are found and named.
 
 use crate::support::{
-    Case, Divided, EMBEDDING, Rank, degrees, model, model_with_shared_heads, run, try_run,
+    Case, Divided, EMBEDDING, HEAD, Rank, degrees, model, model_with_shared_heads, run, try_run,
 };
 use trine_buffer::DType;
 use trine_dp::{DpError, check_replicas};
@@ -10,7 +10,7 @@ use trine_nn::{Numerics, ParamStore, initial_weights};
 use trine_spec::ModelSpec;
 
 fn case(model: ModelSpec, degrees: Degrees) -> Case {
-    Case { model, degrees, divided: Divided::All, numerics: Numerics::Fast, batch: 4 }
+    Case { model, degrees, divided: Divided::All, numerics: Numerics::Fast, batch: 4, frozen: &[] }
 }
 
 fn weights(rank: &Rank) -> ParamStore {
@@ -86,6 +86,41 @@ fn one_bit_on_one_rank_is_found_with_its_parameter_bucket_and_ranks() {
         }
     }
     assert_eq!(cases.len(), 4);
+}
+
+/// Copies on two stages that are never updated and never summed are compared all the same, and so are other frozen
+/// parameters.
+#[test]
+fn one_bit_of_what_is_frozen_is_found() {
+    let cases = [
+        ((1, 2, 1), EMBEDDING, 0, "tied[0,1]", "rank 1 holds"),
+        ((1, 2, 2), HEAD, 3, "tied[1,3]", "rank 1 holds"),
+        ((3, 1, 1), "block.0.mlp.up.weight", 1, "dp[0,1,2]", "ranks 0, 2 hold"),
+        ((1, 1, 2), "block.0.norm1.weight", 1, "tp[0,1]", "rank 0 holds"),
+    ];
+    for (layout, parameter, culprit, group, agree) in cases {
+        let frozen = &["embedding.*", "block.0.*"];
+        let case = Case { frozen, ..case(model(), degrees(layout.0, layout.1, layout.2)) };
+        run(&case, |rank| {
+            let param = rank.layout.find("block.1.mlp.up.weight").map(|at| &rank.layout.params[at]);
+            assert!(param.is_none_or(|param| rank.layout.buckets[param.bucket].trainable));
+            check(&rank, &weights(&rank)).unwrap();
+        });
+        let error = try_run(&case, |rank| {
+            let mut params = weights(&rank);
+            if rank.world.rank() == culprit {
+                let layout = params.layout();
+                let held = &layout.params[layout.find(parameter).unwrap()];
+                assert!(!layout.buckets[held.bucket].trainable, "{parameter}");
+                flip(&mut params, parameter);
+            }
+            check(&rank, &params)
+        });
+        let text = error.unwrap_err();
+        let names = [EMBEDDING, HEAD].contains(&parameter) || text.contains(parameter);
+        assert!(names && text.contains(group), "{parameter}: {text}");
+        assert!(text.contains(agree) && text.contains(&format!("rank {culprit} holds")), "{text}");
+    }
 }
 
 #[test]

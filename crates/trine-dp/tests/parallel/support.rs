@@ -10,7 +10,9 @@ use trine_dp::{GradNorm, GradSync, GradSyncOptions, own_ranges};
 use trine_kernels::{CpuOps, Team};
 use trine_mesh::{AxisSet, Coordinate, Degrees, Mesh, part};
 use trine_nn::{GradStore, Numerics, ParamId, Rows};
-use trine_spec::{LocalParam, ModelSpec, RankLayout, RankRequest, Shares, presets, split_layers};
+use trine_spec::{
+    LocalParam, ModelSpec, Pattern, RankLayout, RankRequest, Shares, presets, split_layers,
+};
 
 pub(crate) const EMBEDDING: &str = "embedding.token";
 pub(crate) const HEAD: &str = "head.output.weight";
@@ -48,7 +50,8 @@ pub(crate) enum Divided {
 
 impl Divided {
     fn edit(self, layout: &mut RankLayout) {
-        for (number, bucket) in layout.buckets.iter_mut().enumerate() {
+        let trained = layout.buckets.iter_mut().filter(|bucket| bucket.trainable);
+        for (number, bucket) in trained.enumerate() {
             let divided = match self {
                 Self::None => false,
                 Self::All => true,
@@ -67,6 +70,8 @@ pub(crate) struct Case {
     pub(crate) divided: Divided,
     pub(crate) numerics: Numerics,
     pub(crate) batch: usize,
+    /// Patterns of the parameters that are not trained.
+    pub(crate) frozen: &'static [&'static str],
 }
 
 impl Case {
@@ -94,7 +99,9 @@ impl Rank {
         let Degrees { dp, pp, tp, .. } = case.degrees;
         let mesh = Mesh::new(case.degrees, dp * pp * tp).unwrap();
         let at = mesh.coordinate(world.rank());
-        let parts = case.model.parts(tp).unwrap();
+        let mut parts = case.model.parts(tp).unwrap();
+        let patterns: Vec<Pattern> = case.frozen.iter().map(|text| Pattern::new(*text)).collect();
+        parts.freeze(&patterns).unwrap();
         let stages = split_layers(&parts, pp, None).unwrap();
         let mut layout = RankLayout::new(&RankRequest {
             degrees: case.degrees,

@@ -89,7 +89,7 @@ fn weights(ranks: Vec<Trained>) -> (Named, u64) {
 }
 
 fn case(numerics: Numerics, divided: Divided, (dp, pp, tp): (usize, usize, usize)) -> Case {
-    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch: 12 }
+    Case { model: model(), degrees: degrees(dp, pp, tp), divided, numerics, batch: 12, frozen: &[] }
 }
 
 #[test]

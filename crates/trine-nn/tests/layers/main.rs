@@ -6,6 +6,7 @@
 )]
 
 mod decode;
+mod frozen;
 mod gradients;
 mod memory;
 mod oracle;

@@ -83,7 +83,9 @@ impl Engine {
             weights.load(bucket, initial.slice(), &*ops)?;
             Ok(initial)
         })?;
-        let tied_peer = tied.clone();
+        // Copies that are frozen have no gradients to add.
+        let sums = layout.buckets.iter().any(|bucket| bucket.tied);
+        let tied_peer = tied.clone().filter(|_| sums);
         let options = GradSyncOptions { numerics, global_batch: config.global_batch, tied_peer };
         let names = plan.parts.names();
         Ok(Self {
