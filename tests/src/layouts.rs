@@ -36,7 +36,7 @@ impl Layout {
             schedule: self.schedule.into(),
             virtual_stages: self.virtual_stages,
             zero: self.zero,
-            recompute: self.recompute,
+            recompute: self.recompute.into(),
             sequence_parallel: self.sequence_parallel,
             ..serial.clone()
         }

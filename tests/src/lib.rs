@@ -25,7 +25,7 @@ use trine_models::{Builder, PieceLayer, zoo};
 use trine_nn::{NnError, Numerics};
 use trine_optim::{LrKind, LrSchedule, OptimizerConfig, Rates};
 use trine_schedule::ScheduleKind;
-use trine_spec::{LocalParam, ModelSpec, PieceParts};
+use trine_spec::{LocalParam, ModelSpec, PieceParts, Recompute};
 use trine_testkit::assemble::{Shards, Tensors, assemble};
 use trine_testkit::toy;
 use trine_trainer::RunPlan;
@@ -45,7 +45,7 @@ pub fn serial(model: ModelSpec) -> EngineConfig {
         times: None,
         numerics: Numerics::Fast,
         compute: DType::F32,
-        recompute: false,
+        recompute: Recompute::None,
         zero: ZeroStage::Zero0,
         global_batch: 12,
         micro_batch: 1,

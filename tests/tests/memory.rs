@@ -37,7 +37,7 @@ fn layouts() -> Vec<EngineConfig> {
                     all.push(EngineConfig {
                         degrees: Degrees { dp, pp, tp, ..Degrees::SERIAL },
                         compute,
-                        recompute,
+                        recompute: recompute.into(),
                         seq: 128,
                         global_batch: 8,
                         micro_batch: 2,

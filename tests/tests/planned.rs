@@ -10,6 +10,7 @@ use trine_plan::{
 use trine_schedule::ScheduleKind;
 use trine_spec::{BUCKET_ELEMENTS, Family, ModelSpec, Piece, presets};
 use trine_testkit::toy;
+use trine_tests::search::recompute;
 use trine_tests::{ADAMW, batch, serial};
 use trine_trainer::RunPlan;
 use trine_trainer::engine::{Engine, EngineConfig, ZeroStage};
@@ -137,8 +138,12 @@ fn unequal_tensor_ranks_hold_what_is_planned_for_each() {
             [(degrees(1, 1, 2), false), (degrees(2, 1, 3), true), (degrees(1, 2, 3), false)]
         {
             let sequence_parallel = true;
-            let config =
-                EngineConfig { degrees, recompute, sequence_parallel, ..run(spec.clone()) };
+            let config = EngineConfig {
+                degrees,
+                recompute: recompute.into(),
+                sequence_parallel,
+                ..run(spec.clone())
+            };
             let layout = layout_of(&config, ScheduleKind::OneFOneB, 1, Precision::Bf16);
             let mesh = Mesh::new(degrees, degrees.world()).unwrap();
             let ranks = memory(&config);
@@ -271,7 +276,7 @@ fn layouts() -> Vec<EngineConfig> {
                             degrees,
                             sequence_parallel,
                             compute,
-                            recompute,
+                            recompute: recompute.into(),
                             schedule: schedule.into(),
                             // Groups of as many micro-batches as ranks.
                             micro_batch: if virtual_stages == 1 { 2 } else { 1 },
@@ -307,30 +312,41 @@ fn the_peak_of_activations_is_predicted() {
     assert_eq!(cases, 2 * (2 * 2 * 3 + 2 * 3) * (1 + 4 + 8 + 8));
 }
 
-/// So few blocks that the embedding's backward pass, which gathers the rows of all ranks, is the peak of its stage.
+/// What is computed again, in blocks of all kinds.
 #[test]
-fn the_peak_of_activations_is_predicted_where_the_embedding_has_it() {
-    let (mut cases, mut worst) = (0, 0.0f64);
-    for heads in [3, 6] {
-        let narrow = ModelSpec { heads, kv_heads: heads, layers: 2, ffn: 192, ..toy::gpt() };
-        let model = ModelSpec { hidden: 96, head_dim: 16, seq_max: 60, ..narrow };
-        for degrees in [degrees(1, 2, 3), degrees(1, 1, 3), degrees(1, 2, 2)] {
-            for recompute in [false, true] {
-                let base = run(model.clone());
-                let config = EngineConfig { degrees, recompute, sequence_parallel: true, ..base };
-                for (rank, (planned, measured)) in memory(&config).into_iter().enumerate() {
-                    let held = measured.activations.unwrap();
-                    let off = planned.activations.unwrap() as f64 / held as f64 - 1.0;
-                    let said = format!("rank {rank}: {off}, {held} held in {config:?}");
-                    assert!(off.abs() <= PEAK_TOLERANCE, "{said}");
-                    worst = worst.max(off.abs());
-                    cases += 1;
+fn the_peak_of_activations_is_predicted_whatever_is_computed_again() {
+    let models = Family::ALL.iter().map(|family| toy::of(*family)).chain(toy::mixed());
+    let (mut cases, mut worst, mut wrong) = (0, 0.0f64, Vec::new());
+    let ways = recompute();
+    let layouts = [
+        (DType::F32, degrees(1, 1, 1), false),
+        (DType::Bf16, degrees(1, 1, 2), true),
+        (DType::Bf16, degrees(1, 2, 1), false),
+        (DType::F32, degrees(1, 1, 2), false),
+    ];
+    for (number, model) in models.enumerate() {
+        // Long enough that small buffers do not count.
+        let model = ModelSpec { hidden: 64, head_dim: 16, ffn: 192, seq_max: 64, ..model };
+        for (at, recompute) in ways.iter().enumerate() {
+            // Every way in every layout, over all models.
+            let (compute, degrees, sequence_parallel) = layouts[(number + at) % layouts.len()];
+            let recompute = recompute.clone();
+            let base = run(model.clone());
+            let config = EngineConfig { compute, degrees, sequence_parallel, recompute, ..base };
+            for (rank, (planned, measured)) in memory(&config).into_iter().enumerate() {
+                let held = measured.activations.unwrap();
+                let off = planned.activations.unwrap() as f64 / held as f64 - 1.0;
+                if off.abs() > PEAK_TOLERANCE {
+                    wrong.push(format!("rank {rank}: {off}, {held} held in {config:?}"));
                 }
+                worst = worst.max(off.abs());
+                cases += 1;
             }
         }
     }
     println!("at most {:.2} % off", 100.0 * worst);
-    assert_eq!(cases, 2 * 2 * (6 + 3 + 4));
+    assert!(wrong.is_empty(), "{} of {cases}: {}", wrong.len(), wrong.join("\n"));
+    assert!(cases > 150, "{cases}");
 }
 
 /// Blocks of all kinds, in layouts that share features, tokens and blocks out.
@@ -350,7 +366,13 @@ fn the_peak_of_activations_is_predicted_for_blocks_of_all_kinds() {
             (DType::Bf16, degrees(1, 2, 1), false, false),
         ] {
             let base = run(model.clone());
-            let config = EngineConfig { compute, degrees, sequence_parallel, recompute, ..base };
+            let config = EngineConfig {
+                compute,
+                degrees,
+                sequence_parallel,
+                recompute: recompute.into(),
+                ..base
+            };
             for (rank, (planned, measured)) in memory(&config).into_iter().enumerate() {
                 let held = measured.activations.unwrap();
                 let off = planned.activations.unwrap() as f64 / held as f64 - 1.0;

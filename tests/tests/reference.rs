@@ -131,7 +131,6 @@ impl Case {
             layout: engine.layout(),
             comm: SelfComm::new(),
             sequence_parallel: config.sequence_parallel,
-            recompute: false,
             numerics: config.numerics,
             compute: config.compute,
             seed: config.seed,

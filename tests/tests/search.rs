@@ -139,7 +139,7 @@ fn options_that_promise_bits_keep_them_in_fast_numerics() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 6);
+    assert_eq!(compared, 13);
 }
 
 #[test]

@@ -116,7 +116,7 @@ pub(crate) struct TaskArgs {
     /// Only this ZeRO stage, 0 to 3
     #[arg(long, value_name = "STAGE", value_parser = zero_stage, allow_negative_numbers = true)]
     pub(crate) zero: Option<u8>,
-    /// Only this recompute: none, selective or full
+    /// Only this recompute: none, selective, elementwise, half (of the blocks) or full
     #[arg(long, value_name = "WHAT")]
     pub(crate) recompute: Option<String>,
     /// Only with (true) or without (false) sequence parallelism

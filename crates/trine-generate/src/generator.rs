@@ -76,7 +76,6 @@ impl Generator {
             layout: &layout,
             comm: SelfComm::new(),
             sequence_parallel: false,
-            recompute: false,
             numerics: Numerics::Fast,
             compute: DType::F32,
             seed: 0, // of dropout masks, which are off

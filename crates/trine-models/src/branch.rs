@@ -1,14 +1,15 @@
 //! The branches of a transformer block, beside the residual stream.
 
+use crate::held::Held;
 use trine_buffer::Act;
 use trine_nn::{Activation, Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork};
 use trine_shard::{
     ColumnLinear, RowLinear, ShardedAttention, Split, Stream, StreamDropout, StreamNorm,
 };
+use trine_spec::{BranchTensor, Step};
 
-/// `x += dropout(norm(row(inner(columns(norm(x))))))`: the layers of a [`trine_spec::Branch`]. It enters and leaves one
-/// tensor-parallel region. The stream has the accumulator's type; a norm's output has the type of products. A block is
-/// a [`trine_nn::Stack`] of them, or has them [`SideBySide`].
+/// `dropout(norm(row(inner(columns(norm(x))))))`: the layers of a [`trine_spec::Branch`]. It enters and leaves one
+/// tensor-parallel region. The stream has the accumulator's type; a norm's output has the type of products.
 #[derive(Debug)]
 pub struct BranchLayer {
     /// Norm of the stream.
@@ -34,153 +35,186 @@ pub enum InnerLayer {
     Activation(Activation),
 }
 
-/// Branches that all read what enters, and are all added to it.
-#[derive(Debug)]
-pub struct SideBySide(pub Vec<BranchLayer>);
-
 impl BranchLayer {
-    /// What the branch adds to the stream `x`.
-    fn give(
+    /// Runs some steps one behind the other, and lets go of what is not in `kept` as soon as no step needs it.
+    pub(crate) fn run(
         &self,
+        steps: &[Step],
+        held: &mut Held,
+        kept: &[BranchTensor],
         w: &ParamStore,
-        x: &Stream,
         ctx: &Context<'_>,
-    ) -> Result<(Stream, Saved), NnError> {
-        let (read, before) = match &self.before {
-            Some(norm) => norm.forward(w, x, ctx)?,
-            None => (x.clone().to(ctx.compute, ctx)?, Saved::nothing()),
-        };
-        let (h, columns) = self.columns.forward(w, &read, ctx)?;
-        drop(read);
-        let (h, inner) = self.inner.forward(w, h, ctx)?;
-        let (y, row) = self.row.forward(w, h, ctx)?;
-        let (y, after) = match &self.after {
-            Some(norm) => norm.forward(w, &y, ctx)?,
-            None => (y, Saved::nothing()),
-        };
-        let saved = Saved::new([], [before, columns, inner, row, after]);
-        Ok((self.dropout.apply(y, ctx)?, saved))
+    ) -> Result<(), NnError> {
+        for step in steps {
+            self.step(*step, held, w, ctx)?;
+            let read = step.gives(self.after.is_some()).last();
+            held.keep(|kind| kept.contains(&kind) || read == Some(&kind));
+        }
+        Ok(())
     }
 
-    /// The gradient of what the columns read, and what the norm before them has saved, from the stream's gradient `dy`.
-    fn take(
+    fn step(
+        &self,
+        step: Step,
+        held: &mut Held,
+        w: &ParamStore,
+        ctx: &Context<'_>,
+    ) -> Result<(), NnError> {
+        match step {
+            Step::Read => {
+                let x = Stream::assume(held.get(BranchTensor::Entering)?.clone());
+                let read = match &self.before {
+                    Some(norm) => {
+                        let (read, stats) = norm.normalise(w, &x, ctx)?;
+                        held.put(BranchTensor::ReadStats, stats);
+                        read
+                    }
+                    None => x.to(ctx.compute, ctx)?,
+                };
+                held.put(BranchTensor::Read, read.into_inner());
+            }
+            Step::Columns => {
+                let read = Stream::assume(held.get(BranchTensor::Read)?.clone());
+                let h = self.columns.apply(w, &read, ctx)?;
+                drop(read);
+                self.inner.prepare(h, held, w, ctx)?;
+            }
+            Step::Inner => {
+                let h = Split::assume(held.get(BranchTensor::Columns)?.clone());
+                self.inner.apply(&h, held, ctx)?;
+            }
+            Step::Row => {
+                let given = Split::assume(held.get(BranchTensor::Given)?.clone());
+                let y = self.row.apply(w, &given, ctx)?;
+                let is_read = self.after.is_some();
+                let kind = if is_read { BranchTensor::Row } else { BranchTensor::Leaving };
+                held.put(kind, y.into_inner());
+            }
+            Step::After => {
+                if let Some(norm) = &self.after {
+                    let y = Stream::assume(held.get(BranchTensor::Row)?.clone());
+                    let (y, stats) = norm.normalise(w, &y, ctx)?;
+                    held.put(BranchTensor::RowStats, stats);
+                    held.put(BranchTensor::Leaving, y.into_inner());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what it gives to the stream.
+    pub(crate) fn add_to_stream(
+        &self,
+        x: Stream,
+        held: &mut Held,
+        ctx: &Context<'_>,
+    ) -> Result<Stream, NnError> {
+        let y = Stream::assume(held.take(BranchTensor::Leaving)?);
+        add(x, &self.dropout.apply(y, ctx)?, ctx)
+    }
+
+    /// The gradient of what the columns read, from the stream's gradient `dy`.
+    pub(crate) fn take(
         &self,
         w: &ParamStore,
-        saved: Saved,
+        held: &mut Held,
         dy: &Stream,
         ctx: &Context<'_>,
         grads: &mut GradStore,
-    ) -> Result<(Stream, Saved, WeightWork), NnError> {
-        let ([], [before, columns, inner, row, after]) = saved.take()?;
+    ) -> Result<(Stream, WeightWork), NnError> {
         let mut d = self.dropout.apply(dy.clone().to(ctx.compute, ctx)?, ctx)?;
         if let Some(norm) = &self.after {
-            d = norm.backward_input(w, after, d, None, ctx, grads)?.to(ctx.compute, ctx)?;
+            let saved = held.saved(&[BranchTensor::Row, BranchTensor::RowStats])?;
+            d = norm.backward_input(w, saved, d, None, ctx, grads)?.to(ctx.compute, ctx)?;
         }
-        let (split, mut work) = self.row.backward_input(w, row, &d, ctx, grads)?;
+        let given = Saved::new([held.get(BranchTensor::Given)?.clone()], []);
+        let (split, mut work) = self.row.backward_input(w, given, &d, ctx, grads)?;
         drop(d);
-        let split = self.inner.backward_input(w, inner, split, ctx, grads)?;
-        let (d, left) = self.columns.backward_input(w, columns, split, ctx, grads)?;
+        let split = self.inner.backward_input(w, held, split, ctx, grads)?;
+        let read = held.saved(&[BranchTensor::Read])?;
+        let (d, left) = self.columns.backward_input(w, read, split, ctx, grads)?;
         work.append(left);
-        Ok((d, before, work))
+        Ok((d, work))
     }
 
     /// Adds the gradient `d` of what the columns read to the stream's, through the norm before them.
-    fn add_to(
+    pub(crate) fn add_gradient(
         &self,
         w: &ParamStore,
-        (d, before): (Stream, Saved),
+        held: &mut Held,
+        d: Stream,
         dy: Stream,
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<Stream, NnError> {
-        match &self.before {
-            Some(norm) => norm.backward_input(w, before, d, Some(dy), ctx, grads),
-            None => add(dy, &d, ctx),
-        }
-    }
-}
-
-impl Layer for BranchLayer {
-    fn forward(&self, w: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
-        let x = Stream::assume(x);
-        let (y, saved) = self.give(w, &x, ctx)?;
-        Ok((add(x, &y, ctx)?.into_inner(), saved))
-    }
-
-    fn backward_input(
-        &self,
-        w: &ParamStore,
-        saved: Saved,
-        dy: Act,
-        ctx: &Context<'_>,
-        grads: &mut GradStore,
-    ) -> Result<(Act, WeightWork), NnError> {
-        let dy = Stream::assume(dy);
-        let (d, before, work) = self.take(w, saved, &dy, ctx, grads)?;
-        let dx = self.add_to(w, (d, before), dy, ctx, grads)?;
-        Ok((dx.into_inner(), work))
-    }
-}
-
-impl Layer for SideBySide {
-    fn forward(&self, w: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
-        let x = Stream::assume(x);
-        let (mut sum, mut all) = (x.clone(), Vec::new());
-        for branch in &self.0 {
-            let (y, saved) = branch.give(w, &x, ctx)?;
-            sum = add(sum, &y, ctx)?;
-            all.push(saved);
-        }
-        Ok((sum.into_inner(), Saved::new([], all)))
-    }
-
-    fn backward_input(
-        &self,
-        w: &ParamStore,
-        saved: Saved,
-        dy: Act,
-        ctx: &Context<'_>,
-        grads: &mut GradStore,
-    ) -> Result<(Act, WeightWork), NnError> {
-        let all = saved.into_children_of(self.0.len())?;
-        let dy = Stream::assume(dy);
-        let (mut dx, mut work) = (dy.clone(), WeightWork::nothing());
-        for (branch, saved) in self.0.iter().zip(all).rev() {
-            let (d, before, left) = branch.take(w, saved, &dy, ctx, grads)?;
-            dx = branch.add_to(w, (d, before), dx, ctx, grads)?;
-            work.append(left);
-        }
-        Ok((dx.into_inner(), work))
+        let Some(norm) = &self.before else { return add(dy, &d, ctx) };
+        let saved = held.saved(&[BranchTensor::Entering, BranchTensor::ReadStats])?;
+        norm.backward_input(w, saved, d, Some(dy), ctx, grads)
     }
 }
 
 impl InnerLayer {
-    fn forward(
+    /// What it reads, from what the columns give.
+    fn prepare(
         &self,
+        h: Split,
+        held: &mut Held,
         w: &ParamStore,
-        x: Split,
         ctx: &Context<'_>,
-    ) -> Result<(Split, Saved), NnError> {
-        match self {
-            Self::Attention(attention) => attention.forward(w, x, ctx),
-            Self::Activation(activation) => {
-                let (y, saved) = activation.forward(w, x.into_inner(), ctx)?;
-                Ok((Split::assume(y), saved))
+    ) -> Result<(), NnError> {
+        let h = match self {
+            Self::Attention(attention) => {
+                let (qkv, normed) = attention.prepare(w, h, ctx)?;
+                if let Some([input, stats]) = normed {
+                    held.put(BranchTensor::QkInput, input);
+                    held.put(BranchTensor::QkStats, stats);
+                }
+                qkv
             }
-        }
+            Self::Activation(_) => h,
+        };
+        held.put(BranchTensor::Columns, h.into_inner());
+        Ok(())
+    }
+
+    fn apply(&self, h: &Split, held: &mut Held, ctx: &Context<'_>) -> Result<(), NnError> {
+        let given = match self {
+            Self::Attention(attention) => {
+                let (given, log_sum) = attention.attend(h, ctx)?;
+                held.put(BranchTensor::LogSum, log_sum);
+                given.into_inner()
+            }
+            Self::Activation(activation) => Act::new(activation.apply(h, ctx)?),
+        };
+        held.put(BranchTensor::Given, given);
+        Ok(())
     }
 
     fn backward_input(
         &self,
         w: &ParamStore,
-        saved: Saved,
+        held: &mut Held,
         dy: Split,
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<Split, NnError> {
+        let columns = held.take(BranchTensor::Columns)?;
         match self {
-            Self::Attention(attention) => attention.backward_input(w, saved, dy, ctx, grads),
+            Self::Attention(attention) => {
+                let normed = match held.has(BranchTensor::QkInput) {
+                    true => {
+                        Some([held.take(BranchTensor::QkInput)?, held.take(BranchTensor::QkStats)?])
+                    }
+                    false => None,
+                };
+                let core =
+                    [columns, held.take(BranchTensor::Given)?, held.take(BranchTensor::LogSum)?];
+                let saved = ShardedAttention::saved(normed, core);
+                attention.backward_input(w, saved, dy, ctx, grads)
+            }
             Self::Activation(activation) => {
+                drop(held.take(BranchTensor::Given)?);
+                let saved = Saved::new([columns], []);
                 let (d, _) = activation.backward_input(w, saved, dy.into_inner(), ctx, grads)?;
                 Ok(Split::assume(d))
             }

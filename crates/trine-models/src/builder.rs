@@ -1,13 +1,12 @@
 //! Builds layers from a model's spec: parameters are looked up by name.
 
-use crate::{BranchLayer, InnerLayer, RankParts, SideBySide};
+use crate::{BlockLayer, BranchLayer, InnerLayer, RankParts};
 use std::collections::BTreeSet;
 use trine_buffer::{Act, DType};
 use trine_comm::Name;
 use trine_kernels::{Function, rope_table};
 use trine_nn::{
-    AttentionCore, AttentionShape, Dropout, Layer, NnError, NormLayer, Numerics, ParamId, Rotary,
-    Stack,
+    AttentionCore, AttentionShape, Dropout, NnError, NormLayer, Numerics, ParamId, Rotary,
 };
 use trine_shard::{
     ColumnLinear, QkNorm as Norms, QkNormKind, RowLinear, Section, ShardedAttention, StreamDropout,
@@ -78,13 +77,9 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// A parameter that this rank does not hold, or a failed collective.
-    pub fn block(&self, index: usize, block: &Block) -> Result<Box<dyn Layer>, NnError> {
+    pub fn block(&self, index: usize, block: &Block) -> Result<BlockLayer, NnError> {
         let branches = block.branches.iter().map(|branch| self.branch(index, branch));
-        if block.parallel {
-            return Ok(Box::new(SideBySide(branches.collect::<Result<_, _>>()?)));
-        }
-        let layer = |branch| -> Result<Box<dyn Layer>, NnError> { Ok(Box::new(branch?)) };
-        Ok(Box::new(Stack(branches.map(layer).collect::<Result<_, _>>()?)))
+        Ok(BlockLayer::new(block, branches.collect::<Result<_, _>>()?))
     }
 
     /// The layers of a branch of block `index`. A collective call where ranks share KV heads.

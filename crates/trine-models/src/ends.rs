@@ -4,6 +4,7 @@ use crate::LossLayer;
 use trine_buffer::{Act, Buf};
 use trine_nn::{Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork};
 use trine_shard::{Stream, StreamDropout, StreamNorm, VocabEmbedding, VocabHead};
+use trine_spec::HeadTensor;
 
 /// Token ids to the residual stream.
 #[derive(Debug)]
@@ -47,6 +48,38 @@ pub struct Head {
     pub norm: StreamNorm,
     /// Output layer and loss.
     pub output: VocabHead,
+    /// What is not kept for the backward pass, but computed again.
+    pub dropped: Vec<HeadTensor>,
+}
+
+impl Head {
+    /// Statistics, what the output layer reads and its logits' gradient; those that are dropped are computed again from
+    /// `x`.
+    fn bring_back(
+        &self,
+        kept: [Option<Act>; 3],
+        x: &Stream,
+        w: &ParamStore,
+        ctx: &Context<'_>,
+    ) -> Result<[Act; 3], NnError> {
+        let [stats, input, logits] = kept;
+        let (stats, input) = match (stats, input) {
+            (Some(stats), Some(input)) => (stats, input),
+            (stats, input) => {
+                let (h, again) = self.norm.normalise(w, x, ctx)?;
+                (stats.unwrap_or(again), input.unwrap_or_else(|| h.into_inner()))
+            }
+        };
+        let logits = match logits {
+            Some(logits) => logits,
+            None => {
+                let (_, again) = self.output.forward(w, &Stream::assume(input.clone()), ctx)?;
+                let ([_, logits], []) = again.take()?;
+                logits
+            }
+        };
+        Ok([stats, input, logits])
+    }
 }
 
 impl LossLayer for Head {
@@ -58,9 +91,17 @@ impl LossLayer for Head {
 
 impl Layer for Head {
     fn forward(&self, w: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
-        let (h, norm) = self.norm.forward(w, &Stream::assume(x), ctx)?;
+        let x = Stream::assume(x);
+        let (h, stats) = self.norm.normalise(w, &x, ctx)?;
         let (loss, output) = self.output.forward(w, &h, ctx)?;
-        Ok((Act::new(loss), Saved::new([], [norm, output])))
+        if !ctx.training() {
+            return Ok((Act::new(loss), Saved::nothing()));
+        }
+        let ([input, logits], []) = output.take()?;
+        let all = HeadTensor::ALL.into_iter().zip([stats, input, logits]);
+        let kept = all.filter(|(kind, _)| !self.dropped.contains(kind)).map(|(_, act)| act);
+        let kept: Vec<Act> = [x.into_inner()].into_iter().chain(kept).collect();
+        Ok((Act::new(loss), Saved::new(kept, [])))
     }
 
     /// The loss is the end of the model, so the gradient handed in is not looked at: the scale of
@@ -73,8 +114,15 @@ impl Layer for Head {
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
-        let ([], [norm, output]) = saved.take()?;
+        let keeps = |kind: HeadTensor| !self.dropped.contains(&kind);
+        let count = 1 + HeadTensor::ALL.into_iter().filter(|kind| keeps(*kind)).count();
+        let mut acts = saved.into_acts_of(count)?.into_iter();
+        let x = Stream::assume(acts.next().expect("invariant: one at least"));
+        let kept = HeadTensor::ALL.map(|kind| keeps(kind).then(|| acts.next()).flatten());
+        let [stats, input, logits] = self.bring_back(kept, &x, w, ctx)?;
+        let output = Saved::new([input, logits], []);
         let (dh, work) = self.output.backward_input(w, output, ctx, grads)?;
+        let norm = Saved::new([x.into_inner(), stats], []);
         let dx = self.norm.backward_input(w, norm, dh, None, ctx, grads)?;
         Ok((dx.into_inner(), work))
     }

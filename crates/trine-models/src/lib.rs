@@ -21,20 +21,23 @@
 //! let layout = RankLayout::new(&RankRequest::serial(&model, &whole))?;
 //! let stages = StageModel::of_rank(&RankParts {
 //!     model: &model, layout: &layout, comm: trine_comm::SelfComm::new(),
-//!     sequence_parallel: false, recompute: false,
+//!     sequence_parallel: false,
 //!     numerics: Default::default(), compute: trine_buffer::DType::F32, seed: 1,
 //! }, &zoo)?;
 //! assert_eq!((stages.len(), stages[0].pieces().len()), (1, 4));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod block;
 mod branch;
 mod builder;
 mod ends;
+mod held;
 mod stage;
 mod zoo;
 
-pub use branch::{BranchLayer, InnerLayer, SideBySide};
+pub use block::BlockLayer;
+pub use branch::{BranchLayer, InnerLayer};
 pub use builder::Builder;
 pub use ends::{Embedding, Head};
 pub use stage::{RankParts, StageModel};

@@ -23,8 +23,6 @@ pub struct RankParts<'a> {
     pub comm: Arc<dyn Communicator>,
     /// Split the residual stream by rows over them.
     pub sequence_parallel: bool,
-    /// Keep each block's input only, and run its forward pass again in backward.
-    pub recompute: bool,
     /// How sums are ordered.
     pub numerics: Numerics,
     /// Type of weights and activations.
@@ -93,7 +91,7 @@ impl StageModel {
             let layer = build(builder, part)?;
             layer.check(piece)?;
             let layer = match (layer, piece) {
-                (PieceLayer::Inner(layer), Piece::Block(_)) if parts.recompute => {
+                (PieceLayer::Inner(layer), _) if part.runs_again() => {
                     PieceLayer::Inner(Box::new(Recompute(layer)))
                 }
                 (layer, _) => layer,

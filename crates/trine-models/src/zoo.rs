@@ -45,10 +45,13 @@ pub fn zoo(b: &Builder<'_>, part: &PieceParts) -> Result<PieceLayer, NnError> {
             let dropout = b.dropout("embedding", b.model.dropout.embedding);
             PieceLayer::Inner(Box::new(Embedding { tables: b.embedding()?, dropout }))
         }
-        (Body::Block(block), Piece::Block(index)) => PieceLayer::Inner(b.block(index, block)?),
-        (Body::Head(norm), _) => {
-            let norm = b.norm("head.norm", *norm, Name::new("head.norm"))?;
-            PieceLayer::Head(Box::new(Head { norm, output: b.output()? }))
+        (Body::Block(block), Piece::Block(index)) => {
+            PieceLayer::Inner(Box::new(b.block(index, block)?))
+        }
+        (Body::Head(head), _) => {
+            let norm = b.norm("head.norm", head.norm, Name::new("head.norm"))?;
+            let (output, dropped) = (b.output()?, head.dropped.clone());
+            PieceLayer::Head(Box::new(Head { norm, output, dropped }))
         }
         (Body::Block(_) | Body::Own(_), piece) => {
             let kind = part.own_name().unwrap_or("block").into();

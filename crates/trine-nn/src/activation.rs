@@ -1,7 +1,7 @@
 //! Element-wise activations of the MLP.
 
 use crate::{Context, GradStore, Layer, NnError, ParamStore, Saved, WeightWork, check_len};
-use trine_buffer::Act;
+use trine_buffer::{Act, Buf};
 use trine_kernels::{Function, GateUpMut, MatMut, MatRef};
 
 /// The MLP's activation: `f(x)` of `[rows, cols]`, or as a gate (2002.05202) `f(gate) · up` of
@@ -23,10 +23,12 @@ impl Activation {
     fn inputs(self) -> usize {
         if self.gated { 2 * self.cols } else { self.cols }
     }
-}
 
-impl Layer for Activation {
-    fn forward(&self, _: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
+    /// The function of each element of `x`.
+    ///
+    /// # Errors
+    /// A wrong shape.
+    pub fn apply(self, x: &Buf, ctx: &Context<'_>) -> Result<Buf, NnError> {
         let (inputs, cols) = (self.inputs(), self.cols);
         let rows = ctx.rows.tokens();
         check_len("activation", "input", x.len(), rows * inputs)?;
@@ -39,6 +41,13 @@ impl Layer for Activation {
         } else {
             ctx.ops.activation(self.function, y.slice_mut(), x.slice())?;
         }
+        Ok(y)
+    }
+}
+
+impl Layer for Activation {
+    fn forward(&self, _: &ParamStore, x: Act, ctx: &Context<'_>) -> Result<(Act, Saved), NnError> {
+        let y = self.apply(&x, ctx)?;
         let saved = if ctx.training() { Saved::new([x], []) } else { Saved::nothing() };
         Ok((Act::new(y), saved))
     }

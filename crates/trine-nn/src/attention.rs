@@ -109,16 +109,32 @@ impl AttentionCore {
         Ok(ctx.ops.rope(shape, inverse, heads, table.slice())?)
     }
 
-    /// The input with queries and keys turned by their positions.
-    fn turned(&self, qkv: Act, ctx: &Context<'_>) -> Result<Buf, NnError> {
+    /// The input with queries and keys turned by their positions: what [`AttentionCore::attend`] and
+    /// [`AttentionCore::decode`] read, and the backward pass too.
+    ///
+    /// # Errors
+    /// A wrong shape.
+    pub fn turn(&self, qkv: Act, ctx: &Context<'_>) -> Result<Buf, NnError> {
         check_len("attention", "input", qkv.len(), ctx.rows.tokens() * self.shape.qkv_cols())?;
         let mut qkv = qkv.into_buf(ctx.pool)?;
         self.rotate(&mut qkv, false, ctx)?;
         Ok(qkv)
     }
 
+    /// The output of each query of whole sequences, `[tokens, q]`, and the logarithm of its sum of exponentials,
+    /// `[tokens, heads]`, from queries and keys that are turned.
+    ///
+    /// # Errors
+    /// A wrong shape, or a cache in the context: taking part without a place in it would forget everything before.
+    pub fn attend(&self, qkv: &Buf, ctx: &Context<'_>) -> Result<(Buf, Buf), NnError> {
+        if ctx.decode.is_some() {
+            return Err(NnError::Missing { layer: "attention", what: "its place in the cache" });
+        }
+        self.outputs(self.qkv(qkv, ctx)?, ctx.rows.seq, ctx)
+    }
+
     /// The output of each query, and the logarithm of its sum of exponentials.
-    fn attend(&self, qkv: Qkv<'_>, keys: usize, ctx: &Context<'_>) -> Result<(Buf, Buf), NnError> {
+    fn outputs(&self, qkv: Qkv<'_>, keys: usize, ctx: &Context<'_>) -> Result<(Buf, Buf), NnError> {
         let (shape, rows) = (self.shape, ctx.rows.tokens());
         let mut o = ctx.alloc(rows, shape.q_cols())?;
         let mut log_sum = ctx.alloc_sums(rows * shape.heads)?;
@@ -133,13 +149,18 @@ impl AttentionCore {
         Ok((o, log_sum))
     }
 
-    /// The forward pass of tokens that continue the sequence in the context's cache, where this is
-    /// attention layer `layer`. Their rows have the bits of a pass over the whole sequence.
+    /// [`AttentionCore::attend`] for tokens that continue the sequence in the context's cache, where this is attention
+    /// layer `layer`. Their rows have the bits of a pass over the whole sequence.
     ///
     /// # Errors
     /// A wrong shape, several sequences, a training pass, or a cache that is missing, full or of
     /// another model.
-    pub fn decode(&self, qkv: Act, layer: usize, ctx: &Context<'_>) -> Result<Act, NnError> {
+    pub fn decode(
+        &self,
+        qkv: &Buf,
+        layer: usize,
+        ctx: &Context<'_>,
+    ) -> Result<(Buf, Buf), NnError> {
         let cache = ctx
             .decode
             .ok_or(NnError::Missing { layer: "attention", what: "a cache in its context" })?;
@@ -148,11 +169,10 @@ impl AttentionCore {
             return Err(NnError::Missing { layer: "a cache", what: "Mode::Eval" });
         }
         let (q_cols, qkv_cols) = (self.shape.q_cols(), self.shape.qkv_cols());
-        let qkv = self.turned(qkv, ctx)?;
         let all = MatRef::new(qkv.slice(), ctx.rows.tokens(), qkv_cols);
         let cached = cache.extend(layer, all.columns(q_cols..qkv_cols)?, ctx.ops)?;
         let qkv = cached.with_queries(all.columns(0..q_cols)?)?;
-        Ok(Act::new(self.attend(qkv, cached.keys(), ctx)?.0))
+        self.outputs(qkv, cached.keys(), ctx)
     }
 
     /// The gradient of the queries, keys and values as attention sees them: after the rotation. Ranks
@@ -200,12 +220,8 @@ impl Layer for AttentionCore {
         qkv: Act,
         ctx: &Context<'_>,
     ) -> Result<(Act, Saved), NnError> {
-        if ctx.decode.is_some() {
-            // Taking part without a place in the cache would forget everything before.
-            return Err(NnError::Missing { layer: "attention", what: "its place in the cache" });
-        }
-        let qkv = self.turned(qkv, ctx)?;
-        let (o, log_sum) = self.attend(self.qkv(&qkv, ctx)?, ctx.rows.seq, ctx)?;
+        let qkv = self.turn(qkv, ctx)?;
+        let (o, log_sum) = self.attend(&qkv, ctx)?;
         let o = Act::new(o);
         if !ctx.training() {
             return Ok((o, Saved::nothing()));

@@ -37,6 +37,18 @@ impl Saved {
         Ok((acts, children))
     }
 
+    /// The activations, `count` of them, where there are no inner states.
+    ///
+    /// # Errors
+    /// Another number of them, or inner states beside them.
+    pub fn into_acts_of(self, count: usize) -> Result<Vec<Act>, NnError> {
+        let held = (self.acts.len(), self.children.len());
+        if held != (count, 0) {
+            return Err(NnError::Saved { held, expected: (count, 0) });
+        }
+        Ok(self.acts)
+    }
+
     /// The inner states of `count` layers.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The most activation bytes of one rank of a trine run: what each action of its schedule keeps and frees, added up.
 //! What a piece's passes hold, [`ModelParts::passes`] says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use trine_schedule::{Action, Compute, Message, Schedule};
 use trine_spec::{Bucket, ModelParts, Pass, PassShape, Passes, Piece, RankLayout};
 
@@ -26,8 +26,11 @@ pub struct ActivationRequest<'a> {
 /// longer than here.
 pub fn activation_peak(request: &ActivationRequest<'_>) -> usize {
     let ActivationRequest { model, shape, .. } = request;
+    let held: HashSet<Piece> =
+        request.layout.buckets.iter().flat_map(|bucket| &bucket.pieces).copied().collect();
+    let parts = model.pieces.iter().filter(|part| held.contains(&part.piece));
     let passes: HashMap<Piece, Passes> =
-        model.pieces.iter().map(|part| (part.piece, model.passes(part, shape))).collect();
+        parts.map(|part| (part.piece, model.passes(part, shape))).collect();
     let stream = model.stream_bytes(shape);
     let mut memory = Held::default();
     for action in &request.schedule.actions[request.rank] {

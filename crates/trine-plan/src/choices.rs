@@ -103,7 +103,7 @@ pub(crate) fn for_each_layout(
                     precision: request.precision,
                 };
                 if base.check(planner.model).is_ok() {
-                    with_options(request, base, &mut each)?;
+                    with_options(planner, request, base, &mut each)?;
                 }
             }
         }
@@ -111,8 +111,19 @@ pub(crate) fn for_each_layout(
     ControlFlow::Continue(())
 }
 
+/// What is computed again, as most software offers it.
+const USUAL: [Recompute; 3] = [Recompute::None, Recompute::Selective, Recompute::Full { every: 1 }];
+/// What trine itself tries ([`trine_spec::Recompute::ladder`]).
+const LADDER: [Recompute; 4] = [
+    Recompute::None,
+    Recompute::ELEMENTWISE,
+    Recompute::Full { every: 2 },
+    Recompute::Full { every: 1 },
+];
+
 /// ZeRO, recompute and sequence parallelism: nothing about these can be invalid.
 fn with_options(
+    planner: &Planner<'_>,
     request: &Request,
     base: Layout,
     each: &mut impl FnMut(&Layout) -> ControlFlow<()>,
@@ -125,8 +136,9 @@ fn with_options(
         if !zero.map_or(sensible, |zero| zero == stage) {
             continue;
         }
-        let usual = [Recompute::None, Recompute::Selective, Recompute::Full { every: 1 }];
-        for &again in recompute.as_ref().map_or(&usual[..], std::slice::from_ref) {
+        let is_trine = runnable || planner.stack.replays_steps;
+        let usual = if is_trine { &LADDER[..] } else { &USUAL[..] };
+        for &again in recompute.as_ref().map_or(usual, std::slice::from_ref) {
             let splits: &[bool] = if base.degrees.tp > 1 { &[false, true] } else { &[false] };
             let kept = |split: &bool| sequence_parallel.is_none_or(|fixed| fixed == *split);
             for sequence_parallel in splits.iter().copied().filter(kept) {

@@ -1,5 +1,6 @@
 //! Floating-point operations of a step, by convention.
 
+use crate::again::Again;
 use crate::{Layout, Model, Recompute};
 
 /// How attention's operations are counted.
@@ -21,7 +22,8 @@ pub struct Flops {
 }
 
 /// Counts a step: per token and forward 2L(2hq + 2hq·g/a + (2 or 3) hf) + 4Lsq + 2hV; three times that for the model;
-/// the blocks four times with recompute of whole blocks, attention four times with selective recompute.
+/// the blocks four times with recompute of whole blocks, attention four times with selective recompute. Of tensors by
+/// name, the products that make them count again.
 pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
     let spec = &model.spec;
     let (h, f) = (spec.hidden as f64, spec.ffn as f64);
@@ -37,6 +39,12 @@ pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
         Recompute::None => 0.0,
         Recompute::Selective => attention,
         Recompute::SelectiveOps => 2.0 * layers * (h * kv + q * h + h * f),
+        Recompute::Tensors(list) => {
+            let Again { columns, inner, rows, .. } = model.again(list);
+            let of_attention = columns[0] * h * (q + 2.0 * kv) + rows[0] * q * h;
+            let of_mlp = columns[1] * h * f * (1.0 + spec.gates()) + rows[1] * f * h;
+            2.0 * layers * (of_attention + of_mlp) + inner[0] * attention
+        }
         Recompute::Full { .. } => {
             (products + attention) * layout.recompute.whole_blocks(layers) / layers
         }

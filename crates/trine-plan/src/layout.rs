@@ -1,36 +1,11 @@
 //! How a model is laid out over devices: what a plan varies.
 
 use crate::model::Ends;
+use crate::recompute::{List, Recompute};
 use crate::{Model, PlanError, Precision};
 use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_schedule::{Purpose, Schedule, ScheduleError, ScheduleKind, Shape};
 use trine_spec::Shares;
-
-/// What the backward pass computes again instead of keeping it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Recompute {
-    /// Everything is kept.
-    None,
-    /// The attention core alone (Korthikanti et al., 2205.05198).
-    Selective,
-    /// Every second matrix product and all element-wise operations (torchtitan's per-operator checkpoints).
-    SelectiveOps,
-    /// Whole blocks: every `every`-th block of a stage keeps its input alone, the others everything.
-    Full {
-        /// 1: every block; 2: every second one; and so on.
-        every: usize,
-    },
-}
-
-impl Recompute {
-    /// How many of a stage's blocks are computed again as a whole.
-    pub fn whole_blocks(self, blocks: f64) -> f64 {
-        match self {
-            Self::Full { every } => (blocks / every as f64).ceil(),
-            _ => 0.0,
-        }
-    }
-}
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
@@ -206,6 +181,12 @@ impl Layout {
         if matches!(self.recompute, Recompute::Full { every: 0 }) {
             let rule = "every block or fewer are computed again: must be at least 1".into();
             return bad("recompute every", &0, rule, "1".into());
+        }
+        if let Recompute::Tensors(List(list)) = self.recompute
+            && !model.has_list(List(list))
+        {
+            let rule = "must be a list of tensors of this model".into();
+            return bad("recompute list", &list, rule, "0".into());
         }
         Ok(())
     }

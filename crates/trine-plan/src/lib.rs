@@ -41,6 +41,7 @@
 //! ```
 
 mod activations;
+mod again;
 pub mod calibrate;
 mod choices;
 pub mod cluster;
@@ -59,6 +60,7 @@ mod model;
 mod pipeline;
 mod plot;
 pub mod published;
+mod recompute;
 pub mod report;
 mod runnable;
 mod scaling;
@@ -78,11 +80,12 @@ pub use draw::memory_svg;
 pub use error::PlanError;
 pub use flops::{Convention, Flops, flops};
 pub use impossible::{Impossible, Limit};
-pub use layout::{Attention, Layout, Recompute};
+pub use layout::{Attention, Layout};
 pub use memory::Memory;
 pub use model::{Ends, Model};
 pub use pipeline::{StageTime, blocks_of};
 pub use plot::{evaluation_svg, scaling_svg};
+pub use recompute::{List, Recompute};
 pub use runnable::runs_schedule;
 pub use scaling::{Scaling, ScalingPoint, scale};
 pub use search::{Found, SearchError, default_global_batch, explain_lead, items, rank, search};

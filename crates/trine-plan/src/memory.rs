@@ -218,7 +218,10 @@ impl Planner<'_> {
         }
         let stream = self.stack.stream_bytes(layout.precision);
         let BlockWork { branches, norms, .. } = self.model.work;
-        let saved = self.model.saved(layout.degrees.tp);
+        let saved = match recompute {
+            Recompute::Tensors(list) => self.model.kept(list, layout.degrees.tp),
+            _ => self.model.saved(layout.degrees.tp),
+        };
         let mut bytes = 0.0;
         for (elements, each) in
             [(saved.compute, compute), (saved.sums, 4.0), (saved.stream, stream)]
@@ -283,8 +286,14 @@ impl Planner<'_> {
             Recompute::None => 0.0,
             Recompute::Selective if layout.attention.stores_scores() => self.score_bytes(layout),
             Recompute::Selective => 0.0,
-            Recompute::SelectiveOps => self.block_saved_bytes(layout, Recompute::None),
-            Recompute::Full { .. } => self.block_saved_bytes(layout, Recompute::None),
+            Recompute::SelectiveOps | Recompute::Full { .. } => {
+                self.block_saved_bytes(layout, Recompute::None)
+            }
+            // What is dropped comes beside what is kept.
+            Recompute::Tensors(_) => {
+                self.block_saved_bytes(layout, Recompute::None)
+                    - self.block_saved_bytes(layout, layout.recompute)
+            }
         };
         let logits = if has_head {
             let parts = if self.stack.logits_whole { 1.0 } else { tp.vocab };

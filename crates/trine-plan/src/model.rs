@@ -1,9 +1,11 @@
 //! A model as the planner needs it: sums over [`ModelSpec`], taken once.
 
 use crate::PlanError;
-use std::ops::Add;
+use crate::again::Again;
+use crate::recompute::{List, Recompute};
+use std::ops::{Add, Mul};
 use trine_spec::{
-    Block, Branch, Inner, Kept, ModelSpec, ParamSpec, Piece, PieceSizes, QkNorm, Split,
+    Block, Branch, Inner, Kept, ModelSpec, ParamSpec, Piece, PieceSizes, QkNorm, SavedTensor, Split,
 };
 
 /// Numbers of a piece, or what a rank needs for them: those that every rank has, and those that tensor parallelism
@@ -37,11 +39,19 @@ impl Elements {
         self.replicated + split + self.tokens / sequence
     }
 
-    fn over(self, count: f64) -> Self {
+    fn each(self, of: impl Fn(f64) -> f64) -> Self {
         let Self { replicated, heads, inner, vocab, tokens } = self;
         let [replicated, heads, inner, vocab, tokens] =
-            [replicated, heads, inner, vocab, tokens].map(|number| number / count);
+            [replicated, heads, inner, vocab, tokens].map(of);
         Self { replicated, heads, inner, vocab, tokens }
+    }
+}
+
+impl Mul<f64> for Elements {
+    type Output = Self;
+
+    fn mul(self, share: f64) -> Self {
+        self.each(|number| number * share)
     }
 }
 
@@ -75,17 +85,8 @@ pub(crate) struct BlockWork {
 }
 
 impl BlockWork {
-    fn mean(blocks: &[Block]) -> Self {
-        let all: Vec<Self> =
-            blocks.iter().flat_map(|block| &block.branches).map(Self::of).collect();
-        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / blocks.len() as f64;
-        Self {
-            branches: mean(|work| work.branches),
-            norms: mean(|work| work.norms),
-            qk_norms: mean(|work| work.qk_norms),
-            qk_features: mean(|work| work.qk_features),
-            qk_sums: mean(|work| work.qk_sums),
-        }
+    fn of_block(block: &Block) -> Self {
+        block.branches.iter().map(Self::of).fold(Self::default(), Add::add)
     }
 
     fn of(branch: &Branch) -> Self {
@@ -103,6 +104,34 @@ impl BlockWork {
     }
 }
 
+impl Add for BlockWork {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            branches: self.branches + other.branches,
+            norms: self.norms + other.norms,
+            qk_norms: self.qk_norms + other.qk_norms,
+            qk_features: self.qk_features + other.qk_features,
+            qk_sums: self.qk_sums + other.qk_sums,
+        }
+    }
+}
+
+impl Mul<f64> for BlockWork {
+    type Output = Self;
+
+    fn mul(self, share: f64) -> Self {
+        Self {
+            branches: self.branches * share,
+            norms: self.norms * share,
+            qk_norms: self.qk_norms * share,
+            qk_features: self.qk_features * share,
+            qk_sums: self.qk_sums * share,
+        }
+    }
+}
+
 /// What a block saves for each token, by the type that it is kept in.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Saved {
@@ -115,10 +144,61 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    /// On average over some blocks, where `tp` ranks share them.
-    fn mean(blocks: &[Block], hidden: usize, tp: usize) -> Self {
-        let of = |kept| mean(blocks.iter().map(|block| saved(block, hidden, tp, kept)));
+    /// On average over the blocks, of the tensors that `of_block` gives for each branch.
+    fn mean(blocks: &Kinds, of_block: impl Fn(&Block) -> Vec<Vec<SavedTensor>>) -> Self {
+        let of = |kept| blocks.mean(|block| saved(block, &of_block(block), kept));
         Self { compute: of(Kept::Compute), sums: of(Kept::Sums), stream: of(Kept::Stream) }
+    }
+}
+
+/// What the blocks of a model drop.
+#[derive(Debug, Clone, PartialEq)]
+struct Dropping {
+    what: trine_spec::Recompute,
+    /// What a block keeps alone, and where several ranks share it.
+    kept: [Saved; 2],
+    again: Again,
+}
+
+impl Dropping {
+    fn new(blocks: &Kinds, hidden: usize, what: &trine_spec::Recompute) -> Self {
+        let mut blocks = blocks.clone();
+        for (index, (block, _)) in blocks.0.iter_mut().enumerate() {
+            block.recompute(index, what);
+        }
+        let kept = |tp| {
+            Saved::mean(&blocks, |block| {
+                let replays = block.replays();
+                let numbered = replays.iter().enumerate();
+                numbered.map(|(at, replay)| block.kept_by(at, replay, hidden, tp)).collect()
+            })
+        };
+        Self { what: what.clone(), kept: [1, 2].map(kept), again: blocks.mean(Again::of_block) }
+    }
+}
+
+/// The kinds of blocks that a model has, each with its share of them.
+#[derive(Debug, Clone, PartialEq)]
+struct Kinds(Vec<(Block, f64)>);
+
+impl Kinds {
+    fn new(spec: &ModelSpec) -> Self {
+        let mut counted: Vec<(Block, usize)> = Vec::new();
+        for block in (0..spec.layers).map(|block| spec.block(block)) {
+            match counted.iter_mut().find(|(known, _)| *known == block) {
+                Some((_, count)) => *count += 1,
+                None => counted.push((block, 1)),
+            }
+        }
+        let share = |count: usize| count as f64 / spec.layers as f64;
+        Self(counted.into_iter().map(|(block, count)| (block, share(count))).collect())
+    }
+
+    fn mean<T: Default + Add<Output = T> + Mul<f64, Output = T>>(
+        &self,
+        of: impl Fn(&Block) -> T,
+    ) -> T {
+        self.0.iter().map(|(block, share)| of(block) * *share).fold(T::default(), Add::add)
     }
 }
 
@@ -147,6 +227,11 @@ pub struct Model {
     pub(crate) work: BlockWork,
     /// What a block saves alone, and where several ranks share it: what a branch gives has another type there.
     saved: [Saved; 2],
+    blocks: Kinds,
+    /// What whole blocks that are computed again drop, by steps.
+    whole: Dropping,
+    /// Lists of tensors that blocks may drop.
+    lists: Vec<Dropping>,
     /// For every tensor-parallel degree that the layers can be shared over.
     sizes: Vec<(usize, PieceSizes)>,
 }
@@ -162,7 +247,12 @@ impl Model {
         let (output, rest): (Vec<ParamSpec>, Vec<ParamSpec>) =
             params(Piece::Head).into_iter().partition(|param| param.name == "head.output.weight");
         let (norm, output) = (sum(&rest), sum(&output));
-        let blocks: Vec<Block> = (0..spec.layers).map(|block| spec.block(block)).collect();
+        let blocks = Kinds::new(spec);
+        let of_block = |block: &Block, tp| {
+            let branches = 0..block.branches.len();
+            branches.map(|branch| block.saved_by(branch, spec.hidden, tp)).collect()
+        };
+        let elementwise = trine_spec::Recompute::tensors(trine_spec::Recompute::ELEMENTWISE);
         Ok(Self {
             spec: spec.clone(),
             params: spec.param_count() as f64,
@@ -170,12 +260,65 @@ impl Model {
             embedding: sum(&params(Piece::Embedding)),
             head: if spec.tied { norm } else { norm + output },
             output,
-            work: BlockWork::mean(&blocks),
-            saved: [1, 2].map(|tp| Saved::mean(&blocks, spec.hidden, tp)),
+            work: blocks.mean(BlockWork::of_block),
+            saved: [1, 2].map(|tp| Saved::mean(&blocks, |block| of_block(block, tp))),
+            whole: Dropping::new(&blocks, spec.hidden, &trine_spec::Recompute::FULL),
+            lists: vec![Dropping::new(&blocks, spec.hidden, &elementwise)],
+            blocks,
             sizes: (1..=spec.heads)
                 .filter_map(|tp| Some((tp, PieceSizes::new(spec, tp).ok()?)))
                 .collect(),
         })
+    }
+
+    /// What a run computes again, as a plan has it. A list of tensors becomes one of the model's.
+    ///
+    /// # Errors
+    /// A name of nothing that can be computed again.
+    pub fn drop_tensors(&mut self, what: &trine_spec::Recompute) -> Result<Recompute, PlanError> {
+        Ok(match what {
+            trine_spec::Recompute::None => Recompute::None,
+            trine_spec::Recompute::Blocks { every } => Recompute::Full { every: *every },
+            trine_spec::Recompute::Tensors(_) => {
+                let known = self.lists.iter().position(|list| list.what == *what);
+                let place = known.unwrap_or(self.lists.len());
+                if known.is_none() {
+                    // Blocks alone know no name of the head.
+                    self.spec.parts(1)?.recompute(what)?;
+                    self.lists.push(Dropping::new(&self.blocks, self.spec.hidden, what));
+                }
+                Recompute::Tensors(List(place))
+            }
+        })
+    }
+
+    /// How trine's configuration says it, if trine runs it.
+    pub fn dropped(&self, again: Recompute) -> Option<trine_spec::Recompute> {
+        match again {
+            Recompute::None => Some(trine_spec::Recompute::None),
+            Recompute::Full { every } => Some(trine_spec::Recompute::Blocks { every }),
+            Recompute::Tensors(List(list)) => Some(self.lists.get(list)?.what.clone()),
+            Recompute::Selective | Recompute::SelectiveOps => None,
+        }
+    }
+
+    pub(crate) fn has_list(&self, List(list): List) -> bool {
+        list < self.lists.len()
+    }
+
+    /// What runs again of a block that drops a list of tensors.
+    pub(crate) fn again(&self, List(list): List) -> Again {
+        self.lists[list].again
+    }
+
+    /// What runs again of a whole block, without the steps that nothing needs.
+    pub(crate) fn whole_again(&self) -> Again {
+        self.whole.again
+    }
+
+    /// What a block keeps that drops a list of tensors, where `tp` ranks share it.
+    pub(crate) fn kept(&self, List(list): List, tp: usize) -> &Saved {
+        &self.lists[list].kept[usize::from(tp > 1)]
     }
 
     /// Over how many of `tp` ranks layers are split.
@@ -220,7 +363,7 @@ impl Model {
 
 fn mean(blocks: impl ExactSizeIterator<Item = Elements>) -> Elements {
     let count = blocks.len() as f64;
-    blocks.fold(Elements::default(), Add::add).over(count)
+    blocks.fold(Elements::default(), Add::add).each(|number| number / count)
 }
 
 fn sum(params: &[ParamSpec]) -> Elements {
@@ -238,11 +381,10 @@ fn sum(params: &[ParamSpec]) -> Elements {
     elements
 }
 
-/// What of one kind a block saves per token, where `tp` ranks share it.
-fn saved(block: &Block, hidden: usize, tp: usize, kept: Kept) -> Elements {
+/// Elements for each token of what the branches of a block keep in one type.
+fn saved(block: &Block, tensors: &[Vec<SavedTensor>], kept: Kept) -> Elements {
     let mut elements = Elements::default();
-    for (number, branch) in block.branches.iter().enumerate() {
-        let tensors = block.saved_by(number, hidden, tp);
+    for (branch, tensors) in block.branches.iter().zip(tensors) {
         for tensor in tensors.iter().filter(|tensor| tensor.kept == kept) {
             let kind = match (tensor.split, branch.inner) {
                 (Split::None | Split::Gathered, _) => &mut elements.replicated,

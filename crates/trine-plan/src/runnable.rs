@@ -8,9 +8,12 @@ fn runs_zero(stage: u8) -> bool {
     stage <= 1
 }
 
-/// Whether trine computes again so much: whole blocks or nothing.
+/// Whether trine computes this again: whole blocks, tensors by name, or nothing.
 fn runs_recompute(again: Recompute) -> bool {
-    matches!(again, Recompute::None | Recompute::Full { every: 1 })
+    match again {
+        Recompute::None | Recompute::Tensors(_) | Recompute::Full { .. } => true,
+        Recompute::Selective | Recompute::SelectiveOps => false,
+    }
 }
 
 /// Whether trine computes in a type.
@@ -24,7 +27,7 @@ pub fn runs_schedule(kind: ScheduleKind) -> bool {
 }
 
 impl Layout {
-    /// Whether trine's own trainer runs it: ZeRO-0 or -1, blocks computed again as a whole or not at all, no context
+    /// Whether trine's own trainer runs it: ZeRO-0 or -1, whole blocks or tensors by name computed again, no context
     /// parallelism, in bf16 or f32, and a step of which lists are made. Where the stream is split, each rank must
     /// have as many tokens.
     pub fn is_runnable(&self) -> bool {

@@ -84,6 +84,9 @@ pub struct Stack {
     /// Whether the activation of a gated MLP's gate is stored beside gate, up and product.
     #[serde(default)]
     pub gate_activation: bool,
+    /// Whether blocks are computed again by steps, and those that nothing needs are left out: a block's last product.
+    #[serde(default)]
+    pub replays_steps: bool,
     /// Whether the input of a pipeline stage is kept once more as a 1/tp part (DeepSpeed).
     #[serde(default)]
     pub stage_input_kept: bool,

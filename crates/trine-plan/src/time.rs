@@ -1,5 +1,6 @@
 //! Seconds of one optimizer step, item by item.
 
+use crate::again::Again;
 use crate::collectives::{Group, Network};
 use crate::kernels::{Kernels, Passes};
 use crate::model::BlockWork;
@@ -175,11 +176,10 @@ impl Planner<'_> {
         // The widths of the fullest rank.
         let (q_own, kv_own) = (q / tp.heads, kv / tp.heads);
         let (inner_own, f_own) = (inner / tp.inner, f / tp.inner);
+        let each = [(h, q_own + 2.0 * kv_own), (q_own, h), (h, inner_own), (f_own, h)]
+            .map(|(inputs, outputs)| kernels.linear(tokens, inputs, outputs));
         let mut products = Passes::default();
-        for (inputs, outputs) in [(h, q_own + 2.0 * kv_own), (q_own, h), (h, inner_own), (f_own, h)]
-        {
-            products += kernels.linear(tokens, inputs, outputs);
-        }
+        each.iter().for_each(|product| products += *product);
         let attention = kernels
             .attention(layout.attention, tokens, seq, heads, spec.head_dim as f64)
             .times(spec.seen_of_all(layout.seq));
@@ -196,19 +196,43 @@ impl Planner<'_> {
             backward: (both - products.weight) * slower * over,
             weight: products.weight * slower * over,
         };
-        let again = match layout.recompute {
-            Recompute::None => 0.0,
-            Recompute::Selective => attention.forward,
-            Recompute::SelectiveOps => {
+        let again = match (layout.recompute, self.steps_again(layout)) {
+            (_, Some(steps)) => {
+                let Again { columns, rows, .. } = steps;
+                let times = [columns[0], rows[0], columns[1], rows[1]];
+                let seconds =
+                    each.iter().zip(times).map(|(product, times)| product.forward * times);
+                let bytes = self.touched_bytes(layout, self.touched(layout, &steps));
+                let inner = steps.inner[0] * attention.forward;
+                let device = seconds.sum::<f64>() + inner + kernels.stream_s(bytes);
+                launched_s(device, host * steps.count() / self.all_steps().count())
+            }
+            (Recompute::None | Recompute::Tensors(_), None) => 0.0,
+            (Recompute::Selective, None) => attention.forward,
+            (Recompute::SelectiveOps, None) => {
                 // k, output and up again; and everything element-wise.
                 let flops = h * (q + 2.0 * kv) + q * h + h * inner + f * h;
                 products.forward * (h * kv + q * h + h * f) / flops + rest.forward
             }
-            Recompute::Full { .. } => forward * self.whole_share(layout),
+            (Recompute::Full { .. }, None) => forward * self.whole_share(layout),
         } * over;
         let (tensor_forward, tensor_backward) = self.tensor_s(layout, network);
         let context = self.context_s(layout, network, attention.forward + attention.backward);
         Unit { kernels: all, recompute: again, tensor_forward, tensor_backward, context }
+    }
+
+    /// What runs again of a block by steps, on average over a stage's.
+    fn steps_again(&self, layout: &Layout) -> Option<Again> {
+        match layout.recompute {
+            Recompute::Tensors(list) => Some(self.model.again(list)),
+            Recompute::Full { .. } if self.stack.replays_steps => {
+                Some(self.model.whole_again() * self.whole_share(layout))
+            }
+            Recompute::None
+            | Recompute::Selective
+            | Recompute::SelectiveOps
+            | Recompute::Full { .. } => None,
+        }
     }
 
     /// The share of a stage's blocks that are computed again as a whole.
@@ -223,39 +247,58 @@ impl Planner<'_> {
         self.stack.kernels + (norms - PLAIN_NORMS) + qk_norms
     }
 
-    /// Kernels bound by memory. Bytes of a token in forward, in units of one 16-bit element: each norm reads and writes
-    /// the stream (2 h), or queries and keys; each branch is added to it (3 h); rotary or the split into heads
-    /// (2 (q + 2 kv)), the activation (2 or 3 f). Backward reads what was saved beside the gradients that it reads and
-    /// writes: twice as many.
+    /// Kernels bound by memory. Backward reads what was saved beside the gradients that it reads and writes: twice as
+    /// many bytes as forward.
     fn element_wise(&self, layout: &Layout, kernels: &Kernels<'_>) -> Passes {
         let spec = &self.model.spec;
         let tp = self.model.degree(layout.degrees.tp);
-        let parts = if layout.sequence_parallel { tp.vocab } else { 1.0 };
-        let (h, f) = (spec.hidden as f64, spec.ffn as f64);
-        let heads = (spec.q_dim() + 2 * spec.kv_dim()) as f64;
-        let inner = f * spec.mlp_matrices();
-        let BlockWork { branches, norms, qk_features, .. } = self.model.work;
+        let h = spec.hidden as f64;
+        let BlockWork { branches, .. } = self.model.work;
         let masks = if self.stack.dropout_masks { branches * h / 2.0 } else { 0.0 };
-        let mut elements = ((2.0 * norms + 3.0 * branches) * h + masks) / parts
-            + 2.0 * heads / tp.heads
-            + inner / tp.inner
-            + 2.0 * qk_features / tp.heads;
+        let mut elements =
+            self.touched(layout, &self.all_steps()) + masks / self.stream_parts(layout);
         if layout.precision.is_fp8() {
             // Inputs of products are cast, and transposed for the weight gradient.
+            let f = spec.ffn as f64;
             elements += 1.5 * (branches * h + spec.q_dim() as f64 / tp.heads + f / tp.inner);
         }
-        let bytes =
-            layout.tokens() * layout.precision.element_bytes() * elements * self.costs.traffic;
-        Passes {
-            forward: kernels.stream_s(bytes),
-            backward: 2.0 * kernels.stream_s(bytes),
-            weight: 0.0,
-        }
+        let forward = kernels.stream_s(self.touched_bytes(layout, elements));
+        Passes { forward, backward: 2.0 * forward, weight: 0.0 }
+    }
+
+    /// All steps of a block's forward pass, once.
+    fn all_steps(&self) -> Again {
+        let BlockWork { branches, norms, .. } = self.model.work;
+        Again { columns: [1.0; 2], inner: [1.0; 2], rows: [1.0; 2], norms, sums: branches }
+    }
+
+    /// What kernels bound by memory touch for a token in some steps of forward, in units of one 16-bit element: each
+    /// norm reads and writes the stream (2 h), each branch is added to it (3 h); columns of attention turn or split
+    /// heads (2 (q + 2 kv)) and norm them; the activation has 2 or 3 f.
+    fn touched(&self, layout: &Layout, steps: &Again) -> f64 {
+        let spec = &self.model.spec;
+        let tp = self.model.degree(layout.degrees.tp);
+        let stream = (2.0 * steps.norms + 3.0 * steps.sums) * spec.hidden as f64;
+        let heads = (spec.q_dim() + 2 * spec.kv_dim()) as f64 + self.model.work.qk_features;
+        let activation = spec.ffn as f64 * spec.mlp_matrices();
+        stream / self.stream_parts(layout)
+            + steps.columns[0] * 2.0 * heads / tp.heads
+            + steps.inner[1] * activation / tp.inner
+    }
+
+    fn touched_bytes(&self, layout: &Layout, elements: f64) -> f64 {
+        layout.tokens() * layout.precision.element_bytes() * elements * self.costs.traffic
+    }
+
+    /// Over how many ranks the stream is split.
+    fn stream_parts(&self, layout: &Layout) -> f64 {
+        let tp = self.model.degree(layout.degrees.tp);
+        if layout.sequence_parallel { tp.vocab } else { 1.0 }
     }
 
     /// Exposed collectives of a block: an all-reduce of each branch each way (or the all-gathers and reduce-scatters
-    /// that sequence parallelism splits them into), the sums of norms over all heads, and forward's again with
-    /// recompute of whole blocks.
+    /// that sequence parallelism splits them into), the sums of norms over all heads, and those of forward that run
+    /// again.
     fn tensor_s(&self, layout: &Layout, network: &Network<'_>) -> (f64, f64) {
         let tp = layout.degrees.tp;
         if tp == 1 {
@@ -266,9 +309,18 @@ impl Planner<'_> {
         let group = Group { size: tp, stride: 1 };
         let overlap = if layout.sequence_parallel { self.stack.tensor_overlap } else { 0.0 };
         let BlockWork { branches, qk_sums, .. } = self.model.work;
-        let each_way = branches * network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap)
-            + qk_sums * network.all_reduce_s(layout.tokens() * QK_SUM_BYTES, 1.0, group);
-        (each_way, each_way * (1.0 + self.whole_share(layout)))
+        let of_branch = network.all_reduce_s(bytes, 1.0, group) * (1.0 - overlap);
+        let of_heads = qk_sums * network.all_reduce_s(layout.tokens() * QK_SUM_BYTES, 1.0, group);
+        let each_way = branches * of_branch + of_heads;
+        let again = match self.steps_again(layout) {
+            Some(Again { columns, rows, .. }) => {
+                let (read, given) = (columns[0] + columns[1], rows[0] + rows[1]);
+                let halves = if layout.sequence_parallel { (read + given) / 2.0 } else { given };
+                halves * of_branch + columns[0] * of_heads
+            }
+            None => each_way * self.whole_share(layout),
+        };
+        (each_way, each_way + again)
     }
 
     /// Ring attention sends keys and values around cp ranks, forward once and backward with their gradients, behind

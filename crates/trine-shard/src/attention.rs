@@ -6,7 +6,7 @@ use std::sync::Arc;
 use trine_buffer::{Act, Buf};
 use trine_comm::{Communicator, Name, ReduceOp};
 use trine_kernels::{MatMut, MatRef};
-use trine_nn::{AttentionCore, Context, GradStore, Layer, NnError, ParamStore, Saved};
+use trine_nn::{AttentionCore, Context, GradStore, NnError, ParamStore, Saved};
 
 /// Attention by heads. Heads are independent, so nothing crosses ranks, with one exception: with
 /// fewer KV heads than ranks, several ranks hold the same KV head and each has some of its query
@@ -66,33 +66,56 @@ impl ShardedAttention {
         qkv: Split,
         ctx: &Context<'_>,
     ) -> Result<(Split, Saved), NnError> {
-        let Some(norms) = &self.norms else {
-            let (o, saved) = self.attend(weights, qkv.into_inner(), ctx)?;
-            return Ok((Split::assume(o), saved));
-        };
-        let (qkv, kept) = norms.forward(weights, qkv.into_inner(), ctx)?;
-        let kept = ctx.training().then_some(kept);
-        let (o, saved) = self.attend(weights, qkv, ctx)?;
-        let saved = match kept {
-            Some(kept) => Saved::new(kept, [saved]),
-            None => saved,
-        };
-        Ok((Split::assume(o), saved))
+        let (qkv, normed) = self.prepare(weights, qkv, ctx)?;
+        let (o, log_sum) = self.attend(&qkv, ctx)?;
+        if !ctx.training() {
+            return Ok((o, Saved::nothing()));
+        }
+        let core = [qkv.into_inner(), (*o).clone(), log_sum];
+        Ok((o, Self::saved(normed, core)))
     }
 
-    /// Attention itself, of a whole sequence or of what continues the one in the cache.
-    fn attend(
+    /// What [`ShardedAttention::backward_input`] needs: what [`ShardedAttention::prepare`] keeps of the norms, and
+    /// queries, keys and values as they are prepared, the output, and the logarithms of sums.
+    pub fn saved(normed: Option<[Act; 2]>, core: [Act; 3]) -> Saved {
+        match normed {
+            Some(normed) => Saved::new(normed, [Saved::new(core, [])]),
+            None => Saved::new(core, []),
+        }
+    }
+
+    /// `[tokens, q | k | v]` as attention reads it, with queries and keys normalised and turned; and what the norms
+    /// need backward, if there are any.
+    ///
+    /// # Errors
+    /// A wrong shape, or a failed collective.
+    pub fn prepare(
         &self,
         weights: &ParamStore,
-        qkv: Act,
+        qkv: Split,
         ctx: &Context<'_>,
-    ) -> Result<(Act, Saved), NnError> {
-        match self.layer {
-            Some(layer) if ctx.decode.is_some() => {
-                Ok((self.core.decode(qkv, layer, ctx)?, Saved::nothing()))
+    ) -> Result<(Split, Option<[Act; 2]>), NnError> {
+        let (qkv, normed) = match &self.norms {
+            Some(norms) => {
+                let (qkv, kept) = norms.forward(weights, qkv.into_inner(), ctx)?;
+                (qkv, Some(kept))
             }
-            Some(_) | None => self.core.forward(weights, qkv, ctx),
-        }
+            None => (qkv.into_inner(), None),
+        };
+        Ok((Split::assume(Act::new(self.core.turn(qkv, ctx)?)), normed))
+    }
+
+    /// The output, `[tokens, q]`, and the logarithms of sums, `[tokens, heads]`, of what is prepared: a whole sequence
+    /// or what continues the one in the cache.
+    ///
+    /// # Errors
+    /// A wrong shape, or a cache that has no place for this layer or its tokens.
+    pub fn attend(&self, qkv: &Split, ctx: &Context<'_>) -> Result<(Split, Act), NnError> {
+        let (o, log_sum) = match self.layer {
+            Some(layer) if ctx.decode.is_some() => self.core.decode(qkv, layer, ctx)?,
+            Some(_) | None => self.core.attend(qkv, ctx)?,
+        };
+        Ok((Split::assume(Act::new(o)), Act::new(log_sum)))
     }
 
     /// The gradient of `[tokens, q | k | v]`. The gradients of norms' gains go into `grads`.

@@ -118,7 +118,10 @@ impl TensorGroup {
     /// # Errors
     /// A failed collective.
     pub fn enter(&self, x: &Stream, name: Name, ctx: &Context<'_>) -> Result<Whole, NnError> {
-        self.whole(x.clone(), name, ctx)
+        if !self.sequence_parallel {
+            return Ok(Whole(x.0.clone()));
+        }
+        Ok(Whole(self.gather_rows(x.0.clone(), name, ctx)?))
     }
 
     /// The backward of [`TensorGroup::enter`]: each rank's features contribute to the gradient.
@@ -142,26 +145,17 @@ impl TensorGroup {
         self.sum(y, name, ctx)
     }
 
-    /// The backward of [`TensorGroup::leave`]: every rank's summand has the same gradient. Rows that nobody else holds
-    /// are sent without a copy.
+    /// The backward of [`TensorGroup::leave`]: every rank's summand has the same gradient.
     ///
     /// # Errors
     /// A failed collective.
     pub fn leave_backward(
         &self,
-        dy: Stream,
+        dy: &Stream,
         name: Name,
         ctx: &Context<'_>,
     ) -> Result<Whole, NnError> {
-        self.whole(dy, name, ctx)
-    }
-
-    /// All rows of a stream.
-    fn whole(&self, x: Stream, name: Name, ctx: &Context<'_>) -> Result<Whole, NnError> {
-        if !self.sequence_parallel {
-            return Ok(Whole(x.0));
-        }
-        Ok(Whole(self.gather_rows(x.0, name, ctx)?))
+        self.enter(dy, name, ctx)
     }
 
     /// The sum of a region's summands, as a stream.

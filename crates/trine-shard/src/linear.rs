@@ -52,7 +52,7 @@ impl ColumnLinear {
         Self { group, linear, name }
     }
 
-    /// `y = x · wᵀ + b` by features.
+    /// `y = x · wᵀ + b` by features, and what backward needs.
     ///
     /// # Errors
     /// A wrong shape, or a failed collective.
@@ -62,11 +62,25 @@ impl ColumnLinear {
         x: &Stream,
         ctx: &Context<'_>,
     ) -> Result<(Split, Saved), NnError> {
-        let whole = self.group.enter(x, self.name, ctx)?;
-        let y = self.linear.apply(weights, &whole, ctx.compute, ctx)?;
+        let y = self.apply(weights, x, ctx)?;
         // The stream's own rows are kept, and gathered again when the weight gradient needs them.
         let kept: Vec<Act> = if ctx.training() { vec![(**x).clone()] } else { vec![] };
-        Ok((Split::assume(Act::new(y)), Saved::new(kept, [])))
+        Ok((y, Saved::new(kept, [])))
+    }
+
+    /// `y = x · wᵀ + b` by features.
+    ///
+    /// # Errors
+    /// A wrong shape, or a failed collective.
+    pub fn apply(
+        &self,
+        weights: &ParamStore,
+        x: &Stream,
+        ctx: &Context<'_>,
+    ) -> Result<Split, NnError> {
+        let whole = self.group.enter(x, self.name, ctx)?;
+        let y = self.linear.apply(weights, &whole, ctx.compute, ctx)?;
+        Ok(Split::assume(Act::new(y)))
     }
 
     /// The stream's gradient, and the weight gradient as work for later.
@@ -136,8 +150,7 @@ impl RowLinear {
         Self { group, linear, name }
     }
 
-    /// `y = Σ over ranks x · wᵀ, + b`. One rank gives it in the type of the stream that it is added
-    /// to; several send their summands, and what they come to, in the compute type.
+    /// `y = Σ over ranks x · wᵀ, + b`, and what backward needs.
     ///
     /// # Errors
     /// A wrong shape, or a failed collective.
@@ -147,17 +160,32 @@ impl RowLinear {
         x: Split,
         ctx: &Context<'_>,
     ) -> Result<(Stream, Saved), NnError> {
-        let x = x.into_inner();
+        let y = self.apply(weights, &x, ctx)?;
+        let saved =
+            if ctx.training() { Saved::new([x.into_inner()], []) } else { Saved::nothing() };
+        Ok((y, saved))
+    }
+
+    /// `y = Σ over ranks x · wᵀ, + b`. One rank gives it in the type of the stream that it is added
+    /// to; several send their summands, and what they come to, in the compute type.
+    ///
+    /// # Errors
+    /// A wrong shape, or a failed collective.
+    pub fn apply(
+        &self,
+        weights: &ParamStore,
+        x: &Split,
+        ctx: &Context<'_>,
+    ) -> Result<Stream, NnError> {
         let y = if self.group.size() == 1 {
-            self.linear.apply(weights, &x, ctx.stream(), ctx)?
+            self.linear.apply(weights, x, ctx.stream(), ctx)?
         } else {
-            let sum = Partial::assume(self.linear.product(weights, &x, ctx.compute, ctx)?);
+            let sum = Partial::assume(self.linear.product(weights, x, ctx.compute, ctx)?);
             let mut y = self.group.leave(sum, self.name, ctx)?.into_inner().into_buf(ctx.pool)?;
             self.linear.add_bias(weights, &mut y, ctx)?;
             y
         };
-        let saved = if ctx.training() { Saved::new([x], []) } else { Saved::nothing() };
-        Ok((Stream::assume(Act::new(y)), saved))
+        Ok(Stream::assume(Act::new(y)))
     }
 
     /// The gradient of this rank's features, and the weight gradient as work for later.
@@ -173,7 +201,7 @@ impl RowLinear {
         grads: &mut GradStore,
     ) -> Result<(Split, WeightWork), NnError> {
         let ([x], []) = saved.take()?;
-        let dy = self.group.leave_backward(dy.clone(), self.name, ctx)?;
+        let dy = self.group.leave_backward(dy, self.name, ctx)?;
         let dx = Act::new(self.linear.input_grad(weights, &dy, ctx)?);
         let work = self.linear.weight_grad(x, dy.into_inner(), ctx, grads)?;
         Ok((Split::assume(dx), work))

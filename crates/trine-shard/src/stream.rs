@@ -33,9 +33,23 @@ impl StreamNorm {
         x: &Stream,
         ctx: &Context<'_>,
     ) -> Result<(Stream, Saved), NnError> {
+        let (y, stats) = self.normalise(weights, x, ctx)?;
+        let kept = if ctx.training() { vec![(**x).clone(), stats] } else { vec![] };
+        Ok((y, Saved::new(kept, [])))
+    }
+
+    /// The normalised rows, and their statistics.
+    ///
+    /// # Errors
+    /// A wrong shape.
+    pub fn normalise(
+        &self,
+        weights: &ParamStore,
+        x: &Stream,
+        ctx: &Context<'_>,
+    ) -> Result<(Stream, Act), NnError> {
         let (y, stats) = self.norm.normalise(weights, x, ctx)?;
-        let kept = if ctx.training() { vec![(**x).clone(), Act::new(stats)] } else { vec![] };
-        Ok((Stream::assume(Act::new(y)), Saved::new(kept, [])))
+        Ok((Stream::assume(Act::new(y)), Act::new(stats)))
     }
 
     /// The stream's gradient; gain and bias gradients go into `grads`. `beside` is the gradient of

@@ -1,6 +1,6 @@
 //! What a block keeps for its backward pass, as symbolic shapes.
 
-use crate::{Block, Branch, Inner, Norm, PassShape};
+use crate::{Block, Branch, BranchTensor, Inner, Norm, PassShape, Replay};
 use trine_mesh::shard;
 
 /// How a saved tensor's size shrinks over tensor parallelism.
@@ -35,7 +35,7 @@ pub enum Kept {
 /// One tensor that a piece saves, per token of its micro-batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedTensor {
-    /// What it is.
+    /// What it is; parts of one tensor have one name.
     pub name: String,
     /// Elements for each token.
     pub per_token: usize,
@@ -82,47 +82,46 @@ impl Norm {
 }
 
 impl Branch {
-    /// What the branch saves beside a stream of `hidden` features, for `tp` ranks. Attention keeps the row-wise
-    /// log-sum instead of the score matrix (Dao et al., 2205.14135); dropout masks are never kept (contract C1).
-    pub fn saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
+    /// What the branch needs for its backward pass beside a stream of `hidden` features, for `tp` ranks, in forward
+    /// order; several of a kind are parts of one. Attention keeps the row-wise log-sum instead of the score matrix (Dao
+    /// et al., 2205.14135); dropout masks are never kept (contract C1).
+    pub fn tensors(&self, hidden: usize, tp: usize) -> Vec<(BranchTensor, SavedTensor)> {
         let rows = |name: String, kept| SavedTensor::new(name, hidden, kept, Split::Sequence);
         let stats = |name: &str, kind: Norm| {
             SavedTensor::new(format!("{name}.stats"), kind.stats(), Kept::Sums, Split::Sequence)
         };
-        let mut saved = Vec::new();
+        let mut all = Vec::new();
+        let mut add = |tensor, parts: Vec<SavedTensor>| {
+            all.extend(parts.into_iter().map(|part| (tensor, part)));
+        };
         if let Some(norm) = self.before {
-            saved.push(rows(format!("{}.input", norm.name), Kept::Stream));
-            saved.push(stats(norm.name, norm.kind));
+            add(BranchTensor::Entering, vec![rows(format!("{}.input", norm.name), Kept::Stream)]);
+            add(BranchTensor::ReadStats, vec![stats(norm.name, norm.kind)]);
         }
-        saved.push(rows(format!("{}.input", self.name), Kept::Compute));
-        saved.extend(self.before_qk_norm(tp));
-        saved.extend(self.before_inner(tp));
-        saved.push(self.after_inner(tp));
+        add(BranchTensor::Read, vec![rows(format!("{}.input", self.name), Kept::Compute)]);
+        add(BranchTensor::QkInput, self.before_qk_norm(tp));
+        add(BranchTensor::QkStats, self.qk_norm_stats(tp));
+        add(BranchTensor::Columns, self.before_inner(tp));
+        add(BranchTensor::Given, vec![self.after_inner(tp)]);
         if let Inner::Attention(_) = self.inner {
             let name = format!("{}.log_sum", self.name);
             let split = Split::Tensor { units: self.row.parts(tp) };
-            saved.push(SavedTensor::new(name, self.row.units, Kept::Sums, split));
+            let sums = SavedTensor::new(name, self.row.units, Kept::Sums, split);
+            add(BranchTensor::LogSum, vec![sums]);
         }
-        saved.extend(self.after_saved(hidden, tp));
-        saved
-    }
-
-    /// What the norm of what it gives saves. One rank gives that in the stream's type, several sum it in the compute
-    /// type.
-    pub(crate) fn after_saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
-        let Some(norm) = self.after else { return Vec::new() };
-        let (input, stats) = (format!("{}.input", norm.name), format!("{}.stats", norm.name));
-        let kept = if tp == 1 { Kept::Stream } else { Kept::Compute };
-        vec![
-            SavedTensor::new(input, hidden, kept, Split::Sequence),
-            SavedTensor::new(stats, norm.kind.stats(), Kept::Sums, Split::Sequence),
-        ]
+        if let Some(norm) = self.after {
+            // One rank gives what the row comes to in the stream's type, several sum it in the compute type.
+            let kept = if tp == 1 { Kept::Stream } else { Kept::Compute };
+            add(BranchTensor::Row, vec![rows(format!("{}.input", norm.name), kept)]);
+            add(BranchTensor::RowStats, vec![stats(norm.name, norm.kind)]);
+        }
+        all
     }
 }
 
 impl Block {
-    /// What a block saves between its forward and its backward pass, for `tp` ranks. Branches side by side save what
-    /// enters once.
+    /// What a block saves between its forward and its backward pass, for `tp` ranks, if it drops nothing. Branches
+    /// side by side save what enters once.
     pub fn saved(&self, hidden: usize, tp: usize) -> Vec<SavedTensor> {
         let branches = 0..self.branches.len();
         branches.flat_map(|branch| self.saved_by(branch, hidden, tp)).collect()
@@ -130,9 +129,34 @@ impl Block {
 
     /// What of it branch `number` saves.
     pub fn saved_by(&self, number: usize, hidden: usize, tp: usize) -> Vec<SavedTensor> {
+        let is_shared = self.parallel && number > 0;
+        let tensors = self.branches[number].tensors(hidden, tp).into_iter();
+        let own = tensors.filter(|(kind, _)| !is_shared || *kind != BranchTensor::Entering);
+        own.map(|(_, tensor)| tensor).collect()
+    }
+
+    /// What of it branch `number` keeps until its backward pass, where the rest is computed again.
+    pub fn kept_by(
+        &self,
+        number: usize,
+        replay: &Replay,
+        hidden: usize,
+        tp: usize,
+    ) -> Vec<SavedTensor> {
         let branch = &self.branches[number];
-        let shared = usize::from(self.parallel && number > 0 && branch.before.is_some());
-        branch.saved(hidden, tp).into_iter().skip(shared).collect()
+        let is_shared = self.parallel && number > 0;
+        let is_kept = |kind: &BranchTensor| {
+            replay.kept.contains(kind) && !(is_shared && *kind == BranchTensor::Entering)
+        };
+        let tensors = branch.tensors(hidden, tp).into_iter();
+        let mut kept: Vec<SavedTensor> =
+            tensors.filter(|(kind, _)| is_kept(kind)).map(|(_, tensor)| tensor).collect();
+        if branch.before.is_none() && is_kept(&BranchTensor::Entering) {
+            // The stream itself, instead of a copy of it.
+            let name = format!("{}.stream", branch.name);
+            kept.push(SavedTensor::new(name, hidden, Kept::Stream, Split::Sequence));
+        }
+        kept
     }
 }
 
@@ -152,7 +176,6 @@ mod tests {
                 tokens,
                 tp_index: 0,
                 sequence_parallel,
-                recompute: false,
                 compute_bytes: 2,
                 sum_bytes: 4,
             };

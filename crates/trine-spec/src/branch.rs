@@ -1,7 +1,10 @@
 //! What a block is: branches beside the residual stream. Parameters, saved tensors, layers, FLOPs and memory are read
 //! off the same list, so that the order of operations stands once.
 
-use crate::{Activation, Kept, ModelSpec, Norm, NormAt, QkNorm, RopeScaling, SavedTensor, Split};
+use crate::{
+    Activation, BranchTensor, Kept, ModelSpec, Norm, NormAt, QkNorm, RopeScaling, SavedTensor,
+    Split,
+};
 
 /// The branches of a block.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +38,8 @@ pub struct Branch {
     pub after: Option<BranchNorm>,
     /// Dropout of what it adds.
     pub dropout: f64,
+    /// What it saves is all of [`Branch::tensors`] but these, which are computed again before its backward pass.
+    pub dropped: Vec<BranchTensor>,
 }
 
 /// A norm beside a branch.
@@ -107,7 +112,7 @@ impl Features {
 }
 
 impl Inner {
-    /// What the columns before it are called together: in the names of collectives.
+    /// What the columns before it are called together: in the names of collectives and of what they give.
     pub fn columns(self) -> &'static str {
         match self {
             Self::Attention(_) => "qkv",
@@ -118,8 +123,8 @@ impl Inner {
     /// What comes out of it, by name.
     fn given(self) -> &'static str {
         match self {
-            Self::Attention(_) => "given",
-            Self::Mlp { .. } => "activated",
+            Self::Attention(_) => "core",
+            Self::Mlp { .. } => "activation",
         }
     }
 
@@ -135,7 +140,8 @@ impl Inner {
 impl Branch {
     /// What its inner part reads: what the columns give, for `tp` ranks.
     pub(crate) fn before_inner(&self, tp: usize) -> Vec<SavedTensor> {
-        self.columns.iter().map(|part| self.split_tensor(part.name, part, tp)).collect()
+        let name = self.inner.columns();
+        self.columns.iter().map(|part| self.split_tensor(name, part, tp)).collect()
     }
 
     /// What its inner part gives, and the row reads.
@@ -143,22 +149,31 @@ impl Branch {
         self.split_tensor(self.inner.given(), &self.row, tp)
     }
 
-    /// Queries and keys as they are before their norms, with the statistics of these.
+    /// Queries and keys as they are before their norms.
     pub(crate) fn before_qk_norm(&self, tp: usize) -> Vec<SavedTensor> {
-        let (QkNorm::Head | QkNorm::All, [q, k, ..]) = (self.inner.qk_norm(), &self.columns[..])
-        else {
-            return Vec::new();
-        };
+        let of_part = |part: &Features| self.split_tensor("qk_input", part, tp);
+        self.normed_heads().iter().map(of_part).collect()
+    }
+
+    /// The statistics of the norms of queries and keys.
+    pub(crate) fn qk_norm_stats(&self, tp: usize) -> Vec<SavedTensor> {
         let of_part = |part: &Features| {
             let (per_token, split) = match self.inner.qk_norm() {
                 QkNorm::Head => (part.units, Split::Tensor { units: part.parts(tp) }),
                 QkNorm::All | QkNorm::None => (1, Split::None),
             };
-            let stats = format!("{}.{}_stats", self.name, part.name);
-            let stats = SavedTensor::new(stats, per_token, Kept::Sums, split);
-            [self.split_tensor(&format!("{}_input", part.name), part, tp), stats]
+            let name = format!("{}.qk_stats", self.name);
+            SavedTensor::new(name, per_token, Kept::Sums, split)
         };
-        [q, k].into_iter().flat_map(of_part).collect()
+        self.normed_heads().iter().map(of_part).collect()
+    }
+
+    /// Queries and keys, if they have norms.
+    fn normed_heads(&self) -> &[Features] {
+        match self.inner.qk_norm() {
+            QkNorm::Head | QkNorm::All => &self.columns[..2],
+            QkNorm::None => &[],
+        }
     }
 
     /// A number for each of some features.
@@ -228,6 +243,7 @@ impl ModelSpec {
             row_bias: *self.output_bias.of(index),
             after,
             dropout: self.dropout.residual,
+            dropped: Vec::new(),
         }
     }
 
@@ -246,6 +262,7 @@ impl ModelSpec {
             row_bias: bias,
             after,
             dropout: self.dropout.residual,
+            dropped: Vec::new(),
         }
     }
 

@@ -36,6 +36,8 @@ mod parts;
 mod passes;
 mod pattern;
 pub mod presets;
+mod recompute;
+mod replay;
 mod shares;
 mod traits;
 
@@ -48,9 +50,11 @@ pub use layout::{
 };
 pub use model::ModelSpec;
 pub use params::{Init, ParamSpec, Piece};
-pub use parts::{Body, ModelParts, OwnBody, OwnPiece, PieceParts};
+pub use parts::{Body, HeadBody, HeadTensor, ModelParts, OwnBody, OwnPiece, PieceParts};
 pub use passes::{Pass, PassShape, Passes};
 pub use pattern::Pattern;
+pub use recompute::Recompute;
+pub use replay::{BranchTensor, Replay, Step};
 pub use shares::Shares;
 pub(crate) use traits::Listed;
 pub use traits::{
@@ -108,6 +112,14 @@ pub enum SpecError {
         piece: Piece,
         /// What is wrong with it.
         what: String,
+    },
+    /// What is asked to be computed again cannot be.
+    #[error("what is computed again: {rule}; nearest valid: {nearest}")]
+    Recompute {
+        /// What is wrong.
+        rule: String,
+        /// What would do.
+        nearest: String,
     },
     /// Parameters cannot be frozen as asked for.
     #[error("what is frozen: {rule}; nearest valid: {nearest}")]

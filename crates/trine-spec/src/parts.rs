@@ -41,9 +41,51 @@ pub enum Body {
     /// Branches beside the residual stream.
     Block(Block),
     /// The stream to the loss: a norm, the output layer, cross-entropy.
-    Head(Norm),
+    Head(HeadBody),
     /// A piece that the zoo does not have.
     Own(OwnBody),
+}
+
+/// The end of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadBody {
+    /// Its norm.
+    pub norm: Norm,
+    /// What it saves is all but these, which are computed again before its backward pass.
+    pub dropped: Vec<HeadTensor>,
+}
+
+/// What the end of a model can drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HeadTensor {
+    /// Statistics of its norm.
+    Stats,
+    /// What the output layer reads.
+    Input,
+    /// The gradient of the logits, which takes their place.
+    Logits,
+}
+
+impl HeadTensor {
+    /// All of them, in forward order.
+    pub const ALL: [Self; 3] = [Self::Stats, Self::Input, Self::Logits];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stats => "head.norm.stats",
+            Self::Input => "head.input",
+            Self::Logits => "head.logits",
+        }
+    }
+}
+
+impl HeadBody {
+    /// What runs again before the backward pass: the norm, and the output layer with its loss.
+    pub fn again(&self) -> [bool; 2] {
+        let drops = |tensor: HeadTensor| self.dropped.contains(&tensor);
+        [drops(HeadTensor::Stats) || drops(HeadTensor::Input), drops(HeadTensor::Logits)]
+    }
 }
 
 /// The passes of a piece of one's own, as far as memory is concerned. A moment is the list of tensors that are alive
@@ -63,6 +105,9 @@ pub struct OwnBody {
     pub backward: Vec<Vec<SavedTensor>>,
     /// Left for the weight gradients.
     pub work: Vec<SavedTensor>,
+    /// Whether it keeps its input alone and runs forward again before its backward pass: set by
+    /// [`ModelParts::recompute`].
+    pub again: bool,
 }
 
 /// A piece of one's own: it takes the place of a block.
@@ -95,7 +140,7 @@ impl ModelSpec {
             body: match piece {
                 Piece::Embedding => Body::Embedding,
                 Piece::Block(index) => Body::Block(self.block(index)),
-                Piece::Head => Body::Head(self.head_norm()),
+                Piece::Head => Body::Head(HeadBody { norm: self.head_norm(), dropped: Vec::new() }),
             },
             flops_per_token: match piece {
                 Piece::Embedding => 0.0,
@@ -257,6 +302,12 @@ impl OwnPiece {
 }
 
 impl PieceParts {
+    /// Whether it is a piece of one's own that keeps its input alone. Those of the zoo say by themselves what they
+    /// drop.
+    pub fn runs_again(&self) -> bool {
+        matches!(&self.body, Body::Own(own) if own.again)
+    }
+
     /// What kind of piece of one's own it is, if it is one.
     pub fn own_name(&self) -> Option<&str> {
         match &self.body {

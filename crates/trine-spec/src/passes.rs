@@ -1,9 +1,13 @@
 //! What a piece's passes hold of activations, in bytes of one micro-batch on one rank.
 //!
-//! What is kept is [`Branch::saved`]. What a pass needs beside it, and what it leaves for the weight gradients, follows
-//! from the order of operations in a branch: the pairs (input, output gradient) of its two products stay until W.
+//! What is kept is [`Branch::tensors`] but for what is dropped. What a pass needs beside it, and what it leaves for the
+//! weight gradients, follows from the order of operations in a branch ([`Step`]): the pairs (input, output gradient) of
+//! its two products stay until W.
 
-use crate::{Block, Body, Branch, ModelParts, Norm, OwnBody, PieceParts, SavedTensor};
+use crate::{
+    Block, Body, Branch, BranchTensor, HeadBody, HeadTensor, ModelParts, Norm, OwnBody, PieceParts,
+    Replay, SavedTensor, Step,
+};
 
 /// How passes are run, as far as their memory depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +18,6 @@ pub struct PassShape {
     pub tp_index: usize,
     /// Whether the residual stream is split by rows over tensor parallelism.
     pub sequence_parallel: bool,
-    /// Whether blocks keep their input alone.
-    pub recompute: bool,
     /// Bytes of an element in the compute type.
     pub compute_bytes: usize,
     /// Bytes of an element in the accumulator type.
@@ -48,9 +50,9 @@ impl ModelParts {
         let sizes = Sizes::new(self, shape);
         match &part.body {
             Body::Embedding => sizes.embedding(),
-            Body::Block(block) => sizes.block(block, shape.recompute),
-            Body::Head(norm) => sizes.head(*norm),
-            Body::Own(own) => sizes.own(own, shape.recompute),
+            Body::Block(block) => sizes.block(block),
+            Body::Head(head) => sizes.head(head),
+            Body::Own(own) => sizes.own(own),
         }
     }
 
@@ -122,16 +124,26 @@ impl<'a> Sizes<'a> {
         }
     }
 
-    fn head(&self, norm: Norm) -> Passes {
+    fn head(&self, head: &HeadBody) -> Passes {
         let vocab = self.model.spec.vocab_stored(self.model.tp) / self.model.tp;
         let logits = (self.shape.tokens * vocab * self.shape.compute_bytes) as i64;
-        let stats = self.stats(norm);
-        let kept = stats + self.input + logits;
+        let stats = self.stats(head.norm);
+        let all = stats + self.input + logits;
+        let bytes = |tensor: &HeadTensor| match tensor {
+            HeadTensor::Stats => stats,
+            HeadTensor::Input => self.input,
+            HeadTensor::Logits => logits,
+        };
+        let dropped: i64 = head.dropped.iter().map(bytes).sum();
+        let kept = all - dropped;
         let work = if self.split_rows { self.whole } else { self.input } + logits;
+        // Maximum, sum and target logit alone and together, loss.
+        let loss = self.gathered.max(6 * self.row);
+        let replay = if head.again()[1] { loss } else { 0 };
+        let backward = self.whole + self.gathered + self.stream;
         Passes {
-            // Maximum, sum and target logit alone and together, loss.
-            forward: Pass { needs: kept + self.gathered.max(6 * self.row), leaves: kept },
-            backward: Pass { needs: self.whole + self.gathered + self.stream, leaves: work - kept },
+            forward: Pass { needs: all + loss, leaves: kept },
+            backward: Pass { needs: dropped + replay.max(backward), leaves: work - kept },
             work,
         }
     }
@@ -142,27 +154,32 @@ impl<'a> Sizes<'a> {
         rows * norm.stats() as i64
     }
 
-    fn block(&self, block: &Block, recompute: bool) -> Passes {
-        let sizes: Vec<BranchSizes> =
-            block.branches.iter().map(|branch| self.branch(branch)).collect();
-        let branch_saved = self.saved(block);
-        let saved: i64 = branch_saved.iter().sum();
-        // What the last branch gives, and the sum over ranks that it comes from or the stream that it is added to.
-        // Side by side, the stream that the first was added to is there already.
-        let (given, last) = (self.given(), &sizes[sizes.len() - 1]);
-        let added = match block.parallel {
-            true => self.stream + self.gathered,
-            false => self.gathered.max(self.stream),
-        };
-        // A norm of it keeps what the branch gives and makes as much again.
-        let last_sum = if last.after > 0 { self.input + self.stream } else { given + added };
-        let kept = saved - self.entering(&block.branches[0]);
-        let forward =
-            Pass { needs: kept + last_sum, leaves: if recompute { self.stream } else { saved } };
-        // With recompute, forward runs again first: all but the input is saved anew.
-        let (again, replay) = if recompute { (kept, last_sum) } else { (0, 0) };
-        let (mut held, mut worst, mut work) = (0, replay, 0);
+    fn block(&self, block: &Block) -> Passes {
+        let replays = block.replays();
+        let pairs = block.branches.iter().zip(&replays).enumerate();
+        let sizes: Vec<BranchSizes> = pairs
+            .map(|(number, (branch, replay))| {
+                BranchSizes::new(self, branch, replay, block.parallel && number > 0)
+            })
+            .collect();
+        let kept: i64 = sizes.iter().map(|branch| branch.kept).sum();
+        let mut forward = Moments::default();
+        for (number, branch) in sizes.iter().enumerate() {
+            let mut held = Vec::new();
+            for step in branch.branch.steps() {
+                forward.run(self, branch, step, &mut held, &branch.replay.kept);
+            }
+            // Side by side, the first adds to a copy of what enters.
+            let copies = if block.parallel { number == 0 } else { branch.keeps_stream };
+            forward.add_to_stream(self, branch, copies);
+        }
+        let (mut held, mut worst, mut work) = (0, 0, 0);
         for (number, branch) in sizes.iter().enumerate().rev() {
+            let mut again = Moments { now: held, peak: held };
+            for brought in &sizes[Block::chain(&replays, number)] {
+                again.bring_back(self, brought);
+            }
+            (held, worst) = (again.now, worst.max(again.peak));
             let is_last = number + 1 == sizes.len();
             // Side by side: the gradient that enters is read by all, and the first to add to it makes a copy. Without
             // copies of their own, it is then among what is left for the weight gradients.
@@ -175,23 +192,14 @@ impl<'a> Sizes<'a> {
                 block.branches[number].before.is_none() && self.is_one_type() && !self.split_rows;
             let shared = [is_own, is_read].into_iter().filter(|_| block.parallel && !is_last);
             let left = branch.work - self.input * shared.filter(|is| *is).count() as i64;
-            held += left - branch_saved[number];
+            held += left - branch.saved;
             work += left;
         }
-        // Recompute has kept the stream that enters, and nothing else.
-        let leaves = if recompute { work - self.stream } else { held };
-        Passes { forward, backward: Pass { needs: again + worst, leaves }, work }
-    }
-
-    /// What each branch saves. Side by side they save what enters once.
-    fn saved(&self, block: &Block) -> Vec<i64> {
-        let (tp, hidden) = (self.model.tp, self.model.spec.hidden);
-        let of_branch = |(number, branch): (usize, &Branch)| {
-            let is_shared = block.parallel && number > 0;
-            let entering = if is_shared { self.entering(branch) } else { 0 };
-            self.of(&branch.saved(hidden, tp)) - entering
-        };
-        block.branches.iter().enumerate().map(of_branch).collect()
+        Passes {
+            forward: Pass { needs: forward.peak, leaves: kept },
+            backward: Pass { needs: worst, leaves: held },
+            work,
+        }
     }
 
     /// What a branch gives: one rank in the stream's type, several sum it in the compute type.
@@ -204,26 +212,7 @@ impl<'a> Sizes<'a> {
         self.shape.compute_bytes == self.shape.sum_bytes
     }
 
-    /// What of the stream that enters is among what a branch saves.
-    fn entering(&self, branch: &Branch) -> i64 {
-        if branch.before.is_some() || self.is_one_type() { self.stream } else { 0 }
-    }
-
-    fn branch(&self, branch: &Branch) -> BranchSizes {
-        let (tp, hidden) = (self.model.tp, self.model.spec.hidden);
-        let (before, after) =
-            (self.of(&branch.before_inner(tp)), self.of(&[branch.after_inner(tp)]));
-        // Of both products: the input, and the gradient of the output.
-        let rows = if self.split_rows { self.whole } else { self.input };
-        BranchSizes {
-            before,
-            after_inner: after,
-            after: self.of(&branch.after_saved(hidden, tp)),
-            work: 2 * rows + before + after,
-        }
-    }
-
-    fn own(&self, own: &OwnBody, recompute: bool) -> Passes {
+    fn own(&self, own: &OwnBody) -> Passes {
         let worst = |moments: &[Vec<SavedTensor>]| {
             moments.iter().map(|moment| self.of(moment)).fold(self.stream, i64::max)
         };
@@ -231,7 +220,7 @@ impl<'a> Sizes<'a> {
         let input = if own.keeps_input { self.stream } else { 0 };
         let needs = kept + worst(&own.forward);
         let (begun, again, replay) =
-            if recompute { (self.stream, kept, needs) } else { (kept + input, 0, 0) };
+            if own.again { (self.stream, kept, needs) } else { (kept + input, 0, 0) };
         Passes {
             forward: Pass { needs, leaves: begun },
             backward: Pass {
@@ -245,7 +234,20 @@ impl<'a> Sizes<'a> {
 
 /// Bytes of one branch.
 #[derive(Debug)]
-struct BranchSizes {
+struct BranchSizes<'a> {
+    branch: &'a Branch,
+    replay: &'a Replay,
+    /// Of each tensor, by its place in [`BranchTensor`]. What the columns read is nothing where it is the stream
+    /// itself.
+    tensors: [i64; BranchTensor::ALL.len()],
+    /// Whether the columns read the stream itself.
+    is_stream: bool,
+    /// Whether somebody keeps the stream that enters.
+    keeps_stream: bool,
+    /// Of what it needs for its backward pass. Side by side the stream that enters counts at the first.
+    saved: i64,
+    /// Of what it keeps for that.
+    kept: i64,
     /// Between columns and inner.
     before: i64,
     /// Between inner and row.
@@ -255,7 +257,53 @@ struct BranchSizes {
     work: i64,
 }
 
-impl BranchSizes {
+impl<'a> BranchSizes<'a> {
+    fn new(of: &Sizes<'_>, branch: &'a Branch, replay: &'a Replay, is_shared: bool) -> Self {
+        let (tp, hidden) = (of.model.tp, of.model.spec.hidden);
+        let is_stream = branch.before.is_none() && of.is_one_type();
+        let mut tensors = [0; BranchTensor::ALL.len()];
+        for (kind, tensor) in branch.tensors(hidden, tp) {
+            tensors[kind as usize] += tensor.bytes(tp, of.shape) as i64;
+        }
+        tensors[BranchTensor::Entering as usize] = of.stream;
+        tensors[BranchTensor::Leaving as usize] =
+            if branch.after.is_some() { of.input } else { of.given() };
+        if is_stream {
+            tensors[BranchTensor::Read as usize] = 0;
+        }
+        let holds_stream = |kinds: &[BranchTensor]| {
+            kinds.contains(&BranchTensor::Entering)
+                || (is_stream && kinds.contains(&BranchTensor::Read))
+        };
+        let bytes = |kinds: &[BranchTensor]| {
+            let own = kinds.iter().filter(|kind| **kind != BranchTensor::Entering);
+            let stream = if holds_stream(kinds) && !is_shared { of.stream } else { 0 };
+            own.map(|kind| tensors[*kind as usize]).sum::<i64>() + stream
+        };
+        let [before, after_inner, row, row_stats] =
+            [BranchTensor::Columns, BranchTensor::Given, BranchTensor::Row, BranchTensor::RowStats]
+                .map(|kind| tensors[kind as usize]);
+        // Of both products: the input, and the gradient of the output.
+        let rows = if of.split_rows { of.whole } else { of.input };
+        Self {
+            branch,
+            replay,
+            is_stream,
+            keeps_stream: holds_stream(&replay.kept),
+            saved: bytes(&replay.needed),
+            kept: bytes(&replay.kept),
+            tensors,
+            before,
+            after_inner,
+            after: row + row_stats,
+            work: 2 * rows + before + after_inner,
+        }
+    }
+
+    fn bytes(&self, kind: BranchTensor) -> i64 {
+        self.tensors[kind as usize]
+    }
+
     /// The gradient of what the row gives beyond the stream's own: a copy if it is masked, of another type, behind a
     /// norm, or gathered.
     fn gradient(&self, of: &Sizes<'_>) -> i64 {
@@ -287,11 +335,84 @@ impl BranchSizes {
     }
 }
 
+/// What is held, and was at most, as steps run.
+#[derive(Debug, Default)]
+struct Moments {
+    now: i64,
+    peak: i64,
+}
+
+impl Moments {
+    fn add(&mut self, bytes: i64) {
+        self.now += bytes;
+        self.peak = self.peak.max(self.now);
+    }
+
+    /// Runs a step beside what is `held`, and lets go of what is not to be kept, but for what the next step reads.
+    fn run(
+        &mut self,
+        of: &Sizes<'_>,
+        branch: &BranchSizes<'_>,
+        step: Step,
+        held: &mut Vec<BranchTensor>,
+        kept: &[BranchTensor],
+    ) {
+        let given = step.gives(branch.branch.after.is_some());
+        self.add(given.iter().map(|kind| branch.bytes(*kind)).sum());
+        // The rows of all ranks, as columns read them and the row gives them.
+        let gathered = match step {
+            Step::Columns | Step::Row => of.gathered,
+            Step::Read | Step::Inner | Step::After => 0,
+        };
+        self.add(gathered);
+        self.add(-gathered);
+        for kind in given {
+            // What is there already is made once more, and not kept twice.
+            if held.contains(kind) { self.add(-branch.bytes(*kind)) } else { held.push(*kind) }
+        }
+        let stays = |kind: &BranchTensor| kept.contains(kind) || given.last() == Some(kind);
+        held.retain(|kind| {
+            if !stays(kind) {
+                self.now -= branch.bytes(*kind);
+            }
+            stays(kind)
+        });
+    }
+
+    /// Adds what a branch gives to the stream, or to a copy of it.
+    fn add_to_stream(&mut self, of: &Sizes<'_>, branch: &BranchSizes<'_>, copies: bool) {
+        self.add(if copies { of.stream } else { 0 });
+        self.add(-branch.bytes(BranchTensor::Leaving));
+    }
+
+    /// Brings back what a branch has dropped. Where what enters it is not kept, that is there again.
+    fn bring_back(&mut self, of: &Sizes<'_>, branch: &BranchSizes<'_>) {
+        let replay = branch.replay;
+        let mut held = replay.kept.clone();
+        if replay.is_chained {
+            held.push(BranchTensor::Entering);
+        }
+        if replay.gives_again || branch.is_stream {
+            // The steps do not let go of it: what they give is added to it, or the columns read it.
+            held.retain(|kind| *kind != BranchTensor::Entering);
+        }
+        for step in &replay.again {
+            self.run(of, branch, *step, &mut held, &replay.needed);
+        }
+        if replay.gives_again {
+            let is_needed = branch.branch.before.is_some() || branch.is_stream;
+            self.add_to_stream(of, branch, is_needed);
+        } else if held.contains(&BranchTensor::Leaving) {
+            self.add(-branch.bytes(BranchTensor::Leaving));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Kept::{Compute, Stream, Sums};
-    use crate::{Kept, OwnPiece, Piece, Split, presets};
+    use crate::{Kept, OwnPiece, Piece, Recompute, Split, presets};
 
     const TENSOR: Split = Split::Tensor { units: 4 };
 
@@ -310,6 +431,7 @@ mod tests {
             ],
             backward: vec![vec![], vec![tensor(1600, Sums, TENSOR)]],
             work: vec![tensor(768, Compute, Split::Gathered), tensor(40, Compute, TENSOR)],
+            again: false,
         }
     }
 
@@ -319,15 +441,11 @@ mod tests {
         let mut parts = presets::find("gpt2-124m").unwrap().model.parts(tp).unwrap();
         let own = OwnPiece { params: vec![], body: body.clone(), flops_per_token: 0.0 };
         parts.replace(5, own).unwrap();
+        let what = if recompute { Recompute::FULL } else { Recompute::None };
+        parts.recompute(&what).unwrap();
         let (compute_bytes, sum_bytes) = (2, 4);
-        let shape = PassShape {
-            tokens: 64,
-            tp_index: 0,
-            sequence_parallel,
-            recompute,
-            compute_bytes,
-            sum_bytes,
-        };
+        let shape =
+            PassShape { tokens: 64, tp_index: 0, sequence_parallel, compute_bytes, sum_bytes };
         let passes = parts.passes(parts.get(Piece::Block(5)).unwrap(), &shape);
         let (f, b) = (passes.forward, passes.backward);
         [f.needs, f.leaves, b.needs, b.leaves, passes.work]

@@ -1,4 +1,4 @@
-//! Names of parameters, several at once.
+//! Names of parameters or tensors, several at once.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use std::fmt;
 /// assert!(matrices.fits("block.3.attention.q.weight"));
 /// assert!(!matrices.fits("block.12.attention.q.weight"));
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pattern(String);
 
 impl Pattern {

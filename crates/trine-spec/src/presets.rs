@@ -35,6 +35,11 @@ pub fn find(name: &str) -> Result<Preset, SpecError> {
     Err(SpecError::Preset { name: name.into(), nearest: nearest.name.into() })
 }
 
+/// The most similar of some names.
+pub(crate) fn nearest<'a>(word: &str, names: &[&'a str]) -> Option<&'a str> {
+    names.iter().copied().min_by_key(|name| edit_distance(name, word))
+}
+
 /// Levenshtein distance; the names are short and this crate has no other use for a library.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();

@@ -7,7 +7,9 @@ use crate::plan::RunPlan;
 use crate::planned::{Machine, planned_step};
 use crate::run::MachineSource;
 use std::fmt::{self, Display, Formatter};
+use std::iter;
 use trine_mesh::Degrees;
+use trine_spec::Recompute;
 
 /// Sequences of the largest micro-batch that is tried.
 const MICRO_MAX: usize = 32;
@@ -51,14 +53,18 @@ enum Reason {
 }
 
 impl Fastest {
-    /// Chooses the degrees of a run, and where that is free the micro-batch; whole blocks are computed again where
-    /// nothing fits without. The numbers of a step stay, but for the rounding of sums in another order.
+    /// Chooses the degrees of a run, and where that is free the micro-batch. Where nothing fits, activations are
+    /// computed again, no more of them than it takes ([`Recompute::ladder`]). The numbers of a step stay, but for the
+    /// rounding of sums in another order.
     pub fn find(config: &Config, choices: Choices<'_>, machine: MachineSource<'_>) -> Self {
-        let mut lean = config.clone();
-        lean.train.recompute = true;
+        let leaner = |recompute| {
+            let mut lean = config.clone();
+            lean.train.recompute = recompute;
+            lean
+        };
         let mut leanest = None;
-        for config in [config, &lean] {
-            let mut all = candidates(config, choices);
+        for config in iter::once(config.clone()).chain(Recompute::ladder().map(leaner)) {
+            let mut all = candidates(&config, choices);
             all.retain(|one| is_enough(one, choices, &mut leanest));
             match all.len() {
                 0 => {}
@@ -119,7 +125,12 @@ fn step_s(config: &Config, choices: Choices<'_>, machine: &Machine) -> Result<f6
 impl Display for Fastest {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (degrees, micro) = (self.config.degrees(), self.config.batch.micro);
-        let again = if self.config.train.recompute { ", blocks computed again" } else { "" };
+        let again = match &self.config.train.recompute {
+            Recompute::None => String::new(),
+            Recompute::Blocks { every: 1 } => ", blocks computed again".into(),
+            Recompute::Blocks { every } => format!(", one block in {every} computed again"),
+            names @ Recompute::Tensors(_) => format!(", {names} computed again"),
+        };
         write!(f, "{degrees}, micro-batches of {micro}{again}: ")?;
         match &self.reason {
             Reason::Time { of, step_s } => {
@@ -197,7 +208,7 @@ fn is_enough(
     }
     let fits = plan.fits();
     let needs = |config: &Config, plan: &MemoryPlan| {
-        (plan.bytes, !config.train.recompute, config.batch.micro)
+        (plan.bytes, config.train.recompute == Recompute::None, config.batch.micro)
     };
     let least = leanest.as_ref().map(|(config, plan)| needs(config, plan));
     if !fits && least.is_none_or(|least| needs(config, &plan) < least) {
@@ -271,16 +282,29 @@ mod tests {
         let found = Fastest::find(&base, choices(&some), MachineSource(&machine));
         let engine = found.config.engine(4).unwrap();
         assert!(MemoryPlan::of_threads(&RunPlan::new(&engine).unwrap(), &some).fits(), "{found}");
-        // Less than any needs as it is: blocks are computed again.
-        let little = limit(all[0] - 1);
-        let found = Fastest::find(&base, choices(&little), MachineSource(&machine));
-        assert!(found.config.train.recompute, "{found}");
+        // Less than any needs as it is: something is computed again, and no more than it takes.
+        let recompute = |config: &Config, choices: Choices<'_>| {
+            Fastest::find(config, choices, MachineSource(&machine)).config.train.recompute
+        };
+        let elementwise = Recompute::tensors(Recompute::ELEMENTWISE);
+        assert_eq!(recompute(&base, choices(&limit(all[0] - 1))), elementwise);
+        let deep = |again: &Recompute| {
+            let again = format!("train.recompute={again}");
+            config(&["model.layers=24", "batch.micro=8", &again])
+        };
+        for again in [Recompute::Blocks { every: 2 }, Recompute::FULL] {
+            let four = |limits| Choices { ranks: Some(4), micro: false, ..choices(limits) };
+            let least = candidates(&deep(&again), four(&[])).iter().map(needs).min().unwrap();
+            assert_eq!(recompute(&deep(&Recompute::None), four(&limit(least))), again);
+        }
         let none = limit(1000);
         let found = Fastest::find(&base, choices(&none), MachineSource(&machine));
         assert_eq!(found.config, base);
         let two = Choices { ranks: Some(2), ..choices(&none) };
         let lean = Fastest::find(&base, two, MachineSource(&machine)).config;
-        assert!(lean.world() == 2 && lean.train.recompute && lean.batch.micro == 1);
+        assert!(
+            lean.world() == 2 && lean.train.recompute != Recompute::None && lean.batch.micro == 1
+        );
         assert!(
             found.to_string().contains("no layout fits this machine; the leanest needs"),
             "{found}"

@@ -6,6 +6,7 @@ use crate::plan::RunPlan;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use trine_mesh::plural;
+use trine_spec::Recompute;
 
 /// How much memory may be taken, and who says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +132,7 @@ fn gigabytes(bytes: u64) -> String {
 fn less(config: &Config) -> String {
     let ways = [
         (config.batch.micro > 1, "a smaller batch.micro"),
-        (!config.train.recompute, "train.recompute = true"),
+        (config.train.recompute != Recompute::FULL, "train.recompute = true"),
         (config.train.zero == 0 && config.layout.dp > 1, "train.zero = 1"),
     ];
     let ways: Vec<&str> =

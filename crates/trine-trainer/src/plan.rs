@@ -43,13 +43,15 @@ impl RunPlan {
     ///
     /// # Errors
     /// As [`RunPlan::new`], or parts of another model or tensor-parallel degree, or a
-    /// group that names no parameter; what cannot be frozen ([`ModelParts::freeze`]).
+    /// group that names no parameter; what cannot be frozen ([`ModelParts::freeze`]) or computed
+    /// again ([`ModelParts::recompute`]).
     pub fn of_parts(config: &EngineConfig, mut parts: ModelParts) -> Result<Self, TrainError> {
         config.check()?;
         if (&parts.spec, parts.tp) != (&config.model, config.degrees.tp) {
             return Err(TrainError::OtherParts { tp: parts.tp, expected: config.degrees.tp });
         }
         parts.freeze(&config.frozen)?;
+        parts.recompute(&config.recompute)?;
         let named = |group: &&Group| {
             parts.pieces.iter().flat_map(|part| &part.params).any(|spec| group.names(spec))
         };

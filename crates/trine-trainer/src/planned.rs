@@ -117,11 +117,12 @@ pub fn planned_step(
     config: &EngineConfig,
     machine: &Machine,
 ) -> Result<Result<SharedStep, String>, TrainError> {
-    let layout = match layout(config) {
+    let mut model = Model::new(&config.model)?;
+    let again = model.drop_tensors(&config.recompute)?;
+    let layout = match layout(config, again) {
         Ok(layout) => layout,
         Err(why) => return Ok(Err(why)),
     };
-    let model = Model::new(&config.model)?;
     let all = stacks()?;
     let constants = Constants::built_in()?;
     let world = config.degrees.world();
@@ -140,7 +141,7 @@ pub fn planned_step(
 const STACK: &str = "trine";
 
 /// A run as the planner sees it, or what it does not know of it.
-fn layout(config: &EngineConfig) -> Result<Layout, String> {
+fn layout(config: &EngineConfig, recompute: Recompute) -> Result<Layout, String> {
     if config.numerics == Numerics::Reference {
         return Err("the planner knows no times for reference numerics".into());
     }
@@ -160,7 +161,7 @@ fn layout(config: &EngineConfig) -> Result<Layout, String> {
         global_batch: config.global_batch,
         seq: config.seq,
         sequence_parallel: config.sequence_parallel && config.degrees.tp > 1,
-        recompute: if config.recompute { Recompute::Full { every: 1 } } else { Recompute::None },
+        recompute,
         attention: Attention::Flash2,
         zero: config.zero.number(),
         precision,

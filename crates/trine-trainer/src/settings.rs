@@ -8,7 +8,7 @@ use trine_mesh::{Axis, AxisSet, Degrees};
 use trine_nn::Numerics;
 use trine_optim::{Group, OptimizerConfig};
 use trine_schedule::{Order, ScheduleKind, Shape, UniformStage};
-use trine_spec::{BUCKET_ELEMENTS, ModelSpec, PassShape, Pattern, Shares};
+use trine_spec::{BUCKET_ELEMENTS, ModelSpec, PassShape, Pattern, Recompute, Shares};
 
 /// Axes that the mesh has and the engine does not split anything on.
 const NOT_SPLIT: [Axis; 2] = [Axis::Cp, Axis::Ep];
@@ -60,8 +60,8 @@ pub struct EngineConfig {
     pub numerics: Numerics,
     /// Type of weights and activations.
     pub compute: DType,
-    /// Run each block's forward pass again in backward instead of keeping what it saves.
-    pub recompute: bool,
+    /// What of the activations is computed again in backward instead of kept.
+    pub recompute: Recompute,
     /// What data-parallel ranks share out.
     pub zero: ZeroStage,
     /// Sequences of a step over all ranks.
@@ -99,7 +99,7 @@ impl EngineConfig {
             times: None,
             numerics: Numerics::Fast,
             compute: DType::F32,
-            recompute: false,
+            recompute: Recompute::None,
             zero: ZeroStage::Zero1,
             global_batch: 1,
             micro_batch: 1,
@@ -150,7 +150,6 @@ impl EngineConfig {
             tp_index,
             tokens: self.micro_batch * self.seq,
             sequence_parallel: self.sequence_parallel,
-            recompute: self.recompute,
             compute_bytes: self.compute.bytes(),
             sum_bytes: self.compute.accumulator().bytes(),
         }

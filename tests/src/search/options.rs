@@ -7,7 +7,7 @@ use trine_buffer::DType;
 use trine_nn::Numerics;
 use trine_optim::{Group, LrKind, OptimizerConfig};
 use trine_schedule::{Purpose, ScheduleKind, UniformStage};
-use trine_spec::{Activation, Dropouts, Family, ModelSpec, Pattern};
+use trine_spec::{Activation, Dropouts, Family, ModelSpec, Pattern, Recompute};
 use trine_testkit::toy;
 use trine_trainer::RunPlan;
 use trine_trainer::engine::{Batch, EngineConfig, ZeroStage};
@@ -201,6 +201,21 @@ fn row<V: Serialize + DeserializeOwned + 'static>(
         Ok(())
     };
     Row { name, values, promise, set: Box::new(set) }
+}
+
+/// What is computed again. Every model saves something of these names.
+pub fn recompute() -> Vec<Recompute> {
+    let named = [
+        &["norms", "mlp.activation"][..],
+        &["norms", "mlp.activation", "attention.qkv"],
+        &["*.input"],
+        &["attention.*", "head.logits"],
+        &["*.stats", "*.log_sum", "mlp.up"],
+        &["*"],
+    ];
+    let blocks = [Recompute::None, Recompute::FULL, Recompute::Blocks { every: 2 }];
+    let named = named.map(|names| Recompute::tensors(names.iter().copied()));
+    blocks.into_iter().chain(named).collect()
 }
 
 /// A trait of the model: the family's, or one of those that are given as in a file.
@@ -458,9 +473,7 @@ fn step() -> Vec<Row> {
         row("sequence_parallel", Promise::Rule, [false, true], |setup, split| {
             setup.config.sequence_parallel = split;
         }),
-        row("recompute", Promise::Bits, [false, true], |setup, again| {
-            setup.config.recompute = again;
-        }),
+        row("recompute", Promise::Bits, recompute(), |setup, again| setup.config.recompute = again),
         row("bucket_elements", Promise::Bits, [10_000, 1, 500, 1_000_000], |setup, elements| {
             setup.config.bucket_elements = elements;
         }),

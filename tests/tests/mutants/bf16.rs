@@ -6,7 +6,8 @@ use super::*;
 pub(crate) fn in_bf16() -> Vec<Mutant> {
     let of = |model| EngineConfig { compute: DType::Bf16, ..layout(model) };
     let bubbles = || EngineConfig { schedule: ScheduleKind::ZbH1.into(), ..of(toy::gpt()) };
-    let again = || EngineConfig { recompute: true, zero: ZeroStage::Zero1, ..of(toy::llama(2)) };
+    let again =
+        || EngineConfig { recompute: true.into(), zero: ZeroStage::Zero1, ..of(toy::llama(2)) };
     let gradients = &[Gradients, Norm];
     vec![
         mutant(
@@ -52,7 +53,8 @@ pub(crate) fn in_bf16() -> Vec<Mutant> {
 /// The same between tensor-parallel ranks.
 pub(crate) fn in_bf16_between_tensor_ranks() -> Vec<Mutant> {
     let of = |model| EngineConfig { compute: DType::Bf16, ..layout(model) };
-    let again = || EngineConfig { recompute: true, zero: ZeroStage::Zero1, ..of(toy::llama(2)) };
+    let again =
+        || EngineConfig { recompute: true.into(), zero: ZeroStage::Zero1, ..of(toy::llama(2)) };
     vec![
         mutant(
             "a tenth of an MLP is lost between tensor ranks",

@@ -143,7 +143,7 @@ pub(crate) fn in_updates_and_masks() -> Vec<Mutant> {
         mutant(
             "dropout has another probability",
             EngineConfig {
-                recompute: true,
+                recompute: true.into(),
                 ..layout(ModelSpec { dropout: 0.2.into(), ..toy::gpt() })
             },
             edit(|plan| plan.parts.spec.dropout = 0.25.into()),

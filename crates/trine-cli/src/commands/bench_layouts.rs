@@ -103,7 +103,7 @@ fn head(serial: &Config, layouts: &[Config], args: &BenchLayoutsArgs) -> String 
         counted(serial.tokens_per_step(), "token"),
         serial.batch.micro,
         serial.data.seq,
-        if serial.train.recompute { "on" } else { "off" },
+        serial.train.recompute,
         args.rounds,
     )
 }

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::output;
 use anyhow::Context;
 use serde_json::{Map, Value, json};
+use trine_spec::Recompute;
 use trine_trainer::config::{self, Key, Kind};
 
 /// Prints the schema.
@@ -76,5 +77,11 @@ fn of_kind(kind: Kind) -> Value {
             json!({"anyOf": [number, three]})
         }
         Kind::Scaling => json!({"type": "string"}),
+        Kind::Recompute => json!({"anyOf": [
+            {"type": "boolean"},
+            {"enum": [Recompute::WORD]},
+            {"type": "integer", "minimum": 1},
+            {"type": "array", "items": {"type": "string"}},
+        ]}),
     }
 }

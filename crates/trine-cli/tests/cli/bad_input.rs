@@ -246,7 +246,10 @@ const CASES: &[(&[&str], &[&str])] = &[
     (&["plan", "--precision", "int8"], &["--precision int8", "bf16, f16, f32, fp8"]),
     (&["plan", "--schedule", "zb-h3"], &["zb-h3", "zb-h"]),
     (&["plan", "--schedule", "forward-only"], &["--schedule forward-only: does not train"]),
-    (&["plan", "--recompute", "half"], &["--recompute half", "none, selective, full"]),
+    (
+        &["plan", "--recompute", "some"],
+        &["--recompute some", "none, selective, elementwise, half, full"],
+    ),
     (&["plan", "--zero", "4"], &["ZeRO has stages 0 to 3"]),
     (&["plan", "--tokens", "many"], &["'many' for '--tokens <N>'", "300B or 20T"]),
     (&["plan", "--gpus", "0"], &["'0' for '--gpus <N>'", "1 to 16777216"]),

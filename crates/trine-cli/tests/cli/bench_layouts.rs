@@ -57,7 +57,7 @@ fn the_shares_of_all_overheads_are_the_loss() {
 fn people_get_a_table() {
     let text = ok(Path::new("."), &args(&["--dp=2", "--pp=1", "--tp=1", "--set=threads.pin=auto"]));
     for part in [
-        "against dp 2 × pp 1 × tp 1, 2 steps of 64 tokens a turn in micro-batches of 1 × 16, recompute on, 2 turns each",
+        "against dp 2 × pp 1 × tp 1, 2 steps of 64 tokens a turn in micro-batches of 1 × 16, recompute true, 2 turns each",
         "turn 2: ",
         "dp 2 × pp 1 × tp 1: median ratio ",
         "loss over all turns ",

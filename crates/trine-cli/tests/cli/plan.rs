@@ -48,6 +48,33 @@ fn the_best_layouts_are_ranked_with_reasons_days_and_a_configuration() {
     assert!(rows.len() == 4 && rows.is_sorted(), "{rows:?}");
 }
 
+/// Where memory is short, something is computed again: with what it costs, and as a configuration has it.
+#[test]
+fn recompute_is_chosen_where_memory_is_short_and_its_cost_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let node =
+        ["plan", "--model", "llama3-8b", "--cluster", "h100", "--gpus", "8", "--stack", "trine"];
+    let one = ["--global-batch", "64", "--micro-batch", "2", "--tp", "2", "--pp", "1"];
+    let layout = [&node[..], &one[..], &["--zero", "1", "--schedule", "1f1b"]].concat();
+    let plan = |more: &[&str]| ok(folder.path(), &[&layout[..], more].concat());
+    let text = plan(&["--runnable", "--seq", "8192"]);
+    let line =
+        text.lines().find(|line| line.starts_with("Recompute (elementwise) costs ")).unwrap();
+    assert!(line.contains(" % time. Without it the fullest device needs "), "{line}");
+    assert!(text.contains("\nrecompute = [\"norms\", \"mlp.activation\"]\n"), "{text}");
+    let wide = plan(&["--runnable", "--memory-headroom", "0", "--seq", "2048"]);
+    assert!(wide.contains("\nrecompute = false\n") && !wide.contains("Recompute ("), "{wide}");
+    let value: serde_json::Value =
+        serde_json::from_str(&plan(&["--runnable", "--seq", "8192", "--json"])).unwrap();
+    let best = &value["best"][0];
+    let number = |key: &str| best[key].as_f64().unwrap();
+    assert_eq!(best["recompute"], "elementwise");
+    assert!(
+        number("recompute_bytes_saved") > 1e9 && number("recompute_time_share") < 0.05,
+        "{best}"
+    );
+}
+
 #[test]
 fn json_says_the_same_as_the_table() {
     let folder = tempfile::tempdir().unwrap();
@@ -321,7 +348,16 @@ const OPTIONS: [(&str, &[(&str, Writes)]); 30] = {
         ),
         ("--micro-batch", &[("1", Runs), ("8", Runs)]),
         ("--zero", &[("0", Runs), ("1", Runs), ("2", ZERO), ("3", ZERO)]),
-        ("--recompute", &[("none", Runs), ("full", Runs), ("selective", AGAIN)]),
+        (
+            "--recompute",
+            &[
+                ("none", Runs),
+                ("elementwise", Runs),
+                ("half", Runs),
+                ("full", Runs),
+                ("selective", AGAIN),
+            ],
+        ),
         ("--sequence-parallel", &[("true", Runs), ("false", Runs)]),
         ("--runnable", &[("", Runs)]),
         ("--tokens", &[("3k", Runs), ("20T", Runs)]),
@@ -393,7 +429,7 @@ fn what_any_option_of_plan_writes_is_what_trine_trains() {
             counts[0] += 1;
         }
     }
-    assert_eq!(counts, [55, 6]);
+    assert_eq!(counts, [57, 6]);
     // The old name still works, and what was asked for by mistake is said with the option alone.
     small(folder.path(), &["--config", "old.toml"]);
     ok(folder.path(), &["train", "old.toml", "--dry-run"]);

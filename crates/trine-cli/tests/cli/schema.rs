@@ -134,12 +134,14 @@ fn what_cannot_be_read_does_not_fit() {
         ("[layout]\ntimes = [\"1\"]", ".layout.times: [\"1\"] is none of "),
         ("[layout]\nlayers = [1, \"2\"]", ".layout.layers[]: \"2\" is no \"integer\""),
         ("[sample]\nprompts = [1]", ".sample.prompts[]: 1 is no \"string\""),
-        ("[train]\nrecompute = 1", ".train.recompute: 1 is no \"boolean\""),
+        ("[train]\nrecompute = 0", ".train.recompute: 0 is none of "),
+        ("[train]\nrecompute = \"half\"", ".train.recompute: \"half\" is none of "),
+        ("[train]\nrecompute = [1]", ".train.recompute: [1] is none of "),
         ("train = 3", ".train: 3 is no \"object\""),
     ];
     for (toml, expected) in cases {
         let found = check(&schema, toml);
         assert!(found.iter().any(|problem| problem.starts_with(expected)), "{toml}: {found:?}");
     }
-    assert_eq!(cases.len(), 14);
+    assert_eq!(cases.len(), 16);
 }

@@ -44,7 +44,6 @@ impl Bench {
             layout: &layout,
             comm: SelfComm::new(),
             sequence_parallel: false,
-            recompute: true,
             numerics,
             compute,
             seed: 1,

@@ -7,4 +7,3 @@ mod faults;
 mod gpu;
 mod kernels;
 mod order;
-mod products;

@@ -3,7 +3,7 @@
 use crate::support::{Batch, Rank, Setup, ids};
 use trine_buffer::{Act, Buf, DType};
 use trine_nn::Context;
-use trine_spec::{Family, ModelSpec};
+use trine_spec::{Family, ModelSpec, Recompute};
 use trine_testkit::toy;
 
 fn loss(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> f64 {
@@ -12,7 +12,7 @@ fn loss(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> f64 {
 }
 
 /// The gradients, bucket by bucket.
-fn analytic(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> Vec<Vec<f64>> {
+pub(crate) fn analytic(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> Vec<Vec<f64>> {
     let mut grads = rank.grads();
     let (_, mut states) = rank.stage.forward(&rank.weights, ids(batch), ctx).unwrap();
     let mut dy = Act::new(Buf::zeros(DType::F64, 0));
@@ -28,7 +28,7 @@ fn analytic(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> Vec<Vec<f64>> {
     buckets.map(|bucket| grads.bucket(bucket).unwrap().to_f64_vec()).collect()
 }
 
-fn check(model: ModelSpec, recompute: bool) -> usize {
+fn check(model: ModelSpec, recompute: Recompute) -> usize {
     let setup = Setup { recompute, ..Setup::whole(model, DType::F64) };
     let mut rank = Rank::serial(&setup);
     let batch = Batch::new(&setup.model);
@@ -73,14 +73,14 @@ fn every_parameter_of_a_model_agrees_with_finite_differences() {
         (toy::llama(2), false),
         (tied, true),
     ] {
-        checked += check(small(model), recompute);
+        checked += check(small(model), recompute.into());
     }
     let mut others = 0;
     for family in Family::ALL {
-        others += check(small(toy::of(*family)), false);
+        others += check(small(toy::of(*family)), Recompute::None);
     }
     for model in toy::mixed() {
-        others += check(ModelSpec { layers: 4, ..small(model) }, true);
+        others += check(ModelSpec { layers: 4, ..small(model) }, Recompute::FULL);
     }
     assert!(others > 400, "{others}");
     // Parameters: 2 + 2·16 + 2 for GPT, one more untied; 1 + 2·9 + 2 for Llama, one less tied.

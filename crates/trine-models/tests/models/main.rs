@@ -8,5 +8,6 @@ mod golden;
 mod gradients;
 mod memory;
 mod plain;
+mod recompute;
 mod stages;
 mod support;

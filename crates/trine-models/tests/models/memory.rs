@@ -4,7 +4,7 @@ use crate::support::{Batch, Rank, SEQ, Setup, TOKENS};
 use trine_buffer::DType;
 use trine_comm::threads;
 use trine_nn::{NnError, Saved};
-use trine_spec::{Family, ModelSpec, PassShape, Piece};
+use trine_spec::{Family, ModelSpec, PassShape, Piece, Recompute};
 use trine_testkit::toy;
 
 /// Bytes in use after a block's forward pass, after B, and after W.
@@ -44,26 +44,33 @@ fn a_block_keeps_what_the_spec_says_and_gives_all_of_it_back() {
         .chain(families)
         .chain(toy::mixed())
         .collect();
+    let what = [
+        Recompute::None,
+        Recompute::FULL,
+        Recompute::tensors(["norms", "mlp.activation", "attention.qkv"]),
+        Recompute::tensors(["*.input", "attention.core"]),
+        Recompute::tensors(["*"]),
+    ];
     for model in &models {
         for compute in [DType::F32, DType::Bf16] {
-            for recompute in [false, true] {
+            for recompute in &what {
                 for (tp, sequence_parallel) in [(1, false), (2, false), (2, true), (4, true)] {
                     let setup = Setup {
                         pieces: vec![Piece::Block(1)],
                         sequence_parallel,
-                        recompute,
+                        recompute: recompute.clone(),
                         ..Setup::whole(model.clone(), compute)
                     };
                     let (compute_bytes, sum_bytes) =
                         (compute.bytes(), compute.accumulator().bytes());
-                    let parts = model.parts(tp).unwrap();
+                    let mut parts = model.parts(tp).unwrap();
+                    parts.recompute(recompute).unwrap();
                     let part = parts.get(Piece::Block(1)).unwrap();
                     for (tp_index, held) in bytes(&setup, tp).into_iter().enumerate() {
                         let shape = PassShape {
                             tokens: TOKENS,
                             tp_index,
                             sequence_parallel,
-                            recompute,
                             compute_bytes,
                             sum_bytes,
                         };
@@ -78,5 +85,5 @@ fn a_block_keeps_what_the_spec_says_and_gives_all_of_it_back() {
             }
         }
     }
-    assert_eq!((compared, TOKENS % SEQ), (models.len() * 2 * 2 * 4, 0));
+    assert_eq!((compared, TOKENS % SEQ), (models.len() * 2 * what.len() * 4, 0));
 }

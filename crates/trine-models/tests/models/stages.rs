@@ -204,7 +204,6 @@ fn a_piece_of_ones_own_is_named_where_it_fails_and_where_nobody_builds_it() {
         layout: &layout,
         comm: SelfComm::new(),
         sequence_parallel: false,
-        recompute: false,
         numerics: Numerics::Fast,
         compute: DType::F32,
         seed: 1,

@@ -9,7 +9,9 @@ use trine_models::{BuildPiece, RankParts, StageModel, zoo};
 use trine_nn::initial_weights;
 use trine_nn::{Context, GradStore, NnError, Numerics, ParamStore, Rows, stream_type};
 use trine_rng::Stream;
-use trine_spec::{Degrees, Init, ModelSpec, Piece, RankLayout, RankRequest, StagePieces};
+use trine_spec::{
+    Degrees, Init, ModelSpec, Piece, RankLayout, RankRequest, Recompute, StagePieces,
+};
 use trine_testkit::toy;
 
 pub(crate) const SEQ: usize = 8;
@@ -23,7 +25,7 @@ pub(crate) struct Setup {
     pub(crate) pieces: Vec<Piece>,
     pub(crate) compute: DType,
     pub(crate) sequence_parallel: bool,
-    pub(crate) recompute: bool,
+    pub(crate) recompute: Recompute,
     pub(crate) tied_apart: bool,
     pub(crate) bucket_elements: usize,
 }
@@ -37,7 +39,7 @@ impl Setup {
             pieces,
             compute,
             sequence_parallel: false,
-            recompute: false,
+            recompute: Recompute::None,
             tied_apart: false,
             bucket_elements: 10_000,
         }
@@ -82,7 +84,8 @@ impl Rank {
         build: BuildPiece<'_>,
     ) -> Result<Self, NnError> {
         let stages = [StagePieces { stage: 0, pieces: setup.pieces.clone() }];
-        let parts = setup.model.parts(comm.size()).unwrap();
+        let mut parts = setup.model.parts(comm.size()).unwrap();
+        parts.recompute(&setup.recompute).unwrap();
         let layout = RankLayout::new(&RankRequest {
             degrees: Degrees { tp: comm.size(), ..Degrees::SERIAL },
             tp_index: comm.rank(),
@@ -97,7 +100,6 @@ impl Rank {
             layout: &layout,
             comm,
             sequence_parallel: setup.sequence_parallel,
-            recompute: setup.recompute,
             numerics: Numerics::Fast,
             compute: setup.compute,
             seed: 11,

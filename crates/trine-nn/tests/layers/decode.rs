@@ -37,7 +37,9 @@ fn windows_and_bounded_scores_continue_a_sequence_to_the_bit() {
                 let tokens = rows.len();
                 let (x, ctx) = of(rows);
                 let ctx = Context { decode: Some(&cache), ..ctx };
-                decoded.extend(core.decode(x, 0, &ctx).unwrap().to_f64_vec());
+                decoded.extend(
+                    core.decode(&core.turn(x, &ctx).unwrap(), 0, &ctx).unwrap().0.to_f64_vec(),
+                );
                 cache.advance(tokens).unwrap();
             }
             assert_eq!(decoded, whole(&core), "{compute} {window:?} {softcap:?}");

@@ -197,6 +197,7 @@ impl Check<'_> {
         self.times();
         self.groups();
         self.frozen();
+        self.recompute();
     }
 
     /// The stages of a pipeline that has a layer for each rank.
@@ -487,7 +488,7 @@ pub(super) fn too_large(key: &Key, value: &toml::Value, at: &Origin) -> Option<V
     let max = limit(key.path);
     let single = std::slice::from_ref(value);
     let items = match key.kind {
-        Kind::Count => single,
+        Kind::Count | Kind::Recompute => single,
         Kind::Counts => value.as_array().map_or(single, Vec::as_slice),
         Kind::Number => return beyond_f32(key, value, at),
         Kind::Flag
@@ -525,6 +526,7 @@ pub(super) fn above_limit(key: &Key, value: impl ToString, at: &Origin) -> Viola
         | Kind::OrNone(_)
         | Kind::Rates
         | Kind::Scaling
+        | Kind::Recompute
         | Kind::Texts => max.to_string(),
     };
     Violation::Rule {

@@ -106,7 +106,7 @@ fn general(name: &str, model: &ModelSpec, (degrees, micro): (Degrees, usize)) ->
             precision: Precision::Bf16,
             numerics: Numerics::Fast,
             // Activations outgrow weights and state long before this size.
-            recompute: params > 1_000_000_000,
+            recompute: (params > 1_000_000_000).into(),
             zero: 1,
             frozen: Vec::new(),
             clip_norm: 1.0,

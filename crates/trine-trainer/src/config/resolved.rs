@@ -113,7 +113,7 @@ impl Config {
             times: self.stage_times().expect("invariant: checked"),
             numerics: self.train.numerics,
             compute: self.train.precision.dtype(),
-            recompute: self.train.recompute,
+            recompute: self.train.recompute.clone(),
             zero: if self.train.zero == 0 { ZeroStage::Zero0 } else { ZeroStage::Zero1 },
             global_batch: self.batch.global,
             micro_batch: self.batch.micro,

@@ -2,6 +2,7 @@
 //! check of a file's keys and types, and the list that `--help-config` prints.
 
 use std::path::PathBuf;
+use trine_spec::Recompute;
 
 /// What a key's value may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum Kind {
     Rates,
     /// A stretching of rotary frequencies.
     Scaling,
+    /// What is computed again: a flag, a word, a number of blocks or a list of names.
+    Recompute,
 }
 
 /// The word of [`Kind::OrNone`].
@@ -62,6 +65,11 @@ impl Kind {
             Self::OrNone(kind) => format!("{}, or \"none\"", kind.describe()),
             Self::Rates => "a number, or a list of three".into(),
             Self::Scaling => "a text in quotes".into(),
+            Self::Recompute => format!(
+                "{}, {}, a whole number of blocks, or a list of texts in quotes",
+                Self::Flag.describe(),
+                quoted(&[Recompute::WORD])
+            ),
         }
     }
 
@@ -83,6 +91,10 @@ impl Kind {
                 kind.has_type(value) || is_list && all(value, |item| kind.has_type(item))
             }
             Self::OrNone(kind) => value.as_str() == Some(NONE) || kind.has_type(value),
+            // Of the word, too, only the type counts here.
+            Self::Recompute => [Self::Flag, Self::Count, Self::Texts, Self::Text]
+                .iter()
+                .any(|kind| kind.has_type(value)),
             Self::Rates => {
                 let is_three = value.as_array().is_some_and(|items| items.len() == 3);
                 Self::Number.has_type(value)

@@ -7,6 +7,7 @@ use trine_buffer::DType;
 use trine_nn::Numerics;
 use trine_optim::LrKind;
 use trine_schedule::{Order, UniformStage};
+use trine_spec::Recompute;
 
 /// Where the text comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -154,6 +155,10 @@ impl From<Times> for TimesText {
     }
 }
 
+impl Field for Recompute {
+    const KIND: Kind = Kind::Recompute;
+}
+
 impl Field for Numerics {
     const KIND: Kind = Kind::Choice(&["fast", "reference"]);
 }
@@ -239,8 +244,8 @@ section! {
         precision: Precision, "f32 or f64 with reference numerics";
         /// order of sums
         numerics: Numerics, "reference: tp divides 8 and the heads, and 8 divides the widths of heads, KV heads and ffn";
-        /// keep only the input of each block and run its forward again in the backward
-        recompute: bool, "any";
+        /// what is computed again in the backward instead of kept. true or "full": all of each block but its input; N: of every N-th block; a list: tensors by name, such as norms, mlp.activation, attention.qkv, with * and ? as in optimizer.groups
+        recompute: Recompute, "1 or more blocks; each name one of a saved tensor or of several, which a refused one lists";
         /// ZeRO stage (1910.02054): 1 splits the optimizer's state over layout.dp
         zero: usize, "0 or 1";
         /// parameters that are not trained, by patterns as in optimizer.groups: they keep their weights and have no gradient and no optimizer state

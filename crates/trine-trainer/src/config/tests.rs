@@ -5,7 +5,7 @@ use crate::engine::ZeroStage;
 use std::collections::BTreeSet;
 use trine_buffer::DType;
 use trine_schedule::{KindInfo, Purpose, ScheduleKind, UniformStage};
-use trine_spec::ModelSpec;
+use trine_spec::{ModelSpec, Recompute};
 
 fn typed(file: &str, settings: &[&str]) -> Typed {
     let file = (!file.is_empty()).then(|| File { name: "run.toml".into(), text: file.into() });
@@ -271,7 +271,16 @@ fn wrong_types_and_words_say_what_was_expected() {
         ),
         ("[train]\nsteps = -3\n", "must be a whole number, at least 1, found the whole number -3"),
         ("[train]\nsteps = 1.5\n", "found the number 1.5"),
-        ("[train]\nrecompute = 1\n", "train.recompute must be true or false"),
+        (
+            "[train]\nrecompute = 1.5\n",
+            "train.recompute must be true or false, \"full\", a whole number of blocks, or a list of texts in quotes, found the number 1.5",
+        ),
+        ("[train]\nrecompute = [1]\n", "found the list [1]"),
+        (
+            "[train]\nrecompute = \"ful\"\n",
+            "train.recompute = \"ful\": must be one of \"full\", true or false, a number of blocks, or a list of names; nearest: \"full\"",
+        ),
+        ("[train]\nrecompute = \"file:x\"\n", "nearest: \"full\""),
         (
             "[layout]\nlayers = [1, \"2\"]\n",
             "layout.layers must be a list of whole numbers, found the list [1, \"2\"]",
@@ -304,7 +313,7 @@ fn wrong_types_and_words_say_what_was_expected() {
         let text = error(file, &[]);
         assert!(text.contains(expected), "{text}\n  expected: {expected}");
     }
-    assert_eq!(cases.len(), 16);
+    assert_eq!(cases.len(), 19);
 }
 
 #[test]
@@ -324,7 +333,7 @@ fn set_takes_toml_and_bare_words() {
     assert_eq!((config.name.as_str(), config.train.precision), ("2024-01-01", Precision::F32));
     assert_eq!(config.data.source, Source::Path("some/path".into()));
     assert_eq!((config.sample.prompts.len(), config.layout.layers.len()), (2, 2));
-    assert_eq!((config.optimizer.lr, config.train.recompute, config.seed), (1e-4, true, 16));
+    assert_eq!((config.optimizer.lr, config.train.recompute, config.seed), (1e-4, true.into(), 16));
 
     for (setting, expected) in [
         (
@@ -344,6 +353,31 @@ fn set_takes_toml_and_bare_words() {
     ] {
         let text = error("", &[setting]);
         assert!(text.contains(expected), "{text}");
+    }
+}
+
+/// What is computed again, as files of today and before have it, and as it is written.
+#[test]
+fn recompute_has_many_forms() {
+    let names = |all: &[&str]| Recompute::tensors(all.iter().copied());
+    let cases = [
+        ("false", Recompute::None, "false"),
+        ("true", Recompute::FULL, "true"),
+        ("\"full\"", Recompute::FULL, "true"),
+        ("full", Recompute::FULL, "true"),
+        ("1", Recompute::FULL, "true"),
+        ("3", Recompute::Blocks { every: 3 }, "3"),
+        ("[]", Recompute::None, "false"),
+        ("['norms', \"mlp.*\"]", names(&["norms", "mlp.*"]), "[\"norms\", \"mlp.*\"]"),
+    ];
+    for (typed, expected, written) in cases {
+        let config = load("", &[&format!("train.recompute={typed}")]);
+        assert_eq!(config.train.recompute, expected, "{typed}");
+        assert_eq!(expected.to_string(), written);
+        let file = config.to_toml().unwrap();
+        assert!(file.contains(&format!("\nrecompute = {written}\n")), "{file}");
+        assert_eq!(load(&file, &[]), config, "{typed}");
+        assert_eq!(load("", &[&format!("train.recompute={expected}")]).train, config.train);
     }
 }
 
@@ -482,6 +516,13 @@ const RULES: &[(&[&str], &str, &str)] = &[
         "batch.micro_batches = 1 or batch.global = 16",
     ),
     (&["batch.micro_batches=4000000000"], "must divide", "batch.micro_batches = 8"),
+    (&["train.recompute=0"], "train.recompute = 0: must be at least 1", "1"),
+    (
+        &["train.recompute=['norms', 'attention.qvk']"],
+        "train.recompute = [\"attention.qvk\"]: \"attention.qvk\" names nothing that can be computed again; there are attention.core, attention.input, ",
+        "attention.qkv",
+    ),
+    (&["train.recompute=['']"], "\"\" names nothing", "norms"),
 ];
 
 #[test]
@@ -491,7 +532,7 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(RULES.len(), 45);
+    assert_eq!(RULES.len(), 48);
 }
 
 #[test]

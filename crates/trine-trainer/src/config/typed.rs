@@ -8,7 +8,7 @@ use std::slice;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 use trine_schedule::{Order, Schedule};
-use trine_spec::{RopeScaling, SpecError};
+use trine_spec::{Recompute, RopeScaling, SpecError};
 
 /// Bytes of the largest configuration file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -320,6 +320,10 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         Kind::Choice(choices) => (*choices, ""),
         Kind::Order(names) => (*names, ", or \"file:\" and the path of a schedule"),
         Kind::NumbersOr(word) => (slice::from_ref(word), ", or a list of numbers"),
+        Kind::Recompute if value.is_integer() => return check::too_large(key, value, at),
+        Kind::Recompute => {
+            (&[Recompute::WORD][..], ", true or false, a number of blocks, or a list of names")
+        }
         Kind::Count
         | Kind::Number
         | Kind::Flag
@@ -329,8 +333,9 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         | Kind::Rates
         | Kind::Texts => return check::too_large(key, value, at),
     };
+    let is_own = |word: &str| matches!(key.kind, Kind::Order(_)) && Order::is_own(word);
     match value.as_str() {
-        Some(word) if !choices.contains(&word) && !Order::is_own(word) => Some(Violation::Choice {
+        Some(word) if !choices.contains(&word) && !is_own(word) => Some(Violation::Choice {
             at: at.clone(),
             key: key.path.to_owned(),
             found: word.to_owned(),

@@ -69,7 +69,6 @@ impl Engine {
             layout: &layout,
             comm: tp,
             sequence_parallel: config.sequence_parallel,
-            recompute: config.recompute,
             numerics,
             compute: config.compute,
             seed: config.seed,

@@ -15,9 +15,9 @@ pub(crate) const KIND: &str = "parallel block";
 
 /// What the rest of trine needs to know of it.
 pub(crate) fn piece(index: usize, spec: &ModelSpec, tp: usize) -> OwnPiece {
-    let (hidden, q, kv, ffn) = (spec.hidden, spec.q_dim(), spec.kv_dim(), spec.ffn);
+    let (hidden, q, kv, ffn, kv_heads) =
+        (spec.hidden, spec.q_dim(), spec.kv_dim(), spec.ffn, spec.kv_heads);
     // Ranks have whole KV heads with their query heads, where there are enough.
-    let kv_heads = spec.kv_heads;
     let heads = if tp <= kv_heads { kv_heads } else { spec.heads };
     let init = Init::Normal { std: spec.init_std };
     let name = |part: &str| format!("block.{index}.{part}.weight");
@@ -32,7 +32,6 @@ pub(crate) fn piece(index: usize, spec: &ModelSpec, tp: usize) -> OwnPiece {
     let of = |name, width, kept, split| SavedTensor::new(name, width, kept, split);
     let split = |name, width, units| of(name, width, Kept::Compute, Split::Tensor { units });
     let rows = |name| of(name, hidden, Kept::Compute, Split::Sequence);
-    let whole = |name| of(name, hidden, Kept::Compute, Split::None);
     let gathered = |name| of(name, hidden, Kept::Compute, Split::Gathered);
     OwnPiece {
         params: vec![
@@ -75,8 +74,8 @@ pub(crate) fn piece(index: usize, spec: &ModelSpec, tp: usize) -> OwnPiece {
                 ],
             ],
             work: vec![
-                whole("dy"),
-                whole("normed"),
+                of("dy", hidden, Kept::Compute, Split::None),
+                of("normed", hidden, Kept::Compute, Split::None),
                 gathered("dy again"),
                 gathered("normed again"),
                 split("q", q, heads),
@@ -85,6 +84,7 @@ pub(crate) fn piece(index: usize, spec: &ModelSpec, tp: usize) -> OwnPiece {
                 split("inner", ffn, ffn),
                 split("activated", ffn, ffn),
             ],
+            ..OwnBody::default()
         },
         flops_per_token: (6 * (hidden * (2 * q + 2 * kv + 2 * ffn) + q * spec.seq_max)) as f64,
     }

@@ -32,6 +32,8 @@ pub(crate) fn fixed(args: &TaskArgs) -> Result<Fixed, Failure> {
     let recompute = [
         ("none", Recompute::None),
         ("selective", Recompute::Selective),
+        ("elementwise", Recompute::ELEMENTWISE),
+        ("half", Recompute::Full { every: 2 }),
         ("full", Recompute::Full { every: 1 }),
     ];
     let recompute =

@@ -1,5 +1,6 @@
 //! `trine plan`: what a run would take, before a device is used.
 
+mod again;
 mod calibrate;
 mod evaluate;
 mod given;

@@ -1,9 +1,10 @@
 //! The best layout that trine itself runs, and its configuration.
 
+use super::again::Again;
 use super::given::{Given, beyond_trine};
 use super::task::{Task, describe};
 use crate::failure::Failure;
-use trine_plan::{Choice, Found, Planner, Precision, Recompute, SearchError, search};
+use trine_plan::{Choice, Found, Model, Planner, Precision, SearchError, search};
 use trine_trainer::config::{self, Config};
 
 /// What trine itself runs of a request.
@@ -22,14 +23,14 @@ impl Runnable {
         let mut request = task.request;
         request.fixed.runnable = true;
         match search(planner, &request) {
-            Ok(found) => Self::checked(task, tokens, None, &found),
+            Ok(found) => Self::checked(task, planner, tokens, None, &found),
             Err(SearchError::Plan(error)) => Err(Failure::usage(error)),
             Err(error @ SearchError::Impossible(_)) => {
                 let beyond: Vec<&Given> = beyond_trine(&task.given, &task.request).collect();
                 match search(planner, &task.request.for_trine()) {
                     Ok(found) if !beyond.is_empty() => {
                         let said = none_of_these(&beyond, &found.best[0]);
-                        Self::checked(task, tokens, Some(said), &found)
+                        Self::checked(task, planner, tokens, Some(said), &found)
                     }
                     _ => Ok(Self::Nothing(task.failure(error).to_string())),
                 }
@@ -40,12 +41,13 @@ impl Runnable {
     /// The first of what was found, if `trine train` takes it.
     fn checked(
         task: &Task,
+        planner: &Planner<'_>,
         tokens: f64,
         without: Option<String>,
         found: &Found,
     ) -> Result<Self, Failure> {
         let choice = found.best[0];
-        let config = Box::new(config(&task.base, &choice, tokens));
+        let config = Box::new(config(&task.base, planner.model, &choice, tokens));
         Ok(match (config.check(), without) {
             (Err(error), _) => Self::Nothing(error.to_string()),
             (Ok(()), None) => Self::Best(choice, config),
@@ -63,20 +65,31 @@ impl Runnable {
     }
 
     /// What it is beside the best of all layouts, which takes `best_s`.
-    pub(crate) fn report(&self, task: &Task, best_s: f64) -> Result<String, Failure> {
+    pub(crate) fn report(
+        &self,
+        task: &Task,
+        planner: &Planner<'_>,
+        best_s: f64,
+    ) -> Result<String, Failure> {
         let slower = |choice: &Choice| 100.0 * (choice.step() / best_s - 1.0);
+        let again = |choice: &Choice| {
+            let again = Again::of(planner, choice, task.request.headroom);
+            again.map_or_else(String::new, |again| again.line())
+        };
         Ok(match self {
             Self::Best(choice, config) => format!(
-                "\nThe best that trine itself runs ({:+.1} % time): {}{}\n\n{}",
+                "\nThe best that trine itself runs ({:+.1} % time): {}{}\n{}\n{}",
                 slower(choice),
                 describe(choice),
                 task.not_here(),
+                again(choice),
                 text(task, choice, config)?
             ),
             Self::Without(said, choice, config) => format!(
-                "\n{said} ({:+.1} % time){}\n\n{}",
+                "\n{said} ({:+.1} % time){}\n{}\n{}",
                 slower(choice),
                 task.not_here(),
+                again(choice),
                 text(task, choice, config)?
             ),
             Self::Nothing(why) => format!("\nNo layout that trine itself runs: {why}\n"),
@@ -115,7 +128,7 @@ fn none_of_these(beyond: &[&Given], choice: &Choice) -> String {
 
 /// The configuration of a layout: that of the model, with what the layout decides and the steps that so many tokens
 /// take.
-fn config(base: &Config, choice: &Choice, tokens: f64) -> Config {
+fn config(base: &Config, model: &Model, choice: &Choice, tokens: f64) -> Config {
     let layout = &choice.layout;
     let mut config = base.clone();
     config.data.seq = layout.seq;
@@ -135,7 +148,8 @@ fn config(base: &Config, choice: &Choice, tokens: f64) -> Config {
     };
     config.batch = config::Batch { global: layout.global_batch, micro: layout.micro_batch };
     config.train.precision = trained(layout.precision).expect("invariant: the layout is runnable");
-    config.train.recompute = layout.recompute != Recompute::None;
+    let recompute = model.dropped(layout.recompute);
+    config.train.recompute = recompute.expect("invariant: the layout is runnable");
     config.train.zero = usize::from(layout.zero);
     config.train.steps = (tokens / config.tokens_per_step() as f64).ceil() as usize;
     config

@@ -1,5 +1,6 @@
 //! `trine plan`: the best layouts, why each beats the next, and what they would take.
 
+use super::again::Again;
 use super::runnable::{self, Runnable};
 use super::task::{Task, describe, recompute_word};
 use crate::failure::Failure;
@@ -55,6 +56,9 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     if args.top > 1 && found.best.len() > 1 {
         text += &leads(&found, args.top);
     }
+    if let Some(again) = Again::of(&planner, &found.best[0], task.request.headroom) {
+        text += &format!("\n{}", again.line());
+    }
     text += &nearly(&found, task.request.headroom);
     text += &budget(&planner, &found.best[0], tokens);
     if args.explain {
@@ -66,7 +70,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     for path in args.svg.iter().chain(&args.write_config) {
         text += &format!("\nWritten: {}\n", path.display());
     }
-    text += &runnable.report(&task, found.best[0].step())?;
+    text += &runnable.report(&task, &planner, found.best[0].step())?;
     output::print(&text)
 }
 
@@ -352,6 +356,8 @@ fn as_json(
 }
 
 fn choice_json(planner: &Planner<'_>, choice: &Choice) -> serde_json::Value {
+    // The shares need no headroom.
+    let again = Again::of(planner, choice, 0.0);
     let layout = &choice.layout;
     let (model, hardware) = rates(planner, choice);
     let peak = planner.cluster.device.peak(layout.precision);
@@ -369,6 +375,8 @@ fn choice_json(planner: &Planner<'_>, choice: &Choice) -> serde_json::Value {
         "sequence_parallel": layout.sequence_parallel,
         "zero": layout.zero,
         "recompute": recompute_word(layout.recompute),
+        "recompute_time_share": again.as_ref().map_or(0.0, Again::time_share),
+        "recompute_bytes_saved": again.as_ref().map_or(0.0, Again::bytes_saved),
         "step_s": choice.step(),
         "closed_form_step_s": choice.estimate.time.step,
         "bubble_fraction": choice.simulated.map(|simulated| simulated.bubble_fraction),

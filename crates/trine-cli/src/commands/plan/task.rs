@@ -251,6 +251,9 @@ pub(crate) fn recompute_word(recompute: Recompute) -> &'static str {
         Recompute::None => "none",
         Recompute::Selective => "selective",
         Recompute::SelectiveOps => "selective-ops",
+        Recompute::ELEMENTWISE => "elementwise",
+        Recompute::Tensors(_) => "by name",
+        Recompute::Full { every: 2 } => "half",
         Recompute::Full { .. } => "full",
     }
 }

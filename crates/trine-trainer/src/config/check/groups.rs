@@ -3,7 +3,7 @@
 use super::super::{groups, keys};
 use super::Check;
 use trine_optim::Group;
-use trine_spec::{ParamSpec, Pattern, SpecError};
+use trine_spec::{ParamSpec, Pattern, Recompute, SpecError};
 
 /// Lines of the longest list of patterns: each is held against every parameter.
 const LINES_MAX: usize = 100;
@@ -51,8 +51,28 @@ impl Check<'_> {
         }
     }
 
+    /// What is computed again of a model that holds together.
+    pub(super) fn recompute(&mut self) {
+        const KEY: &str = "train.recompute";
+        // Each name by itself, so that all wrong ones are said at once.
+        let each: Vec<Recompute> = match self.config.train.recompute.clone() {
+            Recompute::None | Recompute::Blocks { every: 1.. } => return,
+            zero @ Recompute::Blocks { every: 0 } => vec![zero],
+            Recompute::Tensors(patterns) if self.too_many(KEY, &patterns) => return,
+            Recompute::Tensors(patterns) => {
+                patterns.into_iter().map(|pattern| Recompute::Tensors(vec![pattern])).collect()
+            }
+        };
+        let Ok(mut parts) = self.config.model.parts(1) else { return };
+        for one in each {
+            if let Err(SpecError::Recompute { rule, nearest }) = parts.recompute(&one) {
+                self.report(KEY, &one, rule, nearest);
+            }
+        }
+    }
+
     /// Whether a list of patterns is too long, which is then reported.
-    fn too_many(&mut self, key: &str, lines: &[String]) -> bool {
+    fn too_many<T>(&mut self, key: &str, lines: &[T]) -> bool {
         let is_long = lines.len() > LINES_MAX;
         if is_long {
             let rule = format!("must be at most {LINES_MAX} lines");
