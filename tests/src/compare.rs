@@ -3,6 +3,9 @@
 
 use crate::Outcome;
 use std::fmt;
+use trine_buffer::DType;
+use trine_spec::ModelSpec;
+use trine_testkit::tolerance;
 use trine_trainer::parity::worst;
 
 /// One thing that is compared.
@@ -44,8 +47,17 @@ impl fmt::Display for Finding {
 /// step, this way or that.
 const AFTER_UPDATE: f64 = 8.0;
 
+/// The type of the serial run that a layout in `compute` is held against in fast numerics, and how far from it the
+/// layout may be: in bf16 that of bf16, else the exact one in f64.
+pub fn beside(compute: DType, model: &ModelSpec, tp: usize) -> (DType, f64) {
+    match compute {
+        DType::Bf16 => (DType::Bf16, tolerance::bound_beside_serial(DType::Bf16, model, tp)),
+        _ => (DType::F64, tolerance::bound(compute, model)),
+    }
+}
+
 /// The checks that a run in fast numerics fails: the initial weights must be equal, everything else
-/// within `bound` of the serial run in f64.
+/// within `bound` of the serial run ([`beside`]).
 pub fn findings(got: &Result<Outcome, String>, exact: &Outcome, bound: f64) -> Vec<Finding> {
     let got = match got {
         Ok(got) => got,

@@ -4,7 +4,7 @@ use trine_buffer::DType;
 use trine_nn::Numerics;
 use trine_spec::{Family, ModelSpec};
 use trine_testkit::{relative_error, tolerance, toy};
-use trine_tests::compare::findings;
+use trine_tests::compare::{beside, findings};
 use trine_tests::layouts::{self, Layout};
 use trine_tests::{ADAMW, Mutation, Outcome, serial, step};
 use trine_trainer::engine::EngineConfig;
@@ -90,7 +90,7 @@ fn a_covering_set_of_layouts_meets_the_bound_in_bf16() {
         assert!(found.is_empty(), "{base:?}: {found:?}");
         for layout in layouts {
             let got = step(&layout.apply(&base), &Mutation::NONE);
-            let bound = tolerance::bound_beside_serial(DType::Bf16, &base.model, layout.degrees.tp);
+            let (_, bound) = beside(DType::Bf16, &base.model, layout.degrees.tp);
             let found = findings(&got, &same, bound);
             assert!(found.is_empty(), "{layout:?} of {:?}: {found:?}", base.model);
             compared += 1;

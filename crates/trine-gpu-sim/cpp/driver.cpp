@@ -35,7 +35,6 @@ std::map<void*, std::unique_ptr<Event>> events;
 std::map<void*, std::unique_ptr<Module>> modules;
 std::map<void*, Function*> functions;
 bool is_initialized = false;
-thread_local int current = -1; // the device whose context is current in this thread of the host
 
 void* context_of(int device) { return reinterpret_cast<void*>(uintptr_t(0x1000 + device * 16)); }
 
@@ -59,12 +58,6 @@ int refuse(int code, const char* function, const std::string& what) {
     return code;
 }
 
-Stream* stream_of(void* handle) {
-    for (auto& stream : streams)
-        if (stream.get() == handle && stream->is_open) return stream.get();
-    return nullptr;
-}
-
 Event* event_of(void* handle) {
     auto found = events.find(handle);
     return found == events.end() || !found->second->is_open ? nullptr : found->second.get();
@@ -74,14 +67,6 @@ template <class T> std::unique_ptr<T>& keep(std::map<void*, std::unique_ptr<T>>&
     auto made = std::make_unique<T>();
     *handle = made.get();
     return all[*handle] = std::move(made);
-}
-
-int run_on(void* handle, const char* function, const std::string& name, std::function<int()> work) {
-    Stream* stream = stream_of(handle);
-    if (!stream) return refuse(INVALID_HANDLE, function, "the stream is closed, or the default stream");
-    if (stream->device != current) return refuse(INVALID_HANDLE, function, "the stream is of another device");
-    post(*stream, name, std::move(work));
-    return 0;
 }
 
 // A copy when its turn comes. An access that must not be is reported and left out.

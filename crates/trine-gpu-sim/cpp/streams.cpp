@@ -13,6 +13,7 @@ Clock host;
 std::minstd_rand random_source;
 Counters counters = {};
 double patience_seconds = 5;
+thread_local int current = -1;
 static std::condition_variable changed;
 
 // One item in so many makes its stream fall behind or come forward.
@@ -33,6 +34,22 @@ static void push(Stream& stream, Item item) {
 
 void post(Stream& stream, const std::string& name, std::function<int()> work) {
     push(stream, {name, std::move(work), nullptr, false, {}});
+}
+
+Stream* stream_of(void* handle) {
+    for (auto& stream : streams)
+        if (stream.get() == handle && stream->is_open) return stream.get();
+    return nullptr;
+}
+
+int run_on(void* handle, const char* function, const std::string& name, std::function<int()> work) {
+    Stream* stream = stream_of(handle);
+    const char* what = !stream                      ? "the stream is closed, or the default stream"
+                       : stream->device != current ? "the stream is of another device"
+                                                   : nullptr;
+    if (what) return report(std::string(function) + ": " + what), INVALID_HANDLE;
+    post(*stream, name, std::move(work));
+    return 0;
 }
 
 std::shared_ptr<Mark> post_mark(Stream& stream) {

@@ -47,7 +47,14 @@ extern std::minstd_rand random_source;
 extern Counters counters;
 extern double patience_seconds;
 
+// The device whose context is current in this thread of the host; below 0 if none is.
+extern thread_local int current;
+
 Stream* make_stream(int device);
+// The stream of a handle, unless it is closed or the default stream.
+Stream* stream_of(void* handle);
+// Queues the work of `function` on the stream of a handle; `name` is what reports call it. Returns a code of the driver.
+int run_on(void* handle, const char* function, const std::string& name, std::function<int()> work);
 void post(Stream& stream, const std::string& name, std::function<int()> work);
 std::shared_ptr<Mark> post_mark(Stream& stream);
 void post_wait(Stream& stream, std::shared_ptr<Mark> mark);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The simulator itself: name and text of each file.
-const RUNTIME: [Source<'static>; 19] = [
+const RUNTIME: [Source<'static>; 20] = [
     Source { name: "codes.cpp", text: include_str!("../cpp/codes.cpp") },
     Source { name: "codes.hpp", text: include_str!("../cpp/codes.hpp") },
     Source { name: "driver.cpp", text: include_str!("../cpp/driver.cpp") },
@@ -17,6 +17,7 @@ const RUNTIME: [Source<'static>; 19] = [
     Source { name: "image.hpp", text: include_str!("../cpp/image.hpp") },
     Source { name: "kernel.cpp", text: include_str!("../cpp/kernel.cpp") },
     Source { name: "kernel.hpp", text: include_str!("../cpp/kernel.hpp") },
+    Source { name: "lt.cpp", text: include_str!("../cpp/lt.cpp") },
     Source { name: "memory.cpp", text: include_str!("../cpp/memory.cpp") },
     Source { name: "memory.hpp", text: include_str!("../cpp/memory.hpp") },
     Source { name: "order.cpp", text: include_str!("../cpp/order.cpp") },

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::ptr::NonNull;
 use tempfile::TempDir;
 
-/// The file that loaders look for.
+/// The files that loaders look for: one library is all of them.
 const DRIVER: &str = "libcuda.so.1";
+const OTHERS: [&str; 1] = ["libcublasLt.so.12"];
 
 /// A machine before it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +76,9 @@ impl Simulator {
         let folder = tempfile::tempdir()?;
         let driver = folder.path().join(DRIVER);
         fs::copy(library, &driver)?;
+        for other in OTHERS {
+            std::os::unix::fs::symlink(DRIVER, folder.path().join(other))?;
+        }
         let functions = open(&driver)?;
         let Settings { devices, memory_bytes, seed, patience_seconds } = *settings;
         // SAFETY: takes numbers, before any other call.

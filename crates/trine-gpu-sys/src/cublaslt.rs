@@ -81,6 +81,16 @@ pub mod product_attribute {
     pub const BIAS: c_int = 8;
 }
 
+/// What is done with a result before it is written ([`product_attribute::EPILOGUE`]).
+pub mod epilogue {
+    use std::ffi::c_int;
+
+    /// Nothing.
+    pub const NONE: c_int = 1;
+    /// A bias is added to each row.
+    pub const BIAS: c_int = 4;
+}
+
 /// Attributes of a matrix ([`CublasLt::layout_set`]).
 pub mod layout_attribute {
     use std::ffi::c_int;
@@ -185,6 +195,8 @@ mod tests {
             (product_attribute::TRANSPOSE_B, Product::CUBLASLT_MATMUL_DESC_TRANSB as c_int),
             (product_attribute::EPILOGUE, Product::CUBLASLT_MATMUL_DESC_EPILOGUE as c_int),
             (product_attribute::BIAS, Product::CUBLASLT_MATMUL_DESC_BIAS_POINTER as c_int),
+            (epilogue::NONE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT as c_int),
+            (epilogue::BIAS, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as c_int),
             (layout_attribute::BATCH_COUNT, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT as c_int),
             (
                 layout_attribute::BATCH_STRIDE,

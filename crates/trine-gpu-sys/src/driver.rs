@@ -58,6 +58,8 @@ pub mod device_attribute {
 pub const STREAM_NON_BLOCKING: c_uint = 1;
 /// An event that measures no time, and costs less ([`Driver::event_create`]).
 pub const EVENT_WITHOUT_TIME: c_uint = 2;
+/// Pinned memory that every device copies from and to ([`Driver::host_alloc`]).
+pub const HOST_FOR_ALL: c_uint = 1;
 /// The bytes that a pool keeps when it is empty ([`Driver::pool_set_attribute`]).
 pub const POOL_KEPT_BYTES: c_int = 4;
 /// The bytes of shared memory that a launch may ask for ([`Driver::function_set_attribute`]).
@@ -229,6 +231,7 @@ mod tests {
             assert_eq!(ours, theirs);
         }
         assert_eq!(STREAM_NON_BLOCKING, sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as c_uint);
+        assert_eq!(HOST_FOR_ALL, sys::CU_MEMHOSTALLOC_PORTABLE);
         assert_eq!(EVENT_WITHOUT_TIME, sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint);
     }
 }

@@ -75,10 +75,7 @@ impl VocabEmbedding {
         grads: &mut GradStore,
     ) -> Result<(), NnError> {
         let ([ids], []) = saved.take()?;
-        let whole = self.group.leave_backward(&dy, NAME, ctx)?;
-        // Nobody else holds the gradient now, so that it is scaled in place.
-        drop(dy);
-        let mut dy = whole.into_inner();
+        let mut dy = self.group.leave_backward(dy, NAME, ctx)?.into_inner();
         if let Some(positions) = &self.positions {
             let at = position_ids(0..ctx.rows.tokens(), ctx);
             self.scatter((positions, &at, 0), &dy, ctx, grads)?;

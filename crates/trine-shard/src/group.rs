@@ -118,10 +118,7 @@ impl TensorGroup {
     /// # Errors
     /// A failed collective.
     pub fn enter(&self, x: &Stream, name: Name, ctx: &Context<'_>) -> Result<Whole, NnError> {
-        if !self.sequence_parallel {
-            return Ok(Whole(x.0.clone()));
-        }
-        Ok(Whole(self.gather_rows(x.0.clone(), name, ctx)?))
+        self.whole(x.clone(), name, ctx)
     }
 
     /// The backward of [`TensorGroup::enter`]: each rank's features contribute to the gradient.
@@ -145,17 +142,26 @@ impl TensorGroup {
         self.sum(y, name, ctx)
     }
 
-    /// The backward of [`TensorGroup::leave`]: every rank's summand has the same gradient.
+    /// The backward of [`TensorGroup::leave`]: every rank's summand has the same gradient. Rows that nobody else holds
+    /// are sent without a copy.
     ///
     /// # Errors
     /// A failed collective.
     pub fn leave_backward(
         &self,
-        dy: &Stream,
+        dy: Stream,
         name: Name,
         ctx: &Context<'_>,
     ) -> Result<Whole, NnError> {
-        self.enter(dy, name, ctx)
+        self.whole(dy, name, ctx)
+    }
+
+    /// All rows of a stream.
+    fn whole(&self, x: Stream, name: Name, ctx: &Context<'_>) -> Result<Whole, NnError> {
+        if !self.sequence_parallel {
+            return Ok(Whole(x.0));
+        }
+        Ok(Whole(self.gather_rows(x.0, name, ctx)?))
     }
 
     /// The sum of a region's summands, as a stream.

@@ -201,7 +201,7 @@ impl RowLinear {
         grads: &mut GradStore,
     ) -> Result<(Split, WeightWork), NnError> {
         let ([x], []) = saved.take()?;
-        let dy = self.group.leave_backward(dy, self.name, ctx)?;
+        let dy = self.group.leave_backward(dy.clone(), self.name, ctx)?;
         let dx = Act::new(self.linear.input_grad(weights, &dy, ctx)?);
         let work = self.linear.weight_grad(x, dy.into_inner(), ctx, grads)?;
         Ok((Split::assume(dx), work))

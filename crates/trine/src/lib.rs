@@ -52,6 +52,8 @@ pub use trine_dp as dp;
 pub use trine_files as files;
 #[cfg(feature = "generate")]
 pub use trine_generate as generate;
+#[cfg(feature = "gpu")]
+pub use trine_gpu as gpu;
 #[cfg(feature = "gpu-sys")]
 pub use trine_gpu_sys as gpu_sys;
 #[cfg(feature = "kernels")]

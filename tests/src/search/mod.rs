@@ -9,7 +9,7 @@ pub mod table;
 
 pub use options::{Documents, Promise, Row, Setup, options, recompute};
 
-use crate::compare::{Check, Finding, different_bits, findings};
+use crate::compare::{Check, Finding, beside, different_bits, findings};
 use crate::condition::condition;
 use crate::{Mutation, Outcome, step_on};
 use serde_json::{Map, Value};
@@ -314,10 +314,7 @@ fn against_serial(
     if *numerics == Numerics::Reference {
         return Ok(different_bits(&got, &alike(*compute)?));
     }
-    let (beside, bound) = match compute {
-        DType::Bf16 => (DType::Bf16, tolerance::bound_beside_serial(*compute, model, degrees.tp)),
-        _ => (DType::F64, tolerance::bound(*compute, model)),
-    };
+    let (beside, bound) = beside(*compute, model, degrees.tp);
     let beside = alike(beside)?;
     let found = findings(&got, &beside, bound);
     // One tensor-parallel rank rounds in bf16 what the serial run rounds: nothing is there to magnify.

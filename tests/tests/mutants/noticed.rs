@@ -13,7 +13,7 @@ fn all() -> Vec<Mutant> {
     mutants
 }
 
-/// The serial run in f64 and the bound that layouts keep, for the configurations met so far.
+/// The serial run and the bound that layouts keep, for the configurations met so far.
 #[derive(Default)]
 struct Exact(HashMap<String, (Outcome, f64)>);
 
@@ -30,14 +30,7 @@ impl Exact {
                 recompute: false.into(),
                 ..config.clone()
             };
-            // In bf16 layouts are compared with the serial run of the same type.
-            let (compute, bound) = match config.compute {
-                DType::Bf16 => {
-                    let tp = config.degrees.tp;
-                    (DType::Bf16, tolerance::bound_beside_serial(DType::Bf16, &config.model, tp))
-                }
-                _ => (DType::F64, tolerance::bound(DType::F32, &config.model)),
-            };
+            let (compute, bound) = beside(config.compute, &config.model, config.degrees.tp);
             let serial = EngineConfig { compute, ..serial };
             let exact = step(&serial, *packed, &Mutation::NONE).unwrap();
             let healthy = findings(&step(config, *packed, &Mutation::NONE), &exact, bound);

@@ -341,7 +341,7 @@ fn every_mutant_of_a_checkpoint_and_of_the_rate_is_noticed() {
     for Resumed { name, config, schedule, wrong, noticed: by } in
         of_the_checkpoint().into_iter().chain(of_the_rate())
     {
-        let bound = tolerance::bound(config.compute, &config.model);
+        let (_, bound) = beside(config.compute, &config.model, config.degrees.tp);
         let exact = healthy.entry(format!("{config:?} {schedule:?}")).or_insert_with(|| {
             let exact = never_stopped(&config, schedule).unwrap();
             let found = findings(&resumed(&config, schedule, None), &exact, bound);

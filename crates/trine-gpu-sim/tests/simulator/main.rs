@@ -7,3 +7,4 @@ mod faults;
 mod gpu;
 mod kernels;
 mod order;
+mod products;

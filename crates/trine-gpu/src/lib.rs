@@ -1,0 +1,46 @@
+//! GPUs in safe terms, over the tables of `trine-gpu-sys`.
+//!
+//! * [`Gpus`] opens the driver, a [`Device`] is one GPU.
+//! * A [`Stream`] does work in order; an [`Event`] orders work of two streams, or of a stream and the host.
+//! * [`Memory`] is allocated and freed in the order of its stream. A [`Pool`] recycles it, so that a step
+//!   allocates nothing after its first run. [`Pinned`] is memory of the host that devices copy from and to.
+//! * A [`Module`] has [`Kernel`]s, whose arguments are known from their text; a launch with others is refused.
+//! * The ledger ([`Checks`]) keeps what each stream, and the host, knows to be done. An access to bytes that another
+//!   stream has touched, and that no event orders, is an [`Unordered`] before it is launched. It needs no help of a
+//!   device, so it works on real ones.
+//!
+//! ```
+//! use trine_gpu::{Checks, Gpus, GpuError};
+//! use trine_gpu_sys::Search;
+//!
+//! let nowhere = Search::only(vec!["no/such/folder".into()]);
+//! let error = Gpus::open(&nowhere, Checks::default()).unwrap_err();
+//! assert!(matches!(error, GpuError::Library(_)));
+//! ```
+
+mod block;
+mod copies;
+mod device;
+mod error;
+mod launch;
+mod ledger;
+mod memory;
+mod module;
+mod pinned;
+mod pool;
+mod ptx;
+mod stream;
+
+pub use device::{Device, Gpus};
+pub use error::GpuError;
+pub use launch::{Arg, Grid};
+pub use ledger::{Checks, Unordered};
+pub use memory::{Memory, Span, SpanMut};
+pub use module::{Kernel, Module};
+pub use pinned::Pinned;
+pub use pool::Pool;
+pub use ptx::{Kind, Parameter};
+pub use stream::{Event, Priority, Stream};
+
+/// The header that kernels include as `trine.cuh`.
+pub const DIALECT: &str = include_str!("trine.cuh");

@@ -1,0 +1,76 @@
+// Kernels of the tests: sums, a norm, and column sums in two stages, in f32 and bf16; and one without its barrier.
+#include "trine.cuh"
+
+TRINE_FN unsigned index_in_grid() { return trine_block() * trine_threads() + trine_thread(); }
+
+// y = a + b, element by element.
+template <class T> TRINE_FN void add(T* y, const T* a, const T* b, unsigned n) {
+    for (unsigned i = index_in_grid(); i < n; i += trine_blocks() * trine_threads())
+        narrow(y[i], widened(a[i]) + widened(b[i]));
+}
+TRINE_KERNEL add_f32(float* y, const float* a, const float* b, unsigned n) { add(y, a, b, n); }
+TRINE_EXPORT(add_f32)
+TRINE_KERNEL add_bf16(bf16* y, const bf16* a, const bf16* b, unsigned n) { add(y, a, b, n); }
+TRINE_EXPORT(add_bf16)
+
+// y = x · rstd · gamma and rstd = 1 / sqrt(mean(x²) + eps), a block a row.
+template <class T> TRINE_FN void rms_norm(T* y, float* rstd, const T* x, const T* gamma, unsigned cols, float eps) {
+    TRINE_SHARED(float, parts, 32);
+    unsigned long long row = trine_block();
+    x += row * cols;
+    y += row * cols;
+    float squares = 0.0f;
+    for (unsigned c = trine_thread(); c < cols; c += trine_threads()) squares += widened(x[c]) * widened(x[c]);
+    float r = 1.0f / trine_sqrt(trine_block_sum(squares, parts) / float(cols) + eps);
+    if (trine_thread() == 0) rstd[row] = r;
+    for (unsigned c = trine_thread(); c < cols; c += trine_threads())
+        narrow(y[c], widened(x[c]) * r * widened(gamma[c]));
+}
+TRINE_KERNEL rms_norm_f32(float* y, float* rstd, const float* x, const float* gamma, unsigned cols, float eps) {
+    rms_norm(y, rstd, x, gamma, cols, eps);
+}
+TRINE_EXPORT(rms_norm_f32)
+TRINE_KERNEL rms_norm_bf16(bf16* y, float* rstd, const bf16* x, const bf16* gamma, unsigned cols, float eps) {
+    rms_norm(y, rstd, x, gamma, cols, eps);
+}
+TRINE_EXPORT(rms_norm_bf16)
+
+// parts[p, c] = Σ x[r, c] over the rows of part p, in their order; a thread a column, a row of blocks a part.
+template <class T>
+TRINE_FN void column_parts(float* parts, const T* x, unsigned rows, unsigned cols, unsigned part_rows) {
+    unsigned c = index_in_grid(), part = trine_block_y(), end = (part + 1) * part_rows;
+    if (c >= cols) return;
+    float sum = 0.0f;
+    for (unsigned r = part * part_rows; r < end && r < rows; r++) sum += widened(x[(unsigned long long)r * cols + c]);
+    parts[(unsigned long long)part * cols + c] = sum;
+}
+TRINE_KERNEL column_parts_f32(float* parts, const float* x, unsigned rows, unsigned cols, unsigned part_rows) {
+    column_parts(parts, x, rows, cols, part_rows);
+}
+TRINE_EXPORT(column_parts_f32)
+TRINE_KERNEL column_parts_bf16(float* parts, const bf16* x, unsigned rows, unsigned cols, unsigned part_rows) {
+    column_parts(parts, x, rows, cols, part_rows);
+}
+TRINE_EXPORT(column_parts_bf16)
+
+// sums[c] += Σ parts[p, c], in the order of the parts.
+TRINE_KERNEL column_sums(float* sums, const float* parts, unsigned count, unsigned cols) {
+    unsigned c = index_in_grid();
+    if (c >= cols) return;
+    float sum = 0.0f;
+    for (unsigned p = 0; p < count; p++) sum += parts[(unsigned long long)p * cols + c];
+    sums[c] += sum;
+}
+TRINE_EXPORT(column_sums)
+
+// The first barrier of a block's sum is missing.
+TRINE_KERNEL sum_without_barrier(float* sum, const float* x) {
+    TRINE_SHARED(float, parts, 32);
+    unsigned thread = trine_thread();
+    if (thread % TRINE_WARP == 0) parts[thread / TRINE_WARP] = x[thread];
+    if (thread != 0) return;
+    float all = 0.0f;
+    for (unsigned warp = 0; warp < trine_threads() / TRINE_WARP; warp++) all += parts[warp];
+    sum[0] = all;
+}
+TRINE_EXPORT(sum_without_barrier)
