@@ -233,10 +233,15 @@ size_t size_of_buffer(uintptr_t start) {
     return found == buffers.end() || !found->second.is_live ? 0 : found->second.bytes;
 }
 
-bool is_pinned(uintptr_t address, size_t bytes) {
+bool is_readable(uintptr_t address, size_t bytes) {
     uintptr_t start;
     Buffer* buffer = find(address, &start);
-    return buffer && buffer->device == HOST && buffer->is_live && address + bytes <= start + buffer->bytes;
+    return buffer && buffer->is_live && address + bytes <= start + buffer->bytes;
+}
+
+bool is_pinned(uintptr_t address, size_t bytes) {
+    uintptr_t start;
+    return is_readable(address, bytes) && find(address, &start)->device == HOST;
 }
 
 void name_buffer(uintptr_t start, const std::string& name) {

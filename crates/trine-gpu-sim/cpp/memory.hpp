@@ -49,6 +49,8 @@ bool discard(uintptr_t start);
 size_t size_of_buffer(uintptr_t start);
 // Whether all of it lies in one pinned buffer.
 bool is_pinned(uintptr_t start, size_t bytes);
+// Whether all of it lies in one buffer that is not freed.
+bool is_readable(uintptr_t start, size_t bytes);
 void name_buffer(uintptr_t start, const std::string& name);
 
 bool is_device_memory(uintptr_t address);

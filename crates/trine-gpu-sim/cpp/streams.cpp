@@ -25,15 +25,11 @@ Stream* make_stream(int device) {
     return streams.back().get();
 }
 
-static void push(Stream& stream, Item item) {
+void post(Stream& stream, Item item) {
     item.host = host;
     stream.queue.push_back(std::move(item));
     stream.posted++;
-    changed.notify_all();
-}
-
-void post(Stream& stream, const std::string& name, std::function<int()> work) {
-    push(stream, {name, std::move(work), nullptr, false, {}});
+    tell_others();
 }
 
 Stream* stream_of(void* handle) {
@@ -48,24 +44,37 @@ int run_on(void* handle, const char* function, const std::string& name, std::fun
                        : stream->device != current ? "the stream is of another device"
                                                    : nullptr;
     if (what) return report(std::string(function) + ": " + what), INVALID_HANDLE;
-    post(*stream, name, std::move(work));
+    post(*stream, {name, std::move(work), nullptr, nullptr, {}});
     return 0;
 }
 
 std::shared_ptr<Mark> post_mark(Stream& stream) {
     auto mark = std::make_shared<Mark>();
-    push(stream, {"record", nullptr, mark, false, {}});
+    auto reach = [mark] {
+        mark->seen = running.seen;
+        mark->is_reached = true;
+        return 0;
+    };
+    post(stream, {"record", reach, nullptr, nullptr, {}});
     return mark;
 }
 
 void post_wait(Stream& stream, std::shared_ptr<Mark> mark) {
-    push(stream, {"wait", nullptr, std::move(mark), true, {}});
+    auto can_begin = [mark] { return mark->is_reached; };
+    auto learn = [mark](Clock& seen) { join(seen, mark->seen); };
+    post(stream, {"wait", nullptr, can_begin, learn, {}});
 }
+
+bool wait_for_others(std::unique_lock<std::mutex>& held) {
+    return changed.wait_for(held, std::chrono::duration<double>(patience_seconds)) == std::cv_status::no_timeout;
+}
+
+void tell_others() { changed.notify_all(); }
 
 static bool can_go_on(const Stream& stream) {
     if (stream.queue.empty() || devices[stream.device].error) return false;
     const Item& item = stream.queue.front();
-    return !item.waits || item.mark->is_reached;
+    return !item.can_begin || item.can_begin();
 }
 
 // As long as ranks stay, one stream runs alone; a few changes of rank reach most orders that matter (Burckhardt et
@@ -87,16 +96,12 @@ bool step() {
     join(stream->seen, item.host);
     if (stream->seen.size() <= stream->number) stream->seen.resize(stream->number + 1);
     stream->seen[stream->number] = stream->time;
-    if (item.waits) join(stream->seen, item.mark->seen);
+    if (item.learn) item.learn(stream->seen);
     begin(item.name, stream->number, stream->time, stream->device, stream->seen);
-    if (item.work) {
+    if (item.work)
         if (int code = item.work()) devices[stream->device].error = code;
-    } else if (!item.waits) {
-        item.mark->seen = stream->seen;
-        item.mark->is_reached = true;
-    }
     stream->done++;
-    changed.notify_all();
+    tell_others();
     return true;
 }
 
@@ -112,9 +117,7 @@ int run_until(std::unique_lock<std::mutex>& held, int device, const std::functio
     while (!is_done()) {
         if (devices[device].error) return devices[device].error;
         if (step()) continue;
-        // Another thread of the host may have more to queue.
-        auto patience = std::chrono::duration<double>(patience_seconds);
-        if (changed.wait_for(held, patience) == std::cv_status::no_timeout) continue;
+        if (wait_for_others(held)) continue;
         say_where_streams_stand();
         return devices[device].error = LAUNCH_TIMEOUT;
     }

@@ -18,10 +18,10 @@ struct Mark {
 
 struct Item {
     std::string name;
-    std::function<int()> work;  // a code of the driver; what ends a context if it is not 0
-    std::shared_ptr<Mark> mark; // reached by this item, or waited for if there is no work and `waits`
-    bool waits;
-    Clock host; // what the host knew when it queued the item
+    std::function<int()> work;         // a code of the driver, which ends a context if it is not 0; may be empty
+    std::function<bool()> can_begin;   // asked when all before it is done; empty: yes
+    std::function<void(Clock&)> learn; // what it knows beside its stream and the host; may be empty
+    Clock host;                        // what the host knew when it queued the item
 };
 
 struct Stream {
@@ -55,9 +55,13 @@ Stream* make_stream(int device);
 Stream* stream_of(void* handle);
 // Queues the work of `function` on the stream of a handle; `name` is what reports call it. Returns a code of the driver.
 int run_on(void* handle, const char* function, const std::string& name, std::function<int()> work);
-void post(Stream& stream, const std::string& name, std::function<int()> work);
+void post(Stream& stream, Item item);
 std::shared_ptr<Mark> post_mark(Stream& stream);
 void post_wait(Stream& stream, std::shared_ptr<Mark> mark);
+// Waits for another thread of the host to change something; false if none does for some seconds.
+bool wait_for_others(std::unique_lock<std::mutex>& held);
+// Tells threads that wait for this one.
+void tell_others();
 // Runs one item of any stream; false if none can go on.
 bool step();
 // Runs items until `is_done`. If nothing can go on for some seconds, it says where every stream stands.

@@ -3,6 +3,7 @@
 #include "codes.hpp"
 #include "image.hpp"
 #include "memory.hpp"
+#include "nccl.hpp"
 #include "report.hpp"
 #include "streams.hpp"
 #include <cstring>
@@ -65,6 +66,11 @@ static void lose_device(unsigned device) {
     if (device < devices.size()) devices[device].error = DEVICE_UNAVAILABLE;
 }
 
+static void fail_call(int64_t after) {
+    std::lock_guard<std::mutex> held(lock);
+    fail_collective(after);
+}
+
 // The same as `Functions` of `simulator.rs`.
 struct Functions {
     void (*start)(unsigned, size_t, uint64_t, double);
@@ -74,10 +80,12 @@ struct Functions {
     void (*name)(uint64_t, const char*);
     void (*refuse_allocation)(int64_t);
     void (*lose_device)(unsigned);
+    void (*fail_call)(int64_t);
 };
 
 } // namespace sim
 
 extern "C" __attribute__((visibility("default"))) const sim::Functions sim_functions = {
     sim::start, sim::reports, sim::image_of_kernels, sim::count, sim::name, sim::refuse_allocation, sim::lose_device,
+    sim::fail_call,
 };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The simulator itself: name and text of each file.
-const RUNTIME: [Source<'static>; 20] = [
+const RUNTIME: [Source<'static>; 22] = [
     Source { name: "codes.cpp", text: include_str!("../cpp/codes.cpp") },
     Source { name: "codes.hpp", text: include_str!("../cpp/codes.hpp") },
     Source { name: "driver.cpp", text: include_str!("../cpp/driver.cpp") },
@@ -20,6 +20,8 @@ const RUNTIME: [Source<'static>; 20] = [
     Source { name: "lt.cpp", text: include_str!("../cpp/lt.cpp") },
     Source { name: "memory.cpp", text: include_str!("../cpp/memory.cpp") },
     Source { name: "memory.hpp", text: include_str!("../cpp/memory.hpp") },
+    Source { name: "nccl.cpp", text: include_str!("../cpp/nccl.cpp") },
+    Source { name: "nccl.hpp", text: include_str!("../cpp/nccl.hpp") },
     Source { name: "order.cpp", text: include_str!("../cpp/order.cpp") },
     Source { name: "order.hpp", text: include_str!("../cpp/order.hpp") },
     Source { name: "report.cpp", text: include_str!("../cpp/report.cpp") },

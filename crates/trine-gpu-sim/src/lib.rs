@@ -1,4 +1,5 @@
-//! A simulated GPU: a library that answers as the CUDA driver does, computes, and checks every access.
+//! A simulated GPU: a library that answers as the CUDA driver, cuBLASLt and NCCL do, computes, and checks every
+//! access.
 //!
 //! [`compile`] makes the library of the simulator's own C++ sources (`cpp`) and of kernels, with g++. A
 //! [`Simulator`] is a copy of that library with a state of its own, in a folder where loaders find it.
@@ -10,6 +11,7 @@
 //! * Each two bytes of memory know who wrote and who read them last. An access outside a buffer, of freed
 //!   or unwritten memory, of another device, unaligned, beside another thread's without a barrier, or beside
 //!   another stream's without an event, is a line in [`Simulator::reports`].
+//! * Products sum in the order of the CPU's kernels, collectives among threads in that of its communicators.
 //!
 //! It needs g++ and runs on Linux on x86-64; elsewhere [`compile`] is an error.
 

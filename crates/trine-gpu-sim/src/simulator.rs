@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 /// The files that loaders look for: one library is all of them.
 const DRIVER: &str = "libcuda.so.1";
-const OTHERS: [&str; 1] = ["libcublasLt.so.12"];
+const OTHERS: [&str; 2] = ["libcublasLt.so.12", "libnccl.so.2"];
 
 /// A machine before it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +65,7 @@ struct Functions {
     name: unsafe extern "C" fn(u64, *const c_char),
     refuse_allocation: unsafe extern "C" fn(i64),
     lose_device: unsafe extern "C" fn(c_uint),
+    fail_call: unsafe extern "C" fn(i64),
 }
 
 impl Simulator {
@@ -127,6 +128,13 @@ impl Simulator {
     pub fn refuse_allocation(&self, after: u32) {
         // SAFETY: takes a number.
         unsafe { (self.functions.refuse_allocation)(i64::from(after)) };
+    }
+
+    /// The call of NCCL after `after` more fails, and with it its communicator: its ranks are told, and what is on its
+    /// way stands still until they abort.
+    pub fn fail_call(&self, after: u32) {
+        // SAFETY: takes a number.
+        unsafe { (self.functions.fail_call)(i64::from(after)) };
     }
 
     /// From now on every call for this device fails.

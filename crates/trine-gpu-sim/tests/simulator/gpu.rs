@@ -26,6 +26,9 @@ pub(crate) struct Gpu {
     module: Module,
 }
 
+// SAFETY: the driver takes its handles from any thread.
+unsafe impl Sync for Gpu {}
+
 impl Gpu {
     pub(crate) fn new(seed: u64) -> Self {
         Self::with(&Settings { seed, patience_seconds: 0.05, ..Settings::default() }, Checks::On)

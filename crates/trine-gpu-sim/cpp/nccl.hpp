@@ -1,0 +1,10 @@
+// What a test asks of the collectives.
+#pragma once
+#include <cstdint>
+
+namespace sim {
+
+// The call after so many more fails, and with it its communicator.
+void fail_collective(int64_t after);
+
+} // namespace sim
