@@ -79,11 +79,11 @@ pub struct Outcome {
     pub loss: f64,
     /// Nats per token of the same samples after its update.
     pub loss_after: f64,
-    /// The first step's gradient norm before clipping.
+    /// The norm of its gradients before clipping.
     pub norm: f64,
-    /// The weights before the first step.
+    /// The weights before the first step of the run.
     pub initial: Tensors,
-    /// Every gradient of the first step.
+    /// Every gradient.
     pub grads: Tensors,
     /// The weights after one update.
     pub weights: Tensors,
