@@ -35,9 +35,11 @@ struct Layout {
 
 struct Preference {
     uint64_t workspace_bytes = 0;
+    uint32_t alignments[4] = {256, 256, 256, 256}; // of A, B, C and D
 };
 
-// What a search writes: which product an algorithm is for, and the workspace that it takes.
+// What a search writes: which product an algorithm is for, the workspace that it takes, and the alignments that it
+// counts on.
 struct Algorithm {
     uint64_t data[8];
 };
@@ -101,7 +103,8 @@ const char* fault(const Shape& shape) {
 
 bool is_supported(const Shape& shape) {
     const auto& [product, a, b, c, d] = shape;
-    bool has_elements = bytes_of(a.element) && bytes_of(b.element) && bytes_of(d.element) && c.element == d.element;
+    bool has_elements = bytes_of(a.element) && bytes_of(b.element) && bytes_of(d.element) && c.element == d.element &&
+                        (a.element == BF16 || d.element == F32);
     return has_elements && (product.epilogue == DEFAULT || product.epilogue == BIAS);
 }
 
@@ -260,8 +263,9 @@ int cublasLtMatmulPreferenceDestroy(void* preference) { LOCKED; return drop(pref
 int cublasLtMatmulPreferenceSetAttribute(void* handle, int attribute, const void* value, size_t bytes) {
     LOCKED;
     Preference* preference = find(preferences, handle);
-    if (!preference || attribute != 1 || bytes != 8) return INVALID_VALUE;
-    return memcpy(&preference->workspace_bytes, value, bytes), 0;
+    if (preference && attribute == 1 && bytes == 8) return memcpy(&preference->workspace_bytes, value, bytes), 0;
+    bool is_alignment = preference && attribute >= 5 && attribute <= 8 && bytes == 4;
+    return is_alignment ? (memcpy(&preference->alignments[attribute - 5], value, bytes), 0) : INVALID_VALUE;
 }
 
 int cublasLtMatmulAlgoGetHeuristic(void* handle, void* product, void* a, void* b, void* c, void* d, void* preference,
@@ -274,7 +278,9 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* product, void* a, void* b
     if (const char* what = fault(shape)) return refuse("cublasLtMatmulAlgoGetHeuristic", what);
     if (!is_supported(shape)) return NOT_SUPPORTED;
     size_t workspace = wanted->workspace_bytes >= WORKSPACE_BYTES ? WORKSPACE_BYTES : 0;
-    *found = {{{signature(shape), workspace}}, workspace, 0, 1, {}};
+    const uint32_t* alignments = wanted->alignments;
+    Algorithm algorithm = {{signature(shape), workspace, alignments[0], alignments[1], alignments[2], alignments[3]}};
+    *found = {algorithm, workspace, 0, 1, {}};
     *count = 1;
     return 0;
 }
@@ -294,6 +300,9 @@ int cublasLtMatmul(void* handle, void* product, const float* alpha, uintptr_t a,
     if (algorithm->data[0] != signature(call.shape)) return refuse(name, "the algorithm is of another product");
     call.workspace_bytes = algorithm->data[1];
     if (workspace_bytes < call.workspace_bytes) return refuse(name, "the workspace is smaller than the algorithm needs");
+    const uintptr_t places[] = {a, b, c, d};
+    for (int i = 0; i < 4; i++)
+        if (places[i] % algorithm->data[2 + i]) return refuse(name, "a matrix is less aligned than the search was told");
     const Layout& shape = call.shape.d;
     std::string text = "product " + std::to_string(shape.rows) + "x" + std::to_string(shape.columns) + "x" +
                        std::to_string(call.shape.k());

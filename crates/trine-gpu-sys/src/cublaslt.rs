@@ -67,6 +67,9 @@ pub const TRANSPOSED: c_int = 1;
 /// The workspace that an algorithm may need ([`CublasLt::preference_set`]).
 pub const PREFERENCE_WORKSPACE_BYTES_MAX: c_int = 1;
 
+/// To how many bytes A, B, C and D are aligned ([`CublasLt::preference_set`], each 32 bits); 256 if nothing is said.
+pub const PREFERENCE_ALIGNMENTS: [c_int; 4] = [5, 6, 7, 8];
+
 /// Attributes of a product ([`CublasLt::product_set`]).
 pub mod product_attribute {
     use std::ffi::c_int;
@@ -180,7 +183,15 @@ mod tests {
     #[test]
     fn numbers_are_those_of_the_header() {
         use sys::cublasLtMatmulDescAttributes_t as Product;
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         use sys::cublasLtMatrixLayoutAttribute_t as Layout;
+        let alignments = [
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES as c_int,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES as c_int,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES as c_int,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES as c_int,
+        ];
+        assert_eq!(PREFERENCE_ALIGNMENTS, alignments);
         let pairs = [
             (element::F32, sys::cudaDataType::CUDA_R_32F as c_int),
             (element::BF16, sys::cudaDataType::CUDA_R_16BF as c_int),
@@ -188,8 +199,7 @@ mod tests {
             (TRANSPOSED, cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_T as c_int),
             (
                 PREFERENCE_WORKSPACE_BYTES_MAX,
-                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES
-                    as c_int,
+                Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as c_int,
             ),
             (product_attribute::TRANSPOSE_A, Product::CUBLASLT_MATMUL_DESC_TRANSA as c_int),
             (product_attribute::TRANSPOSE_B, Product::CUBLASLT_MATMUL_DESC_TRANSB as c_int),

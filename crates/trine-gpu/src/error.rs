@@ -2,6 +2,7 @@
 
 use crate::ledger::Unordered;
 use crate::ptx::Parameter;
+use trine_buffer::DType;
 use trine_gpu_sys::{CallError, LoadError};
 
 /// A GPU that cannot do what it is asked for.
@@ -74,6 +75,23 @@ pub enum GpuError {
         stream: String,
         /// The stream's device.
         asked: usize,
+    },
+    /// Elements that products on a device do not have.
+    #[error("products on a GPU take f32 and bf16, not {0}")]
+    Element(DType),
+    /// A matrix that its memory does not hold, or that does not fit the others.
+    #[error("{what} of a product is {rows} × {cols} with a stride of {stride}: {why}")]
+    Matrix {
+        /// Which one.
+        what: &'static str,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
+        /// The elements from a row to the next.
+        stride: usize,
+        /// What is wrong.
+        why: String,
     },
     /// A text that is no image of kernels.
     #[error("an image of kernels {0}")]

@@ -5,6 +5,7 @@
 //! * [`Memory`] is allocated and freed in the order of its stream. A [`Pool`] recycles it, so that a step
 //!   allocates nothing after its first run. [`Pinned`] is memory of the host that devices copy from and to.
 //! * A [`Module`] has [`Kernel`]s, whose arguments are known from their text; a launch with others is refused.
+//! * [`Products`] are those of cuBLASLt, with a plan for each shape that is made once.
 //! * The ledger ([`Checks`]) keeps what each stream, and the host, knows to be done. An access to bytes that another
 //!   stream has touched, and that no event orders, is an [`Unordered`] before it is launched. It needs no help of a
 //!   device, so it works on real ones.
@@ -28,6 +29,7 @@ mod memory;
 mod module;
 mod pinned;
 mod pool;
+mod products;
 mod ptx;
 mod stream;
 
@@ -39,6 +41,7 @@ pub use memory::{Memory, Span, SpanMut};
 pub use module::{Kernel, Module};
 pub use pinned::Pinned;
 pub use pool::Pool;
+pub use products::{Factor, Form, Matrix, Products, Start};
 pub use ptx::{Kind, Parameter};
 pub use stream::{Event, Priority, Stream};
 

@@ -309,6 +309,9 @@ fn products_that_cannot_be_are_refused() {
     assert_eq!(error.name, "CUBLAS_STATUS_INVALID_VALUE");
     one(&gpu.sim.reports(), &["cublasLtMatmul: the workspace is smaller than the algorithm needs"]);
 
+    lt.multiply(&plan, [place, place + 4, place], false, (place, 1024), stream).unwrap_err();
+    one(&gpu.sim.reports(), &["cublasLtMatmul: a matrix is less aligned than the search was told"]);
+
     let other = lt.plan(&Case { dims: [4, 4, 5], ..case.clone() }).unwrap();
     let wrong = Plan { algorithm: other.algorithm, ..plan };
     lt.multiply(&wrong, [place; 3], false, (place, 1024), stream).unwrap_err();

@@ -8,3 +8,4 @@ mod launches;
 mod ledger;
 mod machine;
 mod memory;
+mod products;
