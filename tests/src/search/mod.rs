@@ -271,18 +271,14 @@ impl Space {
     }
 }
 
-/// A text in which `N` stands for each of its numbers.
+/// A text in which `N` stands for each of its numbers. The digits of f32, 1f1b and zb-h1 are none.
 fn without_numbers(text: &str) -> String {
     let mut kept = String::new();
-    let mut in_word = false;
-    for letter in text.chars() {
-        // The digits of f32 and zb-h1 are no numbers.
-        in_word = letter.is_alphabetic() || in_word && letter.is_ascii_digit();
-        match letter.is_ascii_digit() && !in_word {
-            true if kept.ends_with('N') => {}
-            true => kept.push('N'),
-            false => kept.push(letter),
-        }
+    for part in text.split_inclusive(|letter: char| !letter.is_alphanumeric()) {
+        let word = part.trim_end_matches(|letter: char| !letter.is_alphanumeric());
+        let is_number = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+        kept.push_str(if is_number { "N" } else { word });
+        kept.push_str(&part[word.len()..]);
     }
     kept
 }
@@ -342,6 +338,23 @@ fn unpad(model: &ModelSpec, tensors: &mut Tensors) {
     for param in params {
         if let Some(values) = tensors.get_mut(&param.name) {
             values.truncate(param.unpadded_len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_left_out_of_a_reason_and_names_are_not() {
+        for (text, without) in [
+            ("1f1b has 1 stage, not 12", "1f1b has N stage, not N"),
+            ("zb-h1 in f32 at 0.25: 7", "zb-h1 in f32 at N.N: N"),
+            ("4 × 8", "N × N"),
+            ("", ""),
+        ] {
+            assert_eq!(without_numbers(text), without);
         }
     }
 }
