@@ -22,6 +22,7 @@ const Named ALL[] = {
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "no context is current in this thread"},
     {PEER_ACCESS_UNSUPPORTED, "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", "a device is no peer of itself"},
     {INVALID_PTX, "CUDA_ERROR_INVALID_PTX", "the image is no PTX"},
+    {UNSUPPORTED_PTX_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the PTX is of a newer toolkit"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},

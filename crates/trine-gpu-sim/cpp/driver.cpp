@@ -94,6 +94,17 @@ int free_now(uintptr_t address) {
     return 0;
 }
 
+// What a compiler refuses goes where the options say: 5 is the address, 6 the bytes that are there.
+void write_log(const std::string& log, unsigned count, int* options, void** values) {
+    char* to = nullptr;
+    size_t room = 0;
+    for (unsigned i = 0; i < count; i++) {
+        if (options[i] == 5) to = static_cast<char*>(values[i]);
+        if (options[i] == 6) room = size_t(values[i]);
+    }
+    if (to && room) snprintf(to, room, "%s", log.c_str());
+}
+
 int check_launch(const Launch& launch, const Function& function) {
     const Size &grid = launch.grid, &block = launch.block;
     bool has_grid = grid.all() && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
@@ -361,10 +372,13 @@ int cuMemPoolSetAttribute(void* pool, int attribute, void*) {
     return device_of(pool) < 0 || attribute != 4 ? INVALID_VALUE : 0;
 }
 
-int cuModuleLoadDataEx(void** module, const void* image, unsigned, int*, void**) {
+int cuModuleLoadDataEx(void** module, const void* image, unsigned count, int* options, void** values) {
     READY;
     auto entries = entries_of(static_cast<const char*>(image));
     if (entries.empty()) return INVALID_PTX;
+    std::string log;
+    if (!is_old_enough(static_cast<const char*>(image), log))
+        return write_log(log, count, options, values), UNSUPPORTED_PTX_VERSION;
     keep(modules, module)->entries = std::move(entries);
     return 0;
 }

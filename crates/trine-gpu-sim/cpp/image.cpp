@@ -1,6 +1,7 @@
 // Images of kernels.
 #include "image.hpp"
 #include "report.hpp"
+#include <cstdio>
 #include <cstring>
 #include <sstream>
 
@@ -36,6 +37,15 @@ std::map<std::string, std::vector<unsigned>> entries_of(const char* text) {
             if (unsigned size = size_of(parameter)) sizes.push_back(size);
     }
     return entries;
+}
+
+bool is_old_enough(const char* text, std::string& log) {
+    const char* version = strstr(text, ".version");
+    unsigned major = 0, minor = 0;
+    if (version && sscanf(version, ".version %u.%u", &major, &minor) == 2 && (major < 8 || (major == 8 && minor == 0)))
+        return true;
+    log = "the PTX is of version " + std::to_string(major) + "." + std::to_string(minor) + ", and this driver takes 8.0";
+    return false;
 }
 
 static std::string listed(const std::vector<unsigned>& sizes) {

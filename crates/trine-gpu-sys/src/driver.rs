@@ -62,6 +62,10 @@ pub const EVENT_WITHOUT_TIME: c_uint = 2;
 pub const HOST_FOR_ALL: c_uint = 1;
 /// The bytes that a pool keeps when it is empty ([`Driver::pool_set_attribute`]).
 pub const POOL_KEPT_BYTES: c_int = 4;
+/// Options of [`Driver::module_load`]: where the compiler writes what it refuses, and how many bytes it may.
+pub const MODULE_ERROR_LOG: c_int = 5;
+/// The second of them: a number in place of an address.
+pub const MODULE_ERROR_LOG_BYTES: c_int = 6;
 /// The bytes of shared memory that a launch may ask for ([`Driver::function_set_attribute`]).
 pub const FUNCTION_SHARED_BYTES_MAX: c_int = 8;
 
@@ -225,6 +229,11 @@ mod tests {
                 FUNCTION_SHARED_BYTES_MAX,
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                     as c_int,
+            ),
+            (MODULE_ERROR_LOG, sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER as c_int),
+            (
+                MODULE_ERROR_LOG_BYTES,
+                sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as c_int,
             ),
         ];
         for (ours, theirs) in pairs {

@@ -96,6 +96,18 @@ pub enum GpuError {
     /// A text that is no image of kernels.
     #[error("an image of kernels {0}")]
     Image(&'static str),
+    /// The driver's compiler refuses kernels.
+    #[error("the driver does not compile {kernels} kernels for GPU {device}: {source}; {log}")]
+    Compile {
+        /// The device.
+        device: usize,
+        /// How many kernels the text has.
+        kernels: usize,
+        /// How the call has failed.
+        source: CallError,
+        /// What the compiler says.
+        log: String,
+    },
     /// A module has no such kernel.
     #[error("the module has no kernel `{name}`; it has {}", listed(has))]
     NoKernel {

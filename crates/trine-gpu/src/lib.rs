@@ -11,12 +11,39 @@
 //!   device, so it works on real ones.
 //!
 //! ```
-//! use trine_gpu::{Checks, Gpus, GpuError};
+//! use trine_gpu::{Arg, Checks, Device, Gpus, Grid, GpuError, Priority};
 //! use trine_gpu_sys::Search;
+//!
+//! /// Doubles numbers on a device, by a kernel `void twice(float* y, unsigned n)`.
+//! fn twice(device: &Device, ptx: &str, numbers: &mut [f32]) -> Result<(), GpuError> {
+//!     let stream = device.stream("compute", Priority::Normal)?;
+//!     let bytes = size_of_val(numbers);
+//!     let (mut pinned, mut memory) = (device.pinned(bytes)?, stream.alloc("numbers", bytes)?);
+//!     pinned.elements::<f32>()?.copy_from_slice(numbers);
+//!     stream.upload(memory.span_mut(), &mut pinned, 0..bytes)?;
+//!     let kernel = device.module(ptx)?.kernel("twice")?;
+//!     let (n, blocks) = (numbers.len() as u32, numbers.len().div_ceil(256) as u32);
+//!     let args = [Arg::Write(memory.span_mut()), Arg::U32(n)];
+//!     // SAFETY: the kernel touches the first `n` numbers of its memory.
+//!     unsafe { stream.launch(&kernel, Grid::line(blocks, 256), &args)? };
+//!     stream.download(&mut pinned, 0..bytes, memory.span())?;
+//!     numbers.copy_from_slice(pinned.elements()?); // waits for the copy
+//!     Ok(())
+//! }
 //!
 //! let nowhere = Search::only(vec!["no/such/folder".into()]);
 //! let error = Gpus::open(&nowhere, Checks::default()).unwrap_err();
 //! assert!(matches!(error, GpuError::Library(_)));
+//! # let _ = twice;
+//! ```
+//!
+//! Memory that is being written is lent to nobody else, and the host has no way to its bytes:
+//!
+//! ```compile_fail,E0502
+//! # fn overlap(stream: &trine_gpu::Stream, memory: &mut trine_gpu::Memory) {
+//! let all = memory.span_mut();
+//! let error = stream.copy(all, memory.span()); // reads what it writes
+//! # }
 //! ```
 
 mod block;

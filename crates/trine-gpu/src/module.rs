@@ -4,11 +4,14 @@ use crate::device::Device;
 use crate::error::GpuError;
 use crate::ptx::{Parameter, entries};
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use trine_gpu_sys::driver;
+use trine_gpu_sys::driver::{self, MODULE_ERROR_LOG, MODULE_ERROR_LOG_BYTES};
+
+/// What is kept of the words of the driver's compiler.
+const LOG_BYTES: usize = 4096;
 
 pub(crate) struct Inner {
     device: Device,
@@ -61,14 +64,28 @@ impl Device {
         let entries = entries(ptx).map_err(GpuError::Image)?;
         let image = CString::new(ptx).map_err(|_| GpuError::Image("has a zero byte"))?;
         let mut handle = driver::Module(null_mut());
-        let doing = || format!("load {} kernels on GPU {}", entries.len(), self.index());
+        let mut log = [0u8; LOG_BYTES];
+        let mut options = [MODULE_ERROR_LOG, MODULE_ERROR_LOG_BYTES];
+        let mut values: [*mut c_void; 2] =
+            [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(LOG_BYTES)];
+        let (names, values) = (options.as_mut_ptr(), values.as_mut_ptr());
         let text = image.as_ptr().cast();
-        // SAFETY: writes one handle; the text ends with a zero byte and no option is given.
-        self.call(doing, |driver| unsafe {
-            driver.module_load(&mut handle, text, 0, null_mut(), null_mut())
-        })?;
+        // SAFETY: writes one handle, and at most as many bytes of the log as the second option says; the text ends with
+        // a zero byte.
+        let loaded = self.call(String::new, |driver| unsafe {
+            driver.module_load(&mut handle, text, 2, names, values)
+        });
+        loaded.map_err(|error| refused(error, self.index(), entries.len(), &log))?;
         Ok(Module(Arc::new(Inner { device: self.clone(), handle, entries })))
     }
+}
+
+/// The compiler's words beside the code of the call.
+fn refused(error: GpuError, device: usize, kernels: usize, log: &[u8]) -> GpuError {
+    let GpuError::Call { source, .. } = error else { return error };
+    let log = CStr::from_bytes_until_nul(log).unwrap_or_default().to_string_lossy();
+    let log = if log.is_empty() { "it says no more".into() } else { log.trim_end().to_owned() };
+    GpuError::Compile { device, kernels, source, log }
 }
 
 impl Module {

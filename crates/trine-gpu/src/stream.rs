@@ -7,7 +7,7 @@ use std::ffi::c_int;
 use std::fmt;
 use std::ptr::null_mut;
 use std::sync::{Arc, PoisonError};
-use trine_gpu_sys::driver::{self, EVENT_WITHOUT_TIME, STREAM_NON_BLOCKING};
+use trine_gpu_sys::driver::{self, EVENT_WITHOUT_TIME, NOT_READY, STREAM_NON_BLOCKING};
 
 /// Which of two streams a device prefers when both have work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,10 +170,35 @@ impl Event {
         let doing = || format!("finish work on GPU {}", self.device.index());
         // SAFETY: the event is recorded.
         self.device.call(doing, |driver| unsafe { driver.event_synchronize(self.handle) })?;
+        self.known();
+        Ok(())
+    }
+}
+
+impl Event {
+    /// Whether the work before it is done; waits for nothing.
+    ///
+    /// # Errors
+    /// If that work has failed.
+    pub fn is_done(&self) -> Result<bool, GpuError> {
+        let doing = || format!("ask for work on GPU {}", self.device.index());
+        // SAFETY: the event is recorded.
+        let asked = self.device.call(doing, |driver| unsafe { driver.event_query(self.handle) });
+        match asked {
+            Err(GpuError::Call { source, .. }) if source.code == NOT_READY => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => {
+                self.known();
+                Ok(true)
+            }
+        }
+    }
+
+    /// The host knows that the work before it is done.
+    fn known(&self) {
         if let Some(mut ledger) = self.device.0.host.ledger() {
             ledger.wait_on_host(&self.recorded);
         }
-        Ok(())
     }
 }
 

@@ -89,6 +89,18 @@ fn kernels_and_modules_that_are_not_there_are_named() {
         error.to_string(),
         "an image of kernels is no PTX: it has no `.version` and `.target`"
     );
+    // A text of a newer toolkit than the driver's.
+    let newer = machine.sim.image().replace(".version 8.0", ".version 9.1");
+    let error = machine.device.module(&newer).unwrap_err().to_string();
+    let count = machine.module.kernels().count();
+    assert_eq!(
+        error,
+        format!(
+            "the driver does not compile {count} kernels for GPU 0: cuModuleLoadDataEx failed with \
+             CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222): the PTX is of a newer toolkit; the PTX is of version 9.1, and \
+             this driver takes 8.0"
+        )
+    );
     // An image of an earlier source.
     let stale = machine.sim.image().replace(".b32 add_f32_param_3", ".b64 add_f32_param_3");
     let error = machine.device.module(&stale).unwrap().kernel("add_f32").unwrap_err().to_string();

@@ -99,6 +99,28 @@ fn the_host_gets_at_pinned_memory_after_the_copies() {
     machine.is_clean();
 }
 
+/// The host asks instead of waiting, and knows as much afterwards.
+#[test]
+fn an_event_says_whether_it_is_done() {
+    let machine = Machine::new(1);
+    let (stream, other) = (machine.stream("compute"), machine.stream("copies"));
+    let mut x = stream.alloc("x", 16).unwrap();
+    stream.fill(x.span_mut(), 1).unwrap();
+    let event = stream.record().unwrap();
+    let mut asked = 0;
+    while !event.is_done().unwrap() {
+        asked += 1;
+        assert!(asked < 100);
+    }
+    assert!(asked > 0);
+    other.fill(x.span_mut(), 2).unwrap();
+    other.synchronize().unwrap();
+    assert_eq!(machine.sim.counters().host_waits, 1);
+    machine.is_clean();
+    machine.sim.lose_device(0);
+    assert!(event.is_done().is_err());
+}
+
 #[test]
 fn copies_that_do_not_fit_are_refused() {
     let machine = Machine::new(1);
