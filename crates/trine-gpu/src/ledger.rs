@@ -149,8 +149,9 @@ impl Ledger {
             return Err(Box::new(earlier));
         }
         let mark = self.begin(stream, name);
-        touches.iter().try_for_each(|touch| self.check(&mark, touch))?;
-        for touch in touches {
+        let touches = || touches.iter().filter(|touch| !touch.bytes.is_empty());
+        touches().try_for_each(|touch| self.check(&mark, touch))?;
+        for touch in touches() {
             self.write_down(&mark, touch);
         }
         Ok(())
@@ -315,6 +316,14 @@ mod tests {
             "`third` on stream `b` reads bytes 30..40 of `x`, which `first` on stream `a` writes, and no event orders \
              the two"
         );
+    }
+
+    #[test]
+    fn no_bytes_are_in_nobodys_way() {
+        let mut ledger = ledger();
+        ledger.operation(0, "first", &touch(0..100, true)).unwrap();
+        ledger.operation(1, "nothing", &touch(40..40, true)).unwrap();
+        assert_eq!(ledger.buffers[&BUFFER].segments.len(), 1);
     }
 
     #[test]

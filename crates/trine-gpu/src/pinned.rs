@@ -125,6 +125,9 @@ impl Stream {
     ) -> Result<(), GpuError> {
         let address = from.part(range, to.bytes())?;
         self.holds(to.as_span())?;
+        if to.bytes() == 0 {
+            return Ok(());
+        }
         self.account("upload", &[to.touch()])?;
         let doing = || format!("copy to `{}`", to.name());
         let (to, bytes, stream) = (to.address(), to.bytes(), self.0.handle);
@@ -148,6 +151,9 @@ impl Stream {
     ) -> Result<(), GpuError> {
         let address = to.part(range, from.bytes())?;
         self.holds(from)?;
+        if from.bytes() == 0 {
+            return Ok(());
+        }
         self.account("download", &[from.touch()])?;
         let doing = || format!("copy from `{}`", from.name());
         let (from, bytes, stream) = (from.address(), from.bytes(), self.0.handle);

@@ -77,7 +77,7 @@ fn parameter(text: &str) -> Option<Parameter> {
     });
     let (kind, bytes) = types.next()?;
     let count = text.split_once('[').map(|(_, rest)| rest.trim_end_matches(']').trim().parse());
-    let bytes = bytes * count.unwrap_or(Ok(1)).ok()?;
+    let bytes = bytes.checked_mul(count.unwrap_or(Ok(1)).ok()?)?;
     Some(Parameter { bytes, kind })
 }
 

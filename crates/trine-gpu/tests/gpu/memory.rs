@@ -122,6 +122,23 @@ fn an_event_says_whether_it_is_done() {
 }
 
 #[test]
+fn nothing_is_filled_and_copied_without_a_call() {
+    let machine = Machine::new(1);
+    let stream = machine.stream("compute");
+    let (mut x, mut y) = (stream.alloc("x", 0).unwrap(), stream.alloc("y", 16).unwrap());
+    let mut pinned = machine.device.pinned(0).unwrap();
+    stream.fill(x.span_mut(), 1).unwrap();
+    stream.copy(x.span_mut(), y.span().range(8..8).unwrap()).unwrap();
+    stream.upload(y.span_mut().range(16..16).unwrap(), &mut pinned, 0..0).unwrap();
+    stream.download(&mut pinned, 0..0, x.span()).unwrap();
+    assert!(pinned.is_empty() && pinned.bytes().unwrap().is_empty());
+    stream.synchronize().unwrap();
+    let counters = machine.sim.counters();
+    assert_eq!((counters.copies, counters.allocations, counters.host_waits), (0, 1, 1));
+    machine.is_clean();
+}
+
+#[test]
 fn copies_that_do_not_fit_are_refused() {
     let machine = Machine::new(1);
     let stream = machine.stream("compute");
