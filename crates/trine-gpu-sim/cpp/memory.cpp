@@ -14,7 +14,7 @@ bool sees_kernels = false;
 
 namespace {
 
-constexpr size_t SPACE = size_t(1) << 36; // reserved addresses, not memory
+constexpr size_t SPACE = size_t(1) << 34; // reserved addresses, not memory: a process has room for thousands of these
 constexpr size_t ALIGNMENT = 256;         // what CUDA promises
 constexpr size_t RED_ZONE = 4096;         // behind each buffer: an access that misses a little hits nothing else
 constexpr uint32_t WARP = 32;

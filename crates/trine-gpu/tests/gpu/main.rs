@@ -9,3 +9,4 @@ mod ledger;
 mod machine;
 mod memory;
 mod products;
+mod random;
