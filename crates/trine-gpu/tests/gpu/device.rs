@@ -1,7 +1,7 @@
 //! Devices: which there are, and what happens to work on one that is lost.
 
-use crate::machine::{Machine, uploaded};
-use trine_gpu::{Checks, GpuError};
+use crate::machine::{Machine, downloaded, uploaded};
+use trine_gpu::{Checks, GpuError, Pool, Priority};
 use trine_gpu_sim::Settings;
 
 #[test]
@@ -23,6 +23,36 @@ fn peers_are_reached_once_asked_for() {
         error.starts_with("cannot reach GPU 1 from GPU 0: cuCtxEnablePeerAccess failed"),
         "{error}"
     );
+}
+
+/// Ranks that are threads: two on each device, each with a stream and a pool of its own.
+#[test]
+fn threads_work_side_by_side() {
+    for seed in 0..4 {
+        let machine = Machine::new(seed);
+        let work = |rank: usize| {
+            let device = machine.gpus.device(rank % 2).unwrap();
+            let stream = device.stream(&format!("rank {rank}"), Priority::Normal).unwrap();
+            let pool = Pool::new(&stream);
+            let x = uploaded(&stream, "x", &[rank as f32; 16]);
+            let mut sum = Vec::new();
+            for _ in 0..8 {
+                let mut y = pool.alloc("y", 64).unwrap();
+                stream.copy(y.span_mut(), x.span()).unwrap();
+                sum.extend(downloaded::<f32>(&stream, &y));
+            }
+            (sum, pool.stats().allocations)
+        };
+        let work = &work;
+        let found: Vec<_> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..4).map(|rank| scope.spawn(move || work(rank))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        for (rank, (values, allocations)) in found.into_iter().enumerate() {
+            assert_eq!((values, allocations), (vec![rank as f32; 128], 1));
+        }
+        machine.is_clean();
+    }
 }
 
 /// Work of a lost device fails by name, and dropping what is on it does not.
