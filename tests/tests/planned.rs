@@ -4,11 +4,11 @@ use trine_buffer::DType;
 use trine_comm::threads;
 use trine_mesh::{Axis, Degrees, Mesh};
 use trine_plan::{
-    Attention, Constants, Ends, Layout, Model, Planner, Precision, Recompute, blocks_of, clusters,
+    Attention, Constants, Ends, Layout, Model, Planner, Precision, blocks_of, clusters,
     find_cluster, find_stack, stacks,
 };
 use trine_schedule::ScheduleKind;
-use trine_spec::{BUCKET_ELEMENTS, Family, ModelSpec, Piece, presets};
+use trine_spec::{BUCKET_ELEMENTS, Family, ModelSpec, Piece, Recompute, presets};
 use trine_testkit::toy;
 use trine_tests::search::recompute;
 use trine_tests::{ADAMW, batch, serial};
@@ -68,7 +68,7 @@ fn layout_of(
         global_batch: config.global_batch,
         seq: config.seq,
         sequence_parallel: false,
-        recompute: Recompute::None,
+        recompute: trine_plan::Recompute::None,
         attention: Attention::Flash2,
         zero,
         precision,
@@ -374,6 +374,36 @@ fn the_peak_of_activations_is_predicted_where_the_embedding_has_it() {
     }
     println!("at most {:.2} % off", 100.0 * worst);
     assert_eq!(cases, 2 * 2 * (6 + 3 + 4));
+}
+
+/// What is computed again is let go of block by block, also on one rank with several micro-batches: each way down the
+/// ladder holds less.
+#[test]
+fn computing_again_takes_less_memory_in_every_schedule_that_keeps_backward_whole() {
+    let model =
+        ModelSpec { hidden: 64, head_dim: 16, ffn: 256, seq_max: 64, layers: 12, ..toy::gpt() };
+    let ways: Vec<Recompute> =
+        std::iter::once(Recompute::None).chain(Recompute::ladder()).collect();
+    for (degrees, schedule) in [
+        (degrees(1, 1, 1), ScheduleKind::OneFOneB),
+        (degrees(1, 1, 2), ScheduleKind::GPipe),
+        (degrees(1, 2, 1), ScheduleKind::OneFOneB),
+    ] {
+        let held = ways.iter().map(|way| {
+            let config = EngineConfig {
+                degrees,
+                schedule: schedule.into(),
+                global_batch: 4,
+                recompute: way.clone(),
+                ..run(model.clone())
+            };
+            let ranks = memory(&config).into_iter();
+            ranks.map(|(_, measured)| measured.activations.unwrap()).max().unwrap()
+        });
+        let held: Vec<usize> = held.collect();
+        assert!(held.is_sorted_by(|more, less| more > less), "{schedule}: {held:?}");
+        assert!(2 * held[3] < held[0], "{schedule}: {held:?}");
+    }
 }
 
 /// Blocks of all kinds, in layouts that share features, tokens and blocks out.

@@ -200,7 +200,7 @@ impl StageModel {
     }
 
     /// Runs the pieces of one segment backward, last to first, taking their states from the end of
-    /// `states`. Segments are run from the last to the first.
+    /// `states`. Segments are run from the last to the first. The weight gradients are left for later.
     ///
     /// # Errors
     /// What a layer returns, a gradient that does not fit, or states that do not belong to this segment.
@@ -213,11 +213,45 @@ impl StageModel {
         ctx: &Context<'_>,
         grads: &mut GradStore,
     ) -> Result<(Act, WeightWork), NnError> {
+        let mut work = WeightWork::nothing();
+        let dx = self.back(segment, (weights, grads), states, dy, ctx, &mut |left, _| {
+            work.append(left);
+            Ok(())
+        })?;
+        Ok((dx, work))
+    }
+
+    /// [`StageModel::backward_input`] with the weight gradients of each piece right behind its own backward pass, so
+    /// that no other piece keeps what they need.
+    ///
+    /// # Errors
+    /// As [`StageModel::backward_input`].
+    pub fn backward(
+        &self,
+        segment: usize,
+        weights: &ParamStore,
+        states: &mut Vec<Saved>,
+        dy: Act,
+        ctx: &Context<'_>,
+        grads: &mut GradStore,
+    ) -> Result<Act, NnError> {
+        let at_once = &mut |left: WeightWork, grads: &mut GradStore| left.run(ctx, grads);
+        self.back(segment, (weights, grads), states, dy, ctx, at_once)
+    }
+
+    fn back(
+        &self,
+        segment: usize,
+        (weights, grads): (&ParamStore, &mut GradStore),
+        states: &mut Vec<Saved>,
+        mut dy: Act,
+        ctx: &Context<'_>,
+        then: &mut dyn FnMut(WeightWork, &mut GradStore) -> Result<(), NnError>,
+    ) -> Result<Act, NnError> {
         let pieces = self.segments[segment].clone();
         if states.len() != pieces.end {
             return Err(NnError::Saved { held: (0, states.len()), expected: (0, pieces.end) });
         }
-        let (mut dy, mut work) = (dy, WeightWork::nothing());
         for (piece, layer) in self.pieces[pieces].iter().rev() {
             let saved = states.pop().expect("invariant: counted above");
             let done = layer.layer().backward_input(weights, saved, dy, ctx, grads);
@@ -226,10 +260,10 @@ impl StageModel {
             if *piece != Piece::Embedding {
                 self.check_stream((*piece, "a gradient"), &dx, ctx)?;
             }
-            work.append(left);
+            then(left, grads)?;
             dy = dx;
         }
-        Ok((dy, work))
+        Ok(dy)
     }
 
     /// Runs the last stage up to the logits, `[tokens, local vocabulary]`: for scoring.

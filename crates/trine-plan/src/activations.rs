@@ -32,6 +32,8 @@ pub fn activation_peak(request: &ActivationRequest<'_>) -> usize {
     let passes: HashMap<Piece, Passes> =
         parts.map(|part| (part.piece, model.passes(part, shape))).collect();
     let stream = model.stream_bytes(shape);
+    // Each piece frees what its weight gradients have needed as soon as it has them.
+    let at_once = request.schedule.has_weights_at_once();
     let mut memory = Held::default();
     for action in &request.schedule.actions[request.rank] {
         match *action {
@@ -43,8 +45,12 @@ pub fn activation_peak(request: &ActivationRequest<'_>) -> usize {
             Action::Compute(Compute::BackwardInput { stage, segment, .. }) => {
                 request.pieces(stage, segment).rev().for_each(|piece| {
                     memory.step(&passes[&piece].backward);
+                    if at_once {
+                        memory.add(-passes[&piece].work);
+                    }
                 })
             }
+            Action::Compute(Compute::BackwardWeight { .. }) if at_once => {}
             Action::Compute(Compute::BackwardWeight { stage, segment, .. }) => {
                 let pieces = request.pieces(stage, segment);
                 memory.add(-pieces.map(|piece| passes[&piece].work).sum::<i64>());

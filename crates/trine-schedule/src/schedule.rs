@@ -163,6 +163,19 @@ impl Schedule {
         })
     }
 
+    /// True if every W stands right behind its B, segment by segment: then a piece needs to keep nothing for W beyond its
+    /// own backward pass.
+    pub fn has_weights_at_once(&self) -> bool {
+        let follows = |pair: &[Action]| match (pair[0], pair.get(1)) {
+            (Action::Compute(Compute::BackwardInput { stage, micro_batch, segment }), next) => {
+                let weight = Compute::BackwardWeight { stage, micro_batch, segment };
+                next == Some(&Action::Compute(weight))
+            }
+            _ => true,
+        };
+        self.actions.iter().all(|list| (0..list.len()).all(|at| follows(&list[at..])))
+    }
+
     /// Refuses a rank without a stage.
     pub(crate) fn check_stages(&self) -> Result<(), ScheduleError> {
         let mut is_idle = vec![true; self.ranks()];

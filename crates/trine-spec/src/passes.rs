@@ -140,7 +140,9 @@ impl<'a> Sizes<'a> {
         // Maximum, sum and target logit alone and together, loss.
         let loss = self.gathered.max(6 * self.row);
         let replay = if head.again()[1] { loss } else { 0 };
-        let backward = self.whole + self.gathered + self.stream;
+        // The norm's gradient beside that of its output, and what the output layer has read: its rows gathered again,
+        // where they are split, in the place of its own.
+        let backward = self.whole + self.stream;
         Passes {
             forward: Pass { needs: all + loss, leaves: kept },
             backward: Pass { needs: dropped + replay.max(backward), leaves: work - kept },
@@ -187,11 +189,13 @@ impl<'a> Sizes<'a> {
             let beside = if block.parallel && !is_last && !is_own { self.stream } else { 0 };
             let copies = if block.parallel { is_last } else { is_own };
             worst = worst.max(held + beside + branch.backward_needs(self, copies));
-            // Two branches may also read the very same tensor, and then leave it once.
+            // Branches may also read the very same tensor: the first has it among what it keeps, until it is the last that
+            // leaves it.
             let is_read =
                 block.branches[number].before.is_none() && self.is_one_type() && !self.split_rows;
-            let shared = [is_own, is_read].into_iter().filter(|_| block.parallel && !is_last);
-            let left = branch.work - self.input * shared.filter(|is| *is).count() as i64;
+            let shared = [is_own && !is_last, is_read && number > 0];
+            let shared = shared.into_iter().filter(|is| block.parallel && *is).count();
+            let left = branch.work - self.input * shared as i64;
             held += left - branch.saved;
             work += left;
         }
@@ -318,18 +322,19 @@ impl<'a> BranchSizes<'a> {
     /// stream's gradient, it adds to a copy of that.
     fn backward_needs(&self, of: &Sizes<'_>, copies: bool) -> i64 {
         let gradient = self.gradient(of);
-        // The norm of what it gives takes its own copy, in the type of what it has read, and then in that of products.
-        let is_cast = of.model.tp == 1 && of.copy > 0;
-        let normed = of.copy + of.given() + if is_cast { of.input } else { 0 };
-        let from_norm = if self.after > 0 { normed } else { 0 };
+        // The norm of what it gives reads a copy, and its gradient has the type of what it has read. That is let go of
+        // before the gradient gets the type of products.
+        let from_norm = if self.after > 0 { of.copy + of.given() } else { 0 };
         let own = if self.after > 0 { of.input } else { of.copy };
         // Gradients of what the row reads, and of what the inner part reads. Norms of queries and keys work in place.
         let inner = gradient + self.after_inner + self.before;
         let scattered = if of.split_rows { of.input } else { 0 };
         let row = own + of.gathered + self.after_inner.max(scattered);
         let added = if copies { of.stream } else { 0 };
-        // Split rows are scattered, and the norm's output is gathered for the columns' weights.
-        let last = gradient + of.whole + added.max(2 * scattered);
+        // Split rows are scattered, and the norm's output is gathered for the columns' weights. What norms of queries and
+        // keys have read is gone.
+        let qk = self.bytes(BranchTensor::QkInput) + self.bytes(BranchTensor::QkStats);
+        let last = gradient + of.whole + added.max(2 * scattered) - qk;
         // What the norm behind the row has saved is gone by then.
         from_norm.max(inner.max(row).max(last) - self.after)
     }

@@ -92,6 +92,7 @@ impl Engine {
             weight_sync: WeightSync::new(&layout, &groups)?,
             norm: GradNorm::new(names, &layout, &groups, numerics, world.clone())?,
             squares: None,
+            splits_backward: false,
             grads: GradStore::new(layout.clone(), config.compute, numerics),
             pool: Pool::new(),
             coordinate,

@@ -97,6 +97,7 @@ pub struct Engine {
     norm: GradNorm,
     /// What the last backward pass has counted of it.
     squares: Option<Squares>,
+    splits_backward: bool,
 }
 
 impl Engine {
@@ -108,6 +109,11 @@ impl Engine {
     /// The decisions about all ranks.
     pub fn plan(&self) -> &Arc<RunPlan> {
         &self.plan
+    }
+
+    /// Computes weight gradients in W alone from now on, also where W always follows its B: to measure both.
+    pub(crate) fn split_backward(&mut self) {
+        self.splits_backward = true;
     }
 
     /// Where this rank stands.

@@ -97,6 +97,8 @@ pub(crate) struct StageRun<'a> {
     pub(crate) mode: Mode,
     pub(crate) step: u64,
     pub(crate) loss_scale: f64,
+    /// Whether B computes the weight gradients of each piece too, which leaves nothing of them for W.
+    pub(crate) weights_at_once: bool,
     /// By stage and micro-batch.
     pub(crate) in_flight: HashMap<(usize, usize), InFlight>,
     /// The loss of each sample of the global batch that this rank has computed.
@@ -192,10 +194,14 @@ impl StageOps for StageRun<'_> {
         let mut gradient = dy.or(state.gradient.take()).unwrap_or_else(end);
         for segment in segments(model, segment).rev() {
             let (weights, states) = (&*self.weights, &mut state.states);
-            let (dx, work) =
-                model.backward_input(segment, weights, states, gradient, &ctx, self.grads)?;
-            state.work.push((segment, work));
-            gradient = dx;
+            gradient = if self.weights_at_once {
+                model.backward(segment, weights, states, gradient, &ctx, self.grads)?
+            } else {
+                let (dx, work) =
+                    model.backward_input(segment, weights, states, gradient, &ctx, self.grads)?;
+                state.work.push((segment, work));
+                dx
+            };
         }
         let done = state.states.is_empty();
         let dx = if done { Some(gradient) } else { state.gradient.replace(gradient).and(None) };
@@ -212,10 +218,12 @@ impl StageOps for StageRun<'_> {
         let (model, ctx) = (self.stage(stage)?, self.context(micro_batch));
         let mut state = self.state(stage, micro_batch)?;
         for segment in segments(model, segment).rev() {
-            let found = state.work.iter().position(|(of, _)| *of == segment);
-            let at = found.ok_or(TrainError::NotInFlight { stage, micro_batch })?;
-            let (_, work) = state.work.remove(at);
-            work.run(&ctx, self.grads)?;
+            if !self.weights_at_once {
+                let found = state.work.iter().position(|(of, _)| *of == segment);
+                let at = found.ok_or(TrainError::NotInFlight { stage, micro_batch })?;
+                let (_, work) = state.work.remove(at);
+                work.run(&ctx, self.grads)?;
+            }
             let bucket = self.bucket(stage, segment)?;
             // A tied bucket collects from pieces of other segments; it is closed when it is taken.
             if !self.grads.layout().buckets[bucket].tied {

@@ -126,6 +126,7 @@ impl Engine {
             mode,
             step,
             loss_scale: 1.0 / tokens.max(1) as f64,
+            weights_at_once: !self.splits_backward && schedule.has_weights_at_once(),
             in_flight: Default::default(),
             losses: vec![0.0; self.plan.config.global_batch],
         };

@@ -89,6 +89,7 @@ fn measure(
     let deadline = Some(request.config.long_deadline());
     world.recorder().begin_phase(Phase { name: Name::new("measuring times"), deadline });
     let (_pinned, mut rank) = build(request, plan, world, is_process)?;
+    rank.split_backward();
     let batch = data.first_micro_batch(engine, rank.coordinate().dp)?;
     let mut passes = Vec::new();
     for _ in 0..WARM_UP_PASSES + PASSES {
