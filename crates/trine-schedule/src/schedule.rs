@@ -163,8 +163,8 @@ impl Schedule {
         })
     }
 
-    /// True if every W stands right behind its B, segment by segment: then a piece needs to keep nothing for W beyond its
-    /// own backward pass.
+    /// True if every W stands right behind its B, segment by segment: then a piece needs to keep nothing for W beyond
+    /// its own backward pass.
     pub fn has_weights_at_once(&self) -> bool {
         let follows = |pair: &[Action]| match (pair[0], pair.get(1)) {
             (Action::Compute(Compute::BackwardInput { stage, micro_batch, segment }), next) => {

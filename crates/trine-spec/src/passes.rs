@@ -189,8 +189,8 @@ impl<'a> Sizes<'a> {
             let beside = if block.parallel && !is_last && !is_own { self.stream } else { 0 };
             let copies = if block.parallel { is_last } else { is_own };
             worst = worst.max(held + beside + branch.backward_needs(self, copies));
-            // Branches may also read the very same tensor: the first has it among what it keeps, until it is the last that
-            // leaves it.
+            // Branches may also read the very same tensor: the first has it among what it keeps, until it is the last
+            // that leaves it.
             let is_read =
                 block.branches[number].before.is_none() && self.is_one_type() && !self.split_rows;
             let shared = [is_own && !is_last, is_read && number > 0];
@@ -331,8 +331,8 @@ impl<'a> BranchSizes<'a> {
         let scattered = if of.split_rows { of.input } else { 0 };
         let row = own + of.gathered + self.after_inner.max(scattered);
         let added = if copies { of.stream } else { 0 };
-        // Split rows are scattered, and the norm's output is gathered for the columns' weights. What norms of queries and
-        // keys have read is gone.
+        // Split rows are scattered, and the norm's output is gathered for the columns' weights. What norms of queries
+        // and keys have read is gone.
         let qk = self.bytes(BranchTensor::QkInput) + self.bytes(BranchTensor::QkStats);
         let last = gradient + of.whole + added.max(2 * scattered) - qk;
         // What the norm behind the row has saved is gone by then.

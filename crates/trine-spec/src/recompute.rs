@@ -11,7 +11,8 @@ use std::fmt;
 /// What of the activations is computed again before the backward pass that needs it, instead of kept (Chen et al.,
 /// 1604.06174; by parts: Korthikanti et al., 2205.05198).
 ///
-/// In a file it is `false`, `true` or `"full"`, the number of [`Recompute::Blocks`], or a list of names.
+/// In a file it is `false`, `true`, one of [`Recompute::WORDS`], the number of [`Recompute::Blocks`], or a list of
+/// names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Text", into = "Text")]
 pub enum Recompute {
@@ -32,8 +33,9 @@ impl Recompute {
     /// All blocks, whole.
     pub const FULL: Self = Self::Blocks { every: 1 };
 
-    /// The word that stands for all blocks, as `true` does.
-    pub const WORD: &'static str = "full";
+    /// Words for the usual ways, as `trine plan` has them too: nothing, [`Recompute::ELEMENTWISE`], every second block,
+    /// all blocks.
+    pub const WORDS: [&'static str; 4] = ["none", "elementwise", "half", "full"];
 
     /// What costs no product and no sum over ranks: norms, and the function of the MLP. Every block has both.
     pub const ELEMENTWISE: [&str; 2] = ["norms", "mlp.activation"];
@@ -91,8 +93,13 @@ impl TryFrom<Text> for Recompute {
         Ok(match text {
             Text::Flag(all) => all.into(),
             Text::Every(every) => Self::Blocks { every },
-            Text::Word(word) if word == Self::WORD => Self::FULL,
-            Text::Word(word) => return Err(format!("{word:?} is not {:?}", Self::WORD)),
+            Text::Word(word) => match word.as_str() {
+                "none" => Self::None,
+                "elementwise" => Self::tensors(Self::ELEMENTWISE),
+                "half" => Self::Blocks { every: 2 },
+                "full" => Self::FULL,
+                _ => return Err(format!("{word:?} is not one of {}", Self::WORDS.join(", "))),
+            },
             Text::Names(names) => Self::tensors(names.iter().map(|name| name.trim())),
         })
     }

@@ -79,7 +79,7 @@ fn of_kind(kind: Kind) -> Value {
         Kind::Scaling => json!({"type": "string"}),
         Kind::Recompute => json!({"anyOf": [
             {"type": "boolean"},
-            {"enum": [Recompute::WORD]},
+            {"enum": Recompute::WORDS},
             {"type": "integer", "minimum": 1},
             {"type": "array", "items": {"type": "string"}},
         ]}),

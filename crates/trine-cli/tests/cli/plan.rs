@@ -69,6 +69,7 @@ fn recompute_is_chosen_where_memory_is_short_and_its_cost_is_said() {
     let best = &value["best"][0];
     let number = |key: &str| best[key].as_f64().unwrap();
     assert_eq!(best["recompute"], "elementwise");
+    assert_eq!(&value["runnable"], best);
     assert!(
         number("recompute_bytes_saved") > 1e9 && number("recompute_time_share") < 0.05,
         "{best}"
@@ -319,7 +320,7 @@ const OPTIONS: [(&str, &[(&str, Writes)]); 30] = {
     const TYPES: Writes = NoneOfThese("computes in bf16 and f32");
     const ZERO: Writes = NoneOfThese("has ZeRO stages 0 and 1");
     const CP: Writes = NoneOfThese("splits no sequence over ranks");
-    const AGAIN: Writes = NoneOfThese("computes whole blocks again, or none");
+    const AGAIN: Writes = NoneOfThese("computes again none, elementwise, half or full");
     [
         ("--model", &[("rust-default", Runs), ("mine.toml", Runs)]),
         ("--cluster", &[("frontier", Runs), ("h100", Runs)]),

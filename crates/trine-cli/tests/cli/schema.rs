@@ -135,7 +135,7 @@ fn what_cannot_be_read_does_not_fit() {
         ("[layout]\nlayers = [1, \"2\"]", ".layout.layers[]: \"2\" is no \"integer\""),
         ("[sample]\nprompts = [1]", ".sample.prompts[]: 1 is no \"string\""),
         ("[train]\nrecompute = 0", ".train.recompute: 0 is none of "),
-        ("[train]\nrecompute = \"half\"", ".train.recompute: \"half\" is none of "),
+        ("[train]\nrecompute = \"some\"", ".train.recompute: \"some\" is none of "),
         ("[train]\nrecompute = [1]", ".train.recompute: [1] is none of "),
         ("train = 3", ".train: 3 is no \"object\""),
     ];

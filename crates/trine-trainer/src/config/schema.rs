@@ -68,7 +68,7 @@ impl Kind {
             Self::Recompute => format!(
                 "{}, {}, a whole number of blocks, or a list of texts in quotes",
                 Self::Flag.describe(),
-                quoted(&[Recompute::WORD])
+                quoted(&Recompute::WORDS)
             ),
         }
     }

@@ -273,14 +273,14 @@ fn wrong_types_and_words_say_what_was_expected() {
         ("[train]\nsteps = 1.5\n", "found the number 1.5"),
         (
             "[train]\nrecompute = 1.5\n",
-            "train.recompute must be true or false, \"full\", a whole number of blocks, or a list of texts in quotes, found the number 1.5",
+            "train.recompute must be true or false, \"none\", \"elementwise\", \"half\", \"full\", a whole number of blocks, or a list of texts in quotes, found the number 1.5",
         ),
         ("[train]\nrecompute = [1]\n", "found the list [1]"),
         (
             "[train]\nrecompute = \"ful\"\n",
-            "train.recompute = \"ful\": must be one of \"full\", true or false, a number of blocks, or a list of names; nearest: \"full\"",
+            "train.recompute = \"ful\": must be one of \"none\", \"elementwise\", \"half\", \"full\", true or false, a number of blocks, or a list of names; nearest: \"full\"",
         ),
-        ("[train]\nrecompute = \"file:x\"\n", "nearest: \"full\""),
+        ("[train]\nrecompute = \"file:x\"\n", "nearest: \"half\""),
         (
             "[layout]\nlayers = [1, \"2\"]\n",
             "layout.layers must be a list of whole numbers, found the list [1, \"2\"]",
@@ -365,6 +365,9 @@ fn recompute_has_many_forms() {
         ("true", Recompute::FULL, "true"),
         ("\"full\"", Recompute::FULL, "true"),
         ("full", Recompute::FULL, "true"),
+        ("none", Recompute::None, "false"),
+        ("half", Recompute::Blocks { every: 2 }, "2"),
+        ("elementwise", names(&Recompute::ELEMENTWISE), "[\"norms\", \"mlp.activation\"]"),
         ("1", Recompute::FULL, "true"),
         ("3", Recompute::Blocks { every: 3 }, "3"),
         ("[]", Recompute::None, "false"),

@@ -322,7 +322,7 @@ fn wrong_value(key: &Key, value: &Value, at: &Origin) -> Option<Violation> {
         Kind::NumbersOr(word) => (slice::from_ref(word), ", or a list of numbers"),
         Kind::Recompute if value.is_integer() => return check::too_large(key, value, at),
         Kind::Recompute => {
-            (&[Recompute::WORD][..], ", true or false, a number of blocks, or a list of names")
+            (&Recompute::WORDS[..], ", true or false, a number of blocks, or a list of names")
         }
         Kind::Count
         | Kind::Number

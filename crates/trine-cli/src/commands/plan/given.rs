@@ -84,7 +84,7 @@ pub(crate) fn all(args: &TaskArgs) -> Vec<Given> {
         (typed("--zero", args.zero), "has ZeRO stages 0 and 1", |all| all.fixed.zero = None),
         (
             typed("--recompute", args.recompute.as_ref()),
-            "computes whole blocks again, or none",
+            "computes again none, elementwise, half or full",
             |all| {
                 all.fixed.recompute = None;
             },

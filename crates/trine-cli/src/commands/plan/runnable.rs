@@ -55,6 +55,14 @@ impl Runnable {
         })
     }
 
+    /// The layout, if there is one.
+    pub(crate) fn choice(&self) -> Option<&Choice> {
+        match self {
+            Self::Best(choice, _) | Self::Without(_, choice, _) => Some(choice),
+            Self::Nothing(_) => None,
+        }
+    }
+
     /// The configuration of what was asked for, as a file.
     pub(crate) fn file(&self, task: &Task) -> Result<String, Failure> {
         match self {

@@ -48,7 +48,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
         config.write(&runnable.file(&task)?, &inputs)?;
     }
     if args.json {
-        let value = as_json(&task, &planner, &found, tokens, args);
+        let value = as_json(&task, &planner, (&found, &runnable), args, tokens);
         return output::print(&format!("{value:#}\n"));
     }
     let mut text = task.headline();
@@ -315,9 +315,9 @@ fn size(svg: &str) -> (f64, f64) {
 fn as_json(
     task: &Task,
     planner: &Planner<'_>,
-    found: &Found,
-    tokens: f64,
+    (found, runnable): (&Found, &Runnable),
     args: &SearchArgs,
+    tokens: f64,
 ) -> serde_json::Value {
     let best = &found.best[0];
     let (days, dollars) = days_and_dollars(planner, best, tokens);
@@ -335,6 +335,7 @@ fn as_json(
         "evaluated": found.evaluated,
         "feasible": found.feasible,
         "best": found.best.iter().take(args.top).map(|one| choice_json(planner, one)).collect::<Vec<_>>(),
+        "runnable": runnable.choice().map(|one| choice_json(planner, one)),
         "nearly_feasible": near.collect::<Vec<_>>(),
         "tokens": tokens,
         "days": days,
