@@ -280,7 +280,7 @@ fn wrong_types_and_words_say_what_was_expected() {
             "[train]\nrecompute = \"ful\"\n",
             "train.recompute = \"ful\": must be one of \"none\", \"elementwise\", \"half\", \"full\", true or false, a number of blocks, or a list of names; nearest: \"full\"",
         ),
-        ("[train]\nrecompute = \"file:x\"\n", "nearest: \"half\""),
+        ("[train]\nrecompute = \"file:x\"\n", "nearest: \"full\""),
         (
             "[layout]\nlayers = [1, \"2\"]\n",
             "layout.layers must be a list of whole numbers, found the list [1, \"2\"]",
