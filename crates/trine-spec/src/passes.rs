@@ -140,9 +140,10 @@ impl<'a> Sizes<'a> {
         // Maximum, sum and target logit alone and together, loss.
         let loss = self.gathered.max(6 * self.row);
         let replay = if head.again()[1] { loss } else { 0 };
-        // The norm's gradient beside that of its output, and what the output layer has read: its rows gathered again,
-        // where they are split, in the place of its own.
-        let backward = self.whole + self.stream;
+        // What the output layer has read, its rows gathered again where they are split; beside it its gradient and what
+        // is gathered, and then the norm's gradient.
+        let scattered = if self.split_rows { self.input } else { 0 };
+        let backward = self.whole + self.stream.max(2 * scattered);
         Passes {
             forward: Pass { needs: all + loss, leaves: kept },
             backward: Pass { needs: dropped + replay.max(backward), leaves: work - kept },
