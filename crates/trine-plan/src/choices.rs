@@ -113,13 +113,6 @@ pub(crate) fn for_each_layout(
 
 /// What is computed again, as most software offers it.
 const USUAL: [Recompute; 3] = [Recompute::None, Recompute::Selective, Recompute::Full { every: 1 }];
-/// What trine itself tries ([`trine_spec::Recompute::ladder`]).
-const LADDER: [Recompute; 4] = [
-    Recompute::None,
-    Recompute::ELEMENTWISE,
-    Recompute::Full { every: 2 },
-    Recompute::Full { every: 1 },
-];
 
 /// ZeRO, recompute and sequence parallelism: nothing about these can be invalid.
 fn with_options(
@@ -137,7 +130,7 @@ fn with_options(
             continue;
         }
         let is_trine = runnable || planner.stack.replays_steps;
-        let usual = if is_trine { &LADDER[..] } else { &USUAL[..] };
+        let usual = if is_trine { planner.model.ladder() } else { &USUAL };
         for &again in recompute.as_ref().map_or(usual, std::slice::from_ref) {
             let splits: &[bool] = if base.degrees.tp > 1 { &[false, true] } else { &[false] };
             let kept = |split: &bool| sequence_parallel.is_none_or(|fixed| fixed == *split);

@@ -232,6 +232,8 @@ pub struct Model {
     whole: Dropping,
     /// Lists of tensors that blocks may drop.
     lists: Vec<Dropping>,
+    /// What a search of trine's own layouts tries.
+    ladder: Vec<Recompute>,
     /// For every tensor-parallel degree that the layers can be shared over.
     sizes: Vec<(usize, PieceSizes)>,
 }
@@ -253,7 +255,7 @@ impl Model {
             branches.map(|branch| block.saved_by(branch, spec.hidden, tp)).collect()
         };
         let elementwise = trine_spec::Recompute::tensors(trine_spec::Recompute::ELEMENTWISE);
-        Ok(Self {
+        let mut model = Self {
             spec: spec.clone(),
             params: spec.param_count() as f64,
             block: mean((0..spec.layers).map(|block| sum(&params(Piece::Block(block))))),
@@ -265,10 +267,16 @@ impl Model {
             whole: Dropping::new(&blocks, spec.hidden, &trine_spec::Recompute::FULL),
             lists: vec![Dropping::new(&blocks, spec.hidden, &elementwise)],
             blocks,
+            ladder: vec![Recompute::None],
             sizes: (1..=spec.heads)
                 .filter_map(|tp| Some((tp, PieceSizes::new(spec, tp).ok()?)))
                 .collect(),
-        })
+        };
+        for way in trine_spec::Recompute::ladder() {
+            let way = model.drop_tensors(&way)?;
+            model.ladder.push(way);
+        }
+        Ok(model)
     }
 
     /// What a run computes again, as a plan has it. A list of tensors becomes one of the model's.
@@ -290,6 +298,11 @@ impl Model {
                 Recompute::Tensors(List(place))
             }
         })
+    }
+
+    /// What trine itself tries: nothing, and then [`trine_spec::Recompute::ladder`].
+    pub(crate) fn ladder(&self) -> &[Recompute] {
+        &self.ladder
     }
 
     /// How trine's configuration says it, if trine runs it.

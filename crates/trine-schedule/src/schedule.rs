@@ -155,25 +155,21 @@ impl Schedule {
 
     /// True if every W stands right behind its B, as in GPipe and 1F1B: the two are then one unit.
     pub(crate) fn keeps_backward_whole(&self) -> bool {
+        let has_segment = |action: &Action| {
+            matches!(action, Action::Compute(Compute::BackwardInput { segment: Some(_), .. }))
+        };
+        self.has_weights_at_once() && !self.actions.iter().flatten().any(has_segment)
+    }
+
+    /// True if every W stands right behind its B, segment by segment: then a piece needs to keep nothing for W beyond
+    /// its own backward pass.
+    pub fn has_weights_at_once(&self) -> bool {
         let is_input =
             |action: &Action| matches!(action, Action::Compute(Compute::BackwardInput { .. }));
         self.actions.iter().all(|list| {
             let mut inputs = list.iter().enumerate().filter(|(_, action)| is_input(action));
             inputs.all(|(index, _)| is_backward_pair(list, index))
         })
-    }
-
-    /// True if every W stands right behind its B, segment by segment: then a piece needs to keep nothing for W beyond
-    /// its own backward pass.
-    pub fn has_weights_at_once(&self) -> bool {
-        let follows = |pair: &[Action]| match (pair[0], pair.get(1)) {
-            (Action::Compute(Compute::BackwardInput { stage, micro_batch, segment }), next) => {
-                let weight = Compute::BackwardWeight { stage, micro_batch, segment };
-                next == Some(&Action::Compute(weight))
-            }
-            _ => true,
-        };
-        self.actions.iter().all(|list| (0..list.len()).all(|at| follows(&list[at..])))
     }
 
     /// Refuses a rank without a stage.
@@ -282,22 +278,13 @@ impl SyncPlan {
     }
 }
 
-/// True if `list[index]` is B and `list[index + 1]` its W.
+/// True if `list[index]` is B and `list[index + 1]` its W, of the same segment if there are any.
 pub(crate) fn is_backward_pair(list: &[Action], index: usize) -> bool {
-    match (list.get(index), list.get(index + 1)) {
-        (
-            Some(Action::Compute(Compute::BackwardInput {
-                stage: b,
-                micro_batch: i,
-                segment: None,
-            })),
-            Some(Action::Compute(Compute::BackwardWeight {
-                stage: w,
-                micro_batch: j,
-                segment: None,
-            })),
-        ) => (b, i) == (w, j),
-        // Anything else is not such a pair.
-        _ => false,
-    }
+    let Some(&Action::Compute(Compute::BackwardInput { stage, micro_batch, segment })) =
+        list.get(index)
+    else {
+        return false;
+    };
+    let weight = Compute::BackwardWeight { stage, micro_batch, segment };
+    list.get(index + 1) == Some(&weight.into())
 }
