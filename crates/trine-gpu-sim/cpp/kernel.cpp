@@ -5,6 +5,7 @@
 #include "memory.hpp"
 #include "report.hpp"
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <link.h>
 
@@ -149,6 +150,11 @@ void touch(void* pointer, size_t bytes, bool writes, bool is_aligned) {
     stop(ILLEGAL_ADDRESS);
 }
 
+void is_of_whole_warp(const char* doing) {
+    if (block.lanes.size() < (lane->warp + 1) * WARP)
+        fault(std::string(doing) + ", which takes 32 lanes, and its warp has fewer");
+}
+
 // What the threads do that wait: a warp goes on when all its lanes have come, the block when all its threads have.
 void release_warp(const Lane& last, std::vector<unsigned>& ready) {
     unsigned first = last.warp * WARP, end = std::min<unsigned>(first + WARP, block.lanes.size());
@@ -291,6 +297,46 @@ void sim_shuffle(void* out, const void* in, unsigned bytes, unsigned source) {
     bool is_there = source < WARP && lane->warp * WARP + source < block.lanes.size();
     if (!is_there) fault("takes a value from a lane that its warp does not have");
     memcpy(out, slots + (is_there ? source : lane->lane) * SLOT, bytes);
+}
+
+void sim_mma(float* c, const unsigned* a, const unsigned* b) {
+    is_of_whole_warp("multiplies tiles");
+    unsigned own[] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const unsigned char* slots = sim_exchange(own, sizeof own);
+    // Of both factors k lies in lane k % 8 / 2 of four, in the lower half of a word first (PTX ISA 8.0, 9.7.13.4.8).
+    auto element = [&](unsigned outer, unsigned word, unsigned k) {
+        unsigned both;
+        memcpy(&both, slots + (outer * 4 + k % 8 / 2) * SLOT + word * sizeof both, sizeof both);
+        both = k % 2 ? both & 0xffff0000u : both << 16;
+        float value;
+        memcpy(&value, &both, sizeof value);
+        return value;
+    };
+    unsigned row = lane->lane / 4, col = lane->lane % 4 * 2;
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = 0; k < 16; k++)
+            c[i] = fmaf(element(row, i / 2 + k / 8 * 2, k), element(col + i % 2, 4 + k / 8, k), c[i]);
+}
+
+void sim_load_tiles(unsigned* tiles, const void* row, bool is_turned) {
+    is_of_whole_warp("loads tiles");
+    uint16_t own[8] = {};
+    if (has_shared_address(uintptr_t(row))) {
+        touch(const_cast<void*>(row), sizeof own, false, true);
+        memcpy(own, row, sizeof own);
+    } else {
+        fault("loads tiles from memory that is not shared");
+    }
+    const unsigned char* slots = sim_exchange(own, sizeof own);
+    unsigned outer = lane->lane / 4, pair = lane->lane % 4 * 2;
+    for (unsigned tile = 0; tile < 4; tile++) {
+        uint16_t both[2];
+        for (unsigned i = 0; i < 2; i++) {
+            unsigned row = is_turned ? pair + i : outer, col = is_turned ? outer : pair + i;
+            memcpy(&both[i], slots + (tile * 8 + row) * SLOT + col * sizeof both[i], sizeof both[i]);
+        }
+        memcpy(&tiles[tile], both, sizeof both);
+    }
 }
 
 void sim_register(const char* name, void (*run)(void**), const unsigned* sizes, unsigned count) {

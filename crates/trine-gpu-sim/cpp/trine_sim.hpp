@@ -16,6 +16,13 @@ void* sim_shared_of_launch();
 void sim_shuffle(void* out, const void* in, unsigned bytes, unsigned source);
 // The same for all lanes: 64 bytes for each, until the next exchange but one.
 const unsigned char* sim_exchange(const void* in, unsigned bytes);
+// `mma.sync.m16n8k16` of bf16: each lane hands in its parts of the factors and has its part of the sums. Each sum goes
+// on from `c`, a fused multiply-add for each k, ascending. All lanes of a whole warp call it.
+void sim_mma(float* c, const unsigned* a, const unsigned* b);
+// `ldmatrix.x4`: four tiles of 8 rows of 8 elements of two bytes. Lane i names row i % 8 of tile i / 8, 16 bytes of
+// shared memory, and receives of each tile the elements 2 · (i % 4) and the next one of row i / 4; of a turned tile,
+// of column i / 4. All lanes of a whole warp call it.
+void sim_load_tiles(unsigned* tiles, const void* row, bool is_turned);
 void sim_register(const char* name, void (*run)(void**), const unsigned* sizes, unsigned count);
 }
 

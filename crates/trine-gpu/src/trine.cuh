@@ -20,6 +20,24 @@ TRINE_FN float trine_from_lane(float value, unsigned lane) { return __shfl_sync(
 TRINE_FN float trine_sqrt(float x) { return __fsqrt_rn(x); }
 TRINE_FN float trine_float(unsigned bits) { return __uint_as_float(bits); }
 TRINE_FN unsigned trine_bits(float value) { return __float_as_uint(value); }
+TRINE_FN void trine_mma(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+TRINE_FN void trine_load_tiles(unsigned (&tiles)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+TRINE_FN void trine_load_turned_tiles(unsigned (&tiles)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row))
+                 : "memory");
+}
 
 #else
 
@@ -47,9 +65,19 @@ TRINE_FN unsigned trine_bits(float value) {
     __builtin_memcpy(&bits, &value, sizeof bits);
     return bits;
 }
+TRINE_FN void trine_mma(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { sim_mma(c, a, b); }
+TRINE_FN void trine_load_tiles(unsigned (&tiles)[4], const void* row) { sim_load_tiles(tiles, row, false); }
+TRINE_FN void trine_load_turned_tiles(unsigned (&tiles)[4], const void* row) { sim_load_tiles(tiles, row, true); }
 
 #endif
 
+// Products of tiles on tensor cores, in which a warp shares each matrix: `trine_mma` is c[16, 8] += a[16, 16] · b[16, 8]
+// with factors of bf16, two in a word. Lane i has of c the elements (i / 4, 2 · (i % 4) + {0, 1}) and the same 8 rows
+// further; of a the words (i / 4, 2 · (i % 4) + {0, 1}), the same 8 rows further, and both again 8 columns further; of b
+// the pairs of rows 2 · (i % 4) + {0, 1} in column i / 4, and 8 rows further. A device sums in an order of its own; the
+// simulated one has a chain of fused multiply-adds over ascending k.
+// `trine_load_tiles` gets four tiles of [8, 8] from shared memory: lane i names row i % 8 of tile i / 8, whose 16 bytes
+// begin at a multiple of 16, and receives of each tile the word (i / 4, 2 · (i % 4) + {0, 1}). Turned: of its transpose.
 constexpr unsigned TRINE_WARP = 32;
 
 struct bf16 {

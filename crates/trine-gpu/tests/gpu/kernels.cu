@@ -1,4 +1,5 @@
-// Kernels of the tests: sums, a norm, and column sums in two stages, in f32 and bf16; and one without its barrier.
+// Kernels of the tests: sums, a norm, and column sums in two stages, in f32 and bf16; products of tiles; and two that
+// are wrong.
 #include "trine.cuh"
 
 TRINE_FN unsigned index_in_grid() { return trine_block() * trine_threads() + trine_thread(); }
@@ -62,6 +63,68 @@ TRINE_KERNEL column_sums(float* sums, const float* parts, unsigned count, unsign
     sums[c] += sum;
 }
 TRINE_EXPORT(column_sums)
+
+TRINE_FN unsigned pair(bf16 low, bf16 high) { return low.bits | unsigned(high.bits) << 16; }
+
+// c[16, 16] += a[16, 16] · b[16, 16], whose factors the lanes read where the dialect says that they belong; b lies by
+// columns.
+TRINE_KERNEL tiles_by_hand(float* c, const bf16* a, const bf16* b) {
+    unsigned lane = trine_thread(), outer = lane / 4, k = lane % 4 * 2;
+    unsigned left[4];
+    for (unsigned i = 0; i < 4; i++) {
+        const bf16* at = a + (outer + i % 2 * 8) * 16 + k + i / 2 * 8;
+        left[i] = pair(at[0], at[1]);
+    }
+    for (unsigned half = 0; half < 16; half += 8) {
+        unsigned right[2];
+        for (unsigned i = 0; i < 2; i++) {
+            const bf16* at = b + (half + outer) * 16 + k + i * 8;
+            right[i] = pair(at[0], at[1]);
+        }
+        float sums[4];
+        for (unsigned i = 0; i < 4; i++) sums[i] = c[(outer + i / 2 * 8) * 16 + half + k + i % 2];
+        trine_mma(sums, left, right);
+        for (unsigned i = 0; i < 4; i++) c[(outer + i / 2 * 8) * 16 + half + k + i % 2] = sums[i];
+    }
+}
+TRINE_EXPORT(tiles_by_hand)
+
+// The same by way of shared memory; b lies by columns, or by rows (turned).
+TRINE_KERNEL tiles_of_shared_memory(float* c, const bf16* a, const bf16* b, unsigned is_turned) {
+    TRINE_SHARED(bf16, factors, 512);
+    unsigned lane = trine_thread(), outer = lane / 4, col = lane % 4 * 2;
+    for (unsigned i = lane; i < 256; i += TRINE_WARP) {
+        factors[i] = a[i];
+        factors[256 + i] = b[i];
+    }
+    trine_barrier();
+    unsigned left[4], right[4];
+    trine_load_tiles(left, factors + lane % 16 * 16 + lane / 16 * 8);
+    const bf16* second = factors + 256;
+    if (is_turned) trine_load_turned_tiles(right, second + lane % 16 * 16 + lane / 16 * 8);
+    else trine_load_tiles(right, second + (lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * 8);
+    for (unsigned half = 0; half < 2; half++) {
+        unsigned one[2] = {right[2 * half], right[2 * half + 1]};
+        float sums[4];
+        for (unsigned i = 0; i < 4; i++) sums[i] = c[(outer + i / 2 * 8) * 16 + half * 8 + col + i % 2];
+        trine_mma(sums, left, one);
+        for (unsigned i = 0; i < 4; i++) c[(outer + i / 2 * 8) * 16 + half * 8 + col + i % 2] = sums[i];
+    }
+}
+TRINE_EXPORT(tiles_of_shared_memory)
+
+// Tiles of memory that is not shared, and whose rows do not begin at multiples of 16 bytes.
+TRINE_KERNEL misplaced_tiles(unsigned* y, const unsigned* x) {
+    TRINE_SHARED(unsigned, rows, 256);
+    for (unsigned i = trine_thread(); i < 256; i += TRINE_WARP) rows[i] = x[i];
+    trine_barrier();
+    unsigned tiles[4];
+    trine_load_tiles(tiles, x);
+    y[trine_thread()] = tiles[0];
+    trine_load_tiles(tiles, rows + trine_thread() * 4 + 1);
+    y[trine_thread()] += tiles[0];
+}
+TRINE_EXPORT(misplaced_tiles)
 
 // The first barrier of a block's sum is missing.
 TRINE_KERNEL sum_without_barrier(float* sum, const float* x) {

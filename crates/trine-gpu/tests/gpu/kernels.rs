@@ -181,6 +181,71 @@ fn column_sums_in_two_stages_are_added_to_what_is_there() {
     }
 }
 
+/// `c + a · b` of three matrices `[16, 16]`, each sum a chain over ascending k.
+fn product(c: &[f32], a: &[f32], b: &[f32], is_turned: bool) -> Vec<f32> {
+    let at = |row: usize, k: usize, col: usize| {
+        let b = if is_turned { b[k * 16 + col] } else { b[col * 16 + k] };
+        (a[row * 16 + k], b)
+    };
+    let sum = |i: usize| {
+        (0..16).fold(c[i], |sum, k| {
+            let (a, b) = at(i / 16, k, i % 16);
+            a.mul_add(b, sum)
+        })
+    };
+    (0..256).map(sum).collect()
+}
+
+#[test]
+fn tiles_lie_in_the_lanes_as_tensor_cores_have_them() {
+    let [a, b, c] = [7, 8, 9].map(|seed| numbers(seed, 256));
+    for seed in 0..SEEDS {
+        let machine = Machine::new(seed);
+        let stream = machine.stream("compute");
+        for (name, turned) in [
+            ("tiles_by_hand", None),
+            ("tiles_of_shared_memory", Some(false)),
+            ("tiles_of_shared_memory", Some(true)),
+        ] {
+            let mut y = uploaded(&stream, "c", &c);
+            let (da, db) =
+                (uploaded(&stream, "a", &narrow(&a)), uploaded(&stream, "b", &narrow(&b)));
+            let mut args =
+                vec![Arg::Write(y.span_mut()), Arg::Read(da.span()), Arg::Read(db.span())];
+            args.extend(turned.map(|turned| Arg::U32(u32::from(turned))));
+            launch(&stream, &machine.kernel(name), Grid::line(1, 32), &args);
+            let expected = product(&c, &a, &b, turned == Some(true));
+            assert_eq!(downloaded::<f32>(&stream, &y), expected, "{name}, {turned:?}");
+        }
+        machine.is_clean();
+    }
+}
+
+#[test]
+fn tiles_of_a_wrong_place_are_named() {
+    let machine = Machine::new(1);
+    let stream = machine.stream("compute");
+    let x = uploaded(&stream, "x", &[1u32; 256]);
+    let mut y = stream.alloc("y", 4 * 32).unwrap();
+    let args = [Arg::Write(y.span_mut()), Arg::Read(x.span())];
+    launch(&stream, &machine.kernel("misplaced_tiles"), Grid::line(1, 32), &args);
+    stream.synchronize().unwrap();
+    let reports = machine.sim.reports();
+    for what in ["loads tiles from memory that is not shared", "no multiple of the element's size"]
+    {
+        assert!(reports.iter().any(|report| report.contains(what)), "{what}: {reports:?}");
+    }
+
+    let mut short = stream.alloc("y", 4 * 256).unwrap();
+    let narrow = uploaded(&stream, "narrow", &[0u16; 256]);
+    let args = [Arg::Write(short.span_mut()), Arg::Read(narrow.span()), Arg::Read(narrow.span())];
+    launch(&stream, &machine.kernel("tiles_by_hand"), Grid::line(1, 16), &args);
+    stream.synchronize().unwrap();
+    let reports = machine.sim.reports();
+    let what = "multiplies tiles, which takes 32 lanes, and its warp has fewer";
+    assert!(reports.iter().any(|report| report.contains(what)), "{reports:?}");
+}
+
 #[test]
 fn a_kernel_without_its_barrier_is_named() {
     for seed in 0..SEEDS {
