@@ -1,25 +1,32 @@
-// The functions of NCCL, among threads of one process.
+// The functions of NCCL, among threads of one process and among processes of one machine.
 //
 // A call is an item of its stream that begins when the items of all who take part stand first in theirs. Each rank then
 // does its part by itself, from a copy of what the others gave, as a rank may go on long before the slowest has done.
 #include "memory.hpp"
 #include "nccl.hpp"
+#include "processes.hpp"
 #include "report.hpp"
 #include "streams.hpp"
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <map>
+#include <set>
+#include <thread>
 #include <utility>
 
 using namespace sim;
 
 namespace {
 
-enum Result { SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, IN_PROGRESS = 7 };
+enum Result { SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, REMOTE_ERROR = 6, IN_PROGRESS = 7 };
 enum Kind { ALL_REDUCE, REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, SEND, RECEIVE };
 constexpr int U8 = 1, F32 = 7, BF16 = 9; // ncclDataType_t
 constexpr int SUM = 0, MAX = 2;          // ncclRedOp_t
 constexpr int NO_COLOR = -1;
+
+using Clocks = std::chrono::steady_clock;
+using Time = Clocks::time_point;
 
 const char* const NAMES[] = {"all-reduce", "reduce", "broadcast", "all-gather", "reduce-scatter", "send", "receive"};
 
@@ -37,8 +44,8 @@ struct Call {
 struct Part {
     Call call;
     int rank;
-    Stream* stream;
-    Clock seen; // what the host knew at the call; what its stream knew, once all have come
+    Stream* stream; // null: of another process
+    Clock seen;     // what the host knew at the call; what its stream knew, once all have come
     bool has_come = false;
     std::vector<unsigned char> given; // a copy, once all have come
 };
@@ -47,22 +54,51 @@ struct Part {
 struct Meeting {
     std::vector<std::shared_ptr<Part>> parts; // null: not called yet
     bool is_copied = false;
+    Time begins; // over a slow link; known once all have come
+};
+
+// Which call: of a collective both ranks are -1, of a message they are its ends; and its number.
+using Key = std::tuple<int, int, uint64_t>;
+
+struct Member {
+    int device = -1;         // below 0: not joined yet
+    bool is_outside = false; // in another process
+    bool has_left = false;   // it has closed its communicator
+    int vouched = 0;         // its rank where the unique id was used
 };
 
 struct World {
-    std::vector<int> devices; // of each rank; below 0: not joined yet
-    int error = 0;            // what every rank is told
+    uint64_t key; // the same in all processes
+    std::vector<Member> members;
+    int error = 0; // what every rank is told
     std::string text;
-    std::map<uint64_t, std::shared_ptr<Meeting>> collectives;                  // by number
-    std::map<std::tuple<int, int, uint64_t>, std::shared_ptr<Meeting>> messages; // by sender, receiver and number
+    int open_here = 0;        // communicators of this process
+    std::shared_ptr<Log> log; // null if all ranks are in this process, or none is any more
+    std::map<Key, std::shared_ptr<Meeting>> meetings;  // that not all have called
+    std::map<std::pair<int, Key>, std::shared_ptr<Part>> expected; // called in another process, whose stream is not there yet
+    std::vector<std::shared_ptr<Meeting>> open;        // with ranks of other processes, that have not begun
     struct Split {
         std::vector<std::pair<int, int>> wishes; // colour and key of each rank
-        std::vector<struct Comm*> comms;
+        std::vector<struct Comm*> comms;         // null: of another process, or in no part
         size_t asked = 0;
     };
     std::map<uint64_t, Split> splits;
-    bool is_whole() const { return std::find(devices.begin(), devices.end(), -1) == devices.end(); }
-    int size() const { return int(devices.size()); }
+    int size() const { return int(members.size()); }
+    bool is_whole() const {
+        return size() > 0 && std::all_of(members.begin(), members.end(), [](auto& m) { return m.device >= 0; });
+    }
+    bool is_here() const {
+        return is_whole() && std::none_of(members.begin(), members.end(), [](auto& m) { return m.is_outside; });
+    }
+};
+
+// What one process tells the others; a text or bytes follow.
+struct Said {
+    enum What { JOIN, CALL, COME, SPLIT, LEAVE, FAIL } what;
+    int rank;
+    uint64_t world, number;
+    int first, second; // JOIN: size and device; SPLIT: colour and key; FAIL: the error
+    Call call;
 };
 
 struct Comm {
@@ -74,24 +110,40 @@ struct Comm {
 };
 
 std::map<void*, std::shared_ptr<Comm>> comms;
-std::map<uint64_t, std::shared_ptr<World>> worlds; // by the number in a unique id
+std::map<uint64_t, std::shared_ptr<World>> worlds; // by their keys
 int64_t collectives_left = -1;                     // until one fails; below 0: none will
+std::chrono::duration<double> link_delay(0);       // from the last rank's coming to the beginning
+Time next_begin = Time::max();                     // of what is on a slow link
+bool is_serving = false, has_ended = false;        // the thread that listens to other processes
 
 // Calls between a start and an end of a group go to their streams together.
 struct Grouped {
     Comm* comm;
     std::shared_ptr<Meeting> meeting;
     std::shared_ptr<Part> part;
+    uint64_t number;
 };
 thread_local int depth = 0;
 thread_local std::vector<Grouped> grouped;
+
+void say(const World& world, Said said, const std::string& more = "") {
+    if (!world.log) return;
+    said.world = world.key;
+    world.log->say(std::string(reinterpret_cast<const char*>(&said), sizeof said) + more);
+}
 
 void fail(World& world, int error, const std::string& text) {
     if (world.error) return;
     world.error = error;
     world.text = text;
     report(text);
+    say(world, {Said::FAIL, 0, 0, 0, error, 0, {}}, text);
     tell_others();
+}
+
+uint64_t hash(const std::string& text, uint64_t from = 0xcbf29ce484222325u) {
+    for (unsigned char byte : text) from = (from ^ byte) * 0x100000001b3u;
+    return from;
 }
 
 std::string described(const Part& part) {
@@ -128,14 +180,20 @@ bool learns_from(const Part& part, const Part& other) {
     return false;
 }
 
+// What a rank gives, as it is now.
+void copy_given(Part& part, int size) {
+    size_t bytes = given_bytes(part, size);
+    auto* start = reinterpret_cast<unsigned char*>(part.call.from);
+    if (bytes && is_readable(part.call.from, bytes)) part.given.assign(start, start + bytes);
+    part.given.resize(bytes, POISON); // what must not be read is reported where the rank does its part
+}
+
 // Everybody has come: what each gives is copied, before anyone may overwrite it.
 void copy_given(Meeting& meeting, int size) {
     if (std::exchange(meeting.is_copied, true)) return;
     for (auto& part : meeting.parts) {
-        size_t bytes = given_bytes(*part, size);
-        auto* start = reinterpret_cast<unsigned char*>(part->call.from);
-        if (bytes && is_readable(part->call.from, bytes)) part->given.assign(start, start + bytes);
-        part->given.resize(bytes, POISON); // what must not be read is reported where the rank does its part
+        if (!part->stream) continue; // its bytes came with the news
+        copy_given(*part, size);
         join(part->seen, part->stream->seen);
     }
 }
@@ -211,6 +269,35 @@ bool have_all_come(const Meeting& meeting) {
     return std::all_of(meeting.parts.begin(), meeting.parts.end(), [](auto& part) { return part && part->has_come; });
 }
 
+Key key_of(const Call& call, int rank, uint64_t number) {
+    if (call.kind == SEND) return {rank, call.root, number};
+    if (call.kind == RECEIVE) return {call.root, rank, number};
+    return {-1, -1, number};
+}
+
+// A rank's stream has come to its call.
+void come(const Grouped& grouped) {
+    Part& part = *grouped.part;
+    if (std::exchange(part.has_come, true) || !grouped.comm->world->log) return;
+    const World& world = *grouped.comm->world;
+    copy_given(part, world.size());
+    say(world, {Said::COME, part.rank, 0, grouped.number, 0, 0, part.call},
+        std::string(part.given.begin(), part.given.end()));
+}
+
+void serve();
+
+// Whether a meeting that all have come to may begin: a slow link takes its time.
+bool is_over_link(Meeting& meeting) {
+    if (link_delay.count() == 0) return true;
+    Time now = Clocks::now();
+    if (meeting.begins == Time()) meeting.begins = now + std::chrono::duration_cast<Clocks::duration>(link_delay);
+    if (now >= meeting.begins) return true;
+    next_begin = std::min(next_begin, meeting.begins);
+    serve();
+    return false;
+}
+
 // Queues calls of one stream as one item: all of them begin together.
 void post_calls(Stream& stream, std::vector<Grouped> calls) {
     std::string name;
@@ -223,9 +310,10 @@ void post_calls(Stream& stream, std::vector<Grouped> calls) {
     auto is_aborted = [](const Grouped& call) { return call.comm->is_aborted; };
     auto can_begin = [calls, is_aborted] {
         bool can = true;
-        for (auto& call : calls) call.part->has_come = true;
+        for (auto& call : calls) come(call);
         for (auto& call : calls)
-            can &= is_aborted(call) || (!call.comm->world->error && have_all_come(*call.meeting));
+            can &= is_aborted(call) ||
+                   (!call.comm->world->error && have_all_come(*call.meeting) && is_over_link(*call.meeting));
         return can;
     };
     auto learn = [calls, is_aborted](Clock& seen) {
@@ -272,30 +360,30 @@ bool agree(const Call& one, const Call& other) {
 }
 
 // Adds a part to those of the other ranks. A meeting that is whole is forgotten: its items keep it.
-template <class Key>
-std::shared_ptr<Meeting> meet(std::map<Key, std::shared_ptr<Meeting>>& all, Key key, size_t size, size_t place,
-                              World& world, const std::shared_ptr<Part>& part) {
-    auto& kept = all[key];
-    if (!kept) kept = std::make_shared<Meeting>(), kept->parts.resize(size);
+std::shared_ptr<Meeting> meet(World& world, const std::shared_ptr<Part>& part, uint64_t number) {
+    const Call& call = part->call;
+    bool is_message = call.kind == SEND || call.kind == RECEIVE;
+    Key key = key_of(call, part->rank, number);
+    auto& kept = world.meetings[key];
+    if (!kept) {
+        kept = std::make_shared<Meeting>();
+        kept->parts.resize(is_message ? 2 : world.members.size());
+        if (world.log) world.open.push_back(kept);
+    }
     for (auto& other : kept->parts)
         if (other && !agree(other->call, part->call))
             fail(world, INVALID_USAGE, "nccl: " + described(*other) + ", and " + described(*part));
-    kept->parts[place] = part;
+    kept->parts[is_message ? size_t(call.kind == RECEIVE) : size_t(part->rank)] = part;
     auto meeting = kept;
-    if (std::find(meeting->parts.begin(), meeting->parts.end(), nullptr) == meeting->parts.end()) all.erase(key);
+    if (std::find(meeting->parts.begin(), meeting->parts.end(), nullptr) == meeting->parts.end())
+        world.meetings.erase(key);
     return meeting;
 }
 
-std::shared_ptr<Meeting> meet(Comm& comm, const std::shared_ptr<Part>& part) {
-    World& world = *comm.world;
-    const Call& call = part->call;
-    if (call.kind != SEND && call.kind != RECEIVE)
-        return meet(world.collectives, comm.collectives++, world.devices.size(), size_t(comm.rank), world, part);
-    // What a rank sends to another and what it receives from it are counted apart: a rank may talk to itself.
-    uint64_t number = comm.messages[{call.kind, call.root}]++;
-    bool receives = call.kind == RECEIVE;
-    int from = receives ? call.root : comm.rank, to = receives ? comm.rank : call.root;
-    return meet(world.messages, std::make_tuple(from, to, number), 2, size_t(receives), world, part);
+// What a rank sends to another and what it receives from it are counted apart: a rank may talk to itself.
+uint64_t next_number(Comm& comm, const Call& call) {
+    bool is_message = call.kind == SEND || call.kind == RECEIVE;
+    return is_message ? comm.messages[{call.kind, call.root}]++ : comm.collectives++;
 }
 
 int call(void* handle, void* on, Call call) {
@@ -309,10 +397,12 @@ int call(void* handle, void* on, Call call) {
     if (!stream || stream->device != comm->device)
         return report(std::string("nccl: the stream of a ") + NAMES[call.kind] + " is closed, or of another device"), INVALID_ARGUMENT;
     auto part = std::make_shared<Part>(Part{call, comm->rank, stream, host, false, {}});
-    auto meeting = meet(*comm, part);
+    uint64_t number = next_number(*comm, call);
+    say(*comm->world, {Said::CALL, comm->rank, 0, number, 0, 0, call});
+    auto meeting = meet(*comm->world, part, number);
     if (collectives_left >= 0 && collectives_left-- == 0)
         fail(*comm->world, SYSTEM_ERROR, "nccl: a failure that the test asked for");
-    grouped.push_back({comm, meeting, part});
+    grouped.push_back({comm, meeting, part, number});
     if (depth == 0) end_group();
     return 0;
 }
@@ -331,31 +421,187 @@ bool is_blocking(const void* config) {
     return blocking != 0; // undefined is yes
 }
 
-void join_world(World& world, int rank, int device) {
-    bool is_there = std::count(world.devices.begin(), world.devices.end(), device) > 0;
-    world.devices[rank] = device;
-    if (is_there) fail(world, INVALID_USAGE, "nccl: two ranks of a communicator are on GPU " + std::to_string(device));
+void join_world(World& world, int rank, Member member) {
+    bool is_there = std::any_of(world.members.begin(), world.members.end(),
+                                [&](auto& other) { return other.device == member.device; });
+    world.members[rank] = member;
+    if (is_there) fail(world, INVALID_USAGE, "nccl: two ranks of a communicator are on GPU " + std::to_string(member.device));
+    if (!world.is_whole() || !world.log) return;
+    world.log->hide();
+    if (world.is_here()) world.log = nullptr;
 }
 
-// All ranks have said which part they want: those of a colour get a world, in the order of their keys.
-void make_parts(const World& world, World::Split& split) {
-    for (int rank = 0; rank < world.size(); rank++) {
-        int colour = split.wishes[rank].first;
-        if (colour == NO_COLOR || split.comms[rank]->world) continue;
-        std::vector<int> members;
-        for (int other = 0; other < world.size(); other++)
-            if (split.wishes[other].first == colour) members.push_back(other);
-        std::stable_sort(members.begin(), members.end(),
-                         [&](int a, int b) { return split.wishes[a].second < split.wishes[b].second; });
-        auto part = std::make_shared<World>();
-        part->devices.assign(members.size(), -1);
-        for (size_t place = 0; place < members.size(); place++) {
-            Comm* comm = split.comms[members[place]];
+// The part of a colour, in the order of keys.
+void make_part(World& world, World::Split& split, uint64_t number, int colour) {
+    std::vector<int> members;
+    for (int rank = 0; rank < world.size(); rank++)
+        if (split.wishes[rank].first == colour) members.push_back(rank);
+    std::stable_sort(members.begin(), members.end(),
+                     [&](int a, int b) { return split.wishes[a].second < split.wishes[b].second; });
+    auto part = std::make_shared<World>();
+    part->key = hash(std::to_string(number) + " " + std::to_string(colour), world.key);
+    part->members.resize(members.size());
+    part->log = world.log;
+    worlds[part->key] = part;
+    for (size_t place = 0; place < members.size(); place++) {
+        if (Comm* comm = split.comms[members[place]]) {
             comm->world = part;
             comm->rank = int(place);
-            join_world(*part, int(place), comm->device);
+            part->open_here++;
+        }
+        join_world(*part, int(place), world.members[members[place]]);
+    }
+}
+
+// A rank says which part it wants; once all have, those of a colour get a world.
+void wish(World& world, uint64_t number, int rank, std::pair<int, int> colour_and_key, Comm* comm) {
+    World::Split& split = world.splits[number];
+    split.wishes.resize(world.size());
+    split.comms.resize(world.size());
+    split.wishes[rank] = colour_and_key;
+    split.comms[rank] = comm;
+    if (++split.asked < world.members.size()) return;
+    std::set<int> colours;
+    for (auto& [colour, key] : split.wishes)
+        if (colour != NO_COLOR) colours.insert(colour);
+    for (int colour : colours) {
+        bool is_here = false;
+        for (int other = 0; other < world.size(); other++)
+            is_here |= split.wishes[other].first == colour && split.comms[other];
+        if (is_here) make_part(world, split, number, colour);
+    }
+    tell_others();
+}
+
+// ---- other processes ----
+
+void take_in(World& world, const Said& said, const std::string& more) {
+    switch (said.what) {
+    case Said::JOIN:
+        if (world.members.empty()) world.members.resize(said.first);
+        if (said.first != world.size() || said.rank >= world.size() || world.members[said.rank].device >= 0)
+            return fail(world, INVALID_ARGUMENT, "nccl: ranks disagree on who is in a communicator");
+        return join_world(world, said.rank, {said.second, true, false, said.rank});
+    case Said::CALL: {
+        auto part = std::make_shared<Part>(Part{said.call, said.rank, nullptr, {}, false, {}});
+        world.expected[{said.rank, key_of(said.call, said.rank, said.number)}] = part;
+        meet(world, part, said.number);
+        return;
+    }
+    case Said::COME: {
+        auto found = world.expected.extract({said.rank, key_of(said.call, said.rank, said.number)});
+        if (found.empty()) return;
+        found.mapped()->given.assign(more.begin(), more.end());
+        found.mapped()->has_come = true;
+        return;
+    }
+    case Said::SPLIT: return wish(world, said.number, said.rank, {said.first, said.second}, nullptr);
+    case Said::LEAVE: world.members[said.rank].has_left = true; return;
+    case Said::FAIL:
+        if (world.error) return;
+        world.error = said.first;
+        world.text = more;
+    }
+}
+
+// Ranks of other processes whose process has ended.
+std::vector<std::pair<World*, int>> gone() {
+    std::vector<std::pair<World*, int>> ranks;
+    for (auto& [key, world] : worlds)
+        for (int rank = 0; world->log && rank < world->size(); rank++) {
+            const Member& member = world->members[rank];
+            if (member.device >= 0 && member.is_outside && !member.has_left && !world->log->is_there(member.vouched))
+                ranks.push_back({world.get(), rank});
+        }
+    return ranks;
+}
+
+// Takes in what other processes have said; whether anything was.
+bool hear() {
+    auto ended = gone(); // before it is read what they have said last
+    std::set<std::shared_ptr<Log>> logs;
+    for (auto& [key, world] : worlds)
+        if (world->log) logs.insert(world->log);
+    bool is_news = false;
+    for (auto& log : logs)
+        for (const std::string& message : log->hear()) {
+            Said said;
+            memcpy(&said, message.data(), sizeof said);
+            auto found = worlds.find(said.world);
+            if (found != worlds.end()) take_in(*found->second, said, message.substr(sizeof said));
+            is_news = true;
+        }
+    for (auto& [world, rank] : ended)
+        if (!world->members[rank].has_left && !world->error) {
+            fail(*world, REMOTE_ERROR, "nccl: the process of rank " + std::to_string(rank) + " has ended");
+            is_news = true;
+        }
+    return is_news;
+}
+
+// Whether a rank of another process waits for one of this, which has called and is not there yet.
+bool is_waited_for() {
+    bool is = false;
+    for (auto& [key, world] : worlds) {
+        auto has_begun = [](auto& meeting) { return meeting->is_copied; };
+        auto& open = world->open;
+        open.erase(std::remove_if(open.begin(), open.end(), has_begun), open.end());
+        for (auto& meeting : open) {
+            bool waits = false, lacks = false;
+            for (auto& part : meeting->parts) {
+                waits |= part && !part->stream && part->has_come;
+                lacks |= part && part->stream && !part->has_come;
+            }
+            is |= waits && lacks;
         }
     }
+    return is;
+}
+
+// A device works while its host does something else. Here streams go on by themselves only where another process waits.
+void serve() {
+    if (std::exchange(is_serving, true)) return;
+    std::thread([] {
+        for (bool has_work = true; has_work;) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            std::unique_lock<std::mutex> held(lock);
+            if (has_ended) return;
+            bool is_news = hear();
+            if (Clocks::now() >= next_begin) next_begin = Time::max(), is_news = true;
+            while (is_waited_for() && step()) {}
+            if (is_news) tell_others();
+            has_work = next_begin != Time::max();
+            for (auto& [key, world] : worlds) has_work |= world->log != nullptr;
+            is_serving = has_work;
+        }
+    }).detach();
+}
+
+// The last that is made is the first that is destroyed when the process ends.
+struct End {
+    ~End() {
+        std::unique_lock<std::mutex> held(lock);
+        has_ended = true;
+    }
+} end_of_process;
+
+// The world of a unique id, which begins with the name of its log; null if there is none.
+std::shared_ptr<World> world_of(const char* name) {
+    uint64_t key = hash(name);
+    auto& world = worlds[key];
+    if (world) return world;
+    auto log = Log::open(name);
+    if (!log) return worlds.erase(key), nullptr;
+    world = std::make_shared<World>();
+    world->key = key;
+    world->log = log;
+    return world;
+}
+
+// The last one here no longer stands for anybody: other processes hear that it has left, or find that it has ended.
+void close_comm(Comm& comm) {
+    comm.is_open = false;
+    if (comm.world && --comm.world->open_here == 0) comm.world->log = nullptr;
 }
 
 Comm* new_comm(void** handle, std::shared_ptr<World> world, int rank) {
@@ -373,6 +619,7 @@ Comm* new_comm(void** handle, std::shared_ptr<World> world, int rank) {
 namespace sim {
 
 void fail_collective(int64_t after) { collectives_left = after; }
+void slow_link(double seconds) { link_delay = std::chrono::duration<double>(seconds); }
 
 } // namespace sim
 
@@ -392,6 +639,7 @@ const char* ncclGetErrorString(int code) {
     case SYSTEM_ERROR: return "unhandled system error";
     case INVALID_ARGUMENT: return "invalid argument";
     case INVALID_USAGE: return "invalid usage";
+    case REMOTE_ERROR: return "remote process exited or there was a network error";
     case IN_PROGRESS: return "operation in progress";
     default: return "unknown result code";
     }
@@ -403,23 +651,30 @@ const char* ncclGetLastError(void* handle) {
 }
 int ncclGetUniqueId(UniqueId* id) {
     LOCKED;
-    uint64_t number = worlds.size() + 1;
-    worlds[number] = std::make_shared<World>();
     memset(id, 0, sizeof *id);
-    memcpy(id, &number, sizeof number);
+    auto log = Log::make();
+    if (!log || log->name().size() >= sizeof *id) return SYSTEM_ERROR;
+    memcpy(id, log->name().data(), log->name().size());
+    auto world = std::make_shared<World>();
+    world->key = hash(log->name());
+    world->log = log;
+    worlds[world->key] = world;
     return 0;
 }
 int ncclCommInitRankConfig(void** handle, int size, UniqueId id, int rank, const void* config) {
     LOCKED;
-    uint64_t number;
-    memcpy(&number, &id, sizeof number);
-    auto found = worlds.find(number);
-    if (found == worlds.end() || size < 1 || rank < 0 || rank >= size || current < 0) return INVALID_ARGUMENT;
-    World& world = *found->second;
-    if (world.devices.empty()) world.devices.assign(size, -1);
-    if (world.size() != size || world.devices[rank] >= 0) return INVALID_ARGUMENT;
-    join_world(world, rank, current);
-    return settled(held, *new_comm(handle, found->second, rank), is_blocking(config));
+    id.bytes[sizeof id - 1] = 0;
+    auto world = world_of(id.bytes);
+    if (!world || size < 1 || rank < 0 || rank >= size || current < 0) return INVALID_ARGUMENT;
+    hear();
+    if (world->members.empty()) world->members.resize(size);
+    if (world->size() != size || world->members[rank].device >= 0) return INVALID_ARGUMENT;
+    world->log->stand_for(rank);
+    say(*world, {Said::JOIN, rank, 0, 0, size, current, {}});
+    join_world(*world, rank, {current, false, false, rank});
+    world->open_here++;
+    if (world->log) serve();
+    return settled(held, *new_comm(handle, world, rank), is_blocking(config));
 }
 int ncclCommSplit(void* handle, int colour, int key, void** part, const void* config) {
     LOCKED;
@@ -427,13 +682,11 @@ int ncclCommSplit(void* handle, int colour, int key, void** part, const void* co
     if (!comm || colour < NO_COLOR) return INVALID_ARGUMENT;
     if (int state = state_of(*comm)) return state == IN_PROGRESS ? INVALID_USAGE : state;
     World& world = *comm->world;
-    World::Split& split = world.splits[comm->splits++];
-    split.wishes.resize(world.size());
-    split.comms.resize(world.size());
-    split.wishes[comm->rank] = {colour, key};
+    uint64_t number = comm->splits++;
     *part = nullptr;
-    if (colour != NO_COLOR) split.comms[comm->rank] = new_comm(part, nullptr, 0);
-    if (++split.asked == world.devices.size()) make_parts(world, split);
+    Comm* wished = colour == NO_COLOR ? nullptr : new_comm(part, nullptr, 0);
+    say(world, {Said::SPLIT, comm->rank, 0, number, colour, key, {}});
+    wish(world, number, comm->rank, {colour, key}, wished);
     return *part ? settled(held, *find(*part), is_blocking(config)) : 0;
 }
 int ncclCommFinalize(void* handle) {
@@ -443,7 +696,9 @@ int ncclCommFinalize(void* handle) {
 int ncclCommDestroy(void* handle) {
     LOCKED;
     Comm* comm = find(handle);
-    return comm ? (comm->is_open = false, 0) : INVALID_ARGUMENT;
+    if (!comm) return INVALID_ARGUMENT;
+    if (comm->world) say(*comm->world, {Said::LEAVE, comm->rank, 0, 0, 0, 0, {}});
+    return close_comm(*comm), 0;
 }
 // What is on its way ends without a result.
 int ncclCommAbort(void* handle) {
@@ -451,7 +706,7 @@ int ncclCommAbort(void* handle) {
     Comm* comm = find(handle);
     if (!comm) return INVALID_ARGUMENT;
     comm->is_aborted = true;
-    comm->is_open = false;
+    close_comm(*comm);
     return tell_others(), 0;
 }
 int ncclCommGetAsyncError(void* handle, int* code) {

@@ -71,6 +71,11 @@ static void fail_call(int64_t after) {
     fail_collective(after);
 }
 
+static void delay_calls(double seconds) {
+    std::lock_guard<std::mutex> held(lock);
+    slow_link(seconds);
+}
+
 // The same as `Functions` of `simulator.rs`.
 struct Functions {
     void (*start)(unsigned, size_t, uint64_t, double);
@@ -81,11 +86,12 @@ struct Functions {
     void (*refuse_allocation)(int64_t);
     void (*lose_device)(unsigned);
     void (*fail_call)(int64_t);
+    void (*slow_link)(double);
 };
 
 } // namespace sim
 
 extern "C" __attribute__((visibility("default"))) const sim::Functions sim_functions = {
     sim::start, sim::reports, sim::image_of_kernels, sim::count, sim::name, sim::refuse_allocation, sim::lose_device,
-    sim::fail_call,
+    sim::fail_call, sim::delay_calls,
 };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The simulator itself: name and text of each file.
-const RUNTIME: [Source<'static>; 22] = [
+const RUNTIME: [Source<'static>; 24] = [
     Source { name: "codes.cpp", text: include_str!("../cpp/codes.cpp") },
     Source { name: "codes.hpp", text: include_str!("../cpp/codes.hpp") },
     Source { name: "driver.cpp", text: include_str!("../cpp/driver.cpp") },
@@ -24,6 +24,8 @@ const RUNTIME: [Source<'static>; 22] = [
     Source { name: "nccl.hpp", text: include_str!("../cpp/nccl.hpp") },
     Source { name: "order.cpp", text: include_str!("../cpp/order.cpp") },
     Source { name: "order.hpp", text: include_str!("../cpp/order.hpp") },
+    Source { name: "processes.cpp", text: include_str!("../cpp/processes.cpp") },
+    Source { name: "processes.hpp", text: include_str!("../cpp/processes.hpp") },
     Source { name: "report.cpp", text: include_str!("../cpp/report.cpp") },
     Source { name: "report.hpp", text: include_str!("../cpp/report.hpp") },
     Source { name: "streams.cpp", text: include_str!("../cpp/streams.cpp") },

@@ -66,6 +66,7 @@ struct Functions {
     refuse_allocation: unsafe extern "C" fn(i64),
     lose_device: unsafe extern "C" fn(c_uint),
     fail_call: unsafe extern "C" fn(i64),
+    slow_link: unsafe extern "C" fn(f64),
 }
 
 impl Simulator {
@@ -135,6 +136,12 @@ impl Simulator {
     pub fn fail_call(&self, after: u32) {
         // SAFETY: takes a number.
         unsafe { (self.functions.fail_call)(i64::from(after)) };
+    }
+
+    /// From now on a call of NCCL begins so many seconds later than its last rank has come.
+    pub fn slow_link(&self, seconds: f64) {
+        // SAFETY: takes a number.
+        unsafe { (self.functions.slow_link)(seconds) };
     }
 
     /// From now on every call for this device fails.
