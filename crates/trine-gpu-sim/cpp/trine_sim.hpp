@@ -46,6 +46,7 @@ template <class... A, void (*F)(A...)> struct Kernel<F> {
 } // namespace sim_kernels
 
 #define TRINE_KERNEL extern "C" void
+#define TRINE_KERNEL_OF(threads) extern "C" void
 #define TRINE_FN static inline
 #define TRINE_SHARED(T, name, count) T* name = (T*)sim_shared(__COUNTER__, sizeof(T) * (count))
 #define TRINE_SHARED_OF_LAUNCH(T, name) T* name = (T*)sim_shared_of_launch()

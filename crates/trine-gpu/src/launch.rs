@@ -27,6 +27,8 @@ pub enum Arg<'a> {
     U64(u64),
     /// A number.
     F32(f32),
+    /// A struct as the kernel lays it out. It holds no addresses: memory is an argument of its own.
+    Bytes(&'a [u8]),
 }
 
 impl Arg<'_> {
@@ -36,10 +38,11 @@ impl Arg<'_> {
             Self::Read(_) | Self::Write(_) | Self::U64(_) => of(8, Kind::Integer),
             Self::U32(_) => of(4, Kind::Integer),
             Self::F32(_) => of(4, Kind::Float),
+            Self::Bytes(bytes) => of(bytes.len(), Kind::Bits),
         }
     }
 
-    /// Its bytes as the kernel takes them; what is shorter stands first.
+    /// Its bytes as the kernel takes them, if there are at most eight; what is shorter stands first.
     fn value(&self) -> u64 {
         let first = |bytes: [u8; 4]| {
             let mut all = [0; 8];
@@ -52,6 +55,17 @@ impl Arg<'_> {
             Self::U64(value) => *value,
             Self::U32(value) => first(value.to_ne_bytes()),
             Self::F32(value) => first(value.to_ne_bytes()),
+            Self::Bytes(_) => 0,
+        }
+    }
+
+    /// Where its bytes lie; `value` is where those of [`Arg::value`] do.
+    fn place(&self, value: &mut u64) -> *mut c_void {
+        match self {
+            Self::Bytes(bytes) => bytes.as_ptr().cast_mut().cast(),
+            Self::Read(_) | Self::Write(_) | Self::U32(_) | Self::U64(_) | Self::F32(_) => {
+                std::ptr::from_mut(value).cast()
+            }
         }
     }
 
@@ -59,7 +73,7 @@ impl Arg<'_> {
         match self {
             Self::Read(span) => Some((*span, span.touch())),
             Self::Write(span) => Some((span.as_span(), span.touch())),
-            Self::U32(_) | Self::U64(_) | Self::F32(_) => None,
+            Self::U32(_) | Self::U64(_) | Self::F32(_) | Self::Bytes(_) => None,
         }
     }
 }
@@ -127,7 +141,7 @@ impl Stream {
         self.account(kernel.name(), &touches)?;
         let mut values: Vec<u64> = args.iter().map(Arg::value).collect();
         let mut addresses: Vec<*mut c_void> =
-            values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+            args.iter().zip(&mut values).map(|(arg, value)| arg.place(value)).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (blocks, threads);
         let doing = || format!("launch `{}` on the stream `{}`", kernel.name(), self.name());
         self.device().call(doing, |driver| {

@@ -4,6 +4,8 @@
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 
 #define TRINE_KERNEL extern "C" __global__ void
+// The same of a kernel that blocks of at most so many threads run: more registers for each.
+#define TRINE_KERNEL_OF(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define TRINE_FN static __device__ __forceinline__
 // Memory that the threads of a block share.
 #define TRINE_SHARED(T, name, count) __shared__ T name[count]
@@ -17,7 +19,28 @@ TRINE_FN unsigned trine_block_y() { return blockIdx.y; }
 TRINE_FN unsigned trine_blocks() { return gridDim.x; }
 TRINE_FN void trine_barrier() { __syncthreads(); }
 TRINE_FN float trine_from_lane(float value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
+TRINE_FN unsigned trine_from_lane(unsigned value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
 TRINE_FN float trine_sqrt(float x) { return __fsqrt_rn(x); }
+TRINE_FN float trine_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+TRINE_FN float trine_log(float x) { return logf(x); }
+// To two units in the last place; results below 2⁻¹²⁶ are 0.
+TRINE_FN float trine_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// To one unit in the last place.
+TRINE_FN float trine_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// Two numbers, each rounded to the nearest bf16, in a word.
+TRINE_FN unsigned trine_bf16_pair(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
 TRINE_FN float trine_float(unsigned bits) { return __uint_as_float(bits); }
 TRINE_FN unsigned trine_bits(float value) { return __float_as_uint(value); }
 TRINE_FN void trine_mma(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -54,7 +77,16 @@ TRINE_FN float trine_from_lane(float value, unsigned lane) {
     sim_shuffle(&other, &value, sizeof value, lane);
     return other;
 }
+TRINE_FN unsigned trine_from_lane(unsigned value, unsigned lane) {
+    unsigned other;
+    sim_shuffle(&other, &value, sizeof value, lane);
+    return other;
+}
 TRINE_FN float trine_sqrt(float x) { return __builtin_sqrtf(x); }
+TRINE_FN float trine_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+TRINE_FN float trine_log(float x) { return __builtin_logf(x); }
+TRINE_FN float trine_exp2(float x) { return __builtin_exp2f(x); }
+TRINE_FN float trine_reciprocal(float x) { return 1.0f / x; }
 TRINE_FN float trine_float(unsigned bits) {
     float value;
     __builtin_memcpy(&value, &bits, sizeof value);
@@ -94,6 +126,15 @@ TRINE_FN void narrow(bf16& y, float x) {
     unsigned rounded = x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u);
     y.bits = (unsigned short)(rounded >> 16);
 }
+
+#if !defined(__CUDACC__) && !defined(__CUDACC_RTC__)
+TRINE_FN unsigned trine_bf16_pair(float low, float high) {
+    bf16 first, second;
+    narrow(first, low);
+    narrow(second, high);
+    return first.bits | unsigned(second.bits) << 16;
+}
+#endif
 
 // The sum over the threads of a block, the same in all of them: warps by halves, then the block in order of its warps.
 // The block has whole warps, at most 32; `parts` has 32 elements.

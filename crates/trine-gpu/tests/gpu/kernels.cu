@@ -4,6 +4,22 @@
 
 TRINE_FN unsigned index_in_grid() { return trine_block() * trine_threads() + trine_thread(); }
 
+struct Line {
+    float slope, start, end;
+};
+
+// y = 2^(slope · x + start), at most `end`; then the neighbour's logarithm, and one over it.
+TRINE_KERNEL_OF(32) line(float* y, const float* x, Line line) {
+    unsigned lane = trine_thread();
+    float power = trine_exp2(trine_fma(line.slope, x[lane], line.start));
+    unsigned next = trine_bits(power < line.end ? power : line.end);
+    float other = trine_float(trine_from_lane(next, lane ^ 1));
+    y[lane] = power;
+    y[32 + lane] = trine_log(other);
+    y[64 + lane] = trine_reciprocal(other);
+}
+TRINE_EXPORT(line)
+
 // y = a + b, element by element.
 template <class T> TRINE_FN void add(T* y, const T* a, const T* b, unsigned n) {
     for (unsigned i = index_in_grid(); i < n; i += trine_blocks() * trine_threads())

@@ -1,6 +1,6 @@
 //! Launches that are refused before anything runs.
 
-use crate::machine::{Machine, uploaded};
+use crate::machine::{Machine, downloaded, uploaded};
 use trine_gpu::{Arg, GpuError, Grid, Kind, Parameter, Priority};
 
 #[test]
@@ -50,6 +50,36 @@ fn a_float_is_no_integer_where_the_text_says_so() {
     let of = |kind| Parameter { bytes: 4, kind };
     let (kernel, takes, given) = ("rms_norm_f32".into(), of(Kind::Float), of(Kind::Integer));
     assert_eq!(error, GpuError::Argument { kernel, index: 5, takes, given });
+}
+
+#[test]
+fn structs_are_handed_over_as_they_lie() {
+    let machine = Machine::new(1);
+    let stream = machine.stream("compute");
+    let kernel = machine.kernel("line");
+    let x: Vec<f32> = (0..32).map(|i| i as f32 / 8.0).collect();
+    let (dx, mut y) = (uploaded(&stream, "x", &x), stream.alloc("y", 96 * 4).unwrap());
+    let line = [2.0f32, -1.0, 9.0];
+    let mut launch = |bytes: &[u8]| {
+        let args = [Arg::Write(y.span_mut()), Arg::Read(dx.span()), Arg::Bytes(bytes)];
+        // SAFETY: the simulator holds every access against its buffers.
+        unsafe { stream.launch(&kernel, Grid::line(1, 32), &args) }
+    };
+    let of = |bytes| Parameter { bytes, kind: Kind::Bits };
+    let (takes, given) = (of(12), of(8));
+    let short = launch(bytemuck::cast_slice(&line[..2])).unwrap_err();
+    assert_eq!(short, GpuError::Argument { kernel: "line".into(), index: 2, takes, given });
+    launch(bytemuck::cast_slice(&line)).unwrap();
+    let y = downloaded::<f32>(&stream, &y);
+    let power = |i: usize| (2.0 * x[i] - 1.0).exp2();
+    let close = |found: f32, expected: f32| (found - expected).abs() <= 1e-6 * expected.abs();
+    for i in 0..32 {
+        let other = power(i ^ 1).min(9.0);
+        assert!(close(y[i], power(i)), "2^{}: {}", 2.0 * x[i] - 1.0, y[i]);
+        assert!(close(y[32 + i], other.ln()), "ln {other}: {}", y[32 + i]);
+        assert!(close(y[64 + i], 1.0 / other), "1 / {other}: {}", y[64 + i]);
+    }
+    machine.is_clean();
 }
 
 #[test]
