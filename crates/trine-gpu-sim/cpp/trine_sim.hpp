@@ -48,6 +48,7 @@ template <class... A, void (*F)(A...)> struct Kernel<F> {
 #define TRINE_KERNEL extern "C" void
 #define TRINE_KERNEL_OF(threads) extern "C" void
 #define TRINE_FN static inline
+#define TRINE_METHOD inline
 #define TRINE_SHARED(T, name, count) T* name = (T*)sim_shared(__COUNTER__, sizeof(T) * (count))
 #define TRINE_SHARED_OF_LAUNCH(T, name) T* name = (T*)sim_shared_of_launch()
 #define TRINE_EXPORT(kernel) static sim_kernels::Kernel<kernel> sim_kernel_##kernel(#kernel);

@@ -7,6 +7,8 @@
 // The same of a kernel that blocks of at most so many threads run: more registers for each.
 #define TRINE_KERNEL_OF(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define TRINE_FN static __device__ __forceinline__
+// The same for a function of a struct.
+#define TRINE_METHOD __device__ __forceinline__
 // Memory that the threads of a block share.
 #define TRINE_SHARED(T, name, count) __shared__ T name[count]
 // Tells the simulated GPU of a kernel; a compiler for GPUs knows it anyway.
@@ -17,6 +19,7 @@ TRINE_FN unsigned trine_threads() { return blockDim.x; }
 TRINE_FN unsigned trine_block() { return blockIdx.x; }
 TRINE_FN unsigned trine_block_y() { return blockIdx.y; }
 TRINE_FN unsigned trine_blocks() { return gridDim.x; }
+TRINE_FN unsigned trine_blocks_y() { return gridDim.y; }
 TRINE_FN void trine_barrier() { __syncthreads(); }
 TRINE_FN float trine_from_lane(float value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
 TRINE_FN unsigned trine_from_lane(unsigned value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
@@ -71,6 +74,7 @@ TRINE_FN unsigned trine_threads() { return sim_threads(0); }
 TRINE_FN unsigned trine_block() { return sim_block(0); }
 TRINE_FN unsigned trine_block_y() { return sim_block(1); }
 TRINE_FN unsigned trine_blocks() { return sim_blocks(0); }
+TRINE_FN unsigned trine_blocks_y() { return sim_blocks(1); }
 TRINE_FN void trine_barrier() { sim_barrier(); }
 TRINE_FN float trine_from_lane(float value, unsigned lane) {
     float other;

@@ -58,6 +58,8 @@ pub use trine_gpu as gpu;
 pub use trine_gpu_sys as gpu_sys;
 #[cfg(feature = "kernels")]
 pub use trine_kernels as kernels;
+#[cfg(feature = "kernels-gpu")]
+pub use trine_kernels_gpu as kernels_gpu;
 #[cfg(feature = "mesh")]
 pub use trine_mesh as mesh;
 #[cfg(feature = "models")]

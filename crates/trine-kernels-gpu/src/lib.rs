@@ -1,0 +1,18 @@
+//! The kernels of `Ops` on a GPU.
+//!
+//! * [`SOURCES`] are the kernels: CUDA C++ in the dialect of `trine.cuh`, for nvcc, NVRTC, clang and the simulated GPU.
+//!   A file ends with `.cu` and compiles alone; what files share is in headers. Each kernel is there once for each
+//!   combination of types, which its name ends with: `add_f32_bf16`.
+//! * [`Kernels`] are those of compiled sources, found by name.
+//! * [`GpuOps`] checks arguments as the CPU's kernels do, and launches.
+//!
+//! No sum depends on the number of blocks or on what else a device does: nothing is added by atomics.
+
+mod elementwise;
+mod kernels;
+mod ops;
+mod sources;
+
+pub use kernels::Kernels;
+pub use ops::GpuOps;
+pub use sources::SOURCES;

@@ -1,0 +1,11 @@
+//! The sources of the kernels.
+
+use trine_gpu::DIALECT;
+
+/// Every file of kernels and every header, by name. Files are compiled alone, with the headers in one folder, and
+/// without contraction of products and sums (`--fmad=false`): what is rounded once is written so.
+pub const SOURCES: &[(&str, &str)] = &[
+    ("trine.cuh", DIALECT),
+    ("numbers.cuh", include_str!("../kernels/numbers.cuh")),
+    ("elementwise.cu", include_str!("../kernels/elementwise.cu")),
+];

@@ -1,0 +1,71 @@
+//! A simulated GPU with the crate's kernels.
+
+use std::path::Path;
+use trine_buffer::{Buf, DType};
+use trine_gpu::{Checks, Gpus, Memory, Priority, Stream};
+use trine_gpu_sim::{self as sim, Settings, Simulator, Source, compile};
+use trine_gpu_sys::Search;
+use trine_kernels_gpu::{GpuOps, Kernels, SOURCES};
+
+/// Orders of threads, blocks and streams that each case runs in.
+pub(crate) const SEEDS: u64 = 3;
+
+pub(crate) struct Machine {
+    pub(crate) sim: Simulator,
+    pub(crate) ops: GpuOps,
+}
+
+impl Machine {
+    pub(crate) fn new(seed: u64) -> Self {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("trine-gpu-sim");
+        let sources: Vec<_> = SOURCES.iter().map(|&(name, text)| Source { name, text }).collect();
+        let library = compile(&kept, &sources, sim::Checks::On).unwrap_or_else(|e| panic!("{e}"));
+        let settings = Settings { seed, ..Settings::default() };
+        let sim = Simulator::start(&library, &settings).unwrap();
+        let search = Search::only(vec![sim.folder().to_owned()]);
+        let gpus = Gpus::open(&search, Checks::On).unwrap();
+        let stream = gpus.device(0).unwrap().stream("compute", Priority::Normal).unwrap();
+        let kernels = Kernels::load(&stream, [sim.image().as_str()]).unwrap();
+        Self { sim, ops: GpuOps::new(&stream, kernels) }
+    }
+
+    /// Asserts that the simulator has found nothing.
+    #[track_caller]
+    pub(crate) fn is_clean(&self) {
+        self.ops.stream().synchronize().unwrap();
+        assert_eq!(self.sim.reports(), Vec::<String>::new());
+    }
+}
+
+/// Numbers between -1 and 1.
+pub(crate) fn numbers(dtype: DType, seed: u32, len: usize) -> Buf {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    match dtype {
+        DType::F32 => Buf::from_vec((0..len).map(|_| next()).collect::<Vec<_>>()),
+        DType::Bf16 => {
+            Buf::from_vec((0..len).map(|_| half::bf16::from_f32(next())).collect::<Vec<_>>())
+        }
+        other => panic!("no numbers of {other}"),
+    }
+}
+
+/// A copy of a buffer on the device.
+pub(crate) fn uploaded(stream: &Stream, name: &str, buf: &Buf) -> Memory {
+    let bytes = buf.slice().bytes();
+    let mut memory = stream.alloc(name, bytes.len()).unwrap();
+    let mut pinned = stream.device().pinned(bytes.len()).unwrap();
+    pinned.bytes().unwrap().copy_from_slice(bytes);
+    stream.upload(memory.span_mut(), &mut pinned, 0..bytes.len()).unwrap();
+    memory
+}
+
+/// The bytes of memory, waited for.
+pub(crate) fn downloaded(stream: &Stream, memory: &Memory) -> Vec<u8> {
+    let mut pinned = stream.device().pinned(memory.bytes()).unwrap();
+    stream.download(&mut pinned, 0..memory.bytes(), memory.span()).unwrap();
+    pinned.bytes().unwrap().to_vec()
+}
