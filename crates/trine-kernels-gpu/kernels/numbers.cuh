@@ -9,7 +9,7 @@ typedef float f32;
 typedef double f64;
 
 constexpr float LOG2_E = 1.44269504088896340736f;
-constexpr float INFINITE = __builtin_huge_valf();
+TRINE_FN float infinity() { return trine_float(0x7f800000u); }
 
 // A place among all threads of the grid's first direction, and their number.
 TRINE_FN u64 trine_index() { return (u64)trine_block() * trine_threads() + trine_thread(); }

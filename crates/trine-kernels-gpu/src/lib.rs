@@ -8,11 +8,13 @@
 //!
 //! No sum depends on the number of blocks or on what else a device does: nothing is added by atomics.
 
+mod attention;
 mod elementwise;
 mod kernels;
 mod ops;
 mod sources;
 
+pub use attention::{Gradients, Inputs, Rows, RowsMut};
 pub use kernels::Kernels;
 pub use ops::GpuOps;
 pub use sources::SOURCES;

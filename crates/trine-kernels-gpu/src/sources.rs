@@ -7,5 +7,9 @@ use trine_gpu::DIALECT;
 pub const SOURCES: &[(&str, &str)] = &[
     ("trine.cuh", DIALECT),
     ("numbers.cuh", include_str!("../kernels/numbers.cuh")),
+    ("philox.cuh", include_str!("../kernels/philox.cuh")),
+    ("attention.cuh", include_str!("../kernels/attention.cuh")),
+    ("attention.cu", include_str!("../kernels/attention.cu")),
+    ("attention_tiles.cu", include_str!("../kernels/attention_tiles.cu")),
     ("elementwise.cu", include_str!("../kernels/elementwise.cu")),
 ];

@@ -11,6 +11,18 @@ const POSITION_BITS: u32 = 24;
 /// Positions that have coordinates of their own in masks of attention probabilities.
 pub(crate) const POSITIONS: u64 = 1 << POSITION_BITS;
 
+impl Dropout {
+    /// Random words below it drop their element.
+    pub fn threshold(&self) -> u64 {
+        (self.probability * 4_294_967_296.0).round() as u64
+    }
+
+    /// What the others are multiplied with.
+    pub fn kept_factor(&self) -> f64 {
+        1.0 / (1.0 - self.probability)
+    }
+}
+
 /// A checked [`Dropout`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mask {
@@ -24,8 +36,8 @@ impl Mask {
     pub(crate) fn new(op: &'static str, dropout: Dropout) -> Result<Self, KernelError> {
         let p = dropout.probability;
         dims(op, (0.0..1.0).contains(&p), || format!("a dropout probability of {p}"))?;
-        let threshold = (p * 4_294_967_296.0).round() as u64;
-        Ok(Self { dropout, threshold, kept_factor: 1.0 / (1.0 - p) })
+        let (threshold, kept_factor) = (dropout.threshold(), dropout.kept_factor());
+        Ok(Self { dropout, threshold, kept_factor })
     }
 
     /// The factors, 0 or `1 / (1 − p)`, of elements `first`, `first + 1`, … of a sample, counted

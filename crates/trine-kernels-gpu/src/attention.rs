@@ -1,0 +1,357 @@
+//! Attention: forward, backward, and results that are merged.
+
+use crate::ops::{GpuOps, elements};
+use trine_buffer::DType;
+use trine_gpu::{Arg, GpuError, Grid, Memory, Span, SpanMut};
+use trine_kernels::{AttentionDropout, AttentionShape};
+
+/// Threads of a block of every kernel of `attention.cu` whose blocks have rows, and of `attention_tiles.cu`.
+const THREADS: u32 = 128;
+/// Rows of a block of `attention_tiles.cu`.
+const TILE: usize = 64;
+/// Head sizes that it has kernels for.
+const TILED: [usize; 4] = [64, 80, 96, 128];
+/// What addresses and rows of its matrices are a multiple of.
+const ALIGN_BYTES: usize = 16;
+
+/// What `attention.cuh` calls `Attention`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Attention {
+    dropout_key: u64,
+    threshold: u64,
+    queries: u32,
+    keys: u32,
+    heads: u32,
+    group: u32,
+    head_dim: u32,
+    query_start: u32,
+    key_start: u32,
+    window: u32,
+    has_documents: u32,
+    step: u32,
+    first_sample: u32,
+    first_head: u32,
+    kept: f32,
+    scale: f32,
+    softcap: f32,
+    q_stride: u32,
+    k_stride: u32,
+    v_stride: u32,
+    o_stride: u32,
+    curve: f32,
+}
+
+// SAFETY: numbers without gaps; zeros are some.
+unsafe impl bytemuck::Zeroable for Attention {}
+// SAFETY: as above: 2 · 8 + 20 · 4 bytes.
+unsafe impl bytemuck::Pod for Attention {}
+
+/// A matrix on the device, and elements from row to row.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// From its first element on.
+    pub span: Span<'a>,
+    /// Elements.
+    pub stride: usize,
+}
+
+/// A matrix that is written.
+#[derive(Debug)]
+pub struct RowsMut<'a> {
+    /// From its first element on.
+    pub span: SpanMut<'a>,
+    /// Elements.
+    pub stride: usize,
+}
+
+impl RowsMut<'_> {
+    fn as_rows(&self) -> Rows<'_> {
+        Rows { span: self.span.as_span(), stride: self.stride }
+    }
+}
+
+/// What an attention reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// f32 or bf16.
+    pub dtype: DType,
+    /// Checked.
+    pub shape: AttentionShape,
+    /// Queries.
+    pub q: Rows<'a>,
+    /// Keys.
+    pub k: Rows<'a>,
+    /// Values.
+    pub v: Rows<'a>,
+    /// `u32`, one for each query.
+    pub document_start: Option<Span<'a>>,
+    /// Checked.
+    pub dropout: Option<AttentionDropout>,
+}
+
+/// Where gradients go.
+#[derive(Debug)]
+pub enum Gradients<'a> {
+    /// Column sections of one matrix.
+    Fused(RowsMut<'a>),
+    /// Three matrices.
+    Separate {
+        /// Of the queries.
+        q: RowsMut<'a>,
+        /// Of the keys.
+        k: RowsMut<'a>,
+        /// Of the values.
+        v: RowsMut<'a>,
+    },
+}
+
+/// The three of them.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Query,
+    Key,
+    Value,
+}
+
+impl Gradients<'_> {
+    /// One of them, for a shorter time.
+    fn part(&mut self, inputs: &Inputs<'_>, part: Part) -> Result<RowsMut<'_>, GpuError> {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = inputs.shape;
+        let (rows, first) = match (self, part) {
+            (Self::Fused(all), Part::Query) => (all, 0),
+            (Self::Fused(all), Part::Key) => (all, heads * head_dim),
+            (Self::Fused(all), Part::Value) => (all, (heads + kv_heads) * head_dim),
+            (Self::Separate { q, .. }, Part::Query) => (q, 0),
+            (Self::Separate { k, .. }, Part::Key) => (k, 0),
+            (Self::Separate { v, .. }, Part::Value) => (v, 0),
+        };
+        let (stride, bytes) = (rows.stride, rows.span.bytes());
+        let start = first * inputs.dtype.bytes();
+        // Of no rows there is no first column.
+        let span = rows.span.reborrow().range(start.min(bytes)..bytes)?;
+        Ok(RowsMut { span, stride })
+    }
+}
+
+/// The kernels that serve an attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// A block a row.
+    Rows,
+    /// On tensor cores, a block a tile of rows.
+    Tiles,
+}
+
+impl Way {
+    /// On tensor cores where there are such kernels and all of `rows` can be read 16 bytes at a time.
+    fn of<'a>(inputs: &Inputs<'_>, others: impl IntoIterator<Item = Rows<'a>>) -> Self {
+        let is_whole = |rows: Rows<'_>| {
+            let row_bytes = rows.stride * inputs.dtype.bytes();
+            (rows.span.address() as usize).is_multiple_of(ALIGN_BYTES)
+                && row_bytes.is_multiple_of(ALIGN_BYTES)
+        };
+        let has_kernel = inputs.dtype == DType::Bf16 && TILED.contains(&inputs.shape.head_dim);
+        let own = [inputs.q, inputs.k, inputs.v].into_iter().all(is_whole);
+        if has_kernel && own && others.into_iter().all(is_whole) { Self::Tiles } else { Self::Rows }
+    }
+
+    /// A kernel: `attention_dq` becomes `attention_dq_64` or `attention_dq_bf16`.
+    fn kernel(self, name: &str, inputs: &Inputs<'_>) -> String {
+        match self {
+            Self::Rows => format!("{name}_{}", inputs.dtype),
+            Self::Tiles => format!("{name}_{}", inputs.shape.head_dim),
+        }
+    }
+
+    /// Its blocks for so many rows of each head, queries or keys.
+    fn grid(self, inputs: &Inputs<'_>, rows: usize) -> Option<Grid> {
+        let parts = match self {
+            Self::Rows => rows,
+            Self::Tiles => rows.div_ceil(TILE),
+        };
+        blocks(parts * inputs.shape.samples * inputs.shape.heads)
+    }
+}
+
+/// A grid of blocks; none if there are none. More than a grid has is refused by the launch.
+fn blocks(count: usize) -> Option<Grid> {
+    (count > 0).then(|| Grid::line(u32::try_from(count).unwrap_or(u32::MAX), THREADS))
+}
+
+/// A grid with a warp for each row of each head.
+fn warps(shape: AttentionShape) -> Option<Grid> {
+    let threads = shape.samples * shape.queries * shape.heads * 32;
+    blocks(threads.div_ceil(THREADS as usize))
+}
+
+/// A number as kernels take it.
+fn narrow(value: usize) -> u32 {
+    u32::try_from(value).expect("invariant: checked before any launch")
+}
+
+impl Attention {
+    fn new(inputs: &Inputs<'_>, o_stride: usize) -> Self {
+        let shape = inputs.shape;
+        let dropout = inputs.dropout.as_ref().map(|dropout| &dropout.dropout);
+        // What is wider than any distance of positions hides nothing.
+        let window = shape.window.and_then(|window| u32::try_from(window).ok());
+        let inverse = shape.softcap.map_or(0.0, |cap| 1.0 / (cap * std::f64::consts::LOG2_E));
+        Self {
+            dropout_key: dropout.map_or(0, |dropout| dropout.key),
+            threshold: dropout.map_or(0, |dropout| dropout.threshold()),
+            queries: narrow(shape.queries),
+            keys: narrow(shape.keys),
+            heads: narrow(shape.heads),
+            group: narrow(shape.heads / shape.kv_heads),
+            head_dim: narrow(shape.head_dim),
+            query_start: shape.query_start as u32,
+            key_start: shape.key_start as u32,
+            window: window.unwrap_or(0),
+            has_documents: u32::from(inputs.document_start.is_some()),
+            step: dropout.map_or(0, |dropout| dropout.step),
+            first_sample: dropout.map_or(0, |dropout| dropout.first_sample),
+            first_head: inputs.dropout.map_or(0, |dropout| narrow(dropout.first_head)),
+            kept: dropout.map_or(1.0, |dropout| dropout.kept_factor() as f32),
+            scale: shape.scale as f32,
+            softcap: shape.softcap.unwrap_or(0.0) as f32,
+            q_stride: narrow(inputs.q.stride),
+            k_stride: narrow(inputs.k.stride),
+            v_stride: narrow(inputs.v.stride),
+            o_stride: narrow(o_stride),
+            curve: (inverse * inverse) as f32,
+        }
+    }
+}
+
+impl Inputs<'_> {
+    /// Arguments that all kernels end with: q, k, v, starts of documents, the problem, samples.
+    fn args<'a>(&'a self, attention: &'a Attention) -> [Arg<'a>; 6] {
+        // Without documents the kernel reads none.
+        let document_start = self.document_start.unwrap_or(self.q.span);
+        [
+            Arg::Read(self.q.span),
+            Arg::Read(self.k.span),
+            Arg::Read(self.v.span),
+            Arg::Read(document_start),
+            Arg::Bytes(bytemuck::bytes_of(attention)),
+            Arg::U32(narrow(self.shape.samples)),
+        ]
+    }
+}
+
+impl GpuOps {
+    /// [`Ops::attention`](trine_kernels::Ops::attention).
+    ///
+    /// # Errors
+    /// If the device does not take it.
+    pub fn attention(
+        &self,
+        inputs: &Inputs<'_>,
+        o: RowsMut<'_>,
+        lse: SpanMut<'_>,
+    ) -> Result<(), GpuError> {
+        let way = Way::of(inputs, [o.as_rows()]);
+        let Some(grid) = way.grid(inputs, inputs.shape.queries) else { return Ok(()) };
+        let attention = Attention::new(inputs, o.stride);
+        let mut args = vec![Arg::Write(o.span), Arg::Write(lse)];
+        args.extend(inputs.args(&attention));
+        // SAFETY: the matrices have the rows and columns of the shape.
+        unsafe { self.launch(&way.kernel("attention", inputs), grid, &args) }
+    }
+
+    /// [`Ops::attention_backward`](trine_kernels::Ops::attention_backward). Shares of query heads in the gradients of
+    /// keys and values lie in scratch memory until they are summed in a tree.
+    ///
+    /// # Errors
+    /// If the device does not take it, or has too little memory.
+    pub fn attention_backward(
+        &self,
+        inputs: &Inputs<'_>,
+        mut d: Gradients<'_>,
+        d_o: Rows<'_>,
+        o: Rows<'_>,
+        lse: Span<'_>,
+    ) -> Result<(), GpuError> {
+        let AttentionShape { samples, queries, keys, heads, head_dim, .. } = inputs.shape;
+        let delta = self.deltas(inputs, d_o, o)?;
+        let attention = Attention::new(inputs, d_o.stride);
+        let dq = d.part(inputs, Part::Query)?;
+        let way = Way::of(inputs, [d_o, dq.as_rows()]);
+        if let Some(grid) = way.grid(inputs, queries) {
+            let mut args = vec![Arg::Write(dq.span), Arg::Read(d_o.span)];
+            args.extend([Arg::Read(lse), Arg::Read(delta.span())]);
+            args.extend(inputs.args(&attention));
+            args.push(Arg::U32(narrow(dq.stride)));
+            // SAFETY: the matrices have the rows and columns of the shape.
+            unsafe { self.launch(&way.kernel("attention_dq", inputs), grid, &args) }?;
+        }
+        let elements_of_part = samples * heads * keys * head_dim;
+        let mut parts = self.pool().alloc("gradients of heads", 2 * elements_of_part * 4)?;
+        let way = Way::of(inputs, [d_o]);
+        let Some(grid) = way.grid(inputs, keys) else { return Ok(()) };
+        let mut args = vec![Arg::Write(parts.span_mut()), Arg::Read(d_o.span)];
+        args.extend([Arg::Read(lse), Arg::Read(delta.span())]);
+        args.extend(inputs.args(&attention));
+        // SAFETY: as above; the parts of both gradients have room for every head.
+        unsafe { self.launch(&way.kernel("attention_dkv", inputs), grid, &args) }?;
+        let (of_keys, of_values) = (0..elements_of_part * 4, elements_of_part * 4..parts.bytes());
+        let dk = d.part(inputs, Part::Key)?;
+        self.sum_heads(inputs, dk, parts.span().range(of_keys)?)?;
+        let dv = d.part(inputs, Part::Value)?;
+        self.sum_heads(inputs, dv, parts.span().range(of_values)?)
+    }
+
+    /// Σ dO · O for each query of each head.
+    fn deltas(&self, inputs: &Inputs<'_>, d_o: Rows<'_>, o: Rows<'_>) -> Result<Memory, GpuError> {
+        let AttentionShape { samples, queries, heads, head_dim, .. } = inputs.shape;
+        let mut delta = self.pool().alloc("attention's delta", samples * queries * heads * 4)?;
+        let Some(grid) = warps(inputs.shape) else { return Ok(delta) };
+        let sizes = [samples * queries, queries, heads, head_dim, d_o.stride, o.stride];
+        let mut args = vec![Arg::Write(delta.span_mut()), Arg::Read(d_o.span), Arg::Read(o.span)];
+        args.extend(sizes.map(|size| Arg::U32(narrow(size))));
+        let kernel = format!("attention_deltas_{}", inputs.dtype);
+        // SAFETY: both matrices have the rows and columns of the shape.
+        unsafe { self.launch(&kernel, grid, &args) }?;
+        Ok(delta)
+    }
+
+    /// One gradient of keys or values from the shares of query heads.
+    fn sum_heads(
+        &self,
+        inputs: &Inputs<'_>,
+        d: RowsMut<'_>,
+        parts: Span<'_>,
+    ) -> Result<(), GpuError> {
+        let AttentionShape { samples, keys, heads, kv_heads, head_dim, .. } = inputs.shape;
+        let grid = elements(samples * keys * kv_heads * head_dim);
+        let sizes = [samples, keys, kv_heads, heads / kv_heads, head_dim, d.stride];
+        let mut args = vec![Arg::Write(d.span), Arg::Read(parts)];
+        args.extend(sizes.map(|size| Arg::U32(narrow(size))));
+        // SAFETY: the matrix has the rows and columns of the shape.
+        unsafe { self.launch(&format!("attention_sum_heads_{}", inputs.dtype), grid, &args) }
+    }
+
+    /// [`Ops::attention_merge`](trine_kernels::Ops::attention_merge).
+    ///
+    /// # Errors
+    /// If the device does not take it.
+    pub fn attention_merge(
+        &self,
+        shape: AttentionShape,
+        (o, of_o): (RowsMut<'_>, DType),
+        lse: SpanMut<'_>,
+        (part_o, of_part): (Rows<'_>, DType),
+        part_lse: Span<'_>,
+    ) -> Result<(), GpuError> {
+        let AttentionShape { samples, queries, heads, head_dim, .. } = shape;
+        let Some(grid) = warps(shape) else { return Ok(()) };
+        let sizes = [samples * queries, queries, heads, head_dim, o.stride, part_o.stride];
+        let mut args = vec![Arg::Write(o.span), Arg::Write(lse)];
+        args.extend([Arg::Read(part_o.span), Arg::Read(part_lse)]);
+        args.extend(sizes.map(|size| Arg::U32(narrow(size))));
+        let kernel = format!("attention_merge_{of_o}_{of_part}");
+        // SAFETY: the matrices have the rows and columns of the shape.
+        unsafe { self.launch(&kernel, grid, &args) }
+    }
+}
