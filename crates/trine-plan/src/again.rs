@@ -1,7 +1,7 @@
 //! What runs again where a model's blocks drop tensors.
 
 use std::ops::{Add, Mul};
-use trine_spec::{Block, Branch, Inner, Replay, Step};
+use trine_spec::{Block, Branch, Replay, Step};
 
 /// How often the steps of a block run again before its backward pass, on average over the blocks of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -26,7 +26,7 @@ impl Again {
     }
 
     fn of(branch: &Branch, replay: &Replay) -> Self {
-        let kind = usize::from(matches!(branch.inner, Inner::Mlp { .. }));
+        let kind = branch.inner.number();
         let mut again = Self { sums: f64::from(u8::from(replay.gives_again)), ..Self::default() };
         for step in &replay.again {
             match step {

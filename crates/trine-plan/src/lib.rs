@@ -49,6 +49,7 @@ mod collectives;
 mod constants;
 mod csv;
 mod draw;
+mod elements;
 mod error;
 pub mod evaluate;
 mod flops;
@@ -70,6 +71,7 @@ mod shared;
 mod simulate;
 pub mod stack;
 mod time;
+mod trained;
 
 pub use activations::{ActivationRequest, activation_peak};
 pub use choices::{Choice, Fixed, Request};

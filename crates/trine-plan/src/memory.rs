@@ -1,5 +1,6 @@
 //! What one pipeline rank holds at its peak, item by item.
 
+use crate::elements::{Elements, PieceElements, mean};
 use crate::model::BlockWork;
 use crate::pipeline::blocks_of;
 use crate::stack::Partition;
@@ -79,8 +80,8 @@ impl Planner<'_> {
         }
         memory.activations = flight * each;
         memory.working_set = self.working_set(layout, ends.head);
-        let exchanged = self.bucketed(layout, rank).map_or(0, |(elements, each)| {
-            each.exchanged(elements, &layout.shares(), &layout.degrees)
+        let exchanged = self.bucketed(layout, rank).map_or(0, |([trained, _], each)| {
+            each.exchanged(trained, &layout.shares(), &layout.degrees)
         });
         memory.buffers = self.stack.buffer_bytes + self.gathered(layout) + exchanged as f64;
         if p > 1 {
@@ -145,13 +146,18 @@ impl Planner<'_> {
     }
 
     /// What a pipeline rank of a trine run holds between steps, to the byte (contract C10): for stacks whose state
-    /// lies in buckets, under ZeRO-0 and -1.
+    /// lies in buckets, under ZeRO-0 and -1. Where something is frozen, the padding of buckets is that of a model that
+    /// is trained as a whole.
     pub fn rank_bytes(&self, layout: &Layout, rank: usize) -> Option<RankBytes> {
-        let (elements, each) = self.bucketed(layout, rank)?;
-        Some(RankBytes::planned(elements, &each, &layout.shares(), &layout.degrees))
+        let ([trained, frozen], each) = self.bucketed(layout, rank)?;
+        let bytes = |elements, each: &ElementBytes| {
+            RankBytes::planned(elements, each, &layout.shares(), &layout.degrees)
+        };
+        Some([bytes(trained, &each), bytes(frozen, &each.frozen())].into_iter().sum())
     }
 
-    fn bucketed(&self, layout: &Layout, rank: usize) -> Option<(usize, ElementBytes)> {
+    /// Elements in buckets that are trained, and that are frozen.
+    fn bucketed(&self, layout: &Layout, rank: usize) -> Option<([usize; 2], ElementBytes)> {
         if !self.stack.bucketed || layout.zero > 1 {
             return None;
         }
@@ -174,7 +180,8 @@ impl Planner<'_> {
             master: state.master as usize,
             moments: state.moments as usize,
         };
-        Some((elements as usize, each))
+        let trained = (elements * self.trained_share(layout, rank)) as usize;
+        Some(([trained, elements as usize - trained], each))
     }
 
     fn states(&self, layout: &Layout, rank: usize) -> Memory {
@@ -191,15 +198,40 @@ impl Planner<'_> {
         let elements = self.elements(layout, blocks, layout.ends_of(rank));
         let state = self.stack.states(layout.precision);
         let shares = layout.shares();
-        let held = |axes| elements / layout.degrees.product(axes) as f64;
-        let main = if state.main_gradients_sharded { held(shares.states) } else { elements };
+        let trained = elements * self.trained_share(layout, rank);
+        let held = |elements: f64, axes| elements / layout.degrees.product(axes) as f64;
+        let owned = held(trained, shares.states);
+        let main = if state.main_gradients_sharded { owned } else { trained };
+        let gradients = held(trained, shares.gradients);
         Memory {
-            weights: state.weights * held(shares.weights),
-            gradients: state.gradients * held(shares.gradients) + state.main_gradients * main,
-            master: state.master * held(shares.states),
-            moments: state.moments * held(shares.states),
+            weights: state.weights * held(elements, shares.weights),
+            gradients: state.gradients * gradients + state.main_gradients * main,
+            master: state.master * owned,
+            moments: state.moments * owned,
             ..Memory::default()
         }
+    }
+
+    /// The trained share of the elements that a pipeline rank holds. Blocks are where trine has them; other software is
+    /// taken to cut evenly.
+    pub(crate) fn trained_share(&self, layout: &Layout, rank: usize) -> f64 {
+        let (trained, spec) = (&self.model.trained, &self.model.spec);
+        if trained.is_all {
+            return 1.0;
+        }
+        let (layers, stages) = (spec.layers, layout.shape().stages());
+        let by_work = self.stack.partition == Partition::Work && stages <= layers;
+        let border = |stage: usize| match by_work {
+            true => (0..stage).map(|stage| stage_blocks(spec, stages, stage)).sum(),
+            false => layers * stage / stages,
+        };
+        let held = layout.stages_of(rank).flat_map(|stage| border(stage)..border(stage + 1));
+        let (ends, tp) = (layout.ends_of(rank), layout.degrees.tp);
+        let blocks: Vec<Elements> = held.map(|block| trained.blocks[block].1).collect();
+        let count = blocks.len() as f64;
+        let own = PieceElements { block: mean(blocks.into_iter()), ..trained.elements };
+        let of = |elements: &PieceElements, ends: Ends| self.model.held(elements, count, ends, tp);
+        of(&own, ends) / of(&self.model.elements, ends)
     }
 
     /// Bytes that a block keeps for its backward pass, without recompute of whole blocks.
@@ -312,8 +344,8 @@ impl Planner<'_> {
             return 0.0;
         }
         let tp = self.model.degree(layout.degrees.tp);
-        let block = self.model.block.local(&tp, 1.0);
-        let ends = self.model.embedding.local(&tp, 1.0);
+        let block = self.model.elements.block.local(&tp, 1.0);
+        let ends = self.model.elements.embedding.local(&tp, 1.0);
         let compute = layout.precision.element_bytes();
         3.0 * block * compute + ends * compute
     }

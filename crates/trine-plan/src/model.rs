@@ -2,72 +2,13 @@
 
 use crate::PlanError;
 use crate::again::Again;
+use crate::elements::{Degree, Elements, PieceElements};
 use crate::recompute::{List, Recompute};
+use crate::trained::Trained;
 use std::ops::{Add, Mul};
 use trine_spec::{
-    Block, Branch, Inner, Kept, ModelSpec, ParamSpec, Piece, PieceSizes, QkNorm, SavedTensor, Split,
+    Block, Branch, Inner, Kept, ModelSpec, Pattern, PieceSizes, QkNorm, SavedTensor, Split,
 };
-
-/// Numbers of a piece, or what a rank needs for them: those that every rank has, and those that tensor parallelism
-/// splits, by what it splits.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct Elements {
-    pub(crate) replicated: f64,
-    /// By heads.
-    pub(crate) heads: f64,
-    /// By features of the MLP.
-    pub(crate) inner: f64,
-    /// By rows of the vocabulary.
-    pub(crate) vocab: f64,
-    /// By tokens, where the stream is split over the sequence.
-    pub(crate) tokens: f64,
-}
-
-/// Over how many ranks tensor parallelism splits, as far as the fullest rank is concerned, which sets pace and memory:
-/// its degree, but for what that does not divide.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Degree {
-    pub(crate) heads: f64,
-    pub(crate) inner: f64,
-    pub(crate) vocab: f64,
-}
-
-impl Elements {
-    /// Those of the fullest rank, where tokens are split over `sequence` ranks.
-    pub(crate) fn local(self, tp: &Degree, sequence: f64) -> f64 {
-        let split = self.heads / tp.heads + self.inner / tp.inner + self.vocab / tp.vocab;
-        self.replicated + split + self.tokens / sequence
-    }
-
-    fn each(self, of: impl Fn(f64) -> f64) -> Self {
-        let Self { replicated, heads, inner, vocab, tokens } = self;
-        let [replicated, heads, inner, vocab, tokens] =
-            [replicated, heads, inner, vocab, tokens].map(of);
-        Self { replicated, heads, inner, vocab, tokens }
-    }
-}
-
-impl Mul<f64> for Elements {
-    type Output = Self;
-
-    fn mul(self, share: f64) -> Self {
-        self.each(|number| number * share)
-    }
-}
-
-impl Add for Elements {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            replicated: self.replicated + other.replicated,
-            heads: self.heads + other.heads,
-            inner: self.inner + other.inner,
-            vocab: self.vocab + other.vocab,
-            tokens: self.tokens + other.tokens,
-        }
-    }
-}
 
 /// What a block does beside its products, on average over those of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -218,12 +159,9 @@ pub struct Model {
     pub spec: ModelSpec,
     /// Unique parameters.
     pub params: f64,
-    pub(crate) block: Elements,
-    pub(crate) embedding: Elements,
-    /// Final norm and, if untied, the output layer.
-    pub(crate) head: Elements,
-    /// The output layer by itself, which a stage without the embedding holds in any case.
-    pub(crate) output: Elements,
+    pub(crate) elements: PieceElements,
+    /// All of it, unless something is frozen ([`Model::freeze`]).
+    pub(crate) trained: Trained,
     pub(crate) work: BlockWork,
     /// What a block saves alone, and where several ranks share it: what a branch gives has another type there.
     saved: [Saved; 2],
@@ -245,10 +183,7 @@ impl Model {
     /// What [`ModelSpec::check`] finds.
     pub fn new(spec: &ModelSpec) -> Result<Self, PlanError> {
         spec.check()?;
-        let params = |piece| spec.params(piece, 1);
-        let (output, rest): (Vec<ParamSpec>, Vec<ParamSpec>) =
-            params(Piece::Head).into_iter().partition(|param| param.name == "head.output.weight");
-        let (norm, output) = (sum(&rest), sum(&output));
+        let parts = spec.parts(1)?;
         let blocks = Kinds::new(spec);
         let of_block = |block: &Block, tp| {
             let branches = 0..block.branches.len();
@@ -258,10 +193,8 @@ impl Model {
         let mut model = Self {
             spec: spec.clone(),
             params: spec.param_count() as f64,
-            block: mean((0..spec.layers).map(|block| sum(&params(Piece::Block(block))))),
-            embedding: sum(&params(Piece::Embedding)),
-            head: if spec.tied { norm } else { norm + output },
-            output,
+            elements: PieceElements::of(&parts, |_| true),
+            trained: Trained::new(&parts),
             work: blocks.mean(BlockWork::of_block),
             saved: [1, 2].map(|tp| Saved::mean(&blocks, |block| of_block(block, tp))),
             whole: Dropping::new(&blocks, spec.hidden, &trine_spec::Recompute::FULL),
@@ -277,6 +210,17 @@ impl Model {
             model.ladder.push(way);
         }
         Ok(model)
+    }
+
+    /// Freezes what some patterns name ([`ModelParts::freeze`]): times and memory are those of the rest.
+    ///
+    /// # Errors
+    /// What cannot be frozen.
+    pub fn freeze(&mut self, patterns: &[Pattern]) -> Result<(), PlanError> {
+        let mut parts = self.spec.parts(1)?;
+        parts.freeze(patterns)?;
+        self.trained = Trained::new(&parts);
+        Ok(())
     }
 
     /// What a run computes again, as a plan has it. A list of tensors becomes one of the model's.
@@ -350,19 +294,28 @@ impl Model {
         self.sizes.iter().find(|(degree, _)| *degree == tp).map(|(_, sizes)| sizes)
     }
 
-    /// Elements that the fullest tensor rank of some blocks and ends holds. A tied output layer without the
-    /// embedding is a second copy of it.
+    /// Elements that the fullest tensor rank of some blocks and ends holds.
     pub(crate) fn stage_elements(&self, blocks: f64, ends: Ends, tp: usize) -> f64 {
+        self.held(&self.elements, blocks, ends, tp)
+    }
+
+    /// Those of them that are trained.
+    pub(crate) fn stage_trained(&self, blocks: f64, ends: Ends, tp: usize) -> f64 {
+        self.held(&self.trained.elements, blocks, ends, tp)
+    }
+
+    /// What a stage holds of some elements. A tied output layer without the embedding is a second copy of it.
+    pub(crate) fn held(&self, of: &PieceElements, blocks: f64, ends: Ends, tp: usize) -> f64 {
         let degree = self.degree(tp);
         let local = |elements: Elements| elements.local(&degree, 1.0);
-        let mut elements = blocks * local(self.block);
+        let mut elements = blocks * local(of.block);
         if ends.embedding {
-            elements += local(self.embedding);
+            elements += local(of.embedding);
         }
         if ends.head {
-            elements += local(self.head);
-            if self.spec.tied && !ends.embedding {
-                elements += local(self.output);
+            elements += local(of.norm);
+            if !self.spec.tied || !ends.embedding {
+                elements += local(of.output);
             }
         }
         elements
@@ -370,28 +323,8 @@ impl Model {
 
     /// Stored vocabulary per tensor rank.
     pub(crate) fn vocab_local(&self, tp: f64) -> f64 {
-        self.output.vocab / self.spec.hidden as f64 / tp
+        self.elements.output.vocab / self.spec.hidden as f64 / tp
     }
-}
-
-fn mean(blocks: impl ExactSizeIterator<Item = Elements>) -> Elements {
-    let count = blocks.len() as f64;
-    blocks.fold(Elements::default(), Add::add).each(|number| number / count)
-}
-
-fn sum(params: &[ParamSpec]) -> Elements {
-    let mut elements = Elements::default();
-    for param in params {
-        let len = param.shape.iter().product::<usize>() as f64;
-        let kind = match param.split_dim() {
-            None => &mut elements.replicated,
-            Some(_) if param.name.contains(".attention.") => &mut elements.heads,
-            Some(_) if param.name.contains(".mlp.") => &mut elements.inner,
-            Some(_) => &mut elements.vocab,
-        };
-        *kind += len;
-    }
-    elements
 }
 
 /// Elements for each token of what the branches of a block keep in one type.
@@ -423,7 +356,7 @@ mod tests {
         // Products and embedding alone: 12·128·25600² + 50688·25600 = 1.0079e12; biases, norms, positions on top.
         assert!((model.params / 1.0079e12 - 1.0).abs() < 2e-4, "{}", model.params);
         let blocks = 128.0 * (12.0 * 25600.0 * 25600.0 + 13.0 * 25600.0);
-        assert_eq!(128.0 * model.block.local(&model.degree(1), 1.0), blocks);
+        assert_eq!(128.0 * model.elements.block.local(&model.degree(1), 1.0), blocks);
     }
 
     #[test]

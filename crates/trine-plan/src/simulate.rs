@@ -32,11 +32,21 @@ impl Planner<'_> {
 
     /// The same for stages of so many blocks.
     pub(crate) fn costs_of(&self, layout: &Layout, blocks: &[usize]) -> StageCosts {
-        let (block, head, message) = self.unit_times(layout);
+        let (head, message) = self.head_time(layout);
         let stages = blocks.len();
         let (blocked, transfer) = self.stack.message_waits(message, layout.degrees.pp);
+        let mut first = 0;
+        let each: Vec<StageTime> = blocks
+            .iter()
+            .map(|count| {
+                let trained = self.model.trained.products_of(first..first + count);
+                first += count;
+                self.block_time(layout, trained)
+            })
+            .collect();
         let time = |stage: usize, of: fn(&StageTime) -> f64| {
-            blocks[stage] as f64 * of(&block) + if stage + 1 == stages { of(&head) } else { 0.0 }
+            let ends = if stage + 1 == stages { of(&head) } else { 0.0 };
+            blocks[stage] as f64 * of(&each[stage]) + ends
         };
         StageCosts {
             forward: (0..stages).map(|s| time(s, |t| t.forward) + blocked).collect(),

@@ -5,6 +5,7 @@ use crate::collectives::{Group, Network};
 use crate::kernels::{Kernels, Passes};
 use crate::model::BlockWork;
 use crate::pipeline::{StageTime, blocks_of, bubble_s};
+use crate::trained::Products;
 use crate::{Ends, Layout, Planner, Precision, Recompute};
 
 /// Kernels of an fp8 block relative to a bf16 one: a cast and a transpose beside each product's operands.
@@ -97,7 +98,7 @@ impl Planner<'_> {
     pub fn time(&self, layout: &Layout) -> Time {
         let network = self.network();
         let kernels = self.kernels(layout.precision);
-        let block = self.block(layout, &kernels, &network);
+        let block = self.block(layout, &kernels, &network, self.model.trained.products);
         let head = self.head(layout, &kernels, &network);
         let p = layout.degrees.pp;
         let m = layout.micro_batches() as f64;
@@ -148,12 +149,17 @@ impl Planner<'_> {
         time
     }
 
-    /// Seconds of one micro-batch in one block, in the head, and in a message between stages.
-    pub(crate) fn unit_times(&self, layout: &Layout) -> (StageTime, StageTime, f64) {
+    /// Seconds of one micro-batch in one block of which these products are trained.
+    pub(crate) fn block_time(&self, layout: &Layout, trained: Products) -> StageTime {
         let (network, kernels) = (self.network(), self.kernels(layout.precision));
-        let block = self.block(layout, &kernels, &network).stage_time();
+        self.block(layout, &kernels, &network, trained).stage_time()
+    }
+
+    /// Seconds of one micro-batch in the head, and in a message between stages.
+    pub(crate) fn head_time(&self, layout: &Layout) -> (StageTime, f64) {
+        let (network, kernels) = (self.network(), self.kernels(layout.precision));
         let head = self.head(layout, &kernels, &network).stage_time();
-        (block, head, self.message_s(layout))
+        (head, self.message_s(layout))
     }
 
     pub(crate) fn network(&self) -> Network<'_> {
@@ -165,7 +171,13 @@ impl Planner<'_> {
     }
 
     /// One block, one micro-batch.
-    fn block(&self, layout: &Layout, kernels: &Kernels<'_>, network: &Network<'_>) -> Unit {
+    fn block(
+        &self,
+        layout: &Layout,
+        kernels: &Kernels<'_>,
+        network: &Network<'_>,
+        trained: Products,
+    ) -> Unit {
         let spec = &self.model.spec;
         let tp = self.model.degree(layout.degrees.tp);
         let (tokens, seq) = (layout.tokens(), layout.seq as f64);
@@ -178,8 +190,12 @@ impl Planner<'_> {
         let (inner_own, f_own) = (inner / tp.inner, f / tp.inner);
         let each = [(h, q_own + 2.0 * kv_own), (q_own, h), (h, inner_own), (f_own, h)]
             .map(|(inputs, outputs)| kernels.linear(tokens, inputs, outputs));
+        let [columns, rows] = [trained.columns, trained.rows];
+        let shares = [columns[0], rows[0], columns[1], rows[1]];
         let mut products = Passes::default();
-        each.iter().for_each(|product| products += *product);
+        for (product, share) in each.iter().zip(shares) {
+            products += Passes { weight: product.weight * share, ..*product };
+        }
         let attention = kernels
             .attention(layout.attention, tokens, seq, heads, spec.head_dim as f64)
             .times(spec.seen_of_all(layout.seq));
@@ -348,6 +364,9 @@ impl Planner<'_> {
             ..*kernels
         };
         let mut passes = wide.linear(tokens, self.model.spec.hidden as f64, vocab);
+        if !self.model.trained.has_output() {
+            passes.weight = 0.0;
+        }
         // The loss in f32: cast, maximum, exponentials, sum; and the gradient.
         let held = if self.stack.logits_whole { vocab * tp } else { vocab };
         let loss = wide.stream_s(tokens * held * 12.0);
@@ -405,10 +424,15 @@ impl Planner<'_> {
         if replicas.size == 1 {
             return 0.0;
         }
-        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp);
+        let trained = self.model.stage_trained(blocks, Ends::of_rest(layout), d.tp);
         let calls = blocks.max(1.0);
-        let reduced = elements * self.stack.reduce_bytes(layout.precision);
-        let gathered = elements * layout.precision.element_bytes();
+        let reduced = trained * self.stack.reduce_bytes(layout.precision);
+        // Weights that are not trained are exchanged where they are shared out.
+        let exchanged = match layout.zero {
+            3 => self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp),
+            _ => trained,
+        };
+        let gathered = exchanged * layout.precision.element_bytes();
         let reduce = network.gather_s(reduced, calls, replicas);
         let gather = network.gather_s(gathered, calls, replicas);
         let over = self.device.interference;
@@ -441,10 +465,10 @@ impl Planner<'_> {
     /// A tied embedding on the first and last stage: its gradient is summed between the two, where two ranks have them.
     fn tied_s(&self, layout: &Layout, network: &Network<'_>) -> f64 {
         let d = &layout.degrees;
-        if layout.ends_of(0).head || !self.model.spec.tied {
+        if layout.ends_of(0).head || !self.model.spec.tied || !self.model.trained.has_output() {
             return 0.0;
         }
-        let elements = self.model.output.vocab / d.tp as f64;
+        let elements = self.model.trained.elements.output.vocab / d.tp as f64;
         let ends = Group { size: 2, stride: (d.pp - 1) * d.dp * d.cp * d.tp };
         network.all_reduce_s(elements * self.stack.reduce_bytes(layout.precision), 1.0, ends)
     }
@@ -452,7 +476,7 @@ impl Planner<'_> {
     /// Adam reads and writes master weights and two moments, reads gradients (twice: the norm), writes weights.
     fn optimizer_s(&self, layout: &Layout, kernels: &Kernels<'_>, blocks: f64) -> f64 {
         let d = &layout.degrees;
-        let elements = self.model.stage_elements(blocks, Ends::of_rest(layout), d.tp);
+        let elements = self.model.stage_trained(blocks, Ends::of_rest(layout), d.tp);
         let owned = elements / d.product(layout.shares().states) as f64;
         let state = self.stack.states(layout.precision);
         let bytes = owned * (2.0 * (state.master + state.moments) + state.weights)

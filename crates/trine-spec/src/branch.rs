@@ -112,6 +112,14 @@ impl Features {
 }
 
 impl Inner {
+    /// Its place where both kinds have one: attention, then the MLP.
+    pub fn number(self) -> usize {
+        match self {
+            Self::Attention(_) => 0,
+            Self::Mlp { .. } => 1,
+        }
+    }
+
     /// What the columns before it are called together: in the names of collectives and of what they give.
     pub fn columns(self) -> &'static str {
         match self {
@@ -138,6 +146,16 @@ impl Inner {
 }
 
 impl Branch {
+    /// The name of the matrix of some of its features, in block `index`.
+    pub fn weight_name(&self, index: usize, part: &Features) -> String {
+        format!("block.{index}.{}.{}.weight", self.name, part.name)
+    }
+
+    /// The name of the bias behind that matrix.
+    pub(crate) fn bias_name(&self, index: usize, part: &Features) -> String {
+        format!("block.{index}.{}.{}.bias", self.name, part.name)
+    }
+
     /// What its inner part reads: what the columns give, for `tp` ranks.
     pub(crate) fn before_inner(&self, tp: usize) -> Vec<SavedTensor> {
         let name = self.inner.columns();

@@ -4,7 +4,8 @@
 
 use crate::layout::{end, offset, padded};
 use crate::{
-    Bucket, ModelSpec, ParamSpec, Piece, RankLayout, Shares, SpecError, params::TOKEN_EMBEDDING,
+    Bucket, ModelSpec, OUTPUT_LAYER, ParamSpec, Piece, RankLayout, Shares, SpecError,
+    params::TOKEN_EMBEDDING,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -199,9 +200,6 @@ impl PieceSizes {
         closed + padded(open, stage.replicas) + tables * padded(self.table, stage.replicas)
     }
 }
-
-/// The output layer's name.
-const OUTPUT_LAYER: &str = "head.output.weight";
 
 #[cfg(test)]
 mod tests {

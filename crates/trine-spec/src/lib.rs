@@ -49,8 +49,8 @@ pub use layout::{
     Bucket, LocalParam, RankLayout, RankRequest, StagePieces, split_layers, stage_blocks,
 };
 pub use model::ModelSpec;
-pub use params::{Init, ParamSpec, Piece};
-pub use parts::{Body, HeadBody, HeadTensor, ModelParts, OwnBody, OwnPiece, PieceParts};
+pub use params::{Init, OUTPUT_LAYER, ParamSpec, Piece};
+pub use parts::{Body, HeadBody, HeadTensor, ModelParts, OwnBody, OwnPiece, PieceParts, Trains};
 pub use passes::{Pass, PassShape, Passes};
 pub use pattern::Pattern;
 pub use recompute::Recompute;

@@ -111,6 +111,9 @@ impl ParamSpec {
 /// The token embedding's name: the target of a tied output layer.
 pub(crate) const TOKEN_EMBEDDING: &str = "embedding.token";
 
+/// The output layer's name, tied or not.
+pub const OUTPUT_LAYER: &str = "head.output.weight";
+
 impl ModelSpec {
     /// All pieces in forward order.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + use<> {
@@ -141,7 +144,7 @@ impl ModelSpec {
     fn head_params(&self, tp: usize) -> Vec<ParamSpec> {
         let mut params = self.norm_params("head.norm", self.head_norm());
         let tied_to = self.tied.then(|| TOKEN_EMBEDDING.to_string());
-        params.push(ParamSpec { tied_to, ..self.vocab_matrix("head.output.weight", tp) });
+        params.push(ParamSpec { tied_to, ..self.vocab_matrix(OUTPUT_LAYER, tp) });
         params
     }
 
@@ -173,23 +176,23 @@ impl ModelSpec {
                 self.norm_params(&format!("block.{index}.{}", norm.name), norm.kind)
             };
             params.extend(branch.before.into_iter().flat_map(norm));
-            params.extend(self.column(&name, &branch, tp));
+            params.extend(self.column(index, &branch, tp));
             params.extend(self.qk_norm_params(&name, &branch, tp));
-            params.extend(self.row(&format!("{name}.{}", branch.row.name), &branch, tp));
+            params.extend(self.row(index, &branch, tp));
             params.extend(branch.after.into_iter().flat_map(norm));
         }
         params
     }
 
     /// Column-parallel matrices that share their input, fused; then their biases, fused.
-    fn column(&self, name: &str, branch: &Branch, tp: usize) -> Vec<ParamSpec> {
+    fn column(&self, index: usize, branch: &Branch, tp: usize) -> Vec<ParamSpec> {
         let init = Init::Normal { std: self.init_std };
         let weights = branch.columns.iter().enumerate().map(|(i, part)| {
-            let (name, shape) = (format!("{name}.{}.weight", part.name), [part.width, self.hidden]);
+            let (name, shape) = (branch.weight_name(index, part), [part.width, self.hidden]);
             ParamSpec { fused: i > 0, ..matrix(&name, shape, Some((0, part.parts(tp))), init) }
         });
         let biases = branch.columns.iter().enumerate().map(|(i, part)| {
-            let name = format!("{name}.{}.bias", part.name);
+            let name = branch.bias_name(index, part);
             let split = Some(part.parts(tp));
             ParamSpec { fused: i > 0, ..vector(&name, part.width, split, Init::Zeros) }
         });
@@ -212,12 +215,13 @@ impl ModelSpec {
 
     /// A row-parallel matrix: input features split; its bias, added after the sum, replicated.
     /// Residual projections start smaller (GPT-2: 1/√(2·layers)).
-    fn row(&self, name: &str, branch: &Branch, tp: usize) -> Vec<ParamSpec> {
+    fn row(&self, index: usize, branch: &Branch, tp: usize) -> Vec<ParamSpec> {
         let init = Init::Normal { std: self.init_std / (2.0 * self.layers as f64).sqrt() };
         let (shape, split) = ([self.hidden, branch.row.width], Some((1, branch.row.parts(tp))));
-        let mut params = vec![matrix(&format!("{name}.weight"), shape, split, init)];
+        let mut params = vec![matrix(&branch.weight_name(index, &branch.row), shape, split, init)];
         if branch.row_bias {
-            params.push(vector(&format!("{name}.bias"), self.hidden, None, Init::Zeros));
+            let name = branch.bias_name(index, &branch.row);
+            params.push(vector(&name, self.hidden, None, Init::Zeros));
         }
         params
     }

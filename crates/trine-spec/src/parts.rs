@@ -3,7 +3,10 @@
 
 use crate::check::PARAMETERS_MAX;
 use crate::hf::{self, HfTensor};
-use crate::{Block, Init, ModelSpec, Norm, ParamSpec, Pattern, Piece, SavedTensor, SpecError};
+use crate::{
+    Block, Branch, Features, Init, ModelSpec, Norm, ParamSpec, Pattern, Piece, SavedTensor,
+    SpecError,
+};
 use std::collections::HashSet;
 use trine_mesh::{AxisSet, shard};
 
@@ -108,6 +111,15 @@ pub struct OwnBody {
     /// Whether it keeps its input alone and runs forward again before its backward pass: set by
     /// [`ModelParts::recompute`].
     pub again: bool,
+}
+
+/// Which products of a branch are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trains {
+    /// The columns, which are one matrix.
+    pub columns: bool,
+    /// The row.
+    pub row: bool,
 }
 
 /// A piece of one's own: it takes the place of a block.
@@ -302,6 +314,18 @@ impl OwnPiece {
 }
 
 impl PieceParts {
+    /// Whether it has a parameter of this name that is trained.
+    pub fn trains(&self, name: &str) -> bool {
+        self.params.iter().any(|spec| spec.trainable && spec.name == name)
+    }
+
+    /// Which products of one of its branches are trained.
+    pub fn trains_of(&self, branch: &Branch) -> Trains {
+        let Piece::Block(index) = self.piece else { return Trains { columns: false, row: false } };
+        let is_trained = |part: &Features| self.trains(&branch.weight_name(index, part));
+        Trains { columns: branch.columns.iter().any(is_trained), row: is_trained(&branch.row) }
+    }
+
     /// Whether it is a piece of one's own that keeps its input alone. Those of the zoo say by themselves what they
     /// drop.
     pub fn runs_again(&self) -> bool {

@@ -2,11 +2,11 @@
 //!
 //! What is kept is [`Branch::tensors`] but for what is dropped. What a pass needs beside it, and what it leaves for the
 //! weight gradients, follows from the order of operations in a branch ([`Step`]): the pairs (input, output gradient) of
-//! its two products stay until W.
+//! its two products stay until W. A product that is frozen leaves none: backward lets go of its pair at once.
 
 use crate::{
-    Block, Body, Branch, BranchTensor, HeadBody, HeadTensor, ModelParts, Norm, OwnBody, PieceParts,
-    Replay, SavedTensor, Step,
+    Block, Body, Branch, BranchTensor, HeadBody, HeadTensor, Inner, ModelParts, Norm, OUTPUT_LAYER,
+    OwnBody, PieceParts, Replay, SavedTensor, Step, Trains,
 };
 
 /// How passes are run, as far as their memory depends on it.
@@ -50,9 +50,9 @@ impl ModelParts {
         let sizes = Sizes::new(self, shape);
         match &part.body {
             Body::Embedding => sizes.embedding(),
-            Body::Block(block) => sizes.block(block),
-            Body::Head(head) => sizes.head(head),
-            Body::Own(own) => sizes.own(own),
+            Body::Block(block) => sizes.block(block, part),
+            Body::Head(head) => sizes.head(head, part.trains(OUTPUT_LAYER)),
+            Body::Own(own) => sizes.own(own, part.params.iter().any(|spec| spec.trainable)),
         }
     }
 
@@ -124,7 +124,7 @@ impl<'a> Sizes<'a> {
         }
     }
 
-    fn head(&self, head: &HeadBody) -> Passes {
+    fn head(&self, head: &HeadBody, trains: bool) -> Passes {
         let vocab = self.model.spec.vocab_stored(self.model.tp) / self.model.tp;
         let logits = (self.shape.tokens * vocab * self.shape.compute_bytes) as i64;
         let stats = self.stats(head.norm);
@@ -136,14 +136,21 @@ impl<'a> Sizes<'a> {
         };
         let dropped: i64 = head.dropped.iter().map(bytes).sum();
         let kept = all - dropped;
-        let work = if self.split_rows { self.whole } else { self.input } + logits;
+        let pair = if self.split_rows { self.whole } else { self.input } + logits;
+        let work = if trains { pair } else { 0 };
         // Maximum, sum and target logit alone and together, loss.
         let loss = self.gathered.max(6 * self.row);
         let replay = if head.again()[1] { loss } else { 0 };
         // What the output layer has read, its rows gathered again where they are split; beside it its gradient and what
         // is gathered, and then the norm's gradient.
         let scattered = if self.split_rows { self.input } else { 0 };
-        let backward = self.whole + self.stream.max(2 * scattered);
+        let norm = if trains {
+            self.whole + self.stream
+        } else {
+            // What the output layer has read is gone by then, and so are the logits.
+            self.stream - logits
+        };
+        let backward = norm.max(self.whole + 2 * scattered);
         Passes {
             forward: Pass { needs: all + loss, leaves: kept },
             backward: Pass { needs: dropped + replay.max(backward), leaves: work - kept },
@@ -157,12 +164,13 @@ impl<'a> Sizes<'a> {
         rows * norm.stats() as i64
     }
 
-    fn block(&self, block: &Block) -> Passes {
+    fn block(&self, block: &Block, part: &PieceParts) -> Passes {
         let replays = block.replays();
         let pairs = block.branches.iter().zip(&replays).enumerate();
         let sizes: Vec<BranchSizes> = pairs
             .map(|(number, (branch, replay))| {
-                BranchSizes::new(self, branch, replay, block.parallel && number > 0)
+                let is_shared = block.parallel && number > 0;
+                BranchSizes::new(self, (branch, replay), part.trains_of(branch), is_shared)
             })
             .collect();
         let kept: i64 = sizes.iter().map(|branch| branch.kept).sum();
@@ -176,7 +184,7 @@ impl<'a> Sizes<'a> {
             let copies = if block.parallel { number == 0 } else { branch.keeps_stream };
             forward.add_to_stream(self, branch, copies);
         }
-        let (mut held, mut worst, mut work) = (0, 0, 0);
+        let (mut held, mut worst, mut work, mut is_left) = (0, 0, 0, false);
         for (number, branch) in sizes.iter().enumerate().rev() {
             let mut again = Moments { now: held, peak: held };
             for brought in &sizes[Block::chain(&replays, number)] {
@@ -187,16 +195,19 @@ impl<'a> Sizes<'a> {
             // Side by side: the gradient that enters is read by all, and the first to add to it makes a copy. Without
             // copies of their own, it is then among what is left for the weight gradients.
             let is_own = branch.gradient(self) == 0;
-            let beside = if block.parallel && !is_last && !is_own { self.stream } else { 0 };
-            let copies = if block.parallel { is_last } else { is_own };
+            let beside = if block.parallel && !is_last && !is_left { self.stream } else { 0 };
+            let copies = if block.parallel { is_last } else { is_own && branch.trains.row };
             worst = worst.max(held + beside + branch.backward_needs(self, copies));
+            let gradient = branch.trains.row && !(block.parallel && is_own && is_left);
+            is_left |= is_own && branch.trains.row;
             // Branches may also read the very same tensor: the first has it among what it keeps, until it is the last
             // that leaves it.
-            let is_read =
-                block.branches[number].before.is_none() && self.is_one_type() && !self.split_rows;
-            let shared = [is_own && !is_last, is_read && number > 0];
-            let shared = shared.into_iter().filter(|is| block.parallel && *is).count();
-            let left = branch.work - self.input * shared as i64;
+            let is_read = block.parallel && branch.is_stream && !self.split_rows;
+            let read = match number {
+                0 if is_read => sizes.iter().any(|branch| branch.trains.columns),
+                _ => branch.trains.columns && !is_read,
+            };
+            let left = branch.left(self, gradient, read);
             held += left - branch.saved;
             work += left;
         }
@@ -217,11 +228,12 @@ impl<'a> Sizes<'a> {
         self.shape.compute_bytes == self.shape.sum_bytes
     }
 
-    fn own(&self, own: &OwnBody) -> Passes {
+    /// A piece of one's own does not say which of its parameters need what it leaves.
+    fn own(&self, own: &OwnBody, trains: bool) -> Passes {
         let worst = |moments: &[Vec<SavedTensor>]| {
             moments.iter().map(|moment| self.of(moment)).fold(self.stream, i64::max)
         };
-        let (kept, work) = (self.of(&own.saved), self.of(&own.work));
+        let (kept, work) = (self.of(&own.saved), if trains { self.of(&own.work) } else { 0 });
         let input = if own.keeps_input { self.stream } else { 0 };
         let needs = kept + worst(&own.forward);
         let (begun, again, replay) =
@@ -259,11 +271,16 @@ struct BranchSizes<'a> {
     after_inner: i64,
     /// What the norm of what it gives has saved.
     after: i64,
-    work: i64,
+    trains: Trains,
 }
 
 impl<'a> BranchSizes<'a> {
-    fn new(of: &Sizes<'_>, branch: &'a Branch, replay: &'a Replay, is_shared: bool) -> Self {
+    fn new(
+        of: &Sizes<'_>,
+        (branch, replay): (&'a Branch, &'a Replay),
+        trains: Trains,
+        is_shared: bool,
+    ) -> Self {
         let (tp, hidden) = (of.model.tp, of.model.spec.hidden);
         let is_stream = branch.before.is_none() && of.is_one_type();
         let mut tensors = [0; BranchTensor::ALL.len()];
@@ -288,8 +305,6 @@ impl<'a> BranchSizes<'a> {
         let [before, after_inner, row, row_stats] =
             [BranchTensor::Columns, BranchTensor::Given, BranchTensor::Row, BranchTensor::RowStats]
                 .map(|kind| tensors[kind as usize]);
-        // Of both products: the input, and the gradient of the output.
-        let rows = if of.split_rows { of.whole } else { of.input };
         Self {
             branch,
             replay,
@@ -301,8 +316,19 @@ impl<'a> BranchSizes<'a> {
             before,
             after_inner,
             after: row + row_stats,
-            work: 2 * rows + before + after_inner,
+            trains,
         }
+    }
+
+    /// What it leaves for its weight gradients: of each product the input, and the gradient of the output. Whether
+    /// the `gradient` that enters and what the columns `read` count, the block knows.
+    fn left(&self, of: &Sizes<'_>, gradient: bool, read: bool) -> i64 {
+        let rows = if of.split_rows { of.whole } else { of.input };
+        let if_so = |is: bool, bytes: i64| if is { bytes } else { 0 };
+        if_so(self.trains.row, self.after_inner)
+            + if_so(self.trains.columns, self.before)
+            + if_so(gradient, rows)
+            + if_so(read, rows)
     }
 
     fn bytes(&self, kind: BranchTensor) -> i64 {
@@ -327,15 +353,23 @@ impl<'a> BranchSizes<'a> {
         // before the gradient gets the type of products.
         let from_norm = if self.after > 0 { of.copy + of.given() } else { 0 };
         let own = if self.after > 0 { of.input } else { of.copy };
+        // Frozen, the row lets go of its pair: the gradient is gone, and so is what it has read as soon as the inner
+        // part does not need it.
+        let [pair, read_by_row] = match (self.trains.row, self.branch.inner) {
+            (true, _) => [gradient, gradient],
+            (false, Inner::Attention(_)) => [0, -self.after_inner],
+            (false, Inner::Mlp { .. }) => [-self.after_inner; 2],
+        };
         // Gradients of what the row reads, and of what the inner part reads. Norms of queries and keys work in place.
-        let inner = gradient + self.after_inner + self.before;
+        let inner = pair + self.after_inner + self.before;
         let scattered = if of.split_rows { of.input } else { 0 };
         let row = own + of.gathered + self.after_inner.max(scattered);
-        let added = if copies { of.stream } else { 0 };
-        // Split rows are scattered, and the norm's output is gathered for the columns' weights. What norms of queries
-        // and keys have read is gone.
+        // Split rows are scattered, and the norm's output is gathered for the columns' weights. Frozen columns let go
+        // of their pair before the norm adds to the stream, which is less. What norms of queries and keys have read is
+        // gone.
+        let added = if copies && self.trains.columns { of.stream } else { 0 };
         let qk = self.bytes(BranchTensor::QkInput) + self.bytes(BranchTensor::QkStats);
-        let last = gradient + of.whole + added.max(2 * scattered) - qk;
+        let last = read_by_row + of.whole + added.max(2 * scattered) - qk;
         // What the norm behind the row has saved is gone by then.
         from_norm.max(inner.max(row).max(last) - self.after)
     }
@@ -418,7 +452,7 @@ impl Moments {
 mod tests {
     use super::*;
     use crate::Kept::{Compute, Stream, Sums};
-    use crate::{Kept, OwnPiece, Piece, Recompute, Split, presets};
+    use crate::{Init, Kept, OwnPiece, ParamSpec, Pattern, Piece, Recompute, Split, presets};
 
     const TENSOR: Split = Split::Tensor { units: 4 };
 
@@ -444,9 +478,20 @@ mod tests {
     /// The passes of 64 tokens in bf16 beside f32, of a block that is an own piece: what F needs and leaves, what B
     /// needs and leaves, and what is left for W.
     fn bytes(body: &OwnBody, tp: usize, sequence_parallel: bool, recompute: bool) -> [i64; 5] {
+        bytes_frozen(body, (tp, sequence_parallel, recompute), &[])
+    }
+
+    fn bytes_frozen(
+        body: &OwnBody,
+        (tp, sequence_parallel, recompute): (usize, bool, bool),
+        frozen: &[&str],
+    ) -> [i64; 5] {
         let mut parts = presets::find("gpt2-124m").unwrap().model.parts(tp).unwrap();
-        let own = OwnPiece { params: vec![], body: body.clone(), flops_per_token: 0.0 };
+        let params = ["own.gain", "own.matrix"].map(|name| ParamSpec::new(name, &[4], Init::Ones));
+        let own = OwnPiece { params: params.into(), body: body.clone(), flops_per_token: 0.0 };
         parts.replace(5, own).unwrap();
+        let frozen: Vec<Pattern> = frozen.iter().map(|name| Pattern::new(*name)).collect();
+        parts.freeze(&frozen).unwrap();
         let what = if recompute { Recompute::FULL } else { Recompute::None };
         parts.recompute(&what).unwrap();
         let (compute_bytes, sum_bytes) = (2, 4);
@@ -479,6 +524,16 @@ mod tests {
         // One rank holds all rows either way, and all features.
         assert_eq!(bytes(&body(), 1, true, false), bytes(&body(), 1, false, false));
         assert_eq!(bytes(&body(), 1, false, false)[1], 4 * kept + stream);
+    }
+
+    #[test]
+    fn an_own_piece_leaves_nothing_for_weight_gradients_if_none_of_it_is_trained() {
+        let whole = bytes(&body(), 4, false, false);
+        let frozen = |names: &[&str]| bytes_frozen(&body(), (4, false, false), names);
+        assert_eq!(frozen(&["own.gain"]), whole);
+        let [forward, kept, backward, left, work] = whole;
+        assert!(work > 0);
+        assert_eq!(frozen(&["own.*"]), [forward, kept, backward, left - work, 0]);
     }
 
     #[test]

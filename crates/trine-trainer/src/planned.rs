@@ -118,6 +118,7 @@ pub fn planned_step(
     machine: &Machine,
 ) -> Result<Result<SharedStep, String>, TrainError> {
     let mut model = Model::new(&config.model)?;
+    model.freeze(&config.frozen)?;
     let again = model.drop_tensors(&config.recompute)?;
     let layout = match layout(config, again) {
         Ok(layout) => layout,
@@ -226,6 +227,24 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is frozen is planned with neither weight gradients nor an update.
+    #[test]
+    fn a_step_is_planned_without_the_weight_gradients_of_what_is_frozen() {
+        let clusters = trine_plan::clusters(&[]).unwrap();
+        let cluster = trine_plan::find_cluster(&clusters, "h100").unwrap().clone();
+        let machine = Machine { cluster, source: "a test".into() };
+        let step = |frozen: &str| {
+            // Wide enough that kernels take longer than their launches.
+            let text = format!("train.frozen=[{frozen}]");
+            let settings = ["model.hidden=2048", &text].map(crate::config::Setting::set).into();
+            let typed = crate::config::Typed { settings, ..Default::default() };
+            let config = crate::config::Config::load(&typed).unwrap().engine(4).unwrap();
+            planned_step(&config, &machine).unwrap().unwrap().step
+        };
+        let (whole, some) = (step(""), step("\"block.*\", \"embedding.position\""));
+        assert!(some < 0.98 * whole, "{some} {whole}");
+    }
 
     #[test]
     fn the_middle_of_even_and_odd_numbers_of_steps() {

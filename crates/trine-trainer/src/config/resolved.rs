@@ -139,7 +139,7 @@ impl Config {
     }
 
     /// The parameters that are not trained.
-    pub(super) fn frozen(&self) -> Vec<Pattern> {
+    pub fn frozen(&self) -> Vec<Pattern> {
         self.train.frozen.iter().map(|line| Pattern::new(line.trim())).collect()
     }
 

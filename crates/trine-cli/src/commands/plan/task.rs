@@ -51,7 +51,9 @@ impl Task {
         let seq = args.seq.unwrap_or(seq);
         // A model for longer sequences, where they are.
         let seq_max = base.model.seq_max.max(seq);
-        let model = ModelSpec { seq_max, ..base.model.clone() };
+        let spec = ModelSpec { seq_max, ..base.model.clone() };
+        let mut model = Model::new(&spec).map_err(Failure::usage)?;
+        model.freeze(&base.frozen()).map_err(Failure::usage)?;
         let global_batch = match as_trained {
             true => base.batch.global,
             false => default_global_batch(devices, seq),
@@ -73,7 +75,7 @@ impl Task {
         let all = stacks().map_err(run_failure)?;
         let stack = args.stack.as_deref().unwrap_or(usual);
         Ok(Self {
-            model: Model::new(&model).map_err(Failure::usage)?,
+            model,
             stack: find_stack(&all, stack).map_err(Failure::usage)?.clone(),
             constants: Constants::built_in().map_err(run_failure)?,
             base,
