@@ -258,5 +258,6 @@ pub fn weights(engine: &Engine) -> Result<Shards, TrainError> {
     let whole = |bucket: usize| engine.full_bucket(WEIGHTS, bucket);
     let buckets: Vec<Buf> = (0..layout.buckets.len()).map(whole).collect::<Result<_, _>>()?;
     let valid = buckets.iter().map(|bucket| 0..bucket.len()).collect();
-    Ok(Shards { layout, buckets: buckets.iter().map(Buf::to_f64_vec).collect(), valid })
+    let buckets = buckets.iter().map(Buf::to_f64_vec).collect::<Result<_, _>>()?;
+    Ok(Shards { layout, buckets, valid })
 }

@@ -132,7 +132,7 @@ fn gradients_do_not_remember_the_step_before() {
         let gradients = |engine: &Engine| {
             let layout = engine.layout().clone();
             let bucket = |bucket: usize| {
-                let values = engine.grads().bucket(bucket).unwrap().to_f64_vec();
+                let values = engine.grads().bucket(bucket).unwrap().to_f64_vec().unwrap();
                 values[engine.reduced(bucket)].to_vec()
             };
             (0..layout.buckets.len()).map(bucket).collect::<Vec<_>>()

@@ -134,6 +134,7 @@ impl Case {
             numerics: config.numerics,
             compute: config.compute,
             seed: config.seed,
+            place: &trine_buffer::Place::Host,
         };
         let stage = StageModel::of_rank(&rank, &zoo).unwrap().remove(0);
         let ops = config.cpu_ops().unwrap();
@@ -145,7 +146,7 @@ impl Case {
             ..Context::train(&*ops, &pool, config.compute, rows)
         };
         let ids = Act::new(Buf::from_vec(batch.inputs));
-        let stored = stage.logits(engine.weights(), ids, &ctx).unwrap().to_f64_vec();
+        let stored = stage.logits(engine.weights(), ids, &ctx).unwrap().to_f64_vec().unwrap();
         let rows = stored.chunks_exact(stored.len() / self.tokens.len());
         rows.flat_map(|row| row[..self.model.vocab].to_vec()).collect()
     }

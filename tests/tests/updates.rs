@@ -5,7 +5,6 @@
 )]
 
 use std::sync::{Arc, Mutex};
-use trine_buffer::Buf;
 use trine_comm::threads;
 use trine_comm::wrap::{Action as Tapped, Tap};
 use trine_mesh::{Axis, Degrees, Mesh};
@@ -51,7 +50,7 @@ fn steps_of(plan: RunPlan, together: bool) -> Vec<After> {
         let mut held = Vec::new();
         for quantity in std::iter::once(WEIGHTS).chain(engine.moments().iter().copied()) {
             for bucket in 0..engine.layout().buckets.len() {
-                held.push(engine.full_bucket(quantity, bucket)?.to_f64_vec());
+                held.push(engine.full_bucket(quantity, bucket)?.to_f64_vec().unwrap());
             }
         }
         Ok::<_, TrainError>((held, said))
@@ -145,7 +144,9 @@ fn poisoned(config: &EngineConfig, bucket: u64, value: f32) -> Vec<Stopped> {
         let mut engine = Engine::new(config, tapped)?;
         let buckets = 0..engine.layout().buckets.len();
         // A bucket whose gather is posted when the step stops is away: it was updated.
-        let held = |engine: &Engine, bucket| engine.weights().bucket(bucket).map(Buf::to_f64_vec);
+        let held = |engine: &Engine, bucket| {
+            engine.weights().bucket(bucket).map(|buf| buf.to_f64_vec().unwrap())
+        };
         let before: Vec<_> = buckets.clone().map(|bucket| held(&engine, bucket).unwrap()).collect();
         let error = engine.train(0, LR, &batch, &mut |_, _, _| {}).unwrap_err();
         let unchanged =

@@ -1,6 +1,9 @@
 //! The exclusive buffer and the shared activation.
 
-use crate::{BufferError, DType, Element, Pool, Slice, SliceMut};
+use crate::{
+    BufferError, DType, DeviceMemory, DeviceSlice, DeviceSliceMut, Element, Float, Pool, Slice,
+    SliceMut,
+};
 use half::{bf16, f16};
 use std::sync::Arc;
 
@@ -55,45 +58,97 @@ impl HostVec {
     }
 }
 
+/// What holds the elements of a buffer.
+#[derive(Debug)]
+pub(crate) enum Storage {
+    Host(HostVec),
+    Device { memory: Box<dyn DeviceMemory>, dtype: DType, len: usize },
+}
+
+impl Storage {
+    /// Of a buffer that has given its memory away.
+    fn nothing() -> Self {
+        Self::Host(HostVec::U8(Vec::new()))
+    }
+
+    pub(crate) fn slice(&self) -> Slice<'_> {
+        match self {
+            Self::Host(host) => host.slice(),
+            Self::Device { memory, dtype, len } => {
+                Slice::Device(DeviceSlice::new(&**memory, *dtype, *len))
+            }
+        }
+    }
+
+    fn slice_mut(&mut self) -> SliceMut<'_> {
+        match self {
+            Self::Host(host) => host.slice_mut(),
+            Self::Device { memory, dtype, len } => {
+                SliceMut::Device(DeviceSliceMut::new(&mut **memory, *dtype, *len))
+            }
+        }
+    }
+
+    pub(crate) fn size_bytes(&self) -> usize {
+        let slice = self.slice();
+        slice.len() * slice.dtype().bytes()
+    }
+}
+
 /// One exclusive allocation of `len` elements. It has no shape: shapes belong to whoever gives the
 /// elements a meaning. Dropping a buffer that came from a [`Pool`] gives its memory back to it.
 #[derive(Debug)]
 pub struct Buf {
-    host: HostVec,
+    storage: Storage,
     pool: Option<Pool>,
 }
 
 impl Buf {
-    /// A buffer of zeros outside any pool: weights, gradients, optimizer state.
+    /// A buffer of zeros on the host, outside any pool. [`Place::zeros`](crate::Place::zeros) makes one anywhere.
     pub fn zeros(dtype: DType, len: usize) -> Self {
-        Self { host: HostVec::zeros(dtype, len), pool: None }
+        Self { storage: Storage::Host(HostVec::zeros(dtype, len)), pool: None }
     }
 
     /// Takes over a vector, without a copy.
     pub fn from_vec<T: Element>(values: Vec<T>) -> Self {
-        Self { host: T::wrap(values), pool: None }
+        Self { storage: Storage::Host(T::wrap(values)), pool: None }
+    }
+
+    /// Memory of a device as a buffer of `len` elements.
+    pub(crate) fn on_device(memory: Box<dyn DeviceMemory>, dtype: DType, len: usize) -> Self {
+        Self { storage: Storage::Device { memory, dtype, len }, pool: None }
     }
 
     /// Gives the vector back, without a copy.
     ///
     /// # Errors
-    /// If the elements are of another type.
-    pub fn into_vec<T: Element>(mut self) -> Result<Vec<T>, BufferError> {
+    /// If the elements are of another type, or on a device.
+    pub fn into_vec<T: Element>(self) -> Result<Vec<T>, BufferError> {
         let held = self.dtype();
-        T::unwrap(self.take_host()).ok_or(BufferError::Type { held, asked: T::DTYPE })
+        T::unwrap(self.into_host()?).ok_or(BufferError::Type { held, asked: T::DTYPE })
     }
 
-    pub(crate) fn pooled(host: HostVec, pool: Pool) -> Self {
-        Self { host, pool: Some(pool) }
+    pub(crate) fn pooled(storage: Storage, pool: Pool) -> Self {
+        Self { storage, pool: Some(pool) }
     }
 
-    /// Moves the memory out; the pool, if any, no longer counts it.
-    pub(crate) fn take_host(&mut self) -> HostVec {
-        let host = std::mem::replace(&mut self.host, HostVec::U8(Vec::new()));
-        if let Some(pool) = self.pool.take() {
-            pool.forget(&host);
+    /// Moves the host's memory out; the pool, if any, no longer counts it.
+    pub(crate) fn into_host(mut self) -> Result<HostVec, BufferError> {
+        if let Slice::Device(device) = self.slice() {
+            return Err(device.refused());
         }
-        host
+        let storage = self.take();
+        if let Some(pool) = self.pool.take() {
+            pool.forget(&storage);
+        }
+        match storage {
+            Storage::Host(host) => Ok(host),
+            Storage::Device { .. } => unreachable!("invariant: refused above"),
+        }
+    }
+
+    fn take(&mut self) -> Storage {
+        std::mem::replace(&mut self.storage, Storage::nothing())
     }
 
     /// Elements in the buffer.
@@ -113,23 +168,23 @@ impl Buf {
 
     /// Size in bytes.
     pub fn size_bytes(&self) -> usize {
-        self.len() * self.dtype().bytes()
+        self.storage.size_bytes()
     }
 
     /// The whole buffer as a view.
     pub fn slice(&self) -> Slice<'_> {
-        self.host.slice()
+        self.storage.slice()
     }
 
     /// The whole buffer as a writable view.
     pub fn slice_mut(&mut self) -> SliceMut<'_> {
-        self.host.slice_mut()
+        self.storage.slice_mut()
     }
 
     /// The elements, if they are of type `T`.
     ///
     /// # Errors
-    /// If they are of another type.
+    /// If they are of another type, or on a device.
     pub fn typed<T: Element>(&self) -> Result<&[T], BufferError> {
         self.slice().typed()
     }
@@ -137,29 +192,34 @@ impl Buf {
     /// The elements, writable, if they are of type `T`.
     ///
     /// # Errors
-    /// If they are of another type.
+    /// If they are of another type, or on a device.
     pub fn typed_mut<T: Element>(&mut self) -> Result<&mut [T], BufferError> {
         self.slice_mut().typed()
     }
 
-    /// Every element as f64: for tests, reports and comparisons. Exact for floats.
-    pub fn to_f64_vec(&self) -> Vec<f64> {
-        match &self.host {
-            HostVec::F64(values) => values.clone(),
-            HostVec::F32(values) => values.iter().map(|v| f64::from(*v)).collect(),
-            HostVec::Bf16(values) => values.iter().map(|v| v.to_f64()).collect(),
-            HostVec::F16(values) => values.iter().map(|v| v.to_f64()).collect(),
-            HostVec::U64(values) => values.iter().map(|v| *v as f64).collect(),
-            HostVec::U32(values) => values.iter().map(|v| f64::from(*v)).collect(),
-            HostVec::U8(values) => values.iter().map(|v| f64::from(*v)).collect(),
-        }
+    /// Every element as f64, on a device behind a wait: for tests, reports and comparisons. Exact for floats.
+    ///
+    /// # Errors
+    /// If work of the device has failed.
+    pub fn to_f64_vec(&self) -> Result<Vec<f64>, BufferError> {
+        Ok(match self.slice() {
+            Slice::F64(values) => values.to_vec(),
+            Slice::F32(values) => values.iter().map(|v| f64::from(*v)).collect(),
+            Slice::Bf16(values) => values.iter().map(|v| Float::to_f64(*v)).collect(),
+            Slice::F16(values) => values.iter().map(|v| Float::to_f64(*v)).collect(),
+            Slice::U64(values) => values.iter().map(|v| *v as f64).collect(),
+            Slice::U32(values) => values.iter().map(|v| f64::from(*v)).collect(),
+            Slice::U8(values) => values.iter().map(|v| f64::from(*v)).collect(),
+            Slice::Device(_) => return self.slice().to_host()?.to_f64_vec(),
+        })
     }
 }
 
 impl Drop for Buf {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
-            pool.recycle(std::mem::replace(&mut self.host, HostVec::U8(Vec::new())));
+            let storage = self.take();
+            pool.recycle(storage);
         }
     }
 }
@@ -194,11 +254,7 @@ impl Act {
     /// # Errors
     /// As [`Pool::alloc`].
     pub fn into_buf(self, pool: &Pool) -> Result<Buf, BufferError> {
-        self.try_into_buf().or_else(|shared| {
-            let mut copy = pool.alloc(shared.dtype(), shared.len())?;
-            copy.slice_mut().copy_from(shared.slice())?;
-            Ok(copy)
-        })
+        self.try_into_buf().or_else(|shared| pool.copy_of(shared.slice()))
     }
 }
 

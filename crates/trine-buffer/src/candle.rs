@@ -14,12 +14,12 @@ impl Buf {
     ///
     /// # Errors
     /// `shape` has another number of elements, or candle has no such type (`u64`).
-    pub fn into_tensor(mut self, shape: impl Into<Shape>) -> Result<Tensor, BufferError> {
+    pub fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor, BufferError> {
         let shape = shape.into();
         if shape.elem_count() != self.len() {
             return Err(BufferError::Length { left: shape.elem_count(), right: self.len() });
         }
-        let storage = match self.take_host() {
+        let storage = match self.into_host()? {
             HostVec::F64(values) => CpuStorage::F64(values),
             HostVec::F32(values) => CpuStorage::F32(values),
             HostVec::Bf16(values) => CpuStorage::BF16(values),

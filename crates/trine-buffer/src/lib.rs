@@ -7,7 +7,11 @@
 //!   first run, and measures the bytes in use.
 //! * [`Act`]: a shared, read-only buffer: an activation that a layer's output, its successor's
 //!   input and several saved states may all hold at once.
-//! * [`Queue`]: where work is ordered: the host here, a device stream later.
+//! * [`Place`]: where buffers lie: on the host, or on a device, whose memory is behind [`DeviceMemory`].
+//!
+//! A buffer belongs to a queue of work: that of the host, where every call is done when it returns, or the stream of
+//! a device that its memory was taken on. What is done to a buffer comes behind all that its queue had to do before.
+//! The host reads no element on a device: [`Slice::typed`] is a named error there, and [`Slice::to_host`] copies.
 //!
 //! ```
 //! use trine_buffer::{Buf, DType, Pool};
@@ -24,24 +28,16 @@
 mod buf;
 #[cfg(feature = "candle")]
 mod candle;
+mod device;
 mod dtype;
 mod pool;
 mod slice;
 
 pub use buf::{Act, Buf};
+pub use device::{Allocator, DeviceMemory, DeviceSlice, DeviceSliceMut, Place};
 pub use dtype::{DType, Element, Float};
 pub use pool::{Pool, PoolStats};
 pub use slice::{Slice, SliceMut};
-
-/// Where work is ordered. Backends with streams add a variant; on the host every call is done when
-/// it returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Queue {
-    /// The calling thread.
-    #[default]
-    Host,
-}
 
 /// What can go wrong with a buffer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +69,15 @@ pub enum BufferError {
         /// The other.
         right: usize,
     },
+    /// The host asked for elements that lie on a device.
+    #[error("`{name}` lies on a device, where the host does not read or write it; copy it first")]
+    OnDevice {
+        /// What the memory is for.
+        name: String,
+    },
+    /// A device has refused or failed.
+    #[error("{0}")]
+    Device(String),
     /// A conversion to or from candle failed.
     #[error("candle: {0}")]
     Candle(String),

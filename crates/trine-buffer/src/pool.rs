@@ -1,6 +1,7 @@
 //! A recycling pool with exact accounting.
 
-use crate::{Buf, BufferError, DType, buf::HostVec};
+use crate::buf::{HostVec, Storage};
+use crate::{Buf, BufferError, DType, Place, Slice};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,48 +20,67 @@ pub struct PoolStats {
 
 #[derive(Debug, Default)]
 struct Inner {
-    idle: BTreeMap<(DType, usize), Vec<HostVec>>,
+    idle: BTreeMap<(DType, usize), Vec<Storage>>,
     stats: PoolStats,
 }
 
 /// A pool of buffers, shared by the layers of one rank. Buffers are recycled by exact type and
 /// length, because a training step asks for the same shapes again and again.
+///
+/// On a device, what comes back is handed out at once: the next work of its queue comes after its last.
 #[derive(Debug, Clone, Default)]
-pub struct Pool(Arc<Mutex<Inner>>);
+pub struct Pool {
+    place: Place,
+    inner: Arc<Mutex<Inner>>,
+}
 
 impl Pool {
-    /// An empty pool.
+    /// An empty pool on the host.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty pool at `place`.
+    pub fn on(place: Place) -> Self {
+        Self { place, ..Self::default() }
+    }
+
+    /// Where its buffers lie.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn fresh(&self, dtype: DType, len: usize) -> Result<Storage, BufferError> {
+        Ok(match &self.place {
+            Place::Host => Storage::Host(HostVec::zeros(dtype, len)),
+            Place::Device(device) => {
+                Storage::Device { memory: device.alloc(dtype, len)?, dtype, len }
+            }
+        })
     }
 
     // A panic while the lock is held cannot leave the lists inconsistent, so poison is ignored:
     // buffers must be droppable while another thread unwinds.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A buffer whose contents are arbitrary (zeros or an earlier use's values): for outputs that
     /// are written whole.
     ///
     /// # Errors
-    /// None on the host today; device pools report exhaustion.
+    /// None on the host; a device may have too little memory left.
     pub fn alloc(&self, dtype: DType, len: usize) -> Result<Buf, BufferError> {
-        let bytes = dtype.bytes() * len;
-        let recycled = {
-            let mut inner = self.lock();
-            let found = inner.idle.get_mut(&(dtype, len)).and_then(Vec::pop);
-            inner.stats.bytes_in_use += bytes;
-            inner.stats.bytes_in_use_max =
-                inner.stats.bytes_in_use_max.max(inner.stats.bytes_in_use);
-            match found {
-                Some(_) => inner.stats.bytes_idle -= bytes,
-                None => inner.stats.allocations += 1,
-            }
-            found
-        };
-        let host = recycled.unwrap_or_else(|| HostVec::zeros(dtype, len));
-        Ok(Buf::pooled(host, self.clone()))
+        let idle = self.lock().idle.get_mut(&(dtype, len)).and_then(Vec::pop);
+        let is_fresh = idle.is_none();
+        let storage = idle.map_or_else(|| self.fresh(dtype, len), Ok)?;
+        let bytes = storage.size_bytes();
+        let stats = &mut self.lock().stats;
+        stats.bytes_in_use += bytes;
+        stats.bytes_in_use_max = stats.bytes_in_use_max.max(stats.bytes_in_use);
+        stats.allocations += usize::from(is_fresh);
+        stats.bytes_idle -= if is_fresh { 0 } else { bytes };
+        Ok(Buf::pooled(storage, self.clone()))
     }
 
     /// A buffer of zeros.
@@ -69,17 +89,32 @@ impl Pool {
     /// As [`Pool::alloc`].
     pub fn zeros(&self, dtype: DType, len: usize) -> Result<Buf, BufferError> {
         let mut buf = self.alloc(dtype, len)?;
-        buf.slice_mut().zero();
+        buf.slice_mut().zero()?;
+        Ok(buf)
+    }
+
+    /// Elements of the host in a buffer of the pool.
+    ///
+    /// # Errors
+    /// As [`Pool::alloc`]; or if `from` lies on a device and the pool on the host.
+    pub fn copy_of(&self, from: Slice<'_>) -> Result<Buf, BufferError> {
+        let mut buf = self.alloc(from.dtype(), from.len())?;
+        buf.slice_mut().copy_from(from)?;
         Ok(buf)
     }
 
     /// Takes memory for so many more buffers, so that [`Pool::alloc`] has it later.
-    pub fn reserve(&self, dtype: DType, len: usize, buffers: usize) {
-        let fresh = (0..buffers).map(|_| HostVec::zeros(dtype, len)).collect::<Vec<_>>();
+    ///
+    /// # Errors
+    /// As [`Pool::alloc`].
+    pub fn reserve(&self, dtype: DType, len: usize, buffers: usize) -> Result<(), BufferError> {
+        let fresh: Result<Vec<_>, _> = (0..buffers).map(|_| self.fresh(dtype, len)).collect();
+        let fresh = fresh?;
         let mut inner = self.lock();
         inner.stats.bytes_idle += dtype.bytes() * len * buffers;
         inner.stats.allocations += buffers;
         inner.idle.entry((dtype, len)).or_default().extend(fresh);
+        Ok(())
     }
 
     /// What the pool holds now.
@@ -100,17 +135,17 @@ impl Pool {
         inner.stats.bytes_idle = 0;
     }
 
-    pub(crate) fn recycle(&self, host: HostVec) {
-        let key = (host.slice().dtype(), host.slice().len());
-        let bytes = key.0.bytes() * key.1;
+    pub(crate) fn recycle(&self, storage: Storage) {
+        let key = (storage.slice().dtype(), storage.slice().len());
+        let bytes = storage.size_bytes();
         let mut inner = self.lock();
         inner.stats.bytes_in_use -= bytes;
         inner.stats.bytes_idle += bytes;
-        inner.idle.entry(key).or_default().push(host);
+        inner.idle.entry(key).or_default().push(storage);
     }
 
-    pub(crate) fn forget(&self, host: &HostVec) {
-        self.lock().stats.bytes_in_use -= host.slice().bytes().len();
+    pub(crate) fn forget(&self, storage: &Storage) {
+        self.lock().stats.bytes_in_use -= storage.size_bytes();
     }
 }
 
@@ -141,8 +176,8 @@ mod tests {
     #[test]
     fn what_is_reserved_is_there_for_later() {
         let pool = Pool::new();
-        pool.reserve(DType::F32, 8, 2);
-        pool.reserve(DType::F32, 8, 1);
+        pool.reserve(DType::F32, 8, 2).unwrap();
+        pool.reserve(DType::F32, 8, 1).unwrap();
         let expected =
             PoolStats { bytes_in_use: 0, bytes_in_use_max: 0, bytes_idle: 96, allocations: 3 };
         assert_eq!(pool.stats(), expected);

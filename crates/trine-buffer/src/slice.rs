@@ -1,12 +1,13 @@
 //! Borrowed views of buffers.
 
-use crate::{BufferError, DType, Element};
+use crate::{Buf, BufferError, DType, DeviceSlice, DeviceSliceMut, Element};
 use half::{bf16, f16};
 use std::ops::Range;
 
 macro_rules! each {
-    ($on:expr, $values:ident => $result:expr) => {
+    ($on:expr, $values:ident => $result:expr, $device:ident => $other:expr) => {
         match $on {
+            Self::Device($device) => $other,
             Self::F64($values) => $result,
             Self::F32($values) => $result,
             Self::Bf16($values) => $result,
@@ -19,8 +20,9 @@ macro_rules! each {
 }
 
 macro_rules! rewrap {
-    ($self:expr, $out:ident, $values:ident => $result:expr) => {
+    ($self:expr, $out:ident, $values:ident => $result:expr, $device:ident => $other:expr) => {
         match $self {
+            Self::Device($device) => $out::Device($other),
             Self::F64($values) => $out::F64($result),
             Self::F32($values) => $out::F32($result),
             Self::Bf16($values) => $out::Bf16($result),
@@ -32,10 +34,9 @@ macro_rules! rewrap {
     };
 }
 
-/// A read-only view of elements on the host. Device backends add variants.
+/// A read-only view of elements.
 #[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "the variants are the element types")]
+#[expect(missing_docs, reason = "the variants are the element types on the host, and the device")]
 pub enum Slice<'a> {
     F64(&'a [f64]),
     F32(&'a [f32]),
@@ -44,12 +45,12 @@ pub enum Slice<'a> {
     U64(&'a [u64]),
     U32(&'a [u32]),
     U8(&'a [u8]),
+    Device(DeviceSlice<'a>),
 }
 
-/// A writable view of elements on the host. Device backends add variants.
+/// A writable view of elements.
 #[derive(Debug)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "the variants are the element types")]
+#[expect(missing_docs, reason = "the variants are the element types on the host, and the device")]
 pub enum SliceMut<'a> {
     F64(&'a mut [f64]),
     F32(&'a mut [f32]),
@@ -58,6 +59,7 @@ pub enum SliceMut<'a> {
     U64(&'a mut [u64]),
     U32(&'a mut [u32]),
     U8(&'a mut [u8]),
+    Device(DeviceSliceMut<'a>),
 }
 
 fn check(range: &Range<usize>, len: usize) -> Result<(), BufferError> {
@@ -75,7 +77,7 @@ impl<'a> Slice<'a> {
 
     /// Elements in view.
     pub fn len(&self) -> usize {
-        each!(self, values => values.len())
+        each!(self, values => values.len(), device => device.len())
     }
 
     /// Whether nothing is in view.
@@ -93,6 +95,7 @@ impl<'a> Slice<'a> {
             Self::U64(_) => DType::U64,
             Self::U32(_) => DType::U32,
             Self::U8(_) => DType::U8,
+            Self::Device(device) => device.dtype(),
         }
     }
 
@@ -102,27 +105,51 @@ impl<'a> Slice<'a> {
     /// If `range` ends beyond the view.
     pub fn range(self, range: Range<usize>) -> Result<Self, BufferError> {
         check(&range, self.len())?;
-        Ok(rewrap!(self, Slice, values => &values[range]))
+        Ok(rewrap!(self, Slice, values => &values[range], device => device.part(range)))
     }
 
     /// The elements, if they are of type `T`.
     ///
     /// # Errors
-    /// If they are of another type.
+    /// If they are of another type, or on a device.
     pub fn typed<T: Element>(self) -> Result<&'a [T], BufferError> {
+        self.on_host()?;
         T::of(self).ok_or(BufferError::Type { held: self.dtype(), asked: T::DTYPE })
     }
 
     /// The raw bytes, in the machine's byte order.
-    pub fn bytes(self) -> &'a [u8] {
-        each!(self, values => bytemuck::cast_slice(values))
+    ///
+    /// # Errors
+    /// If they are on a device.
+    pub fn bytes(self) -> Result<&'a [u8], BufferError> {
+        each!(self, values => Ok(bytemuck::cast_slice(values)), device => Err(device.refused()))
+    }
+
+    /// A copy on the host. On a device the host waits for it.
+    ///
+    /// # Errors
+    /// If work of the device has failed.
+    pub fn to_host(self) -> Result<Buf, BufferError> {
+        let mut copy = Buf::zeros(self.dtype(), self.len());
+        match self {
+            Self::Device(device) => {
+                device.memory().download(device.bytes(), copy.slice_mut().bytes()?)?;
+            }
+            host => copy.slice_mut().copy_from(host)?,
+        }
+        Ok(copy)
+    }
+
+    /// Refuses what lies on a device.
+    fn on_host(self) -> Result<(), BufferError> {
+        if let Self::Device(device) = self { Err(device.refused()) } else { Ok(()) }
     }
 }
 
 impl<'a> SliceMut<'a> {
     /// Elements in view.
     pub fn len(&self) -> usize {
-        each!(self, values => values.len())
+        self.as_slice().len()
     }
 
     /// Whether nothing is in view.
@@ -137,12 +164,12 @@ impl<'a> SliceMut<'a> {
 
     /// The same view, read-only.
     pub fn as_slice(&self) -> Slice<'_> {
-        rewrap!(self, Slice, values => &**values)
+        rewrap!(self, Slice, values => &**values, device => device.as_slice())
     }
 
     /// The same view for a shorter time, so that the view can be used again afterwards.
     pub fn reborrow(&mut self) -> SliceMut<'_> {
-        rewrap!(self, SliceMut, values => &mut **values)
+        rewrap!(self, SliceMut, values => &mut **values, device => device.reborrow())
     }
 
     /// A part of the view.
@@ -151,27 +178,32 @@ impl<'a> SliceMut<'a> {
     /// If `range` ends beyond the view.
     pub fn range(self, range: Range<usize>) -> Result<Self, BufferError> {
         check(&range, self.len())?;
-        Ok(rewrap!(self, SliceMut, values => &mut values[range]))
+        Ok(rewrap!(self, SliceMut, values => &mut values[range], device => device.part(range)))
     }
 
     /// The elements, if they are of type `T`.
     ///
     /// # Errors
-    /// If they are of another type.
+    /// If they are of another type, or on a device.
     pub fn typed<T: Element>(self) -> Result<&'a mut [T], BufferError> {
+        self.as_slice().on_host()?;
         let held = self.dtype();
         T::of_mut(self).ok_or(BufferError::Type { held, asked: T::DTYPE })
     }
 
     /// The raw bytes, in the machine's byte order.
-    pub fn bytes(self) -> &'a mut [u8] {
-        each!(self, values => bytemuck::cast_slice_mut(values))
-    }
-
-    /// Copies equally many elements of the same type.
     ///
     /// # Errors
-    /// If type or length differ.
+    /// If they are on a device.
+    pub fn bytes(self) -> Result<&'a mut [u8], BufferError> {
+        each!(self, values => Ok(bytemuck::cast_slice_mut(values)), device => Err(device.as_slice().refused()))
+    }
+
+    /// Copies equally many elements of the same type: within a host or a device, or from a host to a device, for which
+    /// nobody waits. [`Slice::to_host`] is the other way.
+    ///
+    /// # Errors
+    /// If type or length differ, the elements would go from a device to a host, or a device fails.
     pub fn copy_from(self, from: Slice<'_>) -> Result<(), BufferError> {
         if self.dtype() != from.dtype() {
             return Err(BufferError::Type { held: from.dtype(), asked: self.dtype() });
@@ -179,12 +211,32 @@ impl<'a> SliceMut<'a> {
         if self.len() != from.len() {
             return Err(BufferError::Length { left: self.len(), right: from.len() });
         }
-        self.bytes().copy_from_slice(from.bytes());
-        Ok(())
+        match (self, from) {
+            (Self::Device(to), Slice::Device(from)) => {
+                let (memory, bytes) = to.into_memory();
+                memory.copy_from(bytes, from.memory(), from.bytes())
+            }
+            (Self::Device(to), from) => {
+                let (memory, bytes) = to.into_memory();
+                memory.upload(bytes, from.bytes()?)
+            }
+            (to, from) => {
+                to.bytes()?.copy_from_slice(from.bytes()?);
+                Ok(())
+            }
+        }
     }
 
     /// Sets every element to zero.
-    pub fn zero(self) {
-        self.bytes().fill(0);
+    ///
+    /// # Errors
+    /// If the device does not take it.
+    pub fn zero(self) -> Result<(), BufferError> {
+        if let Self::Device(device) = self {
+            let (memory, bytes) = device.into_memory();
+            return memory.zero(bytes);
+        }
+        self.bytes()?.fill(0);
+        Ok(())
     }
 }

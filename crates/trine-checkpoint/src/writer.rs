@@ -146,7 +146,7 @@ impl<'a> Writer<'a> {
             check_finite(self.plan, round.quantity, tensor, &values)?;
             let start = before + self.plan.table.tensors[tensor].start;
             let at = out.data_start + (start * values.dtype().bytes()) as u64;
-            out.file.write(at, values.slice().bytes())?;
+            out.file.write(at, values.slice().bytes()?)?;
         }
         Ok(())
     }

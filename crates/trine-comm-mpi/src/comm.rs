@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use trine_buffer::{Buf, Queue};
+use trine_buffer::Buf;
 use trine_comm::{
     CommError, Communicator, Done, Group, Operation, Pending, Progress, Recorder, Request,
     SelfComm, Site,
@@ -42,7 +42,7 @@ impl MpiComm {
             send: Some(Buf::from_vec(own)),
             ..Request::new(Operation::AllGather, "split", site)
         };
-        let done = self.start(request)?.wait(&Queue::Host)?;
+        let done = self.start(request)?.wait()?;
         let all = done.into_recv(site)?;
         Ok(all.typed::<u64>()?.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
@@ -141,7 +141,7 @@ impl Progress for MpiPending {
     }
 
     // Host memory is ready on every queue when the operation is over.
-    fn wait(mut self: Box<Self>, _on: &Queue) -> Result<Done, CommError> {
+    fn wait(mut self: Box<Self>) -> Result<Done, CommError> {
         let Some(id) = self.id else { return Ok(Done::default()) };
         let started = Instant::now();
         let mut pause = Pause::default();

@@ -123,7 +123,7 @@ impl Engine {
     }
 
     fn open_inbox(&mut self) -> Result<(), CommError> {
-        let mut inbox = Memory::new(Buf::zeros(DType::U8, BYTES_MAX));
+        let mut inbox = Memory::new(Buf::zeros(DType::U8, BYTES_MAX))?;
         inbox.recv(&self.link, 0..BYTES_MAX, None, ENVELOPE_TAG)?;
         self.inbox = Some(inbox);
         Ok(())
@@ -181,9 +181,15 @@ impl Engine {
             len => Some(self.scratch.alloc(call.send.map_or(DType::U8, |e| e.dtype), len)?),
         };
         let altered = seal.zip(send.as_ref()).and_then(|(seal, send)| {
-            let found = seal.check(send).err()?;
-            Some(CommError::Corrupt { call: Box::new(call.clone()), sent: seal.checksum, found })
+            let found = seal.altered(send).transpose()?;
+            let corrupt = |found| {
+                let call = Box::new(call.clone());
+                CommError::Corrupt { call, sent: seal.checksum, found }
+            };
+            Some(found.map_or_else(CommError::from, corrupt))
         });
+        let held = |buf: Option<Buf>| buf.map(Memory::new).transpose();
+        let memories = [held(send)?, held(recv)?, held(scratch)?];
         let incoming = if call.recv.is_some() { call.recv } else { call.send };
         let active = Active {
             signature: envelope::signature(
@@ -201,7 +207,7 @@ impl Engine {
             unchecked: Vec::new(),
             round: 0,
             expected: Vec::new(),
-            memories: [send, recv, scratch].map(|buf| buf.map(Memory::new)),
+            memories,
             state: State::Going,
             call,
         };
@@ -295,7 +301,7 @@ impl Engine {
             text: active.call.to_string(),
         };
         let bytes = envelope.encode();
-        let mut memory = Memory::new(Buf::from_vec(bytes));
+        let mut memory = Memory::new(Buf::from_vec(bytes))?;
         let envelope_len = memory.buf_mut().len();
         memory.send(link, 0..envelope_len, to, ENVELOPE_TAG)?;
         if let (Some(tag), Some(from)) = (tag, active.memory(transfer.part.place)) {
@@ -434,7 +440,7 @@ impl Engine {
         };
         let bytes = envelope.encode();
         for to in (0..self.world_ranks.len() as i32).filter(|to| *to != self.mpi_rank) {
-            let mut memory = Memory::new(Buf::from_vec(bytes.clone()));
+            let mut memory = Memory::new(Buf::from_vec(bytes.clone()))?;
             memory.send(&self.link, 0..bytes.len(), to, ENVELOPE_TAG)?;
             self.outbox.push(memory);
         }
@@ -584,5 +590,5 @@ impl Active {
 }
 
 fn hash(bytes: Vec<u8>) -> u64 {
-    trine_comm::checksum(&Buf::from_vec(bytes))
+    trine_comm::checksum(&bytes)
 }

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::raw::{c_char, c_int};
 use std::thread::ThreadId;
-use trine_buffer::Buf;
+use trine_buffer::{Buf, BufferError};
 use trine_comm::CommError;
 
 /// The world of MPI, used by the one thread that `MPI_THREAD_FUNNELED` allows.
@@ -98,10 +98,12 @@ pub(crate) struct Memory {
 unsafe impl Send for Memory {}
 
 impl Memory {
-    pub(crate) fn new(mut owner: Buf) -> Self {
-        let bytes = owner.slice_mut().bytes();
+    /// # Errors
+    /// If it lies on a device: MPI is given memory of the host only.
+    pub(crate) fn new(mut owner: Buf) -> Result<Self, BufferError> {
+        let bytes = owner.slice_mut().bytes()?;
         let (start, len) = (bytes.as_mut_ptr(), bytes.len());
-        Self { owner: Some(owner), start, len, flights: Vec::new() }
+        Ok(Self { owner: Some(owner), start, len, flights: Vec::new() })
     }
 
     /// Whether MPI is done with it.
@@ -297,7 +299,7 @@ mod tests {
 
     #[test]
     fn memory_is_read_and_written_by_ranges() {
-        let mut memory = Memory::new(Buf::from_vec(vec![1u32, 2, 3]));
+        let mut memory = Memory::new(Buf::from_vec(vec![1u32, 2, 3])).unwrap();
         memory.write(4..8, &9u32.to_ne_bytes());
         assert_eq!(memory.read(0..4), 1u32.to_ne_bytes());
         assert_eq!(memory.into_buf().typed::<u32>().unwrap(), [1, 9, 3]);
@@ -305,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_range_outside_is_refused() {
-        let memory = Memory::new(Buf::from_vec(vec![0u8; 3]));
+        let memory = Memory::new(Buf::from_vec(vec![0u8; 3])).unwrap();
         let outside = std::panic::catch_unwind(|| memory.read(2..4));
         assert!(outside.is_err());
     }

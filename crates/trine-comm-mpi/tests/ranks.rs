@@ -8,7 +8,7 @@ use std::io::Write;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
-use trine_buffer::{Buf, DType, Pool, Queue};
+use trine_buffer::{Buf, DType, Pool};
 use trine_comm::conformance::{self, Body, Scope};
 use trine_comm::wrap::{Action, Sealed, Tap};
 use trine_comm::{CommError, Communicator, Delivery, Name, Operation, ReduceOp};
@@ -208,7 +208,7 @@ fn altered(world: &World) -> Result<usize, String> {
     let rank = world.rank();
     let comm = Sealed::around(Tap::around(world.comm(), move |_, request| {
         if let (1, Some(send)) = (rank, &mut request.send) {
-            send.slice_mut().bytes()[2] ^= 4;
+            send.slice_mut().bytes().unwrap()[2] ^= 4;
         }
         Action::Forward
     }));
@@ -262,7 +262,7 @@ fn dropped(world: &World) -> Result<usize, String> {
             comm.send(Buf::from_vec(vec![0u8]), 1, "go").map_err(text)?;
         } else {
             comm.recv(Buf::zeros(DType::U8, 1), 0, "go").map_err(text)?;
-            let sum = pending.wait(&Queue::Host).map_err(text)?.send.unwrap();
+            let sum = pending.wait().map_err(text)?.send.unwrap();
             expect(sum.typed::<f32>().map_err(text)? == vec![2.0; len], "the sum")?;
         }
         comm.barrier("after").map_err(text)?;
@@ -304,9 +304,9 @@ fn long_mixture(world: &World) -> Result<usize, String> {
         let first = (comm.rank() % 2) as f32;
         let wanted = [vec![first; len], vec![first + 2.0; len]].concat();
         expect(gathered.typed::<f32>().map_err(text)? == wanted, "gathered in parts")?;
-        let ring = ring.wait(&Queue::Host).map_err(text)?.recv.unwrap();
+        let ring = ring.wait().map_err(text)?.recv.unwrap();
         expect(ring.typed::<f32>().map_err(text)? == vec![previous as f32; len], "the ring")?;
-        let large = large.wait(&Queue::Host).map_err(text)?.send.unwrap();
+        let large = large.wait().map_err(text)?.send.unwrap();
         expect(large.typed::<f32>().map_err(text)? == vec![10.0; len], "the sum")?;
         passed += 2;
     }

@@ -4,7 +4,7 @@ use crate::{CommError, Group, Name, Operation, Pending, Recorder, ReduceOp, Requ
 use std::fmt::Debug;
 use std::panic::Location;
 use std::sync::Arc;
-use trine_buffer::{Buf, DType, Queue};
+use trine_buffer::{Buf, DType};
 
 /// A group of ranks that exchange buffers, seen by one of them.
 ///
@@ -48,7 +48,12 @@ pub trait Communicator: Debug + Send + Sync {
     /// Makes room for so many more of this rank's messages under way at once, each of `len` elements.
     /// A backend that copies a message that nobody waits for yet has the memory then; others have no
     /// use for it. Not a collective.
-    fn reserve(&self, _dtype: DType, _len: usize, _messages: usize) {}
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    fn reserve(&self, _dtype: DType, _len: usize, _messages: usize) -> Result<(), CommError> {
+        Ok(())
+    }
 }
 
 impl dyn Communicator + '_ {
@@ -207,7 +212,7 @@ impl dyn Communicator + '_ {
     /// See [`CommError`].
     #[track_caller]
     pub fn send(&self, buf: Buf, to: usize, name: impl Into<Name>) -> Result<Buf, CommError> {
-        self.post_send(buf, to, name)?.wait(&Queue::Host)?.into_send(Location::caller())
+        self.post_send(buf, to, name)?.wait()?.into_send(Location::caller())
     }
 
     /// `post_recv`, waited for; gives the filled buffer back.
@@ -216,7 +221,7 @@ impl dyn Communicator + '_ {
     /// See [`CommError`].
     #[track_caller]
     pub fn recv(&self, buf: Buf, from: usize, name: impl Into<Name>) -> Result<Buf, CommError> {
-        self.post_recv(buf, from, name)?.wait(&Queue::Host)?.into_recv(Location::caller())
+        self.post_recv(buf, from, name)?.wait()?.into_recv(Location::caller())
     }
 
     /// `post_exchange`, waited for; gives `(send, recv)` back.
@@ -233,7 +238,7 @@ impl dyn Communicator + '_ {
         name: impl Into<Name>,
     ) -> Result<(Buf, Buf), CommError> {
         let pending = self.post_exchange(send, to, recv, from, name)?;
-        pending.wait(&Queue::Host)?.into_both(Location::caller())
+        pending.wait()?.into_both(Location::caller())
     }
 
     /// `post_broadcast`, waited for.
@@ -247,7 +252,7 @@ impl dyn Communicator + '_ {
         root: usize,
         name: impl Into<Name>,
     ) -> Result<Buf, CommError> {
-        self.post_broadcast(buf, root, name)?.wait(&Queue::Host)?.into_send(Location::caller())
+        self.post_broadcast(buf, root, name)?.wait()?.into_send(Location::caller())
     }
 
     /// `post_all_reduce`, waited for; the buffer holds the reduction.
@@ -261,7 +266,7 @@ impl dyn Communicator + '_ {
         op: ReduceOp,
         name: impl Into<Name>,
     ) -> Result<Buf, CommError> {
-        self.post_all_reduce(buf, op, name)?.wait(&Queue::Host)?.into_send(Location::caller())
+        self.post_all_reduce(buf, op, name)?.wait()?.into_send(Location::caller())
     }
 
     /// `post_all_gather`, waited for; gives `(send, recv)` back.
@@ -275,7 +280,7 @@ impl dyn Communicator + '_ {
         recv: Buf,
         name: impl Into<Name>,
     ) -> Result<(Buf, Buf), CommError> {
-        self.post_all_gather(send, recv, name)?.wait(&Queue::Host)?.into_both(Location::caller())
+        self.post_all_gather(send, recv, name)?.wait()?.into_both(Location::caller())
     }
 
     /// `post_reduce_scatter`, waited for; gives `(send, recv)` back,
@@ -292,7 +297,7 @@ impl dyn Communicator + '_ {
         name: impl Into<Name>,
     ) -> Result<(Buf, Buf), CommError> {
         let pending = self.post_reduce_scatter(send, recv, op, name)?;
-        pending.wait(&Queue::Host)?.into_both(Location::caller())
+        pending.wait()?.into_both(Location::caller())
     }
 
     /// `post_all_to_all`, waited for; gives `(send, recv)` back.
@@ -306,7 +311,7 @@ impl dyn Communicator + '_ {
         recv: Buf,
         name: impl Into<Name>,
     ) -> Result<(Buf, Buf), CommError> {
-        self.post_all_to_all(send, recv, name)?.wait(&Queue::Host)?.into_both(Location::caller())
+        self.post_all_to_all(send, recv, name)?.wait()?.into_both(Location::caller())
     }
 
     /// Waits until everybody is here.
@@ -315,7 +320,7 @@ impl dyn Communicator + '_ {
     /// See [`CommError`].
     #[track_caller]
     pub fn barrier(&self, name: impl Into<Name>) -> Result<(), CommError> {
-        self.post_barrier(name)?.wait(&Queue::Host).map(drop)
+        self.post_barrier(name)?.wait().map(drop)
     }
 
     /// [`Communicator::subgroup`] with the call site filled in.

@@ -71,5 +71,5 @@ pub use request::{Call, Extent, Operation, Peers, ReduceOp, Request, Seal, Site,
 pub use threads::Delivery;
 pub use tree::tree_fold;
 // What the interface above names, so that a user of it needs no second dependency.
-pub use trine_buffer::{Buf, BufferError, DType, Element, Queue, Slice, SliceMut};
+pub use trine_buffer::{Buf, BufferError, DType, Element, Slice, SliceMut};
 pub use trine_mesh::{AxisSet, Degrees, Mesh};

@@ -2,7 +2,7 @@
 
 use crate::{CommError, Site};
 use std::fmt;
-use trine_buffer::{Buf, Queue};
+use trine_buffer::Buf;
 
 /// The buffers of a finished operation.
 #[derive(Debug, Default)]
@@ -46,11 +46,12 @@ impl Done {
 pub trait Progress: Send {
     /// Whether [`Progress::wait`] would return at once.
     fn is_done(&self) -> bool;
-    /// Waits for the end. Work queued on `on` afterwards sees the results.
+    /// Waits for the end, if the buffers lie on the host. On a device their queue does so: what it is given
+    /// afterwards sees the results.
     ///
     /// # Errors
     /// Whatever the operation ran into.
-    fn wait(self: Box<Self>, on: &Queue) -> Result<Done, CommError>;
+    fn wait(self: Box<Self>) -> Result<Done, CommError>;
 }
 
 /// An operation under way. It holds the operation's buffers, so that nobody writes to them
@@ -83,15 +84,15 @@ impl Pending {
         }
     }
 
-    /// Waits for the end and gives the buffers back. Work queued on `on` afterwards sees the
-    /// results.
+    /// Gives the buffers back. On the host it waits for the end; on a device the buffers' queue does so, and what it
+    /// is given afterwards sees the results.
     ///
     /// # Errors
     /// Whatever the operation ran into; the buffers are gone then.
-    pub fn wait(self, on: &Queue) -> Result<Done, CommError> {
+    pub fn wait(self) -> Result<Done, CommError> {
         match self.0 {
             State::Finished(done) => Ok(done),
-            State::Started(progress) => progress.wait(on),
+            State::Started(progress) => progress.wait(),
         }
     }
 }

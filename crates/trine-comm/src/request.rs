@@ -3,7 +3,7 @@
 use crate::{CommError, Group, Name, Place};
 use std::fmt;
 use std::panic::Location;
-use trine_buffer::{Buf, DType};
+use trine_buffer::{Buf, BufferError, DType, Slice};
 
 /// Where in the source an operation was called.
 pub type Site = &'static Location<'static>;
@@ -194,19 +194,27 @@ impl Seal {
         }
     }
 
-    /// Whether `buf` holds what was sealed; else its checksum.
+    /// The checksum of what `buf` holds, if that is not what was sealed.
     ///
     /// # Errors
-    /// The checksum of what it holds.
-    pub fn check(&self, buf: &Buf) -> Result<(), u64> {
-        let found = checksum(buf);
-        if found == self.checksum { Ok(()) } else { Err(found) }
+    /// If work of the device has failed.
+    pub fn altered(&self, buf: &Buf) -> Result<Option<u64>, BufferError> {
+        let found = checksum_of(buf)?;
+        Ok((found != self.checksum).then_some(found))
     }
 }
 
 /// The checksum of a [`Seal`].
-pub fn checksum(buf: &Buf) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(buf.slice().bytes())
+pub fn checksum(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
+}
+
+/// The checksum of a buffer. From a device the host copies it, and waits.
+pub(crate) fn checksum_of(buf: &Buf) -> Result<u64, BufferError> {
+    match buf.slice() {
+        device @ Slice::Device(_) => Ok(checksum(device.to_host()?.slice().bytes()?)),
+        host => Ok(checksum(host.bytes()?)),
+    }
 }
 
 impl Request {

@@ -4,7 +4,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use trine_buffer::{Buf, DType, Queue};
+use trine_buffer::{Buf, DType};
 use trine_comm::threads::{self, WorldError, WorldOptions};
 use trine_comm::{CommError, Communicator, Delivery, Name, Phase, ReduceOp};
 use trine_mesh::{AxisSet, Degrees, Mesh};
@@ -360,7 +360,7 @@ fn an_error_stops_the_others_with_the_first_cause() {
                 comm.send(f32s(1), 2, "order").map_err(|e| e.to_string())?;
             }
             let pending = comm.post_all_reduce(f32s(8), ReduceOp::Sum, "grad");
-            let error = pending.and_then(|pending| pending.wait(&Queue::Host)).unwrap_err();
+            let error = pending.and_then(|pending| pending.wait()).unwrap_err();
             let later = comm.barrier("later").unwrap_err();
             assert_eq!(error, later);
             seen.lock().unwrap().push(error.to_string());
@@ -386,7 +386,7 @@ fn what_was_over_before_a_failure_is_a_result() {
         let ones = Buf::from_vec(vec![1.0f32; 2]);
         let sum = comm.post_all_reduce(ones, ReduceOp::Sum, "sum")?;
         let sum = if comm.rank() == 1 {
-            let sum = sum.wait(&Queue::Host);
+            let sum = sum.wait();
             comm.abort("out of disk");
             stopped.store(true, Ordering::Release);
             sum
@@ -394,7 +394,7 @@ fn what_was_over_before_a_failure_is_a_result() {
             while !stopped.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
-            sum.wait(&Queue::Host)
+            sum.wait()
         };
         let sum = sum?.into_send(Location::caller())?;
         Ok::<_, CommError>((sum, comm.barrier("x").unwrap_err().to_string()))

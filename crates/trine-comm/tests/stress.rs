@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use std::sync::Arc;
-use trine_buffer::{Buf, Queue};
+use trine_buffer::Buf;
 use trine_comm::threads::{self, WorldOptions};
 use trine_comm::{CommError, Communicator, Delivery, Pending, ReduceOp, tree_fold};
 
@@ -23,7 +23,7 @@ impl Random {
 type Expected = (Pending, u64);
 
 fn settle((pending, wanted): Expected) -> Result<u64, CommError> {
-    let sum = pending.wait(&Queue::Host)?.send.map(Buf::into_vec::<u64>).transpose()?;
+    let sum = pending.wait()?.send.map(Buf::into_vec::<u64>).transpose()?;
     assert_eq!(sum.and_then(|sum| sum.last().copied()), Some(wanted));
     Ok(1)
 }

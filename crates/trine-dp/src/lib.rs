@@ -27,8 +27,8 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use trine_buffer::DType;
-//! use trine_comm::{Groups, SelfComm};
+//! use trine_buffer::{Buf, DType, Place};
+//! use trine_comm::{Groups, ReduceOp, SelfComm};
 //! use trine_dp::{GradNorm, GradSync, GradSyncOptions, clip_scale};
 //! use trine_kernels::{CpuOps, Team};
 //! use trine_mesh::{AxisSet, Degrees, Mesh};
@@ -48,18 +48,20 @@
 //! // One rank: every collective is over when it is posted.
 //! let (mesh, world) = (Mesh::new(Degrees::SERIAL, 1)?, SelfComm::new());
 //! let groups = Groups::new(&mesh, &world, [AxisSet::DP])?;
-//! let options = GradSyncOptions { numerics, global_batch: 4, tied_peer: None };
+//! let place = Place::Host;
+//! let options = GradSyncOptions { numerics, global_batch: 4, tied_peer: None, place };
 //! let mut sync = GradSync::new(&layout, options, &groups)?;
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.post(&mut grads, bucket, &ops)?;
 //! }
-//! let norm = GradNorm::new(model.names(), &layout, &groups, numerics, world)?;
-//! let mut squares = norm.squares();
+//! let norm = GradNorm::new(model.names(), &layout, &groups, numerics, world.clone())?;
+//! let (mut counted, mut cells) = (norm.uncounted(), Buf::zeros(DType::F64, norm.cells()));
 //! for bucket in 0..layout.buckets.len() {
 //!     sync.wait(&mut grads, bucket, &ops)?;
-//!     norm.count(&mut squares, bucket, &grads, &ops)?;
+//!     norm.count(&mut counted, cells.slice_mut(), bucket, &grads, &ops)?;
 //! }
-//! let norm = norm.total(squares, &grads, &ops)?;
+//! let cells = world.all_reduce(cells, ReduceOp::Sum, "gradient norm")?;
+//! let norm = norm.total(cells.typed()?, &grads, &ops)?;
 //! assert_eq!((norm.norm(), clip_scale(norm.norm(), 1.0)), (0.0, 1.0));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -76,7 +78,7 @@ mod weights;
 
 pub use bytes::{element_bytes, measured_bytes, planned_bytes};
 pub use error::DpError;
-pub use norm::{GlobalNorm, GradNorm, Squares, check_finite, clip_scale};
+pub use norm::{Counted, GlobalNorm, GradNorm, check_finite, clip_scale};
 pub use replicas::check_replicas;
 pub use shared::own_ranges;
 pub use sync::{GradSync, GradSyncOptions};

@@ -4,7 +4,7 @@ use crate::DpError;
 use crate::shared::SharedBucket;
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::Buf;
+use trine_buffer::{Buf, DType, SliceMut};
 use trine_comm::{Communicator, Groups, Name, ReduceOp};
 use trine_kernels::Ops;
 use trine_nn::{GradStore, Numerics};
@@ -62,14 +62,9 @@ impl Term {
     }
 }
 
-/// The sums of squares of the buckets that a rank has counted in a step.
+/// Which buckets a rank has counted in a step: those that have nothing to count are from the start.
 #[derive(Debug, Clone)]
-pub struct Squares {
-    /// A partial sum for each block of each parameter.
-    cells: Vec<f64>,
-    /// By bucket.
-    counted: Vec<bool>,
-}
+pub struct Counted(Vec<bool>);
 
 /// Measures the global norm. What a rank adds up is decided once, as a list:
 ///
@@ -80,7 +75,8 @@ pub struct Squares {
 ///   one of these ranks (all of them have the whole sum then): every layout adds the same
 ///   numbers in the same order.
 ///
-/// The partial sums travel in one vector of f64 over all ranks.
+/// The partial sums are a vector of f64 where the gradients are, [`GradNorm::cells`] of them. Whoever runs a step sums
+/// it over all ranks, together with what else they tell each other, and reads it once.
 #[derive(Debug)]
 pub struct GradNorm {
     names: Arc<[String]>,
@@ -132,62 +128,80 @@ impl GradNorm {
     /// [`DpError::NonFinite`], the same on all ranks, for the model's first parameter with such a
     /// gradient on any rank; a bucket that is away; a failed operation.
     pub fn measure(&self, grads: &GradStore, ops: &dyn Ops) -> Result<GlobalNorm, DpError> {
-        self.total(self.squares(), grads, ops)
+        let mut cells = ops.place().zeros(DType::F64, self.cells())?;
+        self.count_rest(&mut self.uncounted(), cells.slice_mut(), grads, ops)?;
+        let cells = self.world.all_reduce(cells, ReduceOp::Sum, Name::new("gradient norm"))?;
+        self.total(cells.slice().to_host()?.typed()?, grads, ops)
     }
 
-    /// The sums of a step that has counted nothing yet.
-    pub fn squares(&self) -> Squares {
+    /// Partial sums of a step.
+    pub fn cells(&self) -> usize {
+        self.names.len() * self.blocks
+    }
+
+    /// A step that has counted nothing yet.
+    pub fn uncounted(&self) -> Counted {
         let buckets = self.terms.iter().map(|term| term.bucket + 1).max().unwrap_or(0);
         // A bucket of which nothing counts is not read: one that is frozen has no gradient.
         let mut counted = vec![true; buckets];
         self.terms.iter().for_each(|term| counted[term.bucket] = false);
-        Squares { cells: vec![0.0; self.names.len() * self.blocks], counted }
+        Counted(counted)
     }
 
-    /// Counts what this rank adds of a bucket, as soon as it is reduced: the squares are summed while
-    /// other buckets are still on their way.
+    /// Adds what this rank counts of a bucket to the partial sums, as soon as it is reduced: while other buckets are
+    /// still on their way.
     ///
     /// # Errors
     /// The bucket is away.
     pub fn count(
         &self,
-        squares: &mut Squares,
+        counted: &mut Counted,
+        mut cells: SliceMut<'_>,
         bucket: usize,
         grads: &GradStore,
         ops: &dyn Ops,
     ) -> Result<(), DpError> {
-        let Some(counted) = squares.counted.get_mut(bucket) else { return Ok(()) };
+        let Some(counted) = counted.0.get_mut(bucket) else { return Ok(()) };
         if std::mem::replace(counted, true) {
             return Ok(());
         }
         let gradient = grads.bucket(bucket)?.slice();
         for term in self.terms.iter().filter(|term| term.bucket == bucket) {
             for span in term.spans() {
-                squares.cells[term.cell] += ops.sum_squares(gradient.range(span)?)?;
+                let cell = cells.reborrow().range(term.cell..term.cell + 1)?;
+                ops.sum_squares(cell, gradient.range(span)?)?;
             }
         }
         Ok(())
     }
 
-    /// The norm, from what has been counted and from the buckets that have not been. All ranks call it
-    /// and get the same.
+    /// [`GradNorm::count`] for all buckets that have not been counted.
+    ///
+    /// # Errors
+    /// A bucket is away.
+    pub fn count_rest(
+        &self,
+        counted: &mut Counted,
+        mut cells: SliceMut<'_>,
+        grads: &GradStore,
+        ops: &dyn Ops,
+    ) -> Result<(), DpError> {
+        (0..counted.0.len())
+            .try_for_each(|bucket| self.count(counted, cells.reborrow(), bucket, grads, ops))
+    }
+
+    /// The norm, from the partial sums of all ranks together. All ranks call it and get the same. Where one rank alone
+    /// counts a cell, the others have added zeros: exact in any order.
     ///
     /// # Errors
     /// As [`GradNorm::measure`].
     pub fn total(
         &self,
-        mut squares: Squares,
+        cells: &[f64],
         grads: &GradStore,
         ops: &dyn Ops,
     ) -> Result<GlobalNorm, DpError> {
-        for bucket in 0..squares.counted.len() {
-            self.count(&mut squares, bucket, grads, ops)?;
-        }
-        let cells = squares.cells;
-        // Where one rank alone counts a cell, the others add zeros: exact in any order.
-        let name = Name::new("gradient norm");
-        let cells = self.world.all_reduce(Buf::from_vec(cells), ReduceOp::Sum, name)?;
-        let by_block = cells.typed::<f64>()?.chunks_exact(self.blocks);
+        let by_block = cells.chunks_exact(self.blocks);
         let squares: Vec<f64> = by_block.map(|blocks| blocks.iter().sum()).collect();
         let squared: f64 = squares.iter().sum();
         if !squared.is_finite() {

@@ -3,7 +3,7 @@
 use crate::DpError;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use trine_buffer::Buf;
+use trine_buffer::{Buf, Slice};
 use trine_comm::{Communicator, Groups, Name};
 use trine_mesh::AxisSet;
 use trine_nn::ParamStore;
@@ -47,11 +47,19 @@ pub fn check_replicas(
 }
 
 fn hash_params(params: &ParamStore) -> Result<Vec<u64>, DpError> {
-    let hash = |param: &LocalParam| {
-        let weights = params.bucket(param.bucket)?.slice().range(param.span())?;
-        Ok(xxh3_64(weights.bytes()))
-    };
-    params.layout().params.iter().map(hash).collect()
+    let (mut hashes, mut on_host) = (Vec::new(), None);
+    for param in &params.layout().params {
+        let bucket = params.bucket(param.bucket)?;
+        // A bucket of a device is copied once for all its parameters.
+        if let Slice::Device(_) = bucket.slice()
+            && !matches!(&on_host, Some((held, _)) if *held == param.bucket)
+        {
+            on_host = Some((param.bucket, bucket.slice().to_host()?));
+        }
+        let weights = on_host.as_ref().map_or(bucket, |(_, copy)| copy).slice();
+        hashes.push(xxh3_64(weights.range(param.span())?.bytes()?));
+    }
+    Ok(hashes)
 }
 
 /// Which slice of a parameter the tensor-parallel rank `index` holds: ranks with the same one must

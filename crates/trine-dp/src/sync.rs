@@ -7,7 +7,7 @@ use crate::trees::TreeExchange;
 use std::ops::Range;
 use std::panic::Location;
 use std::sync::Arc;
-use trine_buffer::{Buf, Pool, Queue};
+use trine_buffer::{Buf, Place, Pool};
 use trine_comm::{Communicator, Groups, Name, Pending, ReduceOp};
 use trine_kernels::Ops;
 use trine_nn::{GradStore, Numerics, TakenGrads};
@@ -23,6 +23,8 @@ pub struct GradSyncOptions {
     /// The two ranks that hold the two copies of a tied embedding, when they lie on different
     /// stages and this is one of them.
     pub tied_peer: Option<Arc<dyn Communicator>>,
+    /// Where gradients lie.
+    pub place: Place,
 }
 
 /// The gradient reduction of one rank's buckets, each over the axes that it says ([`trine_spec::Bucket::summed`]).
@@ -66,7 +68,8 @@ impl GradSync {
         let buckets = SharedBucket::of(layout, groups)?;
         let tied = Tied::new(layout, options.tied_peer.as_ref())?;
         let posted = layout.buckets.iter().map(|_| None).collect();
-        Ok(Self { options, tied, buckets, posted, pool: Pool::new() })
+        let pool = Pool::on(options.place.clone());
+        Ok(Self { options, tied, buckets, posted, pool })
     }
 
     /// Takes a bucket whose gradient is complete on this rank, and posts its reduction without
@@ -135,17 +138,17 @@ impl GradSync {
     ) -> Result<(), DpError> {
         let posted = self.posted[bucket].take();
         let posted = posted.ok_or(DpError::NotPosted { what: "gradients", bucket })?;
-        let (queue, site) = (Queue::Host, Location::caller());
+        let site = Location::caller();
         let sum = match posted {
             Posted::Complete(sum) => sum,
-            Posted::Reduced(pending) => pending.wait(&queue)?.into_send(site)?,
+            Posted::Reduced(pending) => pending.wait()?.into_send(site)?,
             Posted::Scattered(pending) => {
-                let (mut sum, part) = pending.wait(&queue)?.into_both(site)?;
+                let (mut sum, part) = pending.wait()?.into_both(site)?;
                 sum.slice_mut().range(self.buckets[bucket].own())?.copy_from(part.slice())?;
                 sum
             }
             Posted::Gathered(pending) => {
-                let gathered = pending.wait(&queue)?.into_recv(site)?;
+                let gathered = pending.wait()?.into_recv(site)?;
                 self.trees(bucket).finish(&gathered, grads.layout().buckets[bucket].len, ops)?
             }
         };

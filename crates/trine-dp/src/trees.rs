@@ -60,13 +60,14 @@ impl<'a> TreeExchange<'a> {
         for (rank, nodes) in self.by_rank.iter().enumerate() {
             for (place, node) in nodes.iter().enumerate() {
                 let start = (rank * each + place) * len;
-                let mut sum = Buf::zeros(gathered.dtype(), len);
+                let mut sum = ops.place().zeros(gathered.dtype(), len)?;
                 sum.slice_mut().copy_from(gathered.slice().range(start..start + len)?)?;
                 tree.insert(*node, sum, ops)?;
             }
         }
         // A batch without a sample has a gradient of zero.
-        Ok(tree.finish(ops)?.unwrap_or_else(|| Buf::zeros(gathered.dtype(), len)))
+        let sum = tree.finish(ops)?;
+        Ok(sum.map_or_else(|| ops.place().zeros(gathered.dtype(), len), Ok)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::DpError;
 use crate::shared::SharedBucket;
 use std::panic::Location;
-use trine_buffer::{Pool, Queue};
+use trine_buffer::{Place, Pool};
 use trine_comm::{Groups, Name, Pending};
 use trine_nn::ParamStore;
 use trine_spec::RankLayout;
@@ -18,13 +18,13 @@ pub struct WeightSync {
 }
 
 impl WeightSync {
-    /// The gather of the weights of `layout` among the ranks of `groups`.
+    /// The gather of the weights of `layout`, which lie at `place`, among the ranks of `groups`.
     ///
     /// # Errors
     /// As [`crate::own_ranges`].
-    pub fn new(layout: &RankLayout, groups: &Groups) -> Result<Self, DpError> {
+    pub fn new(layout: &RankLayout, groups: &Groups, place: &Place) -> Result<Self, DpError> {
         let buckets = SharedBucket::of(layout, groups)?;
-        Ok(Self { buckets, posted: Vec::new(), pool: Pool::new() })
+        Ok(Self { buckets, posted: Vec::new(), pool: Pool::on(place.clone()) })
     }
 
     /// Takes a bucket whose own part is updated and posts its gather without waiting: the optimizer
@@ -51,7 +51,7 @@ impl WeightSync {
     /// A failed operation.
     pub fn wait(&mut self, params: &mut ParamStore) -> Result<(), DpError> {
         for (bucket, pending) in self.posted.drain(..) {
-            let weights = pending.wait(&Queue::Host)?.into_recv(Location::caller())?;
+            let weights = pending.wait()?.into_recv(Location::caller())?;
             params.restore(bucket, weights)?;
         }
         Ok(())

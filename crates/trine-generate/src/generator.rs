@@ -2,7 +2,7 @@
 
 use crate::{GenerateError, LoadError, Sampling, sample};
 use std::sync::Arc;
-use trine_buffer::{Act, Buf, DType, Pool};
+use trine_buffer::{Act, Buf, DType, Place, Pool};
 use trine_comm::SelfComm;
 use trine_kernels::{CpuOps, Team};
 use trine_models::{BuildPiece, RankParts, StageModel, zoo};
@@ -79,6 +79,7 @@ impl Generator {
             numerics: Numerics::Fast,
             compute: DType::F32,
             seed: 0, // of dropout masks, which are off
+            place: &Place::Host,
         };
         let stages = StageModel::of_rank(&rank, build)?;
         let (ops, pool) = (CpuOps::new(Team::new(threads)), Pool::new());

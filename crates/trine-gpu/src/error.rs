@@ -28,6 +28,20 @@ pub enum GpuError {
         /// How many there are.
         count: usize,
     },
+    /// A buffer lies on the host where a device's is needed.
+    #[error("a buffer of {len} {dtype} lies on the host, and this work needs it on the GPU")]
+    OnHost {
+        /// Its elements' type.
+        dtype: DType,
+        /// How many.
+        len: usize,
+    },
+    /// A buffer lies on a device of another backend.
+    #[error("`{name}` lies on a device of another backend")]
+    Foreign {
+        /// What its memory is for.
+        name: String,
+    },
     /// A device has too little memory left.
     #[error(
         "GPU {device} has {free_bytes} bytes free of {total_bytes}, and `{name}` needs {bytes}"

@@ -5,6 +5,7 @@
 //! * [`Memory`] is allocated and freed in the order of its stream. A [`Pool`] recycles it, so that a step
 //!   allocates nothing after its first run. [`Pinned`] is memory of the host that devices copy from and to.
 //! * A [`Module`] has [`Kernel`]s, whose arguments are known from their text; a launch with others is refused.
+//! * [`Stream::place`] makes buffers of `trine-buffer` here; [`Span::of`] is how work gets at them.
 //! * [`Products`] are those of cuBLASLt, with a plan for each shape that is made once.
 //! * The ledger ([`Checks`]) keeps what each stream, and the host, knows to be done. An access to bytes that another
 //!   stream has touched, and that no event orders, is an [`Unordered`] before it is launched. It needs no help of a
@@ -47,6 +48,7 @@
 //! ```
 
 mod block;
+mod buffers;
 mod copies;
 mod device;
 mod error;

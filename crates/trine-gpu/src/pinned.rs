@@ -56,6 +56,17 @@ impl Pinned {
         self.bytes == 0
     }
 
+    /// Whether all copies on their way are done; waits for none.
+    pub(crate) fn is_idle(&mut self) -> Result<bool, GpuError> {
+        while let Some(event) = self.pending.last() {
+            if !event.is_done()? {
+                return Ok(false);
+            }
+            self.pending.pop();
+        }
+        Ok(true)
+    }
+
     /// Waits for the copies on their way, then gives the bytes.
     ///
     /// # Errors

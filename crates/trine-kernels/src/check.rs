@@ -5,7 +5,7 @@ use crate::view::span;
 use crate::{KernelError, MatMut, MatRef};
 use std::fmt;
 use std::ops::Range;
-use trine_buffer::{DType, Element, Slice, SliceMut};
+use trine_buffer::{BufferError, DType, Element, Slice, SliceMut};
 
 /// The typed elements of an argument.
 pub(crate) fn typed<'a, T: Element>(
@@ -13,8 +13,7 @@ pub(crate) fn typed<'a, T: Element>(
     argument: &'static str,
     slice: Slice<'a>,
 ) -> Result<&'a [T], KernelError> {
-    let held = slice.dtype();
-    slice.typed().map_err(|_| KernelError::Type { op, argument, held, expected: T::DTYPE })
+    slice.typed().map_err(wrong::<T>(op, argument))
 }
 
 /// The typed elements of a writable argument.
@@ -23,8 +22,19 @@ pub(crate) fn typed_mut<'a, T: Element>(
     argument: &'static str,
     slice: SliceMut<'a>,
 ) -> Result<&'a mut [T], KernelError> {
-    let held = slice.dtype();
-    slice.typed().map_err(|_| KernelError::Type { op, argument, held, expected: T::DTYPE })
+    slice.typed().map_err(wrong::<T>(op, argument))
+}
+
+fn wrong<T: Element>(
+    op: &'static str,
+    argument: &'static str,
+) -> impl Fn(BufferError) -> KernelError {
+    move |error| match error {
+        BufferError::Type { held, .. } => {
+            KernelError::Type { op, argument, held, expected: T::DTYPE }
+        }
+        other => other.into(),
+    }
 }
 
 /// Checks that an argument has `expected` elements.

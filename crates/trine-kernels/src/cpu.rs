@@ -13,7 +13,7 @@ use crate::{
     softcap,
 };
 use std::ops::Range;
-use trine_buffer::{Slice, SliceMut};
+use trine_buffer::{Place, Slice, SliceMut};
 
 /// Elements below which waking another thread costs more than it brings.
 const ELEMENTS_PER_PART_MIN: usize = 8 * 1024;
@@ -25,13 +25,14 @@ pub struct CpuOps {
     pub(crate) team: Team,
     pub(crate) isa: Isa,
     pub(crate) scratch: ScratchPool,
+    place: Place,
 }
 
 impl CpuOps {
     /// Kernels on the threads of `team` with the processor's best instruction set.
     pub fn new(team: Team) -> Self {
         let scratch = ScratchPool::new(team.threads());
-        Self { team, isa: Isa::detect(), scratch }
+        Self { team, isa: Isa::detect(), scratch, place: Place::Host }
     }
 
     /// Kernels with a poorer instruction set than the best: for tests and measurements.
@@ -82,6 +83,10 @@ macro_rules! called {
 }
 
 impl Ops for CpuOps {
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
     fn matmul(
         &self,
         product: Product,

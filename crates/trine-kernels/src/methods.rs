@@ -183,8 +183,8 @@ macro_rules! kernel_methods {
                     grad: Slice<'_>,
                     compute: Option<SliceMut<'_>>,
                 ) -> Done;
-                fn sum_squares(x: Slice<'_>) -> Result<f64, KernelError>;
-                fn max_abs(x: Slice<'_>) -> Result<f64, KernelError>;
+                fn sum_squares(acc: SliceMut<'_>, x: Slice<'_>) -> Done;
+                fn row_sums(sums: SliceMut<'_>, x: MatRef<'_>) -> Done;
                 fn first_non_finite(x: Slice<'_>) -> Result<Option<usize>, KernelError>;
             }
         }

@@ -6,7 +6,7 @@ use crate::{
     Sgd,
 };
 use std::fmt;
-use trine_buffer::{Slice, SliceMut};
+use trine_buffer::{Place, Slice, SliceMut};
 
 type Done = Result<(), KernelError>;
 
@@ -28,6 +28,9 @@ type Done = Result<(), KernelError>;
 ///
 /// *Errors.* Every method checks types and lengths first and writes nothing if they are wrong.
 pub trait Ops: Send + Sync + fmt::Debug {
+    /// Where the buffers of the calls lie.
+    fn place(&self) -> &Place;
+
     /// `C = A · B` in the form `product`, or `C += A · B`.
     ///
     /// A and B hold `T`, C holds `T` or `Acc`. Each element of C is one chain of fused multiply-adds (on AMX: of
@@ -472,20 +475,22 @@ pub trait Ops: Send + Sync + fmt::Debug {
         compute: Option<SliceMut<'_>>,
     ) -> Done;
 
-    /// Σ x² in f64: blocks of 4096 elements, and a tree over the blocks that halves at powers of
-    /// two.
+    /// `acc[0] += Σ x²`: blocks of 4096 elements, and a tree over the blocks that halves at powers of two. `acc` is one
+    /// f64.
     ///
     /// # Errors
-    /// A type that kernels do not compute in.
-    fn sum_squares(&self, x: Slice<'_>) -> Result<f64, KernelError>;
+    /// Types or lengths that do not fit.
+    fn sum_squares(&self, acc: SliceMut<'_>, x: Slice<'_>) -> Done;
 
-    /// The largest |x|, 0 if there is none. Not-a-number is passed over.
+    /// `sums[r] = Σ_c x[r, c]`, columns in ascending order: the losses of samples from those of their tokens. `sums`
+    /// are f64.
     ///
     /// # Errors
-    /// A type that kernels do not compute in.
-    fn max_abs(&self, x: Slice<'_>) -> Result<f64, KernelError>;
+    /// Types or dimensions that do not fit.
+    fn row_sums(&self, sums: SliceMut<'_>, x: MatRef<'_>) -> Done;
 
-    /// The index of the first element that is infinite or not a number.
+    /// The index of the first element that is infinite or not a number. The one method that answers the host, which
+    /// waits for the device.
     ///
     /// # Errors
     /// A type that kernels do not compute in.

@@ -1,11 +1,11 @@
 //! Optimizer steps and the numbers that watch over them, on flat ranges.
 
-use crate::check::{dims, length, typed, typed_mut, with_num};
+use crate::check::{Mat, dims, length, typed, typed_mut, with_num};
 use crate::elementwise::Convert;
 use crate::isa::vectorised;
-use crate::num::{LANES, Num, Real, max_row, sum_lanes, sum_row};
+use crate::num::{LANES, Num, Real, sum_lanes, sum_row};
 use crate::scratch::Split;
-use crate::{AdamW, CpuOps, KernelError, Sgd};
+use crate::{AdamW, CpuOps, KernelError, MatRef, Sgd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use trine_buffer::{DType, Float, Slice, SliceMut};
 
@@ -130,11 +130,6 @@ vectorised! {
                 *sum = sum_lanes(lanes);
             }
         }
-    }
-
-    fn abs_max<T: Num>(x: &[T]) -> f64 {
-        let negated = x.iter().fold(T::Acc::ZERO, |max, x| (-x.widen()).larger(max));
-        max_row(x).larger(negated).to_f64()
     }
 
     fn all_finite<T: Num>(x: &[T]) -> bool {
@@ -310,17 +305,10 @@ fn map_blocks<T: Num>(cpu: &CpuOps, x: &[T], out: &mut [f64], f: impl Fn(&[T], &
     });
 }
 
-/// `f` of each block by itself.
-fn one_by_one<T: Num>(f: impl Fn(&[T]) -> f64 + Sync) -> impl Fn(&[T], &mut [f64]) + Sync {
-    move |x, out| {
-        for (x, out) in x.chunks(BLOCK).zip(out) {
-            *out = f(x);
-        }
-    }
-}
-
-pub(crate) fn sum_squares(cpu: &CpuOps, x: Slice<'_>) -> Result<f64, KernelError> {
+pub(crate) fn sum_squares(cpu: &CpuOps, acc: SliceMut<'_>, x: Slice<'_>) -> Done {
     const OP: &str = "sum_squares";
+    let acc = typed_mut::<f64>(OP, "acc", acc)?;
+    length(OP, "acc", acc.len(), 1, "a sum")?;
     with_num!(OP, "x", x.dtype(), T => {
         let x = typed::<T>(OP, "x", x)?;
         let mut scratch = cpu.scratch.take();
@@ -329,20 +317,25 @@ pub(crate) fn sum_squares(cpu: &CpuOps, x: Slice<'_>) -> Result<f64, KernelError
             let whole = x.len() / (TOGETHER * BLOCK) * TOGETHER;
             let (groups, rest) = sums.split_at_mut(whole);
             blocks_squares(cpu.isa, &x[..whole * BLOCK], groups);
-            one_by_one(|x| block_squares(cpu.isa, x))(&x[whole * BLOCK..], rest);
+            for (x, sum) in x[whole * BLOCK..].chunks(BLOCK).zip(rest) {
+                *sum = block_squares(cpu.isa, x);
+            }
         });
-        Ok(tree(sums))
+        acc[0] += tree(sums);
+        Ok(())
     })
 }
 
-pub(crate) fn max_abs(cpu: &CpuOps, x: Slice<'_>) -> Result<f64, KernelError> {
-    const OP: &str = "max_abs";
-    with_num!(OP, "x", x.dtype(), T => {
-        let x = typed::<T>(OP, "x", x)?;
-        let mut scratch = cpu.scratch.take();
-        let maxima = scratch.slice::<f64>(x.len().div_ceil(BLOCK));
-        map_blocks(cpu, x, maxima, one_by_one(|x| abs_max(cpu.isa, x)));
-        Ok(maxima.iter().fold(0.0, |max, &x| x.larger(max)))
+pub(crate) fn row_sums(_: &CpuOps, sums: SliceMut<'_>, x: MatRef<'_>) -> Done {
+    const OP: &str = "row_sums";
+    let sums = typed_mut::<f64>(OP, "sums", sums)?;
+    length(OP, "sums", sums.len(), x.rows, "a sum for each row")?;
+    with_acc!(OP, "x", x.data.dtype(), A => {
+        let x = Mat::<A>::new(OP, "x", x)?;
+        for (row, sum) in sums.iter_mut().enumerate() {
+            *sum = x.row(row).iter().map(|value| value.to_f64()).sum();
+        }
+        Ok(())
     })
 }
 

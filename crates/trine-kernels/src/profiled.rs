@@ -9,7 +9,7 @@ use crate::{
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use trine_buffer::{Slice, SliceMut};
+use trine_buffer::{Place, Slice, SliceMut};
 
 /// The calls of one kernel since the last [`Profiled::take`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -66,6 +66,10 @@ macro_rules! timed {
 }
 
 impl Ops for Profiled {
+    fn place(&self) -> &Place {
+        self.ops.place()
+    }
+
     fn matmul(
         &self,
         product: Product,
@@ -134,11 +138,11 @@ mod tests {
             ops.matmul(Product::Nt, false, a, b, c).unwrap();
         }
         assert_eq!(c.typed::<f32>().unwrap(), [6.0; 8]);
-        assert_eq!(ops.max_abs(c.slice()).unwrap(), 6.0);
+        assert_eq!(ops.first_non_finite(c.slice()).unwrap(), None);
         let times = ops.take();
         let product = times["matmul y = x·wᵀ"];
         assert_eq!((product.calls, product.flops), (2, 2.0 * 2.0 * 2.0 * 3.0 * 4.0));
-        assert_eq!((times["max_abs"].calls, times.len()), (1, 2));
+        assert_eq!((times["first_non_finite"].calls, times.len()), (1, 2));
         assert!(ops.take().is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{BlockLayer, BranchLayer, InnerLayer, RankParts};
 use std::collections::BTreeSet;
-use trine_buffer::{Act, DType};
+use trine_buffer::{Act, DType, Place};
 use trine_comm::Name;
 use trine_kernels::{Function, rope_table};
 use trine_nn::{
@@ -40,8 +40,9 @@ impl<'a> Builder<'a> {
         let group = TensorGroup::new(parts.comm.clone(), parts.sequence_parallel);
         let turned: BTreeSet<usize> = (0..model.layers).map(|block| model.turned(block)).collect();
         let some = turned.into_iter().filter(|turned| *turned > 0);
-        let rotary =
-            some.map(|turned| rotary(model, turned, parts.compute)).collect::<Result<_, _>>()?;
+        let rotary = some
+            .map(|turned| rotary(model, turned, parts.compute, parts.place))
+            .collect::<Result<_, _>>()?;
         let (numerics, seed) = (parts.numerics, parts.seed);
         Ok(Self { model, layout: parts.layout, group, numerics, seed, rotary })
     }
@@ -265,12 +266,17 @@ impl<'a> Builder<'a> {
 }
 
 /// Rotary tables for every position, in the accumulator type.
-fn rotary(model: &ModelSpec, turned: usize, compute: DType) -> Result<Rotary, NnError> {
+fn rotary(
+    model: &ModelSpec,
+    turned: usize,
+    compute: DType,
+    place: &Place,
+) -> Result<Rotary, NnError> {
     let scaling = model.rope_scaling;
     let frequencies = scaling.frequencies(model.rope_theta, turned);
     let (dtype, amplitude) = (compute.accumulator(), scaling.amplitude());
     let table = rope_table(dtype, &frequencies, amplitude, model.seq_max)?;
-    Ok(Rotary { table: Act::new(table), turned })
+    Ok(Rotary { table: Act::new(place.hold(table)?), turned })
 }
 
 /// The kernels' name of a function.

@@ -3,7 +3,7 @@
 use crate::{BuildPiece, Builder, LossLayer, PieceLayer};
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::{Act, Buf, DType};
+use trine_buffer::{Act, Buf, DType, Place};
 use trine_comm::Communicator;
 use trine_nn::{
     Context, GradStore, Layer, NnError, Numerics, ParamStore, Recompute, Rows, Saved, WeightWork,
@@ -29,6 +29,8 @@ pub struct RankParts<'a> {
     pub compute: DType,
     /// Seed of dropout masks.
     pub seed: u64,
+    /// Where weights and activations lie.
+    pub place: &'a Place,
 }
 
 impl PieceLayer {

@@ -2,7 +2,7 @@
 
 use crate::NnError;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use trine_buffer::{Buf, DType};
+use trine_buffer::{Buf, BufferError, DType, Place};
 use trine_kernels::{MatMut, MatRef, Ops, Qkv};
 
 /// The keys and values of one sequence at every attention layer, so that its next tokens cost a pass
@@ -36,11 +36,27 @@ pub struct DecodeCache {
 }
 
 impl DecodeCache {
-    /// An empty cache for `capacity` tokens and `layers` attention layers with keys of `kv_cols`
+    /// An empty cache on the host for `capacity` tokens and `layers` attention layers with keys of `kv_cols`
     /// elements (and values of as many) in the compute type.
     pub fn new(layers: usize, kv_cols: usize, capacity: usize, compute: DType) -> Self {
-        let layer = |_| Mutex::new(Buf::zeros(compute, capacity * 2 * kv_cols));
-        Self { layers: (0..layers).map(layer).collect(), kv_cols, capacity, position: 0 }
+        let made = Self::at(&Place::Host, layers, kv_cols, capacity, compute);
+        made.expect("invariant: the host gives memory or ends the process")
+    }
+
+    /// [`DecodeCache::new`] at `place`.
+    ///
+    /// # Errors
+    /// If a device has too little memory.
+    pub fn at(
+        place: &Place,
+        layers: usize,
+        kv_cols: usize,
+        capacity: usize,
+        compute: DType,
+    ) -> Result<Self, BufferError> {
+        let layer = |_| Ok(Mutex::new(place.zeros(compute, capacity * 2 * kv_cols)?));
+        let layers: Result<_, BufferError> = (0..layers).map(layer).collect();
+        Ok(Self { layers: layers?, kv_cols, capacity, position: 0 })
     }
 
     /// Tokens in the cache: the position of the next one.

@@ -2,9 +2,10 @@
 
 use crate::{NnError, Numerics, ParamId, Rows};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::{Buf, DType, SliceMut};
+use trine_buffer::{Buf, BufferError, DType, Place, SliceMut};
 use trine_kernels::Ops;
 use trine_spec::{LocalParam, RankLayout};
 
@@ -48,8 +49,16 @@ pub struct SampleTree {
 }
 
 impl SampleTree {
-    fn leaf(&mut self, sample: usize, dtype: DType, len: usize) -> &mut Buf {
-        self.leaves.entry(sample).or_insert_with(|| Buf::zeros(dtype, len))
+    fn leaf(
+        &mut self,
+        sample: usize,
+        place: &Place,
+        (dtype, len): (DType, usize),
+    ) -> Result<&mut Buf, BufferError> {
+        Ok(match self.leaves.entry(sample) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(free) => free.insert(place.zeros(dtype, len)?),
+        })
     }
 
     /// Declares the gradients of these samples complete and adds them into the tree.
@@ -130,7 +139,7 @@ impl Sum {
         let overwrites = overwrites && touched().all(|(_, index)| self.stale[index]);
         for (param, index) in touched() {
             if std::mem::take(&mut self.stale[index]) && !overwrites {
-                self.values.slice_mut().range(param)?.zero();
+                self.values.slice_mut().range(param)?.zero()?;
             }
         }
         Ok(!overwrites)
@@ -171,6 +180,7 @@ pub enum TakenGrads {
 #[derive(Debug)]
 pub struct GradStore {
     layout: Arc<RankLayout>,
+    place: Place,
     dtype: DType,
     numerics: Numerics,
     buckets: Vec<Bucket>,
@@ -179,23 +189,40 @@ pub struct GradStore {
 }
 
 impl GradStore {
-    /// Gradients of zeros for weights of type `compute`.
+    /// Gradients of zeros on the host, for weights of type `compute`.
     pub fn new(layout: Arc<RankLayout>, compute: DType, numerics: Numerics) -> Self {
+        let made = Self::at(&Place::Host, layout, compute, numerics);
+        made.expect("invariant: the host gives memory or ends the process")
+    }
+
+    /// Gradients of zeros at `place`, for weights of type `compute`.
+    ///
+    /// # Errors
+    /// If a device has too little memory.
+    pub fn at(
+        place: &Place,
+        layout: Arc<RankLayout>,
+        compute: DType,
+        numerics: Numerics,
+    ) -> Result<Self, BufferError> {
         let dtype = compute.accumulator();
-        let empty = |bucket: &trine_spec::Bucket| match numerics {
-            _ if !bucket.trainable => Bucket::Frozen,
-            Numerics::Fast => {
-                Bucket::Sum(Sum::new(Buf::zeros(dtype, bucket.len), bucket.params.len()))
-            }
-            Numerics::Reference => Bucket::Tree(SampleTree::default()),
+        let empty = |bucket: &trine_spec::Bucket| {
+            Ok(match numerics {
+                _ if !bucket.trainable => Bucket::Frozen,
+                Numerics::Fast => {
+                    Bucket::Sum(Sum::new(place.zeros(dtype, bucket.len)?, bucket.params.len()))
+                }
+                Numerics::Reference => Bucket::Tree(SampleTree::default()),
+            })
         };
-        let buckets = layout.buckets.iter().map(empty).collect();
+        let buckets: Result<_, BufferError> = layout.buckets.iter().map(empty).collect();
+        let buckets = buckets?;
         let has_gradient =
             |param: &LocalParam| !param.is_empty() && layout.buckets[param.bucket].trainable;
         let params = layout.params.iter().enumerate();
         let untouched = params.filter(|(_, param)| has_gradient(param)).map(|(index, _)| index);
         let untouched = untouched.collect();
-        Self { layout, dtype, numerics, buckets, untouched }
+        Ok(Self { layout, place: place.clone(), dtype, numerics, buckets, untouched })
     }
 
     /// The accumulator type.
@@ -301,7 +328,7 @@ impl GradStore {
                 add(0..rows.tokens(), sum.values.slice_mut().range(id.span())?, accumulate)
             }
             Bucket::Tree(tree) => rows.samples.clone().try_for_each(|sample| {
-                let leaf = tree.leaf(sample, self.dtype, len);
+                let leaf = tree.leaf(sample, &self.place, (self.dtype, len))?;
                 add(rows.of(sample), leaf.slice_mut().range(id.span())?, true)
             }),
         }
@@ -424,7 +451,7 @@ mod tests {
             for &sample in order {
                 tree.insert(Node { level: 0, index: sample }, value(sample), &ops).unwrap();
             }
-            tree.finish(&ops).unwrap().unwrap().to_f64_vec()
+            tree.finish(&ops).unwrap().unwrap().to_f64_vec().unwrap()
         };
         let serial = total(&(0..13).collect::<Vec<_>>());
         assert_eq!(serial, total(&[12, 3, 7, 0, 1, 11, 2, 10, 9, 4, 5, 8, 6]));
@@ -441,6 +468,6 @@ mod tests {
                 merged.insert(node, sum, &ops).unwrap();
             }
         }
-        assert_eq!(serial, merged.finish(&ops).unwrap().unwrap().to_f64_vec());
+        assert_eq!(serial, merged.finish(&ops).unwrap().unwrap().to_f64_vec().unwrap());
     }
 }

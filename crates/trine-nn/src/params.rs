@@ -3,7 +3,7 @@
 use crate::NnError;
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::{Buf, DType, Slice};
+use trine_buffer::{Buf, BufferError, DType, Place, Slice};
 use trine_kernels::Ops;
 use trine_rng::Stream;
 use trine_spec::{Init, LocalParam, RankLayout};
@@ -79,11 +79,25 @@ pub struct ParamStore {
 }
 
 impl ParamStore {
-    /// Weights of zeros.
+    /// Weights of zeros on the host.
     pub fn zeros(layout: Arc<RankLayout>, compute: DType) -> Self {
         let zeros = |bucket: &trine_spec::Bucket| Some(Buf::zeros(compute, bucket.len));
         let buckets = layout.buckets.iter().map(zeros).collect();
         Self { layout, compute, buckets }
+    }
+
+    /// Weights of zeros at `place`.
+    ///
+    /// # Errors
+    /// If a device has too little memory.
+    pub fn zeros_at(
+        place: &Place,
+        layout: Arc<RankLayout>,
+        compute: DType,
+    ) -> Result<Self, BufferError> {
+        let zeros = |bucket: &trine_spec::Bucket| Ok(Some(place.zeros(compute, bucket.len)?));
+        let buckets: Result<_, BufferError> = layout.buckets.iter().map(zeros).collect();
+        Ok(Self { buckets: buckets?, layout, compute })
     }
 
     /// What is stored where.

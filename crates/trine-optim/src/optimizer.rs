@@ -4,7 +4,7 @@ use crate::groups::Rule;
 use crate::segments::{Segment, segments};
 use crate::{Group, OptimError, OptimizerConfig, Rates};
 use std::ops::Range;
-use trine_buffer::{Buf, BufferError, DType};
+use trine_buffer::{Buf, BufferError, DType, Place};
 use trine_kernels::{AdamW, Ops, Sgd};
 use trine_nn::{GradStore, NnError, ParamStore};
 use trine_spec::{ParamSpec, RankLayout};
@@ -64,10 +64,10 @@ impl Optimizer {
         config: OptimizerConfig,
         initial: impl FnMut(usize) -> Result<Buf, NnError>,
     ) -> Result<Self, OptimError> {
-        Self::with_groups(layout, own, compute, (config, &[]), initial)
+        Self::with_groups(layout, own, compute, (config, &[]), &Place::Host, initial)
     }
 
-    /// [`Optimizer::new`] with groups of parameters that are updated in another way.
+    /// [`Optimizer::new`] with groups of parameters that are updated in another way, and state at `place`.
     ///
     /// # Errors
     /// As [`Optimizer::new`].
@@ -76,6 +76,7 @@ impl Optimizer {
         own: Vec<Range<usize>>,
         compute: DType,
         (config, groups): (OptimizerConfig, &[Group]),
+        place: &Place,
         mut initial: impl FnMut(usize) -> Result<Buf, NnError>,
     ) -> Result<Self, OptimError> {
         config.check()?;
@@ -88,7 +89,7 @@ impl Optimizer {
         for (bucket, own) in own.into_iter().enumerate() {
             let weights = initial(bucket)?;
             let segments = segments(layout, bucket, &own, rule);
-            let values = Values::new(layout, bucket, &own, compute, &config, &weights)?;
+            let values = Values::new(layout, bucket, &own, (compute, place), &config, &weights)?;
             buckets.push(BucketState { own, segments, values });
         }
         Ok(Self { config, buckets })
@@ -195,7 +196,7 @@ impl Values {
         layout: &RankLayout,
         bucket: usize,
         own: &Range<usize>,
-        compute: DType,
+        (compute, place): (DType, &Place),
         config: &OptimizerConfig,
         initial: &Buf,
     ) -> Result<Self, OptimError> {
@@ -208,12 +209,12 @@ impl Values {
         }
         let mut master = None;
         if compute != sums {
-            let mut part = Buf::zeros(sums, own.len());
+            let mut part = place.zeros(sums, own.len())?;
             part.slice_mut().copy_from(initial.slice().range(own.clone())?)?;
             master = Some(part);
         }
-        let moments = config.moments().iter().map(|_| Buf::zeros(sums, own.len())).collect();
-        Ok(Self { master, moments })
+        let moments = config.moments().iter().map(|_| place.zeros(sums, own.len()));
+        Ok(Self { master, moments: moments.collect::<Result<_, _>>()? })
     }
 
     /// One kernel call over elements that are updated alike; `first` is the bucket's first owned one.

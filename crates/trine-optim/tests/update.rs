@@ -83,11 +83,18 @@ fn start_with(
 ) -> Result<Run, OptimError> {
     let (layout, ops) = (layout(), ops());
     let mut params = ParamStore::zeros(layout.clone(), compute);
-    let optimizer = Optimizer::with_groups(&layout, own, compute, config, |bucket| {
-        let master = initial_weights(&layout, bucket, 5, compute.accumulator())?;
-        params.load(bucket, master.slice(), &ops)?;
-        Ok(master)
-    })?;
+    let optimizer = Optimizer::with_groups(
+        &layout,
+        own,
+        compute,
+        config,
+        &trine_buffer::Place::Host,
+        |bucket| {
+            let master = initial_weights(&layout, bucket, 5, compute.accumulator())?;
+            params.load(bucket, master.slice(), &ops)?;
+            Ok(master)
+        },
+    )?;
     Ok(Run { layout, params, optimizer })
 }
 
@@ -143,8 +150,9 @@ fn four_steps_are_the_textbooks_and_padding_stays_zero() {
         train(&mut run, 1..5);
         let layout = &run.layout;
         for bucket in 0..layout.buckets.len() {
-            let initial = initial_weights(layout, bucket, 5, DType::F64).unwrap().to_f64_vec();
-            let weights = run.params.bucket(bucket).unwrap().to_f64_vec();
+            let initial =
+                initial_weights(layout, bucket, 5, DType::F64).unwrap().to_f64_vec().unwrap();
+            let weights = run.params.bucket(bucket).unwrap().to_f64_vec().unwrap();
             let grads: Vec<_> = (1..5).map(|step| gradient(layout, bucket, step)).collect();
             for param in layout.buckets[bucket].params.iter().map(|index| &layout.params[*index]) {
                 for at in param.span().filter(|at| !is_padding(layout, bucket, *at)) {
@@ -179,17 +187,20 @@ fn parts_update_as_the_whole_bit_for_bit_and_leave_the_rest_alone() {
                         let initial = initial_weights(&run.layout, bucket, 5, DType::F32).unwrap();
                         let mut expected = ParamStore::zeros(run.layout.clone(), compute);
                         expected.load(bucket, initial.slice(), &ops()).unwrap();
-                        let mut expected = expected.bucket(bucket).unwrap().to_f64_vec();
+                        let mut expected = expected.bucket(bucket).unwrap().to_f64_vec().unwrap();
                         let own = run.optimizer.own(bucket);
-                        let updated = whole.params.bucket(bucket).unwrap().to_f64_vec();
+                        let updated = whole.params.bucket(bucket).unwrap().to_f64_vec().unwrap();
                         expected[own.clone()].copy_from_slice(&updated[own.clone()]);
-                        assert_eq!(run.params.bucket(bucket).unwrap().to_f64_vec(), expected);
+                        assert_eq!(
+                            run.params.bucket(bucket).unwrap().to_f64_vec().unwrap(),
+                            expected
+                        );
                         let states = run.optimizer.state(bucket);
                         for ((name, part), (_, whole)) in
                             states.iter().zip(whole.optimizer.state(bucket))
                         {
-                            let whole = &whole.to_f64_vec()[own.clone()];
-                            assert_eq!(part.to_f64_vec(), whole, "{name}");
+                            let whole = &whole.to_f64_vec().unwrap()[own.clone()];
+                            assert_eq!(part.to_f64_vec().unwrap(), whole, "{name}");
                         }
                     }
                     cases += 1;
@@ -208,9 +219,13 @@ fn bf16_weights_are_the_rounded_masters_which_keep_what_bf16_would_lose() {
     train(&mut single, 1..4);
     let mut lost = 0;
     for bucket in 0..run.layout.buckets.len() {
-        let master = run.optimizer.state(bucket)[0].1.to_f64_vec();
-        assert_eq!(master, single.params.bucket(bucket).unwrap().to_f64_vec(), "masters are f32");
-        let weights = run.params.bucket(bucket).unwrap().to_f64_vec();
+        let master = run.optimizer.state(bucket)[0].1.to_f64_vec().unwrap();
+        assert_eq!(
+            master,
+            single.params.bucket(bucket).unwrap().to_f64_vec().unwrap(),
+            "masters are f32"
+        );
+        let weights = run.params.bucket(bucket).unwrap().to_f64_vec().unwrap();
         for (master, weight) in master.iter().zip(&weights) {
             assert_eq!(half::bf16::from_f64(*master).to_f64(), *weight);
             lost += usize::from(master != weight);
@@ -239,7 +254,7 @@ fn state_moves_by_name_and_continues_bit_for_bit() {
             train(&mut straight, 3..5);
             train(&mut resumed, 3..5);
             for bucket in 0..straight.layout.buckets.len() {
-                let values = |run: &Run| run.params.bucket(bucket).unwrap().to_f64_vec();
+                let values = |run: &Run| run.params.bucket(bucket).unwrap().to_f64_vec().unwrap();
                 assert_eq!(values(&straight), values(&resumed), "{config:?} {compute}");
             }
             cases += 1;
@@ -347,7 +362,7 @@ fn groups_update_as_optimizers_of_their_own_whatever_the_parts() {
                 .iter()
                 .zip(alone[last].optimizer.state(param.bucket))
             {
-                let (got, expected) = (got.to_f64_vec(), expected.to_f64_vec());
+                let (got, expected) = (got.to_f64_vec().unwrap(), expected.to_f64_vec().unwrap());
                 for at in span.clone() {
                     assert_eq!(got[at - own.start], expected[at], "{} {name}", param.spec.name);
                     compared[last] += 1;

@@ -199,9 +199,8 @@ impl Runner<'_> {
         let (outgoing, buffer) = (self.outgoing(send)?, self.incoming(recv, ops)?);
         let sending = comm.post_send(outgoing, send.peer, name(send, true))?;
         let receiving = comm.post_recv(buffer, recv.peer, name(recv, false))?;
-        let queue = trine_buffer::Queue::Host;
-        let filled = receiving.wait(&queue)?.recv.ok_or(Failure::Missing("received buffer"))?;
-        sending.wait(&queue)?;
+        let filled = receiving.wait()?.recv.ok_or(Failure::Missing("received buffer"))?;
+        sending.wait()?;
         self.ready.insert(consumer(recv, false), Act::new(filled));
         Ok(())
     }

@@ -15,14 +15,14 @@
 //!
 //! impl StageOps for Double {
 //!     fn forward(&mut self, _: usize, mb: usize, x: Option<Act>) -> Result<Act, StageError> {
-//!         let x = x.map_or(mb as f32, |x| x.to_f64_vec()[0] as f32);
+//!         let x = x.map_or(mb as f32, |x| x.to_f64_vec().unwrap()[0] as f32);
 //!         self.0.push(2.0 * x);
 //!         Ok(Act::new(Buf::from_vec(vec![2.0 * x])))
 //!     }
 //!     fn backward_input(
 //!         &mut self, _: usize, _: usize, _: Option<usize>, dy: Option<Act>,
 //!     ) -> Result<Option<Act>, StageError> {
-//!         let dy = dy.map_or(1.0, |dy| dy.to_f64_vec()[0] as f32);
+//!         let dy = dy.map_or(1.0, |dy| dy.to_f64_vec().unwrap()[0] as f32);
 //!         Ok(Some(Act::new(Buf::from_vec(vec![2.0 * dy]))))
 //!     }
 //!     fn backward_weight(

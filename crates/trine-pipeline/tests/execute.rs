@@ -73,7 +73,7 @@ impl StageOps for Affine<'_> {
         let y = self.map(&x, |x| gain(stage) * x + mb as f64)?;
         self.inputs.insert((stage, mb), x);
         if stage + 1 == self.stages {
-            self.outputs.insert(mb, y.to_f64_vec());
+            self.outputs.insert(mb, y.to_f64_vec().unwrap());
         }
         Ok(y)
     }
@@ -102,7 +102,8 @@ impl StageOps for Affine<'_> {
     ) -> Result<(), StageError> {
         let key = (stage, mb);
         let (x, dy) = (self.inputs.remove(&key).unwrap(), self.gradients.remove(&key).unwrap());
-        let products = x.to_f64_vec().into_iter().zip(dy.to_f64_vec()).map(|(x, dy)| x * dy);
+        let products =
+            x.to_f64_vec().unwrap().into_iter().zip(dy.to_f64_vec().unwrap()).map(|(x, dy)| x * dy);
         *self.weights.entry(stage).or_default() += products.sum::<f64>();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use crate::{Partial, Stream, TensorGroup};
 use std::ops::Range;
-use trine_buffer::{Act, Buf};
+use trine_buffer::{Act, Buf, BufferError, Slice};
 use trine_comm::Name;
 use trine_nn::{Context, GradStore, NnError, ParamId, ParamStore, Saved};
 
@@ -54,7 +54,7 @@ impl VocabEmbedding {
             let rows = self.group.stream_rows(tokens);
             let mut sum = y.into_inner().into_buf(ctx.pool)?;
             let mut learned = ctx.alloc(rows.len(), self.hidden)?;
-            let (at, table) = (position_ids(rows, ctx), weights.lease(positions)?);
+            let (at, table) = (position_ids(rows, ctx)?, weights.lease(positions)?);
             ctx.ops.embedding(self.hidden, learned.slice_mut(), at.slice(), table.slice(), 0)?;
             ctx.ops.add_assign(sum.slice_mut(), learned.slice())?;
             y = Stream::assume(Act::new(sum));
@@ -77,7 +77,7 @@ impl VocabEmbedding {
         let ([ids], []) = saved.take()?;
         let mut dy = self.group.leave_backward(dy, NAME, ctx)?.into_inner();
         if let Some(positions) = &self.positions {
-            let at = position_ids(0..ctx.rows.tokens(), ctx);
+            let at = position_ids(0..ctx.rows.tokens(), ctx)?;
             self.scatter((positions, &at, 0), &dy, ctx, grads)?;
         }
         if let Some(factor) = self.scale {
@@ -105,7 +105,7 @@ impl VocabEmbedding {
 }
 
 /// The position of each row in its sequence.
-fn position_ids(rows: Range<usize>, ctx: &Context<'_>) -> Buf {
+fn position_ids(rows: Range<usize>, ctx: &Context<'_>) -> Result<Buf, BufferError> {
     let position = |row| (ctx.first_position() + row % ctx.rows.seq) as u32;
-    Buf::from_vec(rows.map(position).collect::<Vec<_>>())
+    ctx.pool.copy_of(Slice::new(&rows.map(position).collect::<Vec<_>>()))
 }

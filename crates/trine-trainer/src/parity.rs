@@ -117,7 +117,7 @@ pub fn gradients(engine: &Engine) -> Result<Shards, TrainError> {
     let mut layout = engine.layout().as_ref().clone();
     layout.params.retain(|param| layout.buckets[param.bucket].trainable);
     let values = layout.buckets.iter().enumerate().map(|(index, bucket)| match bucket.trainable {
-        true => Ok(engine.grads().bucket(index)?.to_f64_vec()),
+        true => Ok(engine.grads().bucket(index)?.to_f64_vec()?),
         false => Ok(Vec::new()),
     });
     let buckets = values.collect::<Result<Vec<_>, TrainError>>()?;

@@ -256,7 +256,7 @@ fn of_the_checkpoint() -> Vec<Resumed> {
         of(
             "first moments have the values of second ones",
             Wrong::State(Box::new(|_, state| {
-                let second = state["exp_avg_sq"].iter().map(Buf::to_f64_vec);
+                let second = state["exp_avg_sq"].iter().map(|buf| buf.to_f64_vec().unwrap());
                 let copies: Vec<Buf> = second.map(|values| f32s(&values)).collect();
                 state.insert("exp_avg", copies);
             })),

@@ -36,7 +36,7 @@ const ROWS: &[(&str, usize)] = &[
     ("adamw 32768", 1),
     ("sgd 32768", 1),
     ("sum_squares 32768", 1),
-    ("max_abs 32768", 1),
+    ("row_sums 32768", 1),
     ("first_non_finite 32768", 1),
 ];
 

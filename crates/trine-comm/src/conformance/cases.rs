@@ -4,7 +4,7 @@ use super::serial;
 use crate::{Communicator, Done, Operation, Pending, ReduceOp, Request};
 use std::panic::Location;
 use std::sync::Arc;
-use trine_buffer::{Buf, DType, Queue};
+use trine_buffer::{Buf, DType};
 
 const DTYPES: [DType; 7] =
     [DType::F64, DType::F32, DType::Bf16, DType::F16, DType::U64, DType::U32, DType::U8];
@@ -134,7 +134,7 @@ impl Collective {
         let wanted = serial::collective(self.operation, &sends, rank);
         let got = match (done.send, done.recv) {
             (Some(send), Some(recv)) => {
-                same(&send, sends[rank].slice().bytes())
+                same(&send, bytes(&sends[rank])?)
                     .map_err(|error| format!("{self:?}: the contribution changed: {error}"))?;
                 recv
             }
@@ -145,11 +145,17 @@ impl Collective {
     }
 }
 
+fn bytes(buf: &Buf) -> Result<&[u8], String> {
+    buf.slice().bytes().map_err(|error| error.to_string())
+}
+
 fn same(got: &Buf, wanted: &[u8]) -> Result<(), String> {
-    if got.slice().bytes() == wanted {
+    let held = got.slice().to_host().map_err(|error| error.to_string())?;
+    let held = bytes(&held)?;
+    if held == wanted {
         return Ok(());
     }
-    let at = got.slice().bytes().iter().zip(wanted).position(|(got, wanted)| got != wanted);
+    let at = held.iter().zip(wanted).position(|(got, wanted)| got != wanted);
     let element = at.unwrap_or(wanted.len()) / got.dtype().bytes();
     Err(format!("element {element} of {} differs from the serial result", got.len()))
 }
@@ -167,7 +173,7 @@ impl Suite {
                     let collective = Collective { operation, dtype, len, case };
                     let done = collective.call(&**comm)?;
                     collective.compare(&**comm, done)?;
-                    let done = collective.post(&**comm)?.wait(&Queue::Host).map_err(text)?;
+                    let done = collective.post(&**comm)?.wait().map_err(text)?;
                     collective.compare(&**comm, done)?;
                     self.ran += 2;
                 }
@@ -188,7 +194,7 @@ impl Suite {
                 let wanted = serial::data(dtype, len, case, previous);
                 let (sent, got) =
                     comm.exchange(mine(), next, empty(), previous, "ring").map_err(text)?;
-                let check = |buf: &Buf, wanted: &Buf| same(buf, wanted.slice().bytes());
+                let check = |buf: &Buf, wanted: &Buf| same(buf, bytes(wanted)?);
                 check(&sent, &mine())?;
                 check(&got, &wanted)?;
                 self.ran += 1;
@@ -207,9 +213,9 @@ impl Suite {
                 check(&got, &wanted)?;
                 let send = comm.post_send(mine(), next, "ring").map_err(text)?;
                 let recv = comm.post_recv(empty(), previous, "ring").map_err(text)?;
-                let done = recv.wait(&Queue::Host).map_err(text)?;
+                let done = recv.wait().map_err(text)?;
                 check(&done.into_recv(Location::caller()).map_err(text)?, &wanted)?;
-                let done = send.wait(&Queue::Host).map_err(text)?;
+                let done = send.wait().map_err(text)?;
                 check(&done.into_send(Location::caller()).map_err(text)?, &mine())?;
                 self.ran += 2;
             }
@@ -234,7 +240,7 @@ impl Suite {
                 let outer = collective.post(&*part)?;
                 let done = collective.call(&*inner)?;
                 collective.compare(&*inner, done)?;
-                collective.compare(&*part, outer.wait(&Queue::Host).map_err(text)?)?;
+                collective.compare(&*part, outer.wait().map_err(text)?)?;
                 self.ran += 1;
             }
         }
@@ -256,7 +262,7 @@ impl Suite {
             pending.push(collective.post(&**comm)?);
         }
         for (collective, pending) in all.iter().zip(pending).rev() {
-            collective.compare(&**comm, pending.wait(&Queue::Host).map_err(text)?)?;
+            collective.compare(&**comm, pending.wait().map_err(text)?)?;
         }
         self.ran += 1;
         Ok(())
@@ -294,7 +300,7 @@ impl Suite {
                     return Err(format!("the barrier is over without rank {late}"));
                 }
                 comm.send(Buf::zeros(DType::U8, 1), late, "token").map_err(text)?;
-                barrier.wait(&Queue::Host).map_err(text)?;
+                barrier.wait().map_err(text)?;
             }
         }
         self.ran += 1;

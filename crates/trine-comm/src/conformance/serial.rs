@@ -3,7 +3,7 @@
 
 use crate::{Operation, ReduceOp};
 use half::{bf16, f16};
-use trine_buffer::{Buf, DType, Element};
+use trine_buffer::{Buf, DType, Element, Slice};
 
 /// A rank's buffer of a case: a pure function of its arguments. Floats span several binades, so
 /// that a sum in another order has other bits.
@@ -37,7 +37,7 @@ fn mix(mut word: u64) -> u64 {
 /// The bytes that `rank` must hold after a collective on `sends`: in the buffer that is filled, or
 /// the one that is worked on in place.
 pub(super) fn collective(operation: Operation, sends: &[Buf], rank: usize) -> Vec<u8> {
-    let bytes = |of: usize| sends[of].slice().bytes();
+    let bytes = |of: usize| sends[of].slice().bytes().unwrap_or_default();
     let part = |all: &[u8], index: usize| {
         let len = all.len() / sends.len();
         all[index * len..][..len].to_vec()
@@ -69,7 +69,8 @@ fn reduce(op: ReduceOp, sends: &[Buf]) -> Vec<u8> {
                 let all = tree(&|rank| value(rank, at), combine, 0, n);
                 store(if op == ReduceOp::Mean { mean(all) } else { all })
             };
-            Buf::from_vec((0..sends[0].len()).map(one).collect()).slice().bytes().to_vec()
+            let all: Vec<$type> = (0..sends[0].len()).map(one).collect();
+            Slice::new(&all).bytes().unwrap_or_default().to_vec()
         }};
     }
     macro_rules! float {

@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
-use trine_buffer::{Buf, DType, Queue};
+use trine_buffer::{Buf, DType};
 
 /// How long a rank that is overdue gets at most to show progress after all.
 const GRACE_MAX: Duration = Duration::from_secs(2);
@@ -89,9 +89,10 @@ impl ThreadComm {
     ) -> Result<(), CommError> {
         let altered = contributions.find_map(|(record, buf)| {
             let seal = record.seal?;
-            seal.check(buf).err().map(|found| (record, seal.checksum, found))
+            let found = seal.altered(buf).transpose()?;
+            Some(found.map(|found| (record, seal.checksum, found)))
         });
-        let Some((record, sent, found)) = altered else { return Ok(()) };
+        let Some((record, sent, found)) = altered.transpose()? else { return Ok(()) };
         let call = Box::new(self.shared().lock().call(record));
         self.succeed(Err(CommError::Corrupt { call, sent, found }))
     }
@@ -167,7 +168,7 @@ impl ThreadComm {
             recv: Some(Buf::from_vec(vec![0u64; self.group.size()])),
             ..Request::new(Operation::AllGather, "split", site)
         };
-        let all = self.start(request)?.wait(&Queue::Host)?.into_recv(site)?;
+        let all = self.start(request)?.wait()?.into_recv(site)?;
         Ok(all.into_vec()?)
     }
 }
@@ -215,10 +216,11 @@ impl Communicator for ThreadComm {
         &self.shared().recorders[self.seat.rank]
     }
 
-    fn reserve(&self, dtype: DType, len: usize, messages: usize) {
+    fn reserve(&self, dtype: DType, len: usize, messages: usize) -> Result<(), CommError> {
         if self.shared().options.delivery == Delivery::Buffered {
-            self.shared().pool.reserve(dtype, len, messages);
+            self.shared().pool.reserve(dtype, len, messages)?;
         }
+        Ok(())
     }
 }
 
@@ -238,7 +240,7 @@ impl Progress for ThreadPending {
     }
 
     // Host memory is ready on every queue when the operation is over.
-    fn wait(mut self: Box<Self>, _on: &Queue) -> Result<Done, CommError> {
+    fn wait(mut self: Box<Self>) -> Result<Done, CommError> {
         let Some(id) = self.ticket else { return Ok(Done::default()) };
         let mut board = self.seat.shared.lock();
         if !board.is_done(id) {

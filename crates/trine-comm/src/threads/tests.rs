@@ -5,7 +5,7 @@ use crate::conformance::{self, Body, Scope};
 use crate::wrap::{Action, Tap};
 use crate::{CommError, Communicator, Operation, ReduceOp, tree_fold};
 use std::sync::Arc;
-use trine_buffer::{Buf, DType, Pool, Queue};
+use trine_buffer::{Buf, DType, Pool};
 
 fn launch(ranks: usize, delivery: Delivery, body: Body<'_>) -> Result<(), String> {
     let options = WorldOptions { delivery, ..Default::default() };
@@ -46,7 +46,7 @@ fn the_suite_notices_a_wrong_backend() {
         }),
         ("one flipped bit", |request| {
             if let (Operation::AllToAll, Some(send)) = (request.operation, &mut request.send)
-                && let Some(byte) = send.slice_mut().bytes().last_mut()
+                && let Some(byte) = send.slice_mut().bytes().unwrap().last_mut()
             {
                 *byte ^= 1;
             }
@@ -124,7 +124,7 @@ fn a_buffered_sender_goes_on_and_a_rendezvous_sender_waits() {
         let got = one.recv(Buf::zeros(DType::U32, 1), 0, "x").unwrap();
         assert_eq!(got.typed::<u32>().unwrap(), [7]);
         assert!(pending.is_done());
-        let back = pending.wait(&Queue::Host).unwrap().send.unwrap();
+        let back = pending.wait().unwrap().send.unwrap();
         assert_eq!(back.typed::<u32>().unwrap(), [7]);
         before
     };

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use trine_buffer::{Buf, BufferError, Queue};
+use trine_buffer::{Buf, BufferError};
 
 /// What goes wrong with an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -266,7 +266,7 @@ impl Wrapper for Faulty {
             Some(Fault::Corrupt { bit }) => {
                 if let Some(send) = &mut request.send {
                     let view = send.slice_mut();
-                    let bytes = view.bytes();
+                    let bytes = view.bytes()?;
                     let bit = bit as usize % (8 * bytes.len());
                     bytes[bit / 8] ^= 1 << (bit % 8);
                 }
@@ -341,11 +341,11 @@ impl Progress for Late {
         }
     }
 
-    fn wait(self: Box<Self>, on: &Queue) -> Result<Done, CommError> {
+    fn wait(self: Box<Self>) -> Result<Done, CommError> {
         self.0.release();
         let state = std::mem::replace(&mut *lock(&self.0.state), HeldState::Gone);
         match state {
-            HeldState::Posted(posted) => posted?.wait(on),
+            HeldState::Posted(posted) => posted?.wait(),
             HeldState::Waiting(_) | HeldState::Gone => Ok(Done::default()),
         }
     }

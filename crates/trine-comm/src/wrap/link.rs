@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use trine_buffer::Queue;
 
 /// Bandwidth and latency of a link.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -280,10 +279,10 @@ impl Progress for Slow {
             && self.inner.as_ref().is_some_and(Pending::is_done)
     }
 
-    fn wait(mut self: Box<Self>, on: &Queue) -> Result<Done, CommError> {
+    fn wait(mut self: Box<Self>) -> Result<Done, CommError> {
         let since = Instant::now();
         let Some(inner) = self.inner.take() else { return Ok(Done::default()) };
-        let done = inner.wait(on)?;
+        let done = inner.wait()?;
         if let Some(over) = self.link.leave(&self.group, self.number, self.name, Some(since)) {
             std::thread::sleep(over.saturating_duration_since(Instant::now()));
         }
@@ -339,7 +338,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(40));
             let mut sums = Vec::new();
             for pending in pending {
-                sums.push(pending.wait(&Queue::Host)?.send.map(|buf| buf.to_f64_vec()[7]));
+                sums.push(pending.wait()?.send.map(|buf| buf.to_f64_vec().unwrap()[7]));
             }
             comm.all_reduce(Buf::from_vec(vec![0f32; MIB / 4]), ReduceOp::Sum, "shown")?;
             comm.barrier("end")?;

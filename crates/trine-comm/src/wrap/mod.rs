@@ -61,8 +61,8 @@ impl<W: Wrapper> Communicator for W {
         self.inner().recorder()
     }
 
-    fn reserve(&self, dtype: DType, len: usize, messages: usize) {
-        self.inner().reserve(dtype, len, messages);
+    fn reserve(&self, dtype: DType, len: usize, messages: usize) -> Result<(), CommError> {
+        self.inner().reserve(dtype, len, messages)
     }
 }
 

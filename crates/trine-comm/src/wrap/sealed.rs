@@ -1,11 +1,12 @@
 //! Sealed operations: numbered and with a checksum of what goes out.
 
 use super::Wrapper;
-use crate::request::checksum;
+use crate::request::checksum_of;
 use crate::{CommError, Communicator, Peers, Pending, Request, Seal};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use trine_buffer::BufferError;
 
 /// Seals every operation before it is posted: ranks then notice elements that were altered on the
 /// way, and an operation that was lost or came twice, even where the next one looks the same.
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///     let rank = comm.rank();
 ///     let comm = Sealed::around(Tap::around(comm, move |_, request| {
 ///         if let (1, Some(send)) = (rank, &mut request.send) {
-///             send.slice_mut().bytes()[2] ^= 4;
+///             send.slice_mut().bytes().unwrap()[2] ^= 4;
 ///         }
 ///         Action::Forward
 ///     }));
@@ -50,7 +51,7 @@ impl Sealed {
         Arc::new(Self { inner, collectives: AtomicU64::new(0), sent, received })
     }
 
-    fn seal(&self, request: &Request) -> Seal {
+    fn seal(&self, request: &Request) -> Result<Seal, BufferError> {
         let next = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         // A peer that does not exist is refused by the backend.
         let of = |counters: &[AtomicU64], member: usize| counters.get(member).map_or(0, next);
@@ -64,7 +65,8 @@ impl Sealed {
                 (number, number)
             }
         };
-        Seal { outgoing, incoming, checksum: request.send.as_ref().map_or(0, checksum) }
+        let checksum = request.send.as_ref().map_or(Ok(0), checksum_of)?;
+        Ok(Seal { outgoing, incoming, checksum })
     }
 }
 
@@ -80,7 +82,7 @@ impl Wrapper for Sealed {
     }
 
     fn forward(&self, request: Request) -> Result<Pending, CommError> {
-        let seal = Some(self.seal(&request));
+        let seal = Some(self.seal(&request)?);
         self.inner.start(Request { seal, ..request })
     }
 

@@ -1,6 +1,7 @@
 //! Gradients that are not finite, samples, shares and ties that do not fit.
 
 use crate::support::{Case, Divided, degrees, model, run};
+use trine_buffer::Place;
 use trine_comm::SelfComm;
 use trine_dp::{DpError, GradNorm, GradSync, GradSyncOptions, WeightSync, own_ranges};
 use trine_mesh::AxisSet;
@@ -79,13 +80,17 @@ fn shares_and_ties_that_do_not_fit_are_refused() {
         // What is not built, by everybody who reads the bucket.
         let mut layout = (*rank.layout).clone();
         layout.buckets[1].shared = Shares::zero(3, AxisSet::DP);
-        let options =
-            |tied_peer| GradSyncOptions { numerics: Numerics::Fast, global_batch: 4, tied_peer };
+        let options = |tied_peer| GradSyncOptions {
+            numerics: Numerics::Fast,
+            global_batch: 4,
+            tied_peer,
+            place: Place::Host,
+        };
         let (names, world) = (rank.case.model.parts(1).unwrap().names(), rank.world.clone());
         let refused = [
             own_ranges(&layout, &rank.groups).map(drop).unwrap_err(),
             GradSync::new(&layout, options(None), &rank.groups).map(drop).unwrap_err(),
-            WeightSync::new(&layout, &rank.groups).map(drop).unwrap_err(),
+            WeightSync::new(&layout, &rank.groups, &Place::Host).map(drop).unwrap_err(),
             GradNorm::new(names, &layout, &rank.groups, Numerics::Fast, world)
                 .map(drop)
                 .unwrap_err(),

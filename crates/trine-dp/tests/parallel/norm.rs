@@ -1,6 +1,8 @@
 //! The global norm in every layout against the exact one.
 
 use crate::support::{Case, Divided, Rank, degrees, exact, model, model_with_shared_heads, run};
+use trine_buffer::{Buf, DType};
+use trine_comm::ReduceOp;
 use trine_dp::GlobalNorm;
 use trine_nn::Numerics;
 use trine_spec::ModelSpec;
@@ -12,11 +14,13 @@ fn measure(rank: &Rank) -> GlobalNorm {
     let norm = rank.norm();
     let at_once = norm.measure(&grads, &rank.ops).unwrap();
     // Bucket by bucket as they become ready, some of them twice, the rest at the end.
-    let mut squares = norm.squares();
+    let (mut counted, mut cells) = (norm.uncounted(), Buf::zeros(DType::F64, norm.cells()));
     for bucket in (0..rank.layout.buckets.len()).rev().step_by(2).chain(0..2) {
-        norm.count(&mut squares, bucket, &grads, &rank.ops).unwrap();
+        norm.count(&mut counted, cells.slice_mut(), bucket, &grads, &rank.ops).unwrap();
     }
-    let total = norm.total(squares, &grads, &rank.ops).unwrap();
+    norm.count_rest(&mut counted, cells.slice_mut(), &grads, &rank.ops).unwrap();
+    let cells = rank.world.all_reduce(cells, ReduceOp::Sum, "gradient norm").unwrap();
+    let total = norm.total(cells.typed().unwrap(), &grads, &rank.ops).unwrap();
     assert_eq!(total.squared().to_bits(), at_once.squared().to_bits());
     total
 }

@@ -13,7 +13,7 @@ fn gradients(rank: &Rank) -> Vec<(String, usize, f64)> {
     let (mut grads, mut sync) = (rank.grads(), rank.sync());
     rank.reduce(&mut sync, &mut grads);
     rank.poison_stale(&mut grads);
-    rank.owned(|bucket| grads.bucket(bucket).unwrap().to_f64_vec())
+    rank.owned(|bucket| grads.bucket(bucket).unwrap().to_f64_vec().unwrap())
 }
 
 fn case(
@@ -121,7 +121,7 @@ fn a_bucket_that_nobody_contributed_to_is_zero() {
             let (mut grads, mut sync) = (rank.grads(), rank.sync());
             sync.post(&mut grads, 1, &rank.ops).unwrap();
             sync.wait(&mut grads, 1, &rank.ops).unwrap();
-            let values = grads.bucket(1).unwrap().to_f64_vec();
+            let values = grads.bucket(1).unwrap().to_f64_vec().unwrap();
             values.iter().filter(|value| **value == 0.0).count() == values.len()
         });
         assert_eq!(zeros, [true, true]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::DType;
+use trine_buffer::{DType, Place};
 use trine_comm::{CommError, Communicator, Groups, threads};
 use trine_dp::{GradNorm, GradSync, GradSyncOptions, own_ranges};
 use trine_kernels::{CpuOps, Team};
@@ -138,6 +138,7 @@ impl Rank {
             numerics: self.case.numerics,
             global_batch: self.case.batch,
             tied_peer: self.tied.clone(),
+            place: Place::Host,
         };
         GradSync::new(&self.layout, options, &self.groups).unwrap()
     }

@@ -1,7 +1,7 @@
 //! Whole steps: reduce, clip, update, gather. Both ZeRO stages, both numerics, both precisions.
 
 use crate::support::{Case, Divided, Named, Rank, degrees, model, named, run};
-use trine_buffer::DType;
+use trine_buffer::{DType, Place};
 use trine_dp::{WeightSync, check_replicas, clip_scale, measured_bytes, planned_bytes};
 use trine_mesh::AxisSet;
 use trine_nn::{GradStore, Numerics, ParamStore, initial_weights};
@@ -39,7 +39,7 @@ fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> Trained {
     let mut optimizer = optimizer(rank, compute, config, &mut params);
     let mut grads = GradStore::new(rank.layout.clone(), compute, rank.case.numerics);
     let (mut sync, mut last) = (rank.sync(), 0);
-    let mut weights = WeightSync::new(&rank.layout, &rank.groups).unwrap();
+    let mut weights = WeightSync::new(&rank.layout, &rank.groups, &Place::Host).unwrap();
     let norm = rank.norm();
     for step in 1..=3 {
         grads.clear().unwrap();
@@ -60,7 +60,7 @@ fn train(rank: &Rank, compute: DType, config: OptimizerConfig) -> Trained {
     // Every element that this rank holds, not only its part: the gather must have brought the rest.
     let mut all = Vec::new();
     for (bucket, held) in rank.layout.buckets.iter().enumerate() {
-        let values = params.bucket(bucket).unwrap().to_f64_vec();
+        let values = params.bucket(bucket).unwrap().to_f64_vec().unwrap();
         for param in held.params.iter().map(|index| &rank.layout.params[*index]) {
             let padding = param.spec.valid_rows - param.ranges[0].start.min(param.spec.valid_rows);
             let width: usize = param.shape()[1..].iter().product();

@@ -47,6 +47,7 @@ impl Bench {
             numerics,
             compute,
             seed: 1,
+            place: &trine_buffer::Place::Host,
         };
         let model = StageModel::of_rank(&rank, &zoo).unwrap().remove(0);
         Self { spec: spec.clone(), model, weights, ops, pool: Pool::new(), compute, numerics }
@@ -77,6 +78,6 @@ impl Bench {
     ) -> Result<Vec<f64>, NnError> {
         let x = Act::new(Buf::from_vec(ids.to_vec()));
         let logits = self.model.logits(&self.weights, x, &self.context(ids.len(), decode))?;
-        Ok(logits.to_f64_vec())
+        Ok(logits.to_f64_vec().unwrap())
     }
 }

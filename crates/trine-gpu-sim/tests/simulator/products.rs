@@ -228,7 +228,7 @@ fn products_have_the_bits_of_the_cpu() {
                     .iter()
                     .flat_map(|value| value.to_ne_bytes())
                     .collect();
-                let expected = c.slice().bytes();
+                let expected = c.slice().bytes().unwrap();
                 assert_eq!(
                     &bytes[..expected.len()],
                     expected,

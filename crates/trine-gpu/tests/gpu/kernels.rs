@@ -87,7 +87,7 @@ fn norms_are_those_of_the_cpu_to_rounding() {
             Slice::new(&gamma64),
         )
         .unwrap();
-        let (y64, rstd64) = (y64.to_f64_vec(), rstd64.to_f64_vec());
+        let (y64, rstd64) = (y64.to_f64_vec().unwrap(), rstd64.to_f64_vec().unwrap());
         for seed in 0..SEEDS {
             let machine = Machine::new(seed);
             let stream = machine.stream("compute");
@@ -144,7 +144,7 @@ fn column_sums_in_two_stages_are_added_to_what_is_there() {
     let mut expected = Buf::from_vec(vec![1.0f64; cols]);
     let ops = CpuOps::new(Team::new(1));
     ops.sum_rows(expected.slice_mut(), MatRef::new(Slice::new(&x64), rows, cols)).unwrap();
-    let expected = expected.to_f64_vec();
+    let expected = expected.to_f64_vec().unwrap();
     for seed in 0..SEEDS {
         let machine = Machine::new(seed);
         let stream = machine.stream("compute");

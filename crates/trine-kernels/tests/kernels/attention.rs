@@ -157,7 +157,7 @@ fn forward_is_the_textbook<T: Float>() {
                 let (o, lse) = forward::<T>(ops, shape, &qkv, starts, None);
                 vec![o, lse]
             });
-            let expected = reference(shape, &qkv.to_f64_vec(), starts, None);
+            let expected = reference(shape, &qkv.to_f64_vec().unwrap(), starts, None);
             for result in results {
                 close(&result[0], &expected, 8.0 * T::DTYPE.epsilon(), &format!("{shape}"));
                 cases += 1;
@@ -176,7 +176,7 @@ fn backward_is_that_of_f64<T: Float>() {
         let qkv = buf::<T>(7, rows * (q_cols + 2 * kv_cols));
         let d_o = buf::<T>(8, rows * q_cols);
         let starts = documents(shape);
-        let wide = |x: &Buf| Buf::from_vec(x.to_f64_vec());
+        let wide = |x: &Buf| Buf::from_vec(x.to_f64_vec().unwrap());
         for (starts, dropout) in [(None, None), (Some(&starts[..]), Some(DROPOUT))] {
             let expected =
                 backward::<f64>(&one(), shape, &wide(&qkv), &wide(&d_o), starts, dropout);
@@ -186,7 +186,7 @@ fn backward_is_that_of_f64<T: Float>() {
             for result in results {
                 // Sums over up to 293 rows of rounded probabilities.
                 let tolerance = 16.0 * T::DTYPE.epsilon();
-                close(&result[0], &expected.to_f64_vec(), tolerance, &format!("{shape}"));
+                close(&result[0], &expected.to_f64_vec().unwrap(), tolerance, &format!("{shape}"));
                 cases += 1;
             }
         }
@@ -219,11 +219,17 @@ fn gradients_are_those_of_differences() {
             let loss = |x: &[f64]| {
                 let (o, _) =
                     forward::<f64>(&ops, shape, &Buf::from_vec(x.to_vec()), starts, dropout);
-                weigh(&o.to_f64_vec(), &d_o.to_f64_vec())
+                weigh(&o.to_f64_vec().unwrap(), &d_o.to_f64_vec().unwrap())
             };
             let stride = if rows > 50 { 37 } else { 1 };
             let what = format!("{shape}");
-            check_gradient(&what, &qkv.to_f64_vec(), &gradient.to_f64_vec(), stride, loss);
+            check_gradient(
+                &what,
+                &qkv.to_f64_vec().unwrap(),
+                &gradient.to_f64_vec().unwrap(),
+                stride,
+                loss,
+            );
             cases += 1;
         }
     }
@@ -246,7 +252,7 @@ fn the_dropout_mask_is_a_function_of_global_coordinates() {
             }
         }
         let qkv = Buf::from_vec(qkv);
-        let o = forward::<f64>(&one(), shape, &qkv, None, Some(dropout)).0.to_f64_vec();
+        let o = forward::<f64>(&one(), shape, &qkv, None, Some(dropout)).0.to_f64_vec().unwrap();
         let mut cursor = o.iter();
         let mut factors = Vec::new();
         for row in 0..shape.samples * seq {
@@ -291,8 +297,8 @@ fn the_dropout_mask_is_a_function_of_global_coordinates() {
     let qkv = buf::<f64>(3, 2 * seq * (q_cols + 2 * kv_cols));
     let o = forward::<f64>(&one(), all, &qkv, None, Some(DROPOUT)).0;
     let factors = |sample, head, query, key| at(sample, query, head, key);
-    let expected = reference(all, &qkv.to_f64_vec(), None, Some(&factors));
-    close(&o.to_f64_vec(), &expected, 1e-12, "with dropout");
+    let expected = reference(all, &qkv.to_f64_vec().unwrap(), None, Some(&factors));
+    close(&o.to_f64_vec().unwrap(), &expected, 1e-12, "with dropout");
 }
 
 /// Rows `queries` of each sequence alone, as decoding with cached keys asks for them.
@@ -312,7 +318,7 @@ fn continued<T: Float>(shape: AttentionShape, qkv: &Buf, rows: Range<usize>) -> 
     let mut lse = Buf::zeros(T::DTYPE.accumulator(), rows.len() * shape.heads);
     let view = MatMut::new(o.slice_mut(), rows.len(), q_cols);
     one().attention(part, view, lse.slice_mut(), views, None, None).unwrap();
-    o.to_f64_vec()
+    o.to_f64_vec().unwrap()
 }
 
 #[test]
@@ -321,7 +327,7 @@ fn later_rows_alone_have_the_bits_of_the_whole() {
         let shape = shape(1, 300, 2, 1, 24);
         let (q_cols, kv_cols) = columns(shape);
         let qkv = buf::<T>(5, 300 * (q_cols + 2 * kv_cols));
-        let whole = forward::<T>(&one(), shape, &qkv, None, None).0.to_f64_vec();
+        let whole = forward::<T>(&one(), shape, &qkv, None, None).0.to_f64_vec().unwrap();
         let mut cases = 0;
         for rows in [0..1, 31..33, 95..97, 100..300, 255..258, 299..300] {
             let part = continued::<T>(shape, &qkv, rows.clone());
@@ -344,7 +350,7 @@ fn separate_gradients_equal_fused_ones_and_heads_add_in_a_tree() {
     let (rows, width) = (60, q_cols + 2 * kv_cols);
     let qkv = buf::<f32>(5, rows * width);
     let d_o = buf::<f32>(6, rows * q_cols);
-    let fused = backward::<f32>(&one(), shape, &qkv, &d_o, None, None).to_f64_vec();
+    let fused = backward::<f32>(&one(), shape, &qkv, &d_o, None, None).to_f64_vec().unwrap();
     let ops = one();
     let all = MatRef::new(qkv.slice(), rows, width);
     let views = Qkv::fused(all, q_cols, kv_cols).unwrap();
@@ -364,7 +370,7 @@ fn separate_gradients_equal_fused_ones_and_heads_add_in_a_tree() {
         let parts = [(&dq, q_cols), (&dk, kv_cols), (&dv, kv_cols)];
         let separate: Vec<f64> = parts
             .iter()
-            .flat_map(|(part, cols)| part.to_f64_vec()[row * cols..][..*cols].to_vec())
+            .flat_map(|(part, cols)| part.to_f64_vec().unwrap()[row * cols..][..*cols].to_vec())
             .collect();
         same_bits(&separate, fused, "separate");
     }
@@ -437,7 +443,7 @@ fn rope_turns<T: Float>(turned: usize, amplitude: f64) {
         turn(ops, &mut back, true);
         vec![y, back]
     });
-    let x = x.to_f64_vec();
+    let x = x.to_f64_vec().unwrap();
     // There and back multiplies by the amplitude twice.
     let (mut expected, mut back) = (x.clone(), x.clone());
     for row in 0..rows {

@@ -21,7 +21,7 @@ fn flat_sums<T: Float>() {
     let mut cases = 0;
     for len in LENGTHS {
         let (a, b) = (buf::<T>(1, len), buf::<T>(2, len));
-        let (wide_a, wide_b) = (a.to_f64_vec(), b.to_f64_vec());
+        let (wide_a, wide_b) = (a.to_f64_vec().unwrap(), b.to_f64_vec().unwrap());
         let results = everywhere(None, |ops| {
             let mut sum = Buf::zeros(T::DTYPE, len);
             ops.add(sum.slice_mut(), a.slice(), b.slice()).unwrap();
@@ -68,7 +68,7 @@ fn bias_and_its_gradient<T: Float>() {
             }
             vec![y, acc, halves]
         });
-        let (wide, wide_bias) = (x.to_f64_vec(), bias.to_f64_vec());
+        let (wide, wide_bias) = (x.to_f64_vec().unwrap(), bias.to_f64_vec().unwrap());
         let mut y = wide.clone();
         let mut sum = old.clone();
         for row in 0..rows {
@@ -133,12 +133,13 @@ fn activation_everywhere<T: Float>() {
             ops.activation_backward(function, dx.slice_mut(), x.slice(), dy.slice()).unwrap();
             vec![y, dx]
         });
-        let wide = x.to_f64_vec();
+        let wide = x.to_f64_vec().unwrap();
         let expected: Vec<f64> = wide.iter().map(|x| reference(function, *x)).collect();
         let tolerance = (4.0 * T::DTYPE.epsilon()).max(1e-13);
         close(&results[0][0], &expected, tolerance, &format!("{function:?}"));
         let slopes = wide.iter().map(|x| reference_slope(function, *x));
-        let expected: Vec<f64> = slopes.zip(dy.to_f64_vec()).map(|(s, dy)| dy * s).collect();
+        let expected: Vec<f64> =
+            slopes.zip(dy.to_f64_vec().unwrap()).map(|(s, dy)| dy * s).collect();
         close(&results[0][1], &expected, tolerance.max(1e-8), &format!("{function:?} backward"));
         cases += 1;
     }
@@ -171,7 +172,7 @@ fn gated<T: Float>(function: Function) {
         ops.gated_backward(function, separate, gate, up, dy_view).unwrap();
         vec![y, d, dgate, dup]
     });
-    let (wide, wide_dy) = (all.to_f64_vec(), dy.to_f64_vec());
+    let (wide, wide_dy) = (all.to_f64_vec().unwrap(), dy.to_f64_vec().unwrap());
     let (mut y, mut d) = (Vec::new(), vec![0.0; all.len()]);
     for row in 0..rows {
         for col in 0..cols {
@@ -207,7 +208,7 @@ fn embedding_of_a_shard<T: Float>() {
             .unwrap();
         vec![y, d]
     });
-    let (wide, wide_dy) = (table.to_f64_vec(), dy.to_f64_vec());
+    let (wide, wide_dy) = (table.to_f64_vec().unwrap(), dy.to_f64_vec().unwrap());
     let (mut y, mut d, mut inside) = (Vec::new(), old.clone(), 0);
     for (i, &id) in ids.iter().enumerate() {
         let row = (id as usize).wrapping_sub(first_row);
@@ -252,7 +253,7 @@ fn masks_of_shards<T: Float>() {
     let dropout = Dropout { first_sample: 5, ..DROPOUT };
     one().dropout(dropout, place, view, MatRef::new(x.slice(), 2 * local_tokens, width)).unwrap();
     let mut compared = 0;
-    for (i, y) in y.to_f64_vec().iter().enumerate() {
+    for (i, y) in y.to_f64_vec().unwrap().iter().enumerate() {
         let (row, col) = (i / width, i % width);
         let (sample, token) = (1 + row / local_tokens, first_token + row % local_tokens);
         assert_eq!(*y, whole[(sample * tokens + token) * features + first_feature + col]);
@@ -285,10 +286,10 @@ fn gradients_are_those_of_differences() {
     for function in Function::ALL {
         let mut dx = Buf::zeros(DType::F64, x.len());
         ops.activation_backward(function, dx.slice_mut(), Slice::new(&x), Slice::new(&dy)).unwrap();
-        check_gradient(&format!("{function:?}"), &x, &dx.to_f64_vec(), 1, |x| {
+        check_gradient(&format!("{function:?}"), &x, &dx.to_f64_vec().unwrap(), 1, |x| {
             let mut y = Buf::zeros(DType::F64, x.len());
             ops.activation(function, y.slice_mut(), Slice::new(x)).unwrap();
-            weigh(&y.to_f64_vec(), &dy)
+            weigh(&y.to_f64_vec().unwrap(), &dy)
         });
         cases += 1;
     }
@@ -302,7 +303,7 @@ fn gradients_are_those_of_differences() {
         let fused = GateUpMut::Fused(MatMut::new(d.slice_mut(), rows, 2 * cols));
         let dy = MatRef::new(Slice::new(&dy), rows, cols);
         ops.gated_backward(function, fused, gate, up, dy).unwrap();
-        (y.to_f64_vec(), d.to_f64_vec())
+        (y.to_f64_vec().unwrap(), d.to_f64_vec().unwrap())
     };
     for function in Function::ALL {
         let (_, d) = halves(function, MatRef::new(Slice::new(&all), rows, 2 * cols));

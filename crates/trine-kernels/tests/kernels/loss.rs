@@ -79,7 +79,7 @@ fn loss_and_gradient<T: Float>() {
         let rank = Rank { shape, rows, cols, blocks, logits: &logits };
         let targets = targets(rows, vocabulary);
         let results = everywhere(None, |ops| whole::<T>(ops, &rank, &targets));
-        let wide = logits.to_f64_vec();
+        let wide = logits.to_f64_vec().unwrap();
         let (mut loss, mut grad) = (Vec::new(), Vec::new());
         for (row, &target) in targets.iter().enumerate() {
             let logits = &wide[row * cols..][..vocabulary];
@@ -126,9 +126,9 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
             Rank { shape, rows, cols, blocks: 8 / ranks, logits: &parts[i] }
         };
         let acc = T::DTYPE.accumulator();
-        let mut max = rank(0).max(&ops, acc).to_f64_vec();
+        let mut max = rank(0).max(&ops, acc).to_f64_vec().unwrap();
         for i in 1..ranks {
-            let other = rank(i).max(&ops, acc).to_f64_vec();
+            let other = rank(i).max(&ops, acc).to_f64_vec().unwrap();
             max.iter_mut().zip(other).for_each(|(m, o)| *m = m.max(o));
         }
         let narrow = |x: &[f64]| {
@@ -139,7 +139,8 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
         let max = narrow(&max);
         let sums: Vec<[Buf; 2]> = (0..ranks).map(|i| rank(i).sum(&ops, &max, &targets)).collect();
         let tree = |which: usize| {
-            let mut level: Vec<Buf> = sums.iter().map(|s| narrow(&s[which].to_f64_vec())).collect();
+            let mut level: Vec<Buf> =
+                sums.iter().map(|s| narrow(&s[which].to_f64_vec().unwrap())).collect();
             while level.len() > 1 {
                 let add = |pair: &[Buf]| {
                     let mut sum = Buf::zeros(acc, rows);
@@ -151,12 +152,12 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
             level.remove(0)
         };
         let (sum, logit) = (tree(0), tree(1));
-        same_bits(&max.to_f64_vec(), &expected[2].to_f64_vec(), "max");
-        same_bits(&sum.to_f64_vec(), &expected[3].to_f64_vec(), "sum");
-        same_bits(&logit.to_f64_vec(), &expected[4].to_f64_vec(), "target logit");
-        let whole = expected[1].to_f64_vec();
+        same_bits(&max.to_f64_vec().unwrap(), &expected[2].to_f64_vec().unwrap(), "max");
+        same_bits(&sum.to_f64_vec().unwrap(), &expected[3].to_f64_vec().unwrap(), "sum");
+        same_bits(&logit.to_f64_vec().unwrap(), &expected[4].to_f64_vec().unwrap(), "target logit");
+        let whole = expected[1].to_f64_vec().unwrap();
         for i in 0..ranks {
-            let grad = rank(i).grad::<T>(&ops, &max, &sum, &targets).to_f64_vec();
+            let grad = rank(i).grad::<T>(&ops, &max, &sum, &targets).to_f64_vec().unwrap();
             for row in 0..rows {
                 let whole = &whole[row * padded + i * cols..][..cols];
                 same_bits(&grad[row * cols..][..cols], whole, "gradient");
@@ -192,9 +193,9 @@ fn the_gradient_is_that_of_differences() {
             let shape = LossShape { valid_cols: 21, first_col: 0, softcap };
             whole::<f64>(&ops, &Rank { shape, rows, cols, blocks: 8, logits: &logits }, &targets)
         };
-        let gradient = run(&logits)[1].to_f64_vec();
+        let gradient = run(&logits)[1].to_f64_vec().unwrap();
         check_gradient("logits", &logits, &gradient, 1, |x| {
-            SCALE * run(x)[0].to_f64_vec().iter().sum::<f64>()
+            SCALE * run(x)[0].to_f64_vec().unwrap().iter().sum::<f64>()
         });
         cases += 1;
     }
@@ -213,7 +214,7 @@ fn bounded_logits_and_their_gradient<T: Float>() {
         let [loss, grad, ..] = &whole::<T>(ops, &rank, &targets)[..] else {
             panic!("five results")
         };
-        vec![copy_of::<T>(&logits), copy_of::<T>(grad), Buf::from_vec(loss.to_f64_vec())]
+        vec![copy_of::<T>(&logits), copy_of::<T>(grad), Buf::from_vec(loss.to_f64_vec().unwrap())]
     });
     let capped: Vec<f64> = raw.iter().map(|x| cap * (x.to_f64() / cap).tanh()).collect();
     close(&results[0][0], &capped, 2.0 * T::DTYPE.epsilon(), "softcap");
@@ -257,8 +258,8 @@ fn large_logits_do_not_overflow() {
     let shape = LossShape { valid_cols: 4, first_col: 0, softcap: None };
     let rank = Rank { shape, rows: 1, cols: 4, blocks: 2, logits: &logits };
     let result = whole::<f32>(&one(), &rank, &[0]);
-    close(&result[0].to_f64_vec(), &[2f64.ln()], 1e-6, "loss");
-    close(&result[1].to_f64_vec(), &[-0.0625, 0.0, 0.0, 0.0625], 1e-6, "gradient");
+    close(&result[0].to_f64_vec().unwrap(), &[2f64.ln()], 1e-6, "loss");
+    close(&result[1].to_f64_vec().unwrap(), &[-0.0625, 0.0, 0.0, 0.0625], 1e-6, "gradient");
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn factors<T: Float>(
 }
 
 fn reference(form: Product, a: &Strided, b: &Strided, m: usize, n: usize, k: usize) -> Vec<f64> {
-    let (wide_a, wide_b) = (a.data.to_f64_vec(), b.data.to_f64_vec());
+    let (wide_a, wide_b) = (a.data.to_f64_vec().unwrap(), b.data.to_f64_vec().unwrap());
     let at = |i: usize, j: usize, p: usize| match form {
         Product::Nt => a.at(&wide_a, i, p) * b.at(&wide_b, j, p),
         Product::Nn => a.at(&wide_a, i, p) * b.at(&wide_b, p, j),
@@ -86,7 +86,7 @@ fn run<T: Float>(form: Product, m: usize, n: usize, k: usize, gap: usize, c_dtyp
                 let mut gaps = Buf::zeros(c_dtype, gap);
                 let old = Buf::from_vec(old[i * stride + n..][..gap].to_vec());
                 one().cast(gaps.slice_mut(), old.slice()).unwrap();
-                same_bits(&row[n..], &gaps.to_f64_vec(), "gap");
+                same_bits(&row[n..], &gaps.to_f64_vec().unwrap(), "gap");
             }
         }
     }
@@ -150,7 +150,7 @@ fn linear_in<T: Float, Y: Float>() {
         let old = values::<Y>(3, m * stride);
         let mut rows = old.clone();
         for row in rows.chunks_mut(stride) {
-            let bias = bias.to_f64_vec().into_iter().map(Y::from_f64);
+            let bias = bias.to_f64_vec().unwrap().into_iter().map(Y::from_f64);
             row.iter_mut().zip(bias).for_each(|(row, bias)| *row = bias);
         }
         let results = everywhere(Some(T::DTYPE), |ops| {
@@ -171,7 +171,7 @@ fn linear_in<T: Float, Y: Float>() {
                 );
             }
             // What lies between the rows is left alone.
-            let wide = Buf::from_vec(old.clone()).to_f64_vec();
+            let wide = Buf::from_vec(old.clone()).to_f64_vec().unwrap();
             for i in 0..m {
                 let gap = i * stride + n..(i + 1) * stride;
                 same_bits(&result[0][gap.clone()], &wide[gap], "gap");
@@ -223,7 +223,7 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
         let mut whole = Buf::zeros(T::DTYPE, m * n);
         let c = MatMut::new(whole.slice_mut(), m, n);
         ops.matmul(form, false, a.view(), b.view(), c).unwrap();
-        let whole = whole.to_f64_vec();
+        let whole = whole.to_f64_vec().unwrap();
         for (rows, cols) in [(0..1, 0..n), (13..14, 5..6), (3..40, 32..77), (60..61, 76..77)] {
             let a = match form {
                 Product::Nt | Product::Nn => a.view().rows(rows.clone()).unwrap(),
@@ -238,7 +238,11 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
             ops.matmul(form, false, a, b, c).unwrap();
             let expected: Vec<f64> =
                 rows.clone().flat_map(|i| whole[i * n..][cols.clone()].to_vec()).collect();
-            same_bits(&part.to_f64_vec(), &expected, &format!("{form:?} {rows:?} {cols:?}"));
+            same_bits(
+                &part.to_f64_vec().unwrap(),
+                &expected,
+                &format!("{form:?} {rows:?} {cols:?}"),
+            );
             cases += 1;
         }
     }
@@ -257,7 +261,7 @@ fn accumulation_continues_the_chain<T: Float>() {
             let (a, b) = (a.view().rows(range.clone()), b.view().rows(range.clone()));
             ops.matmul(Product::Tn, true, a.unwrap(), b.unwrap(), c).unwrap();
         }
-        c.to_f64_vec()
+        c.to_f64_vec().unwrap()
     };
     let whole = product(std::slice::from_ref(&(0..k)));
     same_bits(&product(&[0..96, 96..128, 128..k]), &whole, "three ranges");
@@ -354,7 +358,7 @@ fn error_of_f32(
     let expected = reference(form, &a, &b, m, n, k);
     let mut c = Buf::zeros(DType::F32, m * n);
     ops.matmul(form, false, a.view(), b.view(), MatMut::new(c.slice_mut(), m, n)).unwrap();
-    let errors = c.to_f64_vec().into_iter().zip(&expected).map(|(c, e)| (c - e).powi(2));
+    let errors = c.to_f64_vec().unwrap().into_iter().zip(&expected).map(|(c, e)| (c - e).powi(2));
     (errors.sum::<f64>() / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
 }
 
@@ -394,7 +398,7 @@ fn products_keep_what_is_not_finite() {
                 let (a, b) = (MatRef::new(a.slice(), m, k), MatRef::new(b.slice(), n, k));
                 let c_view = MatMut::new(c.slice_mut(), m, n);
                 ops.matmul(Product::Nt, false, a, b, c_view).unwrap();
-                for (i, c) in c.to_f64_vec().into_iter().enumerate() {
+                for (i, c) in c.to_f64_vec().unwrap().into_iter().enumerate() {
                     assert_eq!(c.is_finite(), i / n != 5, "{special} {:?} {i}: {c}", ops.isa());
                 }
                 cases += 1;

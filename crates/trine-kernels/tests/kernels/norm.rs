@@ -33,7 +33,7 @@ impl Case {
     }
 
     fn wide(&self) -> Self {
-        let wide = |b: &Buf| Buf::from_vec(b.to_f64_vec());
+        let wide = |b: &Buf| Buf::from_vec(b.to_f64_vec().unwrap());
         let (x, gamma, beta) = (wide(&self.x), wide(&self.gamma), wide(&self.beta));
         Self { shape: self.shape, x, gamma, beta, dy: wide(&self.dy) }
     }
@@ -105,7 +105,11 @@ fn cast(x: &Buf, dtype: DType) -> Buf {
 
 fn forward_reference(case: &Case, centred: bool) -> Vec<f64> {
     let NormShape { rows, cols, eps } = case.shape;
-    let (x, gamma, beta) = (case.x.to_f64_vec(), case.gamma.to_f64_vec(), case.beta.to_f64_vec());
+    let (x, gamma, beta) = (
+        case.x.to_f64_vec().unwrap(),
+        case.gamma.to_f64_vec().unwrap(),
+        case.beta.to_f64_vec().unwrap(),
+    );
     let mut y = Vec::new();
     for row in x.chunks_exact(cols) {
         let mean = if centred { row.iter().sum::<f64>() / cols as f64 } else { 0.0 };
@@ -153,12 +157,12 @@ fn against_f64<T: Float>(case: &Case) {
         let [dx, dgamma, dbeta] = wide.layer_backward::<f64>(&ops, add);
         // A row of one or few equal elements has a huge rstd; scale by it.
         let spread = 1.0 + result[1].iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        close(&result[i], &dx.to_f64_vec(), 8.0 * stream * spread, "layer dx");
-        close(&result[i + 1], &dgamma.to_f64_vec(), 16.0 * acc * spread, "layer dgamma");
-        close(&result[i + 2], &dbeta.to_f64_vec(), 16.0 * acc, "layer dbeta");
+        close(&result[i], &dx.to_f64_vec().unwrap(), 8.0 * stream * spread, "layer dx");
+        close(&result[i + 1], &dgamma.to_f64_vec().unwrap(), 16.0 * acc * spread, "layer dgamma");
+        close(&result[i + 2], &dbeta.to_f64_vec().unwrap(), 16.0 * acc, "layer dbeta");
         let [dx, dgamma] = wide.rms_backward::<f64>(&ops, add);
-        close(&result[i + 3], &dx.to_f64_vec(), 8.0 * stream * spread, "rms dx");
-        close(&result[i + 4], &dgamma.to_f64_vec(), 16.0 * acc * spread, "rms dgamma");
+        close(&result[i + 3], &dx.to_f64_vec().unwrap(), 8.0 * stream * spread, "rms dx");
+        close(&result[i + 4], &dgamma.to_f64_vec().unwrap(), 16.0 * acc * spread, "rms dgamma");
     }
 }
 
@@ -166,17 +170,17 @@ fn against_f64<T: Float>(case: &Case) {
 fn rows_are_independent<T: Float>() {
     let case = Case::new::<T>(9, 83);
     let ops = one();
-    let whole = case.layer(&ops, &case.x, &case.gamma, &case.beta)[0].to_f64_vec();
+    let whole = case.layer(&ops, &case.x, &case.gamma, &case.beta)[0].to_f64_vec().unwrap();
     let [dx, ..] = case.layer_backward::<T>(&ops, true);
-    let dx = dx.to_f64_vec();
+    let dx = dx.to_f64_vec().unwrap();
     for row in 0..9 {
         let part = |b: &Buf| Buf::from_vec(b.typed::<T>().unwrap()[row * 83..][..83].to_vec());
         let mut alone = Case::new::<T>(1, 83);
         (alone.x, alone.dy) = (part(&case.x), part(&case.dy));
-        let y = alone.layer(&ops, &alone.x, &case.gamma, &case.beta)[0].to_f64_vec();
+        let y = alone.layer(&ops, &alone.x, &case.gamma, &case.beta)[0].to_f64_vec().unwrap();
         same_bits(&y, &whole[row * 83..][..83], "y");
         let [dx_alone, ..] = alone.layer_backward::<T>(&ops, true);
-        same_bits(&dx_alone.to_f64_vec(), &dx[row * 83..][..83], "dx");
+        same_bits(&dx_alone.to_f64_vec().unwrap(), &dx[row * 83..][..83], "dx");
     }
 }
 
@@ -192,22 +196,29 @@ mod all {
 fn gradients_are_those_of_differences() {
     let case = Case::new::<f64>(3, 21);
     let ops = one();
-    let dy = case.dy.to_f64_vec();
-    let minus_one = |b: &Buf| b.to_f64_vec().iter().map(|g| g - 1.0).collect::<Vec<_>>();
+    let dy = case.dy.to_f64_vec().unwrap();
+    let minus_one = |b: &Buf| b.to_f64_vec().unwrap().iter().map(|g| g - 1.0).collect::<Vec<_>>();
     let of = |x: &[f64]| Buf::from_vec(x.to_vec());
 
     let [dx, dgamma, dbeta] = case.layer_backward::<f64>(&ops, false);
     let loss = |x: &Buf, gamma: &Buf, beta: &Buf| {
-        weigh(&case.layer(&ops, x, gamma, beta)[0].to_f64_vec(), &dy)
+        weigh(&case.layer(&ops, x, gamma, beta)[0].to_f64_vec().unwrap(), &dy)
     };
-    let (x, gamma, beta) = (case.x.to_f64_vec(), case.gamma.to_f64_vec(), case.beta.to_f64_vec());
-    check_gradient("x", &x, &dx.to_f64_vec(), 1, |x| loss(&of(x), &case.gamma, &case.beta));
+    let (x, gamma, beta) = (
+        case.x.to_f64_vec().unwrap(),
+        case.gamma.to_f64_vec().unwrap(),
+        case.beta.to_f64_vec().unwrap(),
+    );
+    check_gradient("x", &x, &dx.to_f64_vec().unwrap(), 1, |x| {
+        loss(&of(x), &case.gamma, &case.beta)
+    });
     check_gradient("gamma", &gamma, &minus_one(&dgamma), 1, |g| loss(&case.x, &of(g), &case.beta));
     check_gradient("beta", &beta, &minus_one(&dbeta), 1, |b| loss(&case.x, &case.gamma, &of(b)));
 
     let [dx, dgamma] = case.rms_backward::<f64>(&ops, false);
-    let loss = |x: &Buf, gamma: &Buf| weigh(&case.rms(&ops, x, gamma)[0].to_f64_vec(), &dy);
-    check_gradient("rms x", &x, &dx.to_f64_vec(), 1, |x| loss(&of(x), &case.gamma));
+    let loss =
+        |x: &Buf, gamma: &Buf| weigh(&case.rms(&ops, x, gamma)[0].to_f64_vec().unwrap(), &dy);
+    check_gradient("rms x", &x, &dx.to_f64_vec().unwrap(), 1, |x| loss(&of(x), &case.gamma));
     check_gradient("rms gamma", &gamma, &minus_one(&dgamma), 1, |g| loss(&case.x, &of(g)));
 }
 

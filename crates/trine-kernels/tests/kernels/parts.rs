@@ -107,7 +107,8 @@ impl Case {
     fn reference(&self, inputs: &Inputs) -> Results<Vec<f64>> {
         let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, .. } = self.shape;
         let (q_cols, kv_cols, (q_rows, kv_rows)) = (self.q_cols(), self.kv_cols(), self.rows());
-        let [q, k, v, d_o] = [&inputs.q, &inputs.k, &inputs.v, &inputs.d_o].map(Buf::to_f64_vec);
+        let [q, k, v, d_o] =
+            [&inputs.q, &inputs.k, &inputs.v, &inputs.d_o].map(|buf| buf.to_f64_vec().unwrap());
         let starts = self.starts();
         let (mut o, mut lse) = (vec![0.0; q.len()], vec![f64::NEG_INFINITY; q_rows * heads]);
         let (mut dq, mut dk, mut dv) =
@@ -300,7 +301,12 @@ fn every_combination_is_the_reference<T: Float>() {
         let results = if index % 7 == 0 {
             everywhere(Some(T::DTYPE), |ops| case.run::<T>(ops, &inputs).into())
         } else {
-            vec![case.run::<T>(&one(), &inputs).iter().map(Buf::to_f64_vec).collect()]
+            vec![
+                case.run::<T>(&one(), &inputs)
+                    .iter()
+                    .map(|buf| buf.to_f64_vec().unwrap())
+                    .collect(),
+            ]
         };
         for result in results {
             for ((name, actual), expected) in NAMES.iter().zip(&result).zip(&expected) {
@@ -402,7 +408,7 @@ fn gradients_with_every_option_are_those_of_differences() {
     for (documents, dropout) in [(false, false), (true, true)] {
         let case = Case { shape, documents, dropout };
         let inputs = case.inputs::<f64>();
-        let (ops, weights) = (one(), inputs.d_o.to_f64_vec());
+        let (ops, weights) = (one(), inputs.d_o.to_f64_vec().unwrap());
         let [_, _, dq, dk, dv] = case.run::<f64>(&ops, &inputs);
         let of = [(&inputs.q, dq), (&inputs.k, dk), (&inputs.v, dv)];
         for (which, (x, gradient)) in of.into_iter().enumerate() {
@@ -410,10 +416,16 @@ fn gradients_with_every_option_are_those_of_differences() {
                 let mut all = case.inputs::<f64>();
                 let place = [&mut all.q, &mut all.k, &mut all.v].into_iter().nth(which).unwrap();
                 *place = Buf::from_vec(moved.to_vec());
-                weigh(&case.forward::<f64>(&ops, &all).0.to_f64_vec(), &weights)
+                weigh(&case.forward::<f64>(&ops, &all).0.to_f64_vec().unwrap(), &weights)
             };
-            let gradient = gradient.to_f64_vec();
-            check_gradient(&format!("{which} of {case:?}"), &x.to_f64_vec(), &gradient, 1, loss);
+            let gradient = gradient.to_f64_vec().unwrap();
+            check_gradient(
+                &format!("{which} of {case:?}"),
+                &x.to_f64_vec().unwrap(),
+                &gradient,
+                1,
+                loss,
+            );
             checked += 1;
         }
     }
@@ -496,14 +508,14 @@ fn put_together<T: Float>() {
         let kept = [T::DTYPE, T::DTYPE.accumulator()][compared % 2];
         let mut result = expected.each_ref().map(|x| vec![0.0; x.len()]);
         let add = |sum: &mut [f64], first: usize, share: &Buf| {
-            let share = share.to_f64_vec();
+            let share = share.to_f64_vec().unwrap();
             sum[first..][..share.len()].iter_mut().zip(share).for_each(|(sum, x)| *sum += x);
         };
         for rows in bounds.windows(2).map(|rows| rows[0]..rows[1]) {
             let (own, own_inputs) = case.part::<T>(&inputs, rows.clone(), 0..queries);
             let (o, lse) = merged::<T>(&ops, &own, &own_inputs, bounds, kept);
             add(&mut result[0], rows.start * q_cols, &o);
-            for (head, lse) in lse.to_f64_vec().chunks(rows.len().max(1)).enumerate() {
+            for (head, lse) in lse.to_f64_vec().unwrap().chunks(rows.len().max(1)).enumerate() {
                 result[1][head * queries + rows.start..][..lse.len()].copy_from_slice(lse);
             }
             assert!(rows.is_empty() || lse.len() == heads * rows.len());
@@ -546,11 +558,12 @@ fn merged_either_way<T: Float>() {
     let one_way = everywhere(None, |ops| both(ops, &left, &right)).remove(0);
     let other_way = both(&one(), &right, &left);
     for (one, other) in one_way.iter().zip(&other_way) {
-        same_bits(one, &other.to_f64_vec(), "either way");
+        same_bits(one, &other.to_f64_vec().unwrap(), "either way");
     }
     // Some rows of both parts are those of nothing already.
     let minus_infinity = f64::NEG_INFINITY;
-    let blind = |x: &(Buf, Buf)| x.1.to_f64_vec().iter().filter(|x| **x == minus_infinity).count();
+    let blind =
+        |x: &(Buf, Buf)| x.1.to_f64_vec().unwrap().iter().filter(|x| **x == minus_infinity).count();
     assert!(blind(&left) > 0 && blind(&right) > 0);
     let mut lse = stats::<T>(rows);
     one().cast(lse.slice_mut(), Slice::new(&vec![minus_infinity; rows])).unwrap();
@@ -559,8 +572,8 @@ fn merged_either_way<T: Float>() {
         [(&nothing, &left, &left), (&right, &nothing, &right), (&nothing, &nothing, &nothing)]
     {
         let result = both(&one(), a, b);
-        same_bits(&result[0].to_f64_vec(), &expected.0.to_f64_vec(), "o");
-        same_bits(&result[1].to_f64_vec(), &expected.1.to_f64_vec(), "lse");
+        same_bits(&result[0].to_f64_vec().unwrap(), &expected.0.to_f64_vec().unwrap(), "o");
+        same_bits(&result[1].to_f64_vec().unwrap(), &expected.1.to_f64_vec().unwrap(), "lse");
     }
 }
 
@@ -577,9 +590,9 @@ fn bits_of_the_whole<T: Float>() {
         let chains = T::DTYPE != DType::Bf16;
         let any_start = chains.then(|| (of_chains(1), 451..560));
         for (ops, keys) in [(one(), 448..560), (one(), 256..600)].into_iter().chain(any_start) {
-            let whole = case.run::<T>(&ops, &inputs).map(|x| x.to_f64_vec());
+            let whole = case.run::<T>(&ops, &inputs).map(|x| x.to_f64_vec().unwrap());
             let (part, part_inputs) = case.part::<T>(&inputs, 490..560, keys.clone());
-            let result = part.run::<T>(&ops, &part_inputs).map(|x| x.to_f64_vec());
+            let result = part.run::<T>(&ops, &part_inputs).map(|x| x.to_f64_vec().unwrap());
             let rows = 490 * case.q_cols()..560 * case.q_cols();
             same_bits(&result[0], &whole[0][rows.clone()], &format!("o of {keys:?}"));
             same_bits(&result[1], &whole[1][490..560], &format!("lse of {keys:?}"));

@@ -94,11 +94,11 @@ fn groups_are_rows_of_their_own<T: Float>() {
         let results = everywhere(None, |ops| case.run(ops));
         let expected = case.by_rows(&one());
         let [y, rstd, dx, dgamma] = &results[0][..] else { panic!("four results") };
-        same_bits(&case.dense(y), &expected[0].to_f64_vec(), "y");
-        same_bits(rstd, &expected[1].to_f64_vec(), "rstd");
-        same_bits(&case.dense(dx), &expected[2].to_f64_vec(), "dx");
+        same_bits(&case.dense(y), &expected[0].to_f64_vec().unwrap(), "y");
+        same_bits(rstd, &expected[1].to_f64_vec().unwrap(), "rstd");
+        same_bits(&case.dense(dx), &expected[2].to_f64_vec().unwrap(), "dx");
         let tolerance = 32.0 * T::DTYPE.accumulator().epsilon();
-        close(dgamma, &expected[3].to_f64_vec(), tolerance, "dgamma");
+        close(dgamma, &expected[3].to_f64_vec().unwrap(), tolerance, "dgamma");
         for row in 0..ROWS {
             let gap = row * case.stride + case.cols..(row + 1) * case.stride;
             let untouched = |v: &[T]| v[gap.clone()].iter().map(|x| x.to_f64()).collect::<Vec<_>>();
@@ -138,7 +138,11 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
         };
         for (parts, expected) in [squares, products].into_iter().zip(&expected) {
             let total = tree(&ops, parts);
-            same_bits(&total.to_f64_vec(), &expected.to_f64_vec(), &format!("{ranks} ranks"));
+            same_bits(
+                &total.to_f64_vec().unwrap(),
+                &expected.to_f64_vec().unwrap(),
+                &format!("{ranks} ranks"),
+            );
         }
         cases += 1;
     }
@@ -152,19 +156,19 @@ fn parts_have_the_bits_of_the_whole<T: Float>() {
         let (x, dy) = (of(&heads.x), of(&heads.dy));
         let cols = groups.start * 70..groups.end * 70;
         let own = |buf| heads.view(buf).columns(cols.clone()).unwrap();
-        let rstd = stats.to_f64_vec();
+        let rstd = stats.to_f64_vec().unwrap();
         let rstd: Vec<f64> = rstd.chunks(12).flat_map(|row| row[groups.clone()].to_vec()).collect();
         let mut narrow = Buf::zeros(acc, rstd.len());
         ops.cast(narrow.slice_mut(), Buf::from_vec(rstd).slice()).unwrap();
         ops.rms_gain(shape, dgamma.slice_mut(), own(&x), narrow.slice(), own(&dy)).unwrap();
         dgamma
     };
-    let expected = gain(0..12).to_f64_vec();
+    let expected = gain(0..12).to_f64_vec().unwrap();
     assert!(expected.iter().all(|g| *g != 0.0));
     for ranks in [2, 4] {
         let each = 12 / ranks;
         let parts = (0..ranks).map(|rank| gain(rank * each..(rank + 1) * each)).collect();
-        same_bits(&tree(&ops, parts).to_f64_vec(), &expected, "a gain that heads share");
+        same_bits(&tree(&ops, parts).to_f64_vec().unwrap(), &expected, "a gain that heads share");
         cases += 1;
     }
     assert_eq!(cases, 5);
@@ -221,14 +225,14 @@ fn the_gradient_of_a_group_that_ranks_share_is_that_of_differences() {
         let mut y = Buf::from_vec(vec![0.0f64; ROWS * group]);
         let mut stats = vec![];
         for part in 0..2 {
-            let mut rstd = Buf::from_vec(squares.to_f64_vec());
+            let mut rstd = Buf::from_vec(squares.to_f64_vec().unwrap());
             let into = MatMut::new(y.slice_mut(), ROWS, group).columns(parts[part].clone());
             let (into, x) = (into.unwrap(), halves(x)[part]);
             ops.rms_scale(shape, into, rstd.slice_mut(), x, gains[part]).unwrap();
             stats.push(rstd);
         }
-        same_bits(&stats[0].to_f64_vec(), &stats[1].to_f64_vec(), "rstd");
-        (y.to_f64_vec(), stats.remove(0))
+        same_bits(&stats[0].to_f64_vec().unwrap(), &stats[1].to_f64_vec().unwrap(), "rstd");
+        (y.to_f64_vec().unwrap(), stats.remove(0))
     };
     let x = values::<f64>(1, ROWS * group);
     let of_x = Buf::from_vec(x.clone());
@@ -237,14 +241,14 @@ fn the_gradient_of_a_group_that_ranks_share_is_that_of_differences() {
         let (x, dy) = (halves(&of_x)[part], halves(&dy)[part]);
         ops.rms_products(shape, sums.slice_mut(), x, gains[part], dy).unwrap();
     });
-    let mut d = Buf::from_vec(dy.to_f64_vec());
+    let mut d = Buf::from_vec(dy.to_f64_vec().unwrap());
     for part in 0..2 {
         let d = MatMut::new(d.slice_mut(), ROWS, group).columns(parts[part].clone()).unwrap();
         let (x, rstd, products) = (halves(&of_x)[part], rstd.slice(), products.slice());
         ops.rms_backward(shape, d, x, rstd, products, gains[part]).unwrap();
     }
-    check_gradient("x", &x, &d.to_f64_vec(), 1, |x| {
-        weigh(&forward(&Buf::from_vec(x.to_vec())).0, &dy.to_f64_vec())
+    check_gradient("x", &x, &d.to_f64_vec().unwrap(), 1, |x| {
+        weigh(&forward(&Buf::from_vec(x.to_vec())).0, &dy.to_f64_vec().unwrap())
     });
 }
 

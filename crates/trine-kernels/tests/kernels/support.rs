@@ -56,7 +56,7 @@ pub(crate) fn everywhere(
     let mut results: Vec<(&str, Vec<Vec<f64>>)> = Vec::new();
     for ops in configurations() {
         let order = products.map_or("one for all", |dtype| order_of_products(dtype, ops.isa()));
-        let outputs: Vec<_> = f(&ops).iter().map(Buf::to_f64_vec).collect();
+        let outputs: Vec<_> = f(&ops).iter().map(|buf| buf.to_f64_vec().unwrap()).collect();
         match results.iter().find(|(other, _)| *other == order) {
             None => results.push((order, outputs)),
             Some((_, expected)) => {

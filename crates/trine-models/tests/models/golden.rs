@@ -34,7 +34,7 @@ fn logits_and_losses_are_those_of_a_plain_implementation() {
             let ctx = rank.context(&batch);
             let eval = Context { mode: Mode::Eval, ..ctx.clone() };
             let logits = rank.stage.logits(&rank.weights, ids(&batch), &eval).unwrap();
-            let logits = logits.to_f64_vec();
+            let logits = logits.to_f64_vec().unwrap();
             let stored = logits.len() / TOKENS;
             let real = logits.chunks(stored).flat_map(|row| row[..model.vocab].to_vec());
             let flat: Vec<f64> = exact.iter().flatten().copied().collect();
@@ -51,7 +51,7 @@ fn logits_and_losses_are_those_of_a_plain_implementation() {
             };
             let exact: Vec<f64> = exact.iter().zip(&batch.targets).map(loss).collect();
             assert!(exact.contains(&0.0), "some tokens have nothing to predict");
-            let error = relative_error(&losses.to_f64_vec(), &exact);
+            let error = relative_error(&losses.to_f64_vec().unwrap(), &exact);
             assert!(error < bound, "{model:?} {compute}: losses off by {error:e}");
             compared += 1;
         }

@@ -8,7 +8,7 @@ use trine_testkit::toy;
 
 fn loss(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> f64 {
     let (losses, _) = rank.stage.forward(&rank.weights, ids(batch), ctx).unwrap();
-    losses.to_f64_vec().iter().sum::<f64>() * ctx.loss_scale
+    losses.to_f64_vec().unwrap().iter().sum::<f64>() * ctx.loss_scale
 }
 
 /// The gradients, bucket by bucket.
@@ -25,7 +25,7 @@ pub(crate) fn analytic(rank: &Rank, ctx: &Context<'_>, batch: &Batch) -> Vec<Vec
     }
     assert!(states.is_empty());
     let buckets = 0..rank.layout.buckets.len();
-    buckets.map(|bucket| grads.bucket(bucket).unwrap().to_f64_vec()).collect()
+    buckets.map(|bucket| grads.bucket(bucket).unwrap().to_f64_vec().unwrap()).collect()
 }
 
 fn check(model: ModelSpec, recompute: Recompute) -> usize {

@@ -103,6 +103,7 @@ impl Rank {
             numerics: Numerics::Fast,
             compute: setup.compute,
             seed: 11,
+            place: &trine_buffer::Place::Host,
         };
         let stages = StageModel::of_rank(&rank, build)?;
         let (ops, pool) = (CpuOps::new(Team::new(1)), Pool::new());
@@ -155,7 +156,7 @@ impl Rank {
 
     /// Every parameter by name.
     pub(crate) fn named_weights(&self) -> BTreeMap<String, Vec<f64>> {
-        let value = |bucket: usize| self.weights.bucket(bucket).unwrap().to_f64_vec();
+        let value = |bucket: usize| self.weights.bucket(bucket).unwrap().to_f64_vec().unwrap();
         let named = |param: &trine_spec::LocalParam| {
             (param.spec.name.clone(), value(param.bucket)[param.span()].to_vec())
         };

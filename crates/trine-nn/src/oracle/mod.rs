@@ -112,7 +112,7 @@ pub fn agreement(ops: &dyn Ops, compute: DType, sizes: Sizes) -> Result<Vec<Agre
 
 /// Numbers that are exact in `dtype`.
 fn rounded(name: &str, len: usize, dtype: DType, ops: &dyn Ops) -> Result<Vec<f64>, NnError> {
-    Ok(buf(dtype, &values(name, len), ops)?.to_f64_vec())
+    Ok(buf(dtype, &values(name, len), ops)?.to_f64_vec()?)
 }
 
 /// Initial weights of a layout in `compute`.
@@ -138,7 +138,7 @@ pub fn weights(
 /// A bucket that is away.
 pub fn held(weights: &ParamStore) -> Result<Vec<f64>, NnError> {
     match weights.layout().buckets.first() {
-        Some(_) => Ok(weights.bucket(0)?.to_f64_vec()),
+        Some(_) => Ok(weights.bucket(0)?.to_f64_vec()?),
         None => Ok(vec![]),
     }
 }
@@ -199,7 +199,7 @@ pub fn accumulate(
     let dy = Act::new(buf(ctx.compute, dy, ctx.ops)?);
     let (dx, work) = layer.backward_input(weights, saved, dy, ctx, grads)?;
     work.run(ctx, grads)?;
-    Ok((y.to_f64_vec(), dx.to_f64_vec()))
+    Ok((y.to_f64_vec()?, dx.to_f64_vec()?))
 }
 
 /// The sum of a store of at most one bucket.
@@ -211,13 +211,14 @@ pub fn total(grads: &mut GradStore, ctx: &Context<'_>) -> Result<Vec<f64>, NnErr
         return Ok(vec![]);
     }
     match grads.take(0, ctx.ops)? {
-        TakenGrads::Sum(sum) => Ok(sum.to_f64_vec()),
+        TakenGrads::Sum(sum) => Ok(sum.to_f64_vec()?),
         TakenGrads::Nodes(nodes) => {
             let mut tree = SampleTree::default();
             for (node, sum) in nodes {
                 tree.insert(node, sum, ctx.ops)?;
             }
-            Ok(tree.finish(ctx.ops)?.map(|sum| sum.to_f64_vec()).unwrap_or_default())
+            let sum = tree.finish(ctx.ops)?;
+            Ok(sum.map(|sum| sum.to_f64_vec()).transpose()?.unwrap_or_default())
         }
     }
 }

@@ -26,7 +26,7 @@ fn windows_and_bounded_scores_continue_a_sequence_to_the_bit() {
         };
         let whole = |core: &AttentionCore| {
             let (x, ctx) = of(0..seq);
-            core.forward(&weights, x, &ctx).unwrap().0.to_f64_vec()
+            core.forward(&weights, x, &ctx).unwrap().0.to_f64_vec().unwrap()
         };
         let plain = whole(&core(None, None));
         for (window, softcap) in [(Some(3), None), (None, Some(0.5)), (Some(3), Some(0.5))] {
@@ -38,7 +38,11 @@ fn windows_and_bounded_scores_continue_a_sequence_to_the_bit() {
                 let (x, ctx) = of(rows);
                 let ctx = Context { decode: Some(&cache), ..ctx };
                 decoded.extend(
-                    core.decode(&core.turn(x, &ctx).unwrap(), 0, &ctx).unwrap().0.to_f64_vec(),
+                    core.decode(&core.turn(x, &ctx).unwrap(), 0, &ctx)
+                        .unwrap()
+                        .0
+                        .to_f64_vec()
+                        .unwrap(),
                 );
                 cache.advance(tokens).unwrap();
             }

@@ -210,13 +210,13 @@ fn weight_work_holds_exactly_input_and_output_gradient() {
     let dy = Act::new(buf(DType::F32, &values("dy", rows.tokens() * 12)));
     let (_, work) = case.layer.backward_input(&weights, saved, dy, &ctx, &mut grads).unwrap();
     assert_eq!(work.bytes(), rows.tokens() * (8 + 12) * 4);
-    let sums = grads.bucket(0).unwrap().to_f64_vec();
+    let sums = grads.bucket(0).unwrap().to_f64_vec().unwrap();
     assert!(sums[..96].iter().all(|g| *g == 0.0), "weights wait for W");
     assert!(sums[96..].iter().all(|g| *g != 0.0), "biases are done in B");
     // No weights are needed: they may be away when the work runs.
     drop(weights);
     work.run(&ctx, &mut grads).unwrap();
-    assert!(grads.bucket(0).unwrap().to_f64_vec()[..96].iter().all(|g| *g != 0.0));
+    assert!(grads.bucket(0).unwrap().to_f64_vec().unwrap()[..96].iter().all(|g| *g != 0.0));
 }
 
 #[test]
@@ -264,7 +264,8 @@ fn every_shard_starts_from_its_slice_of_the_global_weights() {
                 .unwrap();
                 let all = 0..layout.buckets.len();
                 let initial = |bucket| initial_weights(&layout, bucket, 11, DType::F32).unwrap();
-                let buckets: Vec<_> = all.map(|bucket| initial(bucket).to_f64_vec()).collect();
+                let buckets: Vec<_> =
+                    all.map(|bucket| initial(bucket).to_f64_vec().unwrap()).collect();
                 let valid = buckets.iter().map(|bucket| 0..bucket.len()).collect();
                 Shards { layout, buckets, valid }
             };
@@ -303,7 +304,7 @@ fn weights_load_from_masters_in_the_compute_type() {
             f64::from(f32::from_bits((w.to_bits() + 0x7fff + (w.to_bits() >> 16 & 1)) & !0xffff))
         })
         .collect();
-    assert_eq!(weights.bucket(0).unwrap().to_f64_vec(), rounded);
+    assert_eq!(weights.bucket(0).unwrap().to_f64_vec().unwrap(), rounded);
     let short = Buf::zeros(DType::F32, 3);
     assert!(weights.load(0, short.slice(), &bench.ops).is_err());
 }

@@ -238,13 +238,13 @@ fn a_sequence_is_continued_with_the_bits_of_a_pass_over_it() {
         let setup = Setup { tp, compute: DType::F32, ..serial(Numerics::Fast) };
         outcome(setup, &params(case), &|rank, ctx| {
             let Own { layer, qkv, kv_cols, width, .. } = own(rank, ctx, case)?;
-            let x = rank.split("qkv", width, &qkv).to_f64_vec();
+            let x = rank.split("qkv", width, &qkv).to_f64_vec().unwrap();
             let pass = |tokens: Range<usize>, decode: Option<&DecodeCache>| {
                 let rows = &x[tokens.start * qkv.len()..tokens.end * qkv.len()];
                 let rows = Split::assume(Act::new(cast(rows, DType::F32)));
                 let of = Rows { samples: 0..1, seq: tokens.len() };
                 let ctx = Context { mode: Mode::Eval, rows: of, decode, ..ctx.clone() };
-                Ok::<_, NnError>(layer.forward(&rank.weights, rows, &ctx)?.0.to_f64_vec())
+                Ok::<_, NnError>(layer.forward(&rank.weights, rows, &ctx)?.0.to_f64_vec().unwrap())
             };
             let whole = pass(0..TOKENS, None)?;
             let mut cache = DecodeCache::new(1, kv_cols, TOKENS, DType::F32);

@@ -131,12 +131,12 @@ impl Rank {
     pub(crate) fn of_stream(&self, stream: &Stream, width: usize) -> Part {
         let rows = self.group.stream_rows(TOKENS);
         assert_eq!(stream.len(), rows.len() * width);
-        Part { values: stream.to_f64_vec(), rows, cols: (0..width).collect(), width }
+        Part { values: stream.to_f64_vec().unwrap(), rows, cols: (0..width).collect(), width }
     }
 
     pub(crate) fn of_split(&self, split: &Split, width: usize, cols: Vec<usize>) -> Part {
         assert_eq!(split.len(), TOKENS * cols.len());
-        Part { values: split.to_f64_vec(), rows: 0..TOKENS, cols, width }
+        Part { values: split.to_f64_vec().unwrap(), rows: 0..TOKENS, cols, width }
     }
 
     pub(crate) fn run(&mut self, work: WeightWork, ctx: &Context<'_>) -> Result<(), NnError> {
@@ -160,7 +160,7 @@ impl Rank {
             }
         };
         let all = 0..sum.len();
-        Ok(Shards { layout, buckets: vec![sum.to_f64_vec()], valid: vec![all] })
+        Ok(Shards { layout, buckets: vec![sum.to_f64_vec().unwrap()], valid: vec![all] })
     }
 }
 

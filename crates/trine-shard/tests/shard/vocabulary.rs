@@ -105,7 +105,7 @@ fn head(rank: &mut Rank, ctx: &Context<'_>, softcap: Option<f64>) -> Result<(Par
         .with_softcap(softcap);
     let x = rank.stream("x", HIDDEN);
     let (loss, saved) = layer.forward(&rank.weights, &x, &ctx)?;
-    let y = Part { values: loss.to_f64_vec(), rows: 0..TOKENS, cols: vec![0], width: 1 };
+    let y = Part { values: loss.to_f64_vec().unwrap(), rows: 0..TOKENS, cols: vec![0], width: 1 };
     drop(loss);
     let (dx, work) = layer.backward_input(&rank.weights, saved, &ctx, &mut rank.grads)?;
     rank.run(work, &ctx)?;
@@ -177,10 +177,10 @@ fn logits_for_sampling_are_bounded_too() {
         let weight = rank.find(&["table"]);
         let plain = VocabHead::new(rank.group.clone(), weight, HIDDEN, shard, ctx.numerics);
         let x = rank.stream("x", HIDDEN);
-        let free = plain.logits(&rank.weights, &x, ctx)?.to_f64_vec();
+        let free = plain.logits(&rank.weights, &x, ctx)?.to_f64_vec().unwrap();
         let bounded = plain.clone().with_softcap(Some(2.0)).logits(&rank.weights, &x, ctx)?;
         assert!(free.iter().any(|logit| *logit > 2.0));
-        for (bounded, free) in bounded.to_f64_vec().iter().zip(&free) {
+        for (bounded, free) in bounded.to_f64_vec().unwrap().iter().zip(&free) {
             assert!((bounded - 2.0 * (free / 2.0).tanh()).abs() < 1e-14);
         }
         Ok((nothing(), nothing()))

@@ -4,7 +4,6 @@ use crate::cores::thread_cpu_seconds;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use trine_buffer::Queue;
 use trine_comm::wrap::Wrapper;
 use trine_comm::{CommError, Communicator, Done, Operation, Pending, Progress, Request};
 use trine_pipeline::Moment;
@@ -280,9 +279,9 @@ impl Progress for UnderWay {
         self.inner.is_done()
     }
 
-    fn wait(self: Box<Self>, on: &Queue) -> Result<Done, CommError> {
+    fn wait(self: Box<Self>) -> Result<Done, CommError> {
         let Self { inner, watch, part } = *self;
-        watch.operation(part, || inner.wait(on))
+        watch.operation(part, || inner.wait())
     }
 }
 

@@ -58,12 +58,12 @@ impl Engine {
         let along = |axes| groups.of(axes).cloned();
         let (pp, dp, tp) = (along(AxisSet::PP)?, along(AxisSet::DP)?, along(AxisSet::TP)?);
         let tied = tied_link(&plan, &pp)?;
-        messages::make_room(&plan, &*pp);
+        messages::make_room(&plan, &*pp)?;
         let (config, coordinate) = (&plan.config, plan.mesh.coordinate(world.rank()));
         let layout = Arc::new(plan.layout(coordinate).clone());
         // Before any memory: it refuses what is not built.
         let own = own_ranges(&layout, &groups)?;
-        let numerics = config.numerics;
+        let (numerics, place) = (config.numerics, ops.place());
         let parts = RankParts {
             model: &plan.parts,
             layout: &layout,
@@ -72,29 +72,38 @@ impl Engine {
             numerics,
             compute: config.compute,
             seed: config.seed,
+            place,
         };
         let stages = StageModel::of_rank(&parts, build)?;
-        let mut weights = ParamStore::zeros(layout.clone(), config.compute);
+        let mut weights = ParamStore::zeros_at(place, layout.clone(), config.compute)?;
         let update = (config.optimizer, &config.groups[..]);
-        let optimizer = Optimizer::with_groups(&layout, own, config.compute, update, |bucket| {
+        let initial = |bucket| {
             let dtype = config.compute.accumulator();
-            let initial = initial_weights(&layout, bucket, config.seed, dtype)?;
+            let initial = place.hold(initial_weights(&layout, bucket, config.seed, dtype)?)?;
             weights.load(bucket, initial.slice(), &*ops)?;
             Ok(initial)
-        })?;
+        };
+        let optimizer =
+            Optimizer::with_groups(&layout, own, config.compute, update, place, initial)?;
         // Copies that are frozen have no gradients to add.
         let sums = layout.buckets.iter().any(|bucket| bucket.tied);
         let tied_peer = tied.clone().filter(|_| sums);
-        let options = GradSyncOptions { numerics, global_batch: config.global_batch, tied_peer };
+        let options = GradSyncOptions {
+            numerics,
+            global_batch: config.global_batch,
+            tied_peer,
+            place: place.clone(),
+        };
         let names = plan.parts.names();
         Ok(Self {
             sync: GradSync::new(&layout, options, &groups)?,
-            weight_sync: WeightSync::new(&layout, &groups)?,
+            weight_sync: WeightSync::new(&layout, &groups, place)?,
             norm: GradNorm::new(names, &layout, &groups, numerics, world.clone())?,
-            squares: None,
+            measured: None,
             splits_backward: false,
-            grads: GradStore::new(layout.clone(), config.compute, numerics),
-            pool: Pool::new(),
+            grads: GradStore::at(place, layout.clone(), config.compute, numerics)?,
+            pool: Pool::on(place.clone()),
+            exchanged: Pool::on(place.clone()),
             coordinate,
             plan,
             layout,

@@ -15,9 +15,9 @@ pub use crate::settings::{EngineConfig, ZeroStage};
 use crate::plan::RunPlan;
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::Pool;
+use trine_buffer::{Buf, Pool};
 use trine_comm::{Communicator, Groups};
-use trine_dp::{GlobalNorm, GradNorm, GradSync, Squares, WeightSync, measured_bytes};
+use trine_dp::{GlobalNorm, GradNorm, GradSync, WeightSync, measured_bytes};
 use trine_kernels::Ops;
 use trine_mesh::Coordinate;
 use trine_models::StageModel;
@@ -87,7 +87,10 @@ pub struct Engine {
     /// The two ranks that hold a tied embedding's copies, if this is one.
     tied: Option<Arc<dyn Communicator>>,
     ops: Arc<dyn Ops>,
+    /// Of activations.
     pool: Pool,
+    /// Of what a step is given and what it tells: its samples and its figures.
+    exchanged: Pool,
     stages: Vec<StageModel>,
     weights: ParamStore,
     grads: GradStore,
@@ -95,8 +98,8 @@ pub struct Engine {
     sync: GradSync,
     weight_sync: WeightSync,
     norm: GradNorm,
-    /// What the last backward pass has counted of it.
-    squares: Option<Squares>,
+    /// The partial sums of the last backward pass, over all ranks.
+    measured: Option<Buf>,
     splits_backward: bool,
 }
 

@@ -3,7 +3,7 @@
 use super::{Engine, WEIGHTS};
 use crate::TrainError;
 use crate::planned::RankMemory;
-use trine_buffer::Buf;
+use trine_buffer::{Buf, Place, Slice};
 use trine_comm::Name;
 
 impl Engine {
@@ -14,7 +14,7 @@ impl Engine {
 
     /// One whole bucket of a quantity in the accumulator type: `weights` (the masters) or one of
     /// [`Engine::moments`], gathered where ranks share it out. A collective call among the ranks that
-    /// share the bucket's states. Moments that are not kept, of what is frozen, are zero.
+    /// share the bucket's states. Moments that are not kept, of what is frozen, are zero. The copy is the host's.
     ///
     /// # Errors
     /// No such quantity, or a failed collective.
@@ -35,7 +35,8 @@ impl Engine {
             None if quantity == WEIGHTS => self.weights.bucket(bucket)?,
             None => return Err(TrainError::Quantity(quantity.into())),
         };
-        let mut copy = Buf::zeros(dtype, part.len());
+        let place = self.ops.place();
+        let mut copy = place.zeros(dtype, part.len())?;
         if part.dtype() == dtype {
             copy.slice_mut().copy_from(part.slice())?;
         } else {
@@ -43,14 +44,15 @@ impl Engine {
             self.ops.cast(copy.slice_mut(), part.slice())?;
         }
         if part.len() == len {
-            return Ok(copy);
+            return on_host(copy);
         }
         let name = Name::new("state").with("bucket", bucket as u64);
-        let (_, all) = self.groups.of(states)?.all_gather(copy, Buf::zeros(dtype, len), name)?;
-        Ok(all)
+        let room = place.zeros(dtype, len)?;
+        let (_, all) = self.groups.of(states)?.all_gather(copy, room, name)?;
+        on_host(all)
     }
 
-    /// Sets one whole bucket of a quantity: the inverse of [`Engine::full_bucket`], without
+    /// Sets one whole bucket of a quantity from the host: the inverse of [`Engine::full_bucket`], without
     /// collectives.
     ///
     /// # Errors
@@ -70,8 +72,21 @@ impl Engine {
             let master = self.optimizer.state_mut(bucket, trine_optim::MASTER)?;
             master.slice_mut().copy_from(all.slice().range(own)?)?;
         }
-        Ok(self.weights.load(bucket, all.slice(), &*self.ops)?)
+        match self.ops.place() {
+            Place::Host => self.weights.load(bucket, all.slice(), &*self.ops)?,
+            device => {
+                let mut held = device.zeros(all.dtype(), all.len())?;
+                held.slice_mut().copy_from(all.slice())?;
+                self.weights.load(bucket, held.slice(), &*self.ops)?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// The buffer itself, if it is there.
+fn on_host(buf: Buf) -> Result<Buf, TrainError> {
+    Ok(if let Slice::Device(_) = buf.slice() { buf.slice().to_host()? } else { buf })
 }
 
 impl RankMemory {

@@ -1,13 +1,12 @@
 //! A step of the engine: forward, backward, the reduction of gradients, and the update.
 
-use super::stage::{MicroBatches, StageRun};
+use super::stage::{Figures, MicroBatches, StageRun};
 use super::update::{AtOnce, Updating};
 use super::{Batch, Engine, Loss, Observe, Updated};
 use crate::TrainError;
 use trine_buffer::Buf;
 use trine_comm::{Name, ReduceOp};
 use trine_dp::{DpError, GlobalNorm, check_replicas, clip_scale};
-use trine_models::StageModel;
 use trine_nn::Mode;
 use trine_optim::{Rates, Update};
 use trine_pipeline::{Execution, execute};
@@ -17,7 +16,7 @@ impl Engine {
     /// One training step: forward, backward, the reduction of gradients, and the update. `step` counts
     /// from 0; `lr` is one rate, or those of a schedule where groups have others. A collective call.
     ///
-    /// With clipping the update begins when the norm of all gradients is known. Without, each bucket is
+    /// With clipping, and on a device, the update begins when the norm of all gradients is known. Else each bucket is
     /// updated as soon as it is reduced, with the same bits; a gradient that is not finite is noticed
     /// before its bucket is touched, but buckets before it are updated by then.
     ///
@@ -32,7 +31,8 @@ impl Engine {
         observe: Observe<'_>,
     ) -> Result<(Loss, Updated), TrainError> {
         let lr = lr.into();
-        if self.plan.config.clip_norm > 0.0 {
+        // On a device it would stop the host for each bucket, to look for what is not finite.
+        if self.plan.config.clip_norm > 0.0 || !self.ops.place().is_host() {
             let loss = self.backward(step, batch, observe)?;
             return Ok((loss, self.update(step + 1, lr)?));
         }
@@ -70,10 +70,10 @@ impl Engine {
         observe: Observe<'_>,
     ) -> Result<(Loss, Option<DpError>), TrainError> {
         self.grads.clear()?;
-        self.squares = Some(self.norm.squares());
         let plan = self.plan.clone();
         let run = self.run(&plan.training, Mode::Train, step, batch, at_once, observe);
-        let (loss, refused) = run?;
+        let (loss, cells, refused) = run?;
+        self.measured = Some(cells);
         if !loss.sum.is_finite() {
             // All ranks know the same loss. The gradients tell which rank and parameter is concerned.
             let measured = self.norm.measure(&self.grads, &*self.ops);
@@ -93,6 +93,8 @@ impl Engine {
         Ok(self.run(&plan.evaluation, Mode::Eval, 0, batch, None, &mut |_, _, _| {})?.0)
     }
 
+    /// Runs a schedule, and gives the loss, the partial sums of the norm over all ranks, and the gradient that this
+    /// rank has refused to update with.
     fn run(
         &mut self,
         schedule: &Schedule,
@@ -101,8 +103,11 @@ impl Engine {
         batch: &Batch,
         at_once: Option<Update>,
         observe: Observe<'_>,
-    ) -> Result<(Loss, Option<DpError>), TrainError> {
+    ) -> Result<(Loss, Buf, Option<DpError>), TrainError> {
         let tokens = self.valid_tokens(batch)?;
+        let config = &self.plan.config;
+        let counted = (mode == Mode::Train).then(|| self.norm.uncounted());
+        let cells = counted.as_ref().map_or(0, |_| self.norm.cells());
         let (optimizer, weight_sync) = (&mut self.optimizer, &mut self.weight_sync);
         let rank = self.world.rank();
         let at_once = at_once.map(|update| AtOnce {
@@ -110,30 +115,36 @@ impl Engine {
             rank,
             refused: None,
         });
-        let micro_batches = MicroBatches::new(&self.plan.config, self.coordinate.dp, batch)?;
+        let samples = MicroBatches::new(config, self.coordinate.dp, batch, &self.exchanged)?;
         let mut run = StageRun {
-            config: &self.plan.config,
+            config,
             stages: &self.stages,
             weights: &mut self.weights,
             grads: &mut self.grads,
             sync: &mut self.sync,
             norm: &self.norm,
-            squares: self.squares.as_mut(),
+            counted,
+            figures: Figures::new(&self.exchanged, config.global_batch, cells)?,
             at_once,
             ops: &*self.ops,
             pool: &self.pool,
-            micro_batches,
+            micro_batches: &samples,
             mode,
             step,
             loss_scale: 1.0 / tokens.max(1) as f64,
             weights_at_once: !self.splits_backward && schedule.has_weights_at_once(),
             in_flight: Default::default(),
-            losses: vec![0.0; self.plan.config.global_batch],
+            tells_losses: self.coordinate.tp == 0,
         };
         let execution = Execution { schedule, comm: &*self.pp, pool: &self.pool };
         execute(&execution, &mut run, observe)?;
-        let (losses, refused) = (run.losses, run.at_once.and_then(|at_once| at_once.refused));
-        Ok((Loss { sum: self.total(losses)?, tokens }, refused))
+        let refused = run.at_once.take().and_then(|at_once| at_once.refused);
+        let StageRun { counted, mut figures, .. } = run;
+        if let Some(mut counted) = counted {
+            self.norm.count_rest(&mut counted, figures.cells()?, &self.grads, &*self.ops)?;
+        }
+        let (sum, cells) = figures.total(&*self.world)?;
+        Ok((Loss { sum, tokens }, cells, refused))
     }
 
     /// Valid tokens of the step over all data-parallel ranks: counted before the first forward pass,
@@ -142,18 +153,6 @@ impl Engine {
         let own = Buf::from_vec(vec![batch.valid_tokens()]);
         let all = self.dp.all_reduce(own, ReduceOp::Sum, Name::new("valid tokens"))?;
         Ok(all.typed::<u64>()?[0])
-    }
-
-    /// The sum of all samples' losses, added in the order of the samples whatever rank has them: each
-    /// sample's is at its place on one rank and zero elsewhere.
-    fn total(&self, mut losses: Vec<f64>) -> Result<f64, TrainError> {
-        let has_head = self.stages.iter().any(StageModel::has_head);
-        if !(has_head && self.coordinate.tp == 0) {
-            losses.fill(0.0);
-        }
-        let all = Buf::from_vec(losses);
-        let all = self.world.all_reduce(all, ReduceOp::Sum, Name::new("loss"))?;
-        Ok(all.typed::<f64>()?.iter().sum())
     }
 
     /// Measures the gradients' norm, clips, updates the owned weights and gathers the others'. `step`
@@ -175,10 +174,12 @@ impl Engine {
         Ok(Updated { norm })
     }
 
-    /// The norm, from what the backward pass of a step (from 1) has counted of it.
+    /// The norm that the backward pass of a step (from 1) has counted.
     fn total_norm(&mut self, step: u64) -> Result<GlobalNorm, TrainError> {
-        let squares = self.squares.take().unwrap_or_else(|| self.norm.squares());
-        let norm = self.norm.total(squares, &self.grads, &*self.ops);
+        let norm = match self.measured.take() {
+            Some(cells) => self.norm.total(cells.typed()?, &self.grads, &*self.ops),
+            None => self.norm.measure(&self.grads, &*self.ops),
+        };
         norm.map_err(TrainError::in_step(step))
     }
 

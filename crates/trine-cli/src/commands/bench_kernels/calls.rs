@@ -484,12 +484,16 @@ pub(super) fn sgd(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
 
 pub(super) fn sum_squares(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
     let x = bench.sums(rows * cols)?;
-    Prepared::bytes(traffic(&[&x], &[]), move || bench.ops.sum_squares(x.slice()).map(drop))
+    let mut sum = Buf::zeros(DType::F64, 1);
+    Prepared::bytes(traffic(&[&x], &[]), move || bench.ops.sum_squares(sum.slice_mut(), x.slice()))
 }
 
-pub(super) fn max_abs(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
+pub(super) fn row_sums(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {
     let x = bench.sums(rows * cols)?;
-    Prepared::bytes(traffic(&[&x], &[]), move || bench.ops.max_abs(x.slice()).map(drop))
+    let mut sums = Buf::zeros(DType::F64, rows);
+    Prepared::bytes(traffic(&[&x], &[&sums]), move || {
+        bench.ops.row_sums(sums.slice_mut(), MatRef::new(x.slice(), rows, cols))
+    })
 }
 
 pub(super) fn first_non_finite(bench: Bench<'_>, rows: usize, cols: usize) -> Made<'_> {

@@ -71,7 +71,7 @@ const STREAMS: &[Stream] = &[
     Stream { name: "adamw", prepare: calls::adamw, shapes: FLAT },
     Stream { name: "sgd", prepare: calls::sgd, shapes: FLAT },
     Stream { name: "sum_squares", prepare: calls::sum_squares, shapes: FLAT },
-    Stream { name: "max_abs", prepare: calls::max_abs, shapes: FLAT },
+    Stream { name: "row_sums", prepare: calls::row_sums, shapes: FLAT },
     Stream { name: "first_non_finite", prepare: calls::first_non_finite, shapes: FLAT },
 ];
 

@@ -16,8 +16,8 @@ fn program(comm: &Arc<dyn Communicator>) -> Result<Vec<f32>, CommError> {
         let name = Name::new("act").with("step", step);
         let send = comm.post_send(Buf::from_vec(value.clone()), next, name)?;
         let recv = comm.post_recv(Buf::zeros(DType::F32, 4), previous, name)?;
-        let got = recv.wait(&Queue::Host)?.into_recv(std::panic::Location::caller())?;
-        send.wait(&Queue::Host)?;
+        let got = recv.wait()?.into_recv(std::panic::Location::caller())?;
+        send.wait()?;
         value = comm.all_reduce(got, ReduceOp::Sum, "sum")?.into_vec()?;
         sums.push(value[0]);
     }
