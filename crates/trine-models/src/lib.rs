@@ -23,6 +23,7 @@
 //!     model: &model, layout: &layout, comm: trine_comm::SelfComm::new(),
 //!     sequence_parallel: false,
 //!     numerics: Default::default(), compute: trine_buffer::DType::F32, seed: 1,
+//!     place: &trine_buffer::Place::Host,
 //! }, &zoo)?;
 //! assert_eq!((stages.len(), stages[0].pieces().len()), (1, 4));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
