@@ -34,7 +34,7 @@ pub fn condition(
 
 fn change(engine: &mut Engine, number: u64) -> Result<(), TrainError> {
     for bucket in 0..engine.layout().buckets.len() {
-        let mut weights = engine.full_bucket(WEIGHTS, bucket)?.to_f64_vec().unwrap();
+        let mut weights = engine.full_bucket(WEIGHTS, bucket)?.to_f64_vec()?;
         let mut noise = vec![0.0; weights.len()];
         let stream = Stream::new(number, &format!("change of bucket {bucket}"));
         stream.fill_normal(0, 1.0, &mut noise);

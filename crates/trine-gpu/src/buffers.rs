@@ -2,10 +2,11 @@
 
 use crate::error::GpuError;
 use crate::memory::{Memory, Span, SpanMut};
+use crate::pinned::Pinned;
 use crate::stream::Stream;
 use std::any::Any;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use trine_buffer::{Allocator, BufferError, DType, DeviceMemory, Place, Slice, SliceMut};
 
 impl From<GpuError> for BufferError {
@@ -14,14 +15,48 @@ impl From<GpuError> for BufferError {
     }
 }
 
-impl DeviceMemory for Memory {
+/// The least that is pinned at once.
+const STAGING_BYTES_MIN: usize = 4096;
+
+/// Memory of a stream, for buffers.
+#[derive(Debug)]
+struct Heap {
+    stream: Stream,
+    /// Pinned memory that copies from and to other memory of the host go through, to be used again.
+    staging: Mutex<Vec<Pinned>>,
+}
+
+impl Heap {
+    /// Pinned memory of at least so many bytes that no copy is using.
+    fn staging(&self, bytes: usize) -> Result<Pinned, GpuError> {
+        let mut all = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        for at in 0..all.len() {
+            if all[at].len() >= bytes && all[at].is_idle()? {
+                return Ok(all.swap_remove(at));
+            }
+        }
+        self.stream.device().pinned(bytes.next_power_of_two().max(STAGING_BYTES_MIN))
+    }
+
+    fn give_back(&self, staging: Pinned) {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
+    }
+}
+
+/// The memory of a buffer.
+#[derive(Debug)]
+struct Held {
+    memory: Memory,
+    heap: Arc<Heap>,
+}
+
+impl DeviceMemory for Held {
     fn name(&self) -> &str {
-        Self::name(self)
+        self.memory.name()
     }
 
     fn zero(&mut self, bytes: Range<usize>) -> Result<(), BufferError> {
-        let stream = self.stream().clone();
-        Ok(stream.fill(self.span_mut().range(bytes)?, 0)?)
+        Ok(self.heap.stream.fill(self.memory.span_mut().range(bytes)?, 0)?)
     }
 
     fn copy_from(
@@ -30,38 +65,38 @@ impl DeviceMemory for Memory {
         from: &dyn DeviceMemory,
         from_bytes: Range<usize>,
     ) -> Result<(), BufferError> {
-        let from = found(from)?.span().range(from_bytes)?;
-        let stream = self.stream().clone();
-        Ok(stream.copy(self.span_mut().range(bytes)?, from)?)
+        let from = held(from)?.span().range(from_bytes)?;
+        Ok(self.heap.stream.copy(self.memory.span_mut().range(bytes)?, from)?)
     }
 
     fn upload(&mut self, bytes: Range<usize>, from: &[u8]) -> Result<(), BufferError> {
-        let stream = self.stream().clone();
-        let to = self.span_mut().range(bytes)?;
-        if to.bytes() != from.len() {
-            return Err(GpuError::Length { from: from.len(), to: to.bytes() }.into());
+        let (heap, len) = (&self.heap, from.len());
+        let to = self.memory.span_mut().range(bytes)?;
+        if to.bytes() != len {
+            return Err(GpuError::Length { from: len, to: to.bytes() }.into());
         }
-        let mut staging = stream.staging(from.len())?;
-        staging.bytes()?[..from.len()].copy_from_slice(from);
-        stream.upload(to, &mut staging, 0..from.len())?;
-        stream.give_back(staging);
+        let mut staging = heap.staging(len)?;
+        staging.bytes()?[..len].copy_from_slice(from);
+        heap.stream.upload(to, &mut staging, 0..len)?;
+        heap.give_back(staging);
         Ok(())
     }
 
     fn download(&self, bytes: Range<usize>, to: &mut [u8]) -> Result<(), BufferError> {
-        let (stream, len) = (self.stream(), to.len());
-        let mut staging = stream.staging(len)?;
-        stream.download(&mut staging, 0..len, self.span().range(bytes)?)?;
+        let (heap, len) = (&self.heap, to.len());
+        let mut staging = heap.staging(len)?;
+        heap.stream.download(&mut staging, 0..len, self.memory.span().range(bytes)?)?;
         to.copy_from_slice(&staging.bytes()?[..len]);
-        stream.give_back(staging);
+        heap.give_back(staging);
         Ok(())
     }
 }
 
 /// This backend's memory behind a buffer.
-fn found(memory: &dyn DeviceMemory) -> Result<&Memory, GpuError> {
+fn held(memory: &dyn DeviceMemory) -> Result<&Memory, GpuError> {
     let any: &dyn Any = memory;
-    any.downcast_ref().ok_or_else(|| GpuError::Foreign { name: memory.name().into() })
+    let found = any.downcast_ref().map(|held: &Held| &held.memory);
+    found.ok_or_else(|| GpuError::Foreign { name: memory.name().into() })
 }
 
 impl<'a> Span<'a> {
@@ -73,7 +108,7 @@ impl<'a> Span<'a> {
         let Slice::Device(device) = slice else {
             return Err(GpuError::OnHost { dtype: slice.dtype(), len: slice.len() });
         };
-        found(device.memory())?.span().range(device.bytes())
+        held(device.memory())?.span().range(device.bytes())
     }
 }
 
@@ -89,25 +124,27 @@ impl<'a> SpanMut<'a> {
         let (memory, bytes) = device.into_memory();
         let name = memory.name().to_owned();
         let any: &mut dyn Any = memory;
-        let memory: &mut Memory = any.downcast_mut().ok_or(GpuError::Foreign { name })?;
-        memory.span_mut().range(bytes)
+        let held: &mut Held = any.downcast_mut().ok_or(GpuError::Foreign { name })?;
+        held.memory.span_mut().range(bytes)
     }
 }
 
-/// Memory of a stream, for buffers.
+/// Gives memory of a heap.
 #[derive(Debug)]
-struct Heap(Stream);
+struct Giver(Arc<Heap>);
 
-impl Allocator for Heap {
+impl Allocator for Giver {
     fn alloc(&self, dtype: DType, len: usize) -> Result<Box<dyn DeviceMemory>, BufferError> {
-        let name = format!("buffer of {len} {dtype}");
-        Ok(Box::new(self.0.alloc(&name, dtype.bytes() * len)?))
+        let (name, heap) = (format!("buffer of {len} {dtype}"), self.0.clone());
+        let memory = heap.stream.alloc(&name, dtype.bytes() * len)?;
+        Ok(Box::new(Held { memory, heap }))
     }
 }
 
 impl Stream {
-    /// The place of buffers whose work this stream does.
+    /// A place of buffers whose work this stream does. Each has pinned memory of its own for copies from the host.
     pub fn place(&self) -> Place {
-        Place::Device(Arc::new(Heap(self.clone())))
+        let heap = Heap { stream: self.clone(), staging: Mutex::default() };
+        Place::Device(Arc::new(Giver(Arc::new(heap))))
     }
 }

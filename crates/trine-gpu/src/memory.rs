@@ -66,11 +66,6 @@ impl Memory {
         self.block().bytes
     }
 
-    /// The stream that it is allocated and freed on.
-    pub fn stream(&self) -> &Stream {
-        &self.block().stream
-    }
-
     /// What it is for.
     pub fn name(&self) -> &str {
         &self.name

@@ -3,11 +3,10 @@
 use crate::device::Device;
 use crate::error::GpuError;
 use crate::ledger::{Clock, Touch};
-use crate::pinned::Pinned;
 use std::ffi::c_int;
 use std::fmt;
 use std::ptr::null_mut;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use trine_gpu_sys::driver::{self, EVENT_WITHOUT_TIME, NOT_READY, STREAM_NON_BLOCKING};
 
 /// Which of two streams a device prefers when both have work.
@@ -19,17 +18,12 @@ pub enum Priority {
     First,
 }
 
-/// The least that is pinned at once.
-const STAGING_BYTES_MIN: usize = 4096;
-
 pub(crate) struct Inner {
     pub(crate) device: Device,
     pub(crate) handle: driver::Stream,
     pub(crate) name: String,
     /// Its number in the ledger.
     pub(crate) number: usize,
-    /// Pinned memory for copies of the host's own memory, to be used again.
-    staging: Mutex<Vec<Pinned>>,
 }
 
 // SAFETY: the driver takes its handles from any thread.
@@ -76,8 +70,7 @@ impl Device {
             }
         })?;
         let number = self.0.host.ledger().map_or(0, |mut ledger| ledger.add_stream(name));
-        let (device, name, staging) = (self.clone(), name.into(), Mutex::default());
-        Ok(Stream(Arc::new(Inner { device, handle, name, number, staging })))
+        Ok(Stream(Arc::new(Inner { device: self.clone(), handle, name: name.into(), number })))
     }
 }
 
@@ -141,21 +134,6 @@ impl Stream {
     /// If work so far has failed.
     pub fn synchronize(&self) -> Result<(), GpuError> {
         self.record()?.synchronize()
-    }
-
-    /// Pinned memory of at least so many bytes that no copy is using.
-    pub(crate) fn staging(&self, bytes: usize) -> Result<Pinned, GpuError> {
-        let mut all = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        for at in 0..all.len() {
-            if all[at].len() >= bytes && all[at].is_idle()? {
-                return Ok(all.swap_remove(at));
-            }
-        }
-        self.device().pinned(bytes.next_power_of_two().max(STAGING_BYTES_MIN))
-    }
-
-    pub(crate) fn give_back(&self, staging: Pinned) {
-        self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
     }
 
     /// Asks the ledger whether an operation may touch these bytes now.

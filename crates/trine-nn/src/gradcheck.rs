@@ -47,7 +47,7 @@ pub fn check(
     let mut report = Report { error_max: 0.0, compared: 0, gradient_max: 0.0 };
     let objective = |weights: &ParamStore, x: &[f64]| -> Result<f64, NnError> {
         let (y, _) = layer.forward(weights, Act::new(Buf::from_vec(x.to_vec())), ctx)?;
-        Ok(y.to_f64_vec().unwrap().iter().enumerate().map(|(i, y)| coefficient(i) * y).sum())
+        Ok(y.to_f64_vec()?.iter().enumerate().map(|(i, y)| coefficient(i) * y).sum())
     };
     let mut moved = x.to_vec();
     let mut numeric = Vec::new();

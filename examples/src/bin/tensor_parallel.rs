@@ -40,7 +40,7 @@ fn run(comm: Arc<dyn Communicator>) -> Result<[Vec<f64>; 2], Box<dyn Error + Sen
     work.run(&ctx, &mut grads)?;
     let (dx, work) = up.backward_input(&weights, of_up, d_inner, &ctx, &mut grads)?;
     work.run(&ctx, &mut grads)?;
-    Ok([y.to_f64_vec().unwrap(), dx.to_f64_vec().unwrap()])
+    Ok([y.to_f64_vec()?, dx.to_f64_vec()?])
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {

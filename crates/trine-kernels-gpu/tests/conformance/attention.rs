@@ -95,7 +95,7 @@ fn cases() -> Vec<Case> {
 
 /// The same numbers in f64.
 fn wide(buf: &Buf) -> Buf {
-    Buf::from_vec(buf.to_f64_vec())
+    Buf::from_vec(buf.to_f64_vec().unwrap())
 }
 
 fn narrowed(dtype: DType, values: &[f64]) -> Buf {
@@ -229,17 +229,18 @@ impl Problem {
             self.dropout,
         )
         .unwrap();
-        d.map(|part| part.to_f64_vec())
+        d.map(|part| part.to_f64_vec().unwrap())
     }
 
     /// The results, and `o` and `lse` as the backward pass gets them.
     fn expected(&self, cpu: &CpuOps) -> (Expected, Buf, Buf) {
         let (o64, lse64) = self.forward(cpu);
-        let (o64, lse64) = (o64.to_f64_vec(), lse64.to_f64_vec());
+        let (o64, lse64) = (o64.to_f64_vec().unwrap(), lse64.to_f64_vec());
         let (o, lse) = (narrowed(self.case.dtype, &o64), narrowed(DType::F32, &lse64));
         let (o_in, lse_in, d_o) = (wide(&o), wide(&lse), wide(&self.d_o));
         let d = self.backward(cpu, &d_o, &o_in, &lse_in);
-        let sizes = Buf::from_vec(d_o.to_f64_vec().into_iter().map(f64::abs).collect::<Vec<_>>());
+        let sizes =
+            Buf::from_vec(d_o.to_f64_vec().unwrap().into_iter().map(f64::abs).collect::<Vec<_>>());
         let ones = Buf::from_vec(vec![1.0f64; d_o.len()]);
         let [_, _, dv_terms] = self.backward(cpu, &sizes, &o_in, &lse_in);
         let [_, _, seen] = self.backward(cpu, &ones, &o_in, &lse_in);
@@ -251,7 +252,7 @@ impl Problem {
     fn dp_max(&self) -> f64 {
         let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, .. } =
             self.case.shape;
-        let (d_o, kv) = (self.d_o.to_f64_vec(), self.kv.to_f64_vec());
+        let (d_o, kv) = (self.d_o.to_f64_vec().unwrap(), self.kv.to_f64_vec());
         let mut max = 0.0f64;
         for sample in 0..samples {
             for (query, key, head) in (0..queries)
