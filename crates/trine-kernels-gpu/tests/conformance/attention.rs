@@ -235,7 +235,7 @@ impl Problem {
     /// The results, and `o` and `lse` as the backward pass gets them.
     fn expected(&self, cpu: &CpuOps) -> (Expected, Buf, Buf) {
         let (o64, lse64) = self.forward(cpu);
-        let (o64, lse64) = (o64.to_f64_vec().unwrap(), lse64.to_f64_vec());
+        let (o64, lse64) = (o64.to_f64_vec().unwrap(), lse64.to_f64_vec().unwrap());
         let (o, lse) = (narrowed(self.case.dtype, &o64), narrowed(DType::F32, &lse64));
         let (o_in, lse_in, d_o) = (wide(&o), wide(&lse), wide(&self.d_o));
         let d = self.backward(cpu, &d_o, &o_in, &lse_in);
@@ -252,7 +252,7 @@ impl Problem {
     fn dp_max(&self) -> f64 {
         let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, .. } =
             self.case.shape;
-        let (d_o, kv) = (self.d_o.to_f64_vec().unwrap(), self.kv.to_f64_vec());
+        let (d_o, kv) = (self.d_o.to_f64_vec().unwrap(), self.kv.to_f64_vec().unwrap());
         let mut max = 0.0f64;
         for sample in 0..samples {
             for (query, key, head) in (0..queries)

@@ -20,7 +20,11 @@ fn sums_have_the_bits_of_the_cpu() {
                 let (a, b) = (uploaded(stream, "a", &a), uploaded(stream, "b", &b));
                 let mut sum = stream.alloc("y", y.size_bytes()).unwrap();
                 machine.ops.add((sum.span_mut(), of_y), a.span(), (b.span(), of_b)).unwrap();
-                assert_eq!(downloaded(stream, &sum), y.slice().bytes(), "{of_y} + {of_b}, {len}");
+                assert_eq!(
+                    downloaded(stream, &sum),
+                    y.slice().bytes().unwrap(),
+                    "{of_y} + {of_b}, {len}"
+                );
             }
         }
         machine.is_clean();

@@ -55,7 +55,7 @@ pub(crate) fn numbers(dtype: DType, seed: u32, len: usize) -> Buf {
 
 /// A copy of a buffer on the device.
 pub(crate) fn uploaded(stream: &Stream, name: &str, buf: &Buf) -> Memory {
-    let bytes = buf.slice().bytes();
+    let bytes = buf.slice().bytes().unwrap();
     let mut memory = stream.alloc(name, bytes.len()).unwrap();
     let mut pinned = stream.device().pinned(bytes.len()).unwrap();
     pinned.bytes().unwrap().copy_from_slice(bytes);
