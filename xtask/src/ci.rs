@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::Context;
 
 use crate::counts;
+use crate::gpu;
 use crate::interop;
 use crate::workspace::{Package, Workspace, output};
 
@@ -36,6 +37,8 @@ enum When {
     TwoHosts,
     /// Only with `--full`, where Python has transformers.
     Interop,
+    /// Only where the compiler of GPUs' kernels is, which `.ci/run` fetches.
+    Nvrtc,
     /// Always; but what is counted is compared only with numbers of the same compiler, and the line of the step says
     /// so.
     Counts,
@@ -54,6 +57,12 @@ const STEPS: &[Step] = &[
     },
     Step { name: "test", when: When::Always, env: &[], cargo: &["test", "--workspace"] },
     Step { name: "counts", when: When::Counts, env: &[], cargo: &["xtask", "counts"] },
+    Step {
+        name: "gpu kernels",
+        when: When::Nvrtc,
+        env: &[],
+        cargo: &["xtask", "gpu", "kernels", "--check", "--gpu-libraries", gpu::LIBRARIES],
+    },
     // Miri sees more than the sanitizer, and is slow: the threads and what is portable, not the kernels' tests over
     // shapes.
     Step { name: "sanitize", when: When::Always, env: &[], cargo: &["xtask", "sanitize"] },
@@ -280,6 +289,7 @@ fn skipped(workspace: &Workspace, step: &Step, full: bool) -> Option<String> {
         When::OldestRust => no_oldest_rust(),
         When::Mpi => no_mpi(),
         When::TwoHosts => no_mpi().or_else(no_namespaces),
+        When::Nvrtc => gpu::no_compiler(&workspace.root),
         When::Full => only_full(full),
         When::Interop => only_full(full).or_else(|| {
             let why = "python3 has no transformers or no torch";
@@ -301,6 +311,7 @@ fn remark(workspace: &Workspace, step: &Step) -> anyhow::Result<String> {
         When::Always
         | When::Full
         | When::Interop
+        | When::Nvrtc
         | When::Installed(_)
         | When::Platform(_)
         | When::OldestRust
@@ -387,6 +398,7 @@ fn command_line(step: &Step, args: &[String]) -> String {
         | When::Installed(_)
         | When::Platform(_)
         | When::Interop
+        | When::Nvrtc
         | When::Mpi
         | When::TwoHosts
         | When::Counts => "cargo ".to_owned(),

@@ -12,6 +12,7 @@ mod bench;
 mod ci;
 mod counts;
 mod fuzz;
+mod gpu;
 mod interop;
 mod parity;
 mod sanitize;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use bench::Bench;
+use gpu::Gpu;
 use workspace::Workspace;
 
 #[derive(Debug, Parser)]
@@ -72,6 +74,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
+    /// What the kernels of GPUs are compiled to
+    Gpu {
+        #[command(subcommand)]
+        gpu: Gpu,
+    },
     /// Checkpoints of the binary in the Python library transformers, and in lm-eval if it is installed
     Interop(interop::Args),
     /// Random models in random layouts, each against its serial run
@@ -109,6 +116,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ci { full } => ci::run(&workspace, full),
         Command::Counts { bless } => counts::run(&workspace, bless),
         Command::Fuzz { args } => fuzz::run(&workspace, &args),
+        Command::Gpu { gpu } => gpu::run(&workspace, &gpu),
         Command::Interop(args) => interop::run(&workspace, &args),
         Command::Parity { args } => parity::run(&workspace, &args),
         Command::Sanitize => sanitize::run(&workspace),

@@ -122,6 +122,16 @@ pub enum GpuError {
         /// What the compiler says.
         log: String,
     },
+    /// A source of kernels that does not compile.
+    #[error("`{name}` does not compile: {source}; {log}")]
+    Source {
+        /// The file.
+        name: String,
+        /// How the call has failed.
+        source: CallError,
+        /// What the compiler says.
+        log: String,
+    },
     /// A module has no such kernel.
     #[error("the module has no kernel `{name}`; it has {}", listed(has))]
     NoKernel {

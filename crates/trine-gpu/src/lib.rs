@@ -6,6 +6,7 @@
 //!   allocates nothing after its first run. [`Pinned`] is memory of the host that devices copy from and to.
 //! * A [`Module`] has [`Kernel`]s, whose arguments are known from their text; a launch with others is refused.
 //! * [`Stream::place`] makes buffers of `trine-buffer` here; [`Span::of`] is how work gets at them.
+//! * A [`Compiler`] makes the text of a module from kernels in C++, without a GPU.
 //! * [`Products`] are those of cuBLASLt, with a plan for each shape that is made once.
 //! * The ledger ([`Checks`]) keeps what each stream, and the host, knows to be done. An access to bytes that another
 //!   stream has touched, and that no event orders, is an [`Unordered`] before it is launched. It needs no help of a
@@ -49,6 +50,7 @@
 
 mod block;
 mod buffers;
+mod compiler;
 mod copies;
 mod device;
 mod error;
@@ -62,6 +64,7 @@ mod products;
 mod ptx;
 mod stream;
 
+pub use compiler::Compiler;
 pub use device::{Device, Gpus};
 pub use error::GpuError;
 pub use launch::{Arg, Grid};

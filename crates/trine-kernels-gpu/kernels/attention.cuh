@@ -114,11 +114,12 @@ TRINE_FN Score score_of(const Attention& a, float product) {
     return {t * (a.softcap * LOG2_E), a.scale * (1.0f - t * t)};
 }
 
-// The random words of a probability and its neighbours: the key's own one has the number (key + key_start) % 4.
+// The random words of a probability and its neighbours: the key's own one has the number (key + key_start) % 4. The key
+// may lie before the call's first one: its number then wraps.
 TRINE_FN Words words_at(const Attention& a, const Unit& unit, u32 query, u32 key) {
     u64 head = (u64)a.first_head + unit.head;
     u64 row = head << 48 | ((u64)a.query_start + query) << 24;
-    u64 element = row | ((u64)a.key_start + key);
+    u64 element = row | u32(a.key_start + key);
     return mask_words(a.dropout_key, a.step, a.first_sample + unit.sample, element / 4);
 }
 

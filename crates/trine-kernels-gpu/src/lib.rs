@@ -3,6 +3,7 @@
 //! * [`SOURCES`] are the kernels: CUDA C++ in the dialect of `trine.cuh`, for nvcc, NVRTC, clang and the simulated GPU.
 //!   A file ends with `.cu` and compiles alone; what files share is in headers. Each kernel is there once for each
 //!   combination of types, which its name ends with: `add_f32_bf16`.
+//! * [`IMAGES`] are these sources compiled to PTX, which a test holds against the sources by a hash.
 //! * [`Kernels`] are those of compiled sources, found by name.
 //! * [`GpuOps`] checks arguments as the CPU's kernels do, and launches.
 //!
@@ -10,11 +11,13 @@
 
 mod attention;
 mod elementwise;
+mod images;
 mod kernels;
 mod ops;
 mod sources;
 
 pub use attention::{Gradients, Inputs, Rows, RowsMut};
+pub use images::{COMPILER, IMAGES, Image, OPTIONS, compiled, headers, source_hash};
 pub use kernels::Kernels;
 pub use ops::GpuOps;
 pub use sources::SOURCES;

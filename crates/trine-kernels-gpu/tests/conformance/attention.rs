@@ -2,6 +2,7 @@
 
 use crate::machine::{Machine, SEEDS, downloaded, numbers, uploaded};
 use half::bf16;
+use std::ops::Range;
 use trine_buffer::{Buf, DType, Slice};
 use trine_gpu::{Memory, Span};
 use trine_kernels::{
@@ -49,15 +50,15 @@ fn cases() -> Vec<Case> {
         ..SHAPE
     };
     let narrow = Case { dtype: DType::Bf16, ..CASE };
-    // Queries at 40.. and keys at 60..: the first see none of them.
+    // Queries at 40.. and keys at 61..: the first see none of them.
     let apart = |head_dim: usize| AttentionShape {
         queries: 75,
         query_start: 40,
-        key_start: 60,
+        key_start: 61,
         ..whole(head_dim, 70)
     };
     let all = |shape: AttentionShape| Case {
-        shape: AttentionShape { window: Some(30), softcap: Some(2.0), samples: 2, ..shape },
+        shape: AttentionShape { window: Some(15), softcap: Some(2.0), samples: 2, ..shape },
         documents: 23,
         dropout: 0.2,
         gap: 3,
@@ -346,7 +347,7 @@ fn numbers_of(machine: &Machine, dtype: DType, memory: &Memory) -> Vec<f64> {
 }
 
 /// The columns of a matrix whose rows are `stride` long.
-fn columns(values: &[f64], stride: usize, cols: std::ops::Range<usize>) -> Vec<f64> {
+fn columns(values: &[f64], stride: usize, cols: Range<usize>) -> Vec<f64> {
     values.chunks_exact(stride.max(1)).flat_map(|row| row[cols.clone()].to_vec()).collect()
 }
 
@@ -432,6 +433,118 @@ fn attention_is_that_of_the_cpu() {
         let expected = problem.expected(&cpu);
         for seed in 0..SEEDS {
             check(&Machine::new(seed), &problem, &expected);
+        }
+    }
+}
+
+/// The rows from `first` on.
+fn tail(rows: Rows<'_>, first: usize, bytes: usize) -> Rows<'_> {
+    let range = first * rows.stride * bytes..rows.span.bytes();
+    Rows { span: rows.span.range(range).unwrap(), ..rows }
+}
+
+/// The bits of `o` and `lse` of some rows of a sequence, in a call over a part of it.
+fn part(
+    machine: &Machine,
+    problem: &Problem,
+    queries: Range<usize>,
+    keys: Range<usize>,
+) -> Vec<u8> {
+    let (ops, stream) = (&machine.ops, machine.ops.stream());
+    let bytes = problem.case.dtype.bytes();
+    let device = OnDevice {
+        q: uploaded(stream, "q", &problem.q),
+        kv: uploaded(stream, "kv", &problem.kv),
+        document_start: None,
+    };
+    let whole = device.inputs(problem);
+    let shape = AttentionShape {
+        queries: queries.len(),
+        keys: keys.len(),
+        query_start: queries.start,
+        key_start: keys.start,
+        ..whole.shape
+    };
+    let inputs = Inputs {
+        shape,
+        q: tail(whole.q, queries.start, bytes),
+        k: tail(whole.k, keys.start, bytes),
+        v: tail(whole.v, keys.start, bytes),
+        ..whole
+    };
+    let mut o = stream.alloc("o", queries.len() * problem.q_cols() * bytes).unwrap();
+    let mut lse = stream.alloc("lse", queries.len() * shape.heads * 4).unwrap();
+    let rows = RowsMut { span: o.span_mut(), stride: problem.q_cols() };
+    ops.attention(&inputs, rows, lse.span_mut()).unwrap();
+    let (o, lse) = (downloaded(stream, &o), downloaded(stream, &lse));
+    machine.is_clean();
+    // One head: its last rows lie side by side.
+    let rows = queries.len().min(50);
+    let (o_from, lse_from) = (o.len() - o.len() / queries.len() * rows, lse.len() - 4 * rows);
+    [&o[o_from..], &lse[lse_from..]].concat()
+}
+
+#[test]
+fn a_row_has_the_bits_of_its_position() {
+    let narrow = Case { dtype: DType::Bf16, ..CASE };
+    let shape = |head_dim| AttentionShape {
+        queries: 150,
+        keys: 150,
+        window: Some(40),
+        heads: 1,
+        kv_heads: 1,
+        head_dim,
+        ..SHAPE
+    };
+    for case in [Case { shape: shape(64), ..narrow }, Case { shape: shape(8), ..CASE }] {
+        let problem = Problem::new(case);
+        let machine = Machine::new(0);
+        let whole = part(&machine, &problem, 0..150, 0..150);
+        // All that the queries see; and a row more, which they do not.
+        for first in [61, 60] {
+            assert!(whole == part(&machine, &problem, 100..150, first..150), "{first}: {case:?}");
+        }
+    }
+}
+
+/// Logarithms of sums: of rows that have seen keys, and of some that have seen none.
+fn sums(seed: u32, len: usize, unseen: impl Fn(usize) -> bool) -> Buf {
+    let values = numbers(DType::F32, seed, len).to_f64_vec();
+    let value = |(i, x): (usize, f64)| if unseen(i) { f32::NEG_INFINITY } else { 4.0 * x as f32 };
+    Buf::from_vec(values.into_iter().enumerate().map(value).collect::<Vec<_>>())
+}
+
+#[test]
+fn merged_results_are_those_of_the_cpu() {
+    let cpu = CpuOps::new(Team::new(1));
+    let shape = AttentionShape { samples: 2, queries: 7, head_dim: 40, ..SHAPE };
+    let (rows, cols, stats) = (14, 4 * 40, 14 * 4);
+    let (lse, part_lse) = (sums(4, stats, |i| i % 3 == 0), sums(5, stats, |i| i % 4 == 0));
+    for (of_o, of_part) in
+        [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::Bf16)]
+    {
+        let (o, part) = (numbers(of_o, 6, rows * cols), numbers(of_part, 7, rows * (cols + 5)));
+        let (mut exact_o, mut exact_lse) = (wide(&o), wide(&lse));
+        let (wide_part, wide_lse) = (wide(&part), wide(&part_lse));
+        let part_o = MatRef { data: wide_part.slice(), rows, cols, stride: cols + 5 };
+        let out = MatMut::new(exact_o.slice_mut(), rows, cols);
+        cpu.attention_merge(shape, out, exact_lse.slice_mut(), part_o, wide_lse.slice()).unwrap();
+        let (exact_o, exact_lse) = (exact_o.to_f64_vec(), exact_lse.to_f64_vec());
+        for seed in 0..SEEDS {
+            let machine = Machine::new(seed);
+            let stream = machine.ops.stream();
+            let (mut o, mut lse) = (uploaded(stream, "o", &o), uploaded(stream, "lse", &lse));
+            let (part, part_lse) = (uploaded(stream, "p", &part), uploaded(stream, "s", &part_lse));
+            let out = (RowsMut { span: o.span_mut(), stride: cols }, of_o);
+            let part = (Rows { span: part.span(), stride: cols + 5 }, of_part);
+            machine.ops.attention_merge(shape, out, lse.span_mut(), part, part_lse.span()).unwrap();
+            // Two weights of at most 1, each of a power and a quotient, and a sum.
+            let unit = if of_o == DType::Bf16 { 1.0 / 256.0 } else { ROUNDING };
+            let bound = |i: usize| unit * exact_o[i].abs() + 2.0 * 16.0 * ROUNDING;
+            close("o", &numbers_of(&machine, of_o, &o), &exact_o, bound);
+            let of_lse = |i: usize| (4.0 + 2.0 * exact_lse[i].abs()) * ROUNDING;
+            close("lse", &numbers_of(&machine, DType::F32, &lse), &exact_lse, of_lse);
+            machine.is_clean();
         }
     }
 }

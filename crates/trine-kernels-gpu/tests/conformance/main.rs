@@ -4,4 +4,5 @@
 
 mod attention;
 mod elementwise;
+mod images;
 mod machine;
