@@ -509,7 +509,7 @@ fn a_row_has_the_bits_of_its_position() {
 
 /// Logarithms of sums: of rows that have seen keys, and of some that have seen none.
 fn sums(seed: u32, len: usize, unseen: impl Fn(usize) -> bool) -> Buf {
-    let values = numbers(DType::F32, seed, len).to_f64_vec();
+    let values = numbers(DType::F32, seed, len).to_f64_vec().unwrap();
     let value = |(i, x): (usize, f64)| if unseen(i) { f32::NEG_INFINITY } else { 4.0 * x as f32 };
     Buf::from_vec(values.into_iter().enumerate().map(value).collect::<Vec<_>>())
 }
@@ -529,7 +529,7 @@ fn merged_results_are_those_of_the_cpu() {
         let part_o = MatRef { data: wide_part.slice(), rows, cols, stride: cols + 5 };
         let out = MatMut::new(exact_o.slice_mut(), rows, cols);
         cpu.attention_merge(shape, out, exact_lse.slice_mut(), part_o, wide_lse.slice()).unwrap();
-        let (exact_o, exact_lse) = (exact_o.to_f64_vec(), exact_lse.to_f64_vec());
+        let (exact_o, exact_lse) = (exact_o.to_f64_vec().unwrap(), exact_lse.to_f64_vec().unwrap());
         for seed in 0..SEEDS {
             let machine = Machine::new(seed);
             let stream = machine.ops.stream();
