@@ -119,6 +119,10 @@ impl Communicator for MpiComm {
         let _ = engine.poll();
     }
 
+    fn check(&self) -> Result<(), CommError> {
+        lock(&self.shared).check()
+    }
+
     fn recorder(&self) -> &Arc<Recorder> {
         &self.members.recorder
     }

@@ -3,13 +3,14 @@
 //! Work goes block by block, so that a block of every rank stays in the first-level cache while it
 //! is combined and written out; the inner loops are plain slice loops that the compiler vectorises.
 
+use crate::threads::device::{self, Parcel};
 use crate::tree::split_at;
 use crate::{Operation, ReduceOp};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-use trine_buffer::{Buf, BufferError, DType, Element, Slice, SliceMut};
+use trine_buffer::{BufferError, DType, Element, Slice, SliceMut};
 
 /// Elements that are combined at a time.
 const BLOCK: usize = 1024;
@@ -21,8 +22,8 @@ const SHARE_BYTES_MIN: usize = 4 << 20;
 /// One rank's buffers.
 #[derive(Debug, Default)]
 pub(crate) struct Payload {
-    pub(crate) send: Option<Buf>,
-    pub(crate) recv: Option<Buf>,
+    pub(crate) send: Option<Parcel>,
+    pub(crate) recv: Option<Parcel>,
 }
 
 /// Elements that can be reduced.
@@ -148,7 +149,11 @@ pub(crate) fn execute(
     payloads: &mut [Payload],
     helpers: usize,
 ) -> Result<(), BufferError> {
-    let dtype = payloads.iter().find_map(|payload| payload.send.as_ref()).map(Buf::dtype);
+    if let Some(queued) = device::execute(operation, payloads) {
+        return queued;
+    }
+    let send = payloads.iter().find_map(|payload| payload.send.as_ref());
+    let dtype = send.map(|send| send.dtype());
     match dtype {
         None => Ok(()), // a barrier
         Some(DType::F64) => typed::<f64>(operation, payloads, helpers),
@@ -248,7 +253,7 @@ fn typed<T: Number>(
 }
 
 fn sends_mut<T: Number>(payloads: &mut [Payload]) -> Result<Vec<&mut [T]>, BufferError> {
-    payloads.iter_mut().filter_map(|p| p.send.as_mut()).map(Buf::typed_mut).collect()
+    payloads.iter_mut().filter_map(|p| p.send.as_mut()).map(|own| own.typed_mut()).collect()
 }
 
 type SendsAndRecvs<'a, T> = (Vec<&'a [T]>, Vec<&'a mut [T]>);
@@ -429,6 +434,7 @@ fn finish<T: Number>(op: ReduceOp, ranks: usize, sum: &mut [T::Acc]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trine_buffer::Buf;
 
     /// However many threads share the work, the bits are the same, and those of the plain definition.
     #[test]
@@ -449,13 +455,14 @@ mod tests {
                 let send = |rank| (0..each * send_parts).map(|at| value(rank, at)).collect();
                 let run = |helpers| -> Vec<Vec<f32>> {
                     let payload = |rank| Payload {
-                        send: Some(Buf::from_vec::<f32>(send(rank))),
-                        recv: recv_parts.map(|parts| Buf::zeros(DType::F32, each * parts)),
+                        send: Some(Parcel::plain(Buf::from_vec::<f32>(send(rank)))),
+                        recv: recv_parts
+                            .map(|parts| Parcel::plain(Buf::zeros(DType::F32, each * parts))),
                     };
                     let mut payloads: Vec<Payload> = (0..RANKS).map(payload).collect();
                     execute(operation, &mut payloads, helpers).unwrap();
                     let outs = payloads.into_iter().filter_map(|own| own.recv.or(own.send));
-                    outs.map(|out| out.into_vec().unwrap()).collect()
+                    outs.map(|out| out.open().unwrap().into_vec().unwrap()).collect()
                 };
                 let averaged = |at| ((value(0, at) + value(1, at)) + value(2, at)) / 3.0;
                 let expected = |rank: usize, at: usize| match operation {

@@ -8,7 +8,7 @@ use trine_buffer::{Buf, DType};
 
 /// A group of ranks that exchange buffers, seen by one of them.
 ///
-/// Five methods are what a backend provides, and a sixth if it copies messages; the calls that
+/// Six methods are what a backend provides, and a seventh if it copies messages; the calls that
 /// everybody uses are methods of `dyn Communicator`. They are not in the trait because a call through
 /// a trait object would lose its call site.
 ///
@@ -40,6 +40,12 @@ pub trait Communicator: Debug + Send + Sync {
     /// Stops every rank of the world: what is not over yet and what is called later fails with the
     /// world's first cause. Later causes are ignored.
     fn abort(&self, cause: &str);
+
+    /// Whether the world still stands: for a rank that waits for something else than an operation.
+    ///
+    /// # Errors
+    /// The world's failure, as this rank sees it.
+    fn check(&self) -> Result<(), CommError>;
 
     /// The calling rank's flight recorder, one for all its groups: the backend notes operations
     /// there, and whoever runs the rank where it is.

@@ -17,7 +17,10 @@
 //! ```
 
 mod cases;
+mod elsewhere;
 mod serial;
+
+pub use elsewhere::Elsewhere;
 
 use crate::{Communicator, Delivery};
 use std::sync::Arc;

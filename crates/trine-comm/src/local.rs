@@ -92,6 +92,13 @@ impl Communicator for SelfComm {
         }
     }
 
+    fn check(&self) -> Result<(), CommError> {
+        match self.aborted.get() {
+            Some(cause) => Err(CommError::Aborted { cause: cause.clone() }),
+            None => self.parent.as_ref().map_or(Ok(()), |parent| parent.check()),
+        }
+    }
+
     fn recorder(&self) -> &Arc<Recorder> {
         &self.recorder
     }

@@ -21,8 +21,8 @@ namespace {
 
 enum Result { SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, REMOTE_ERROR = 6, IN_PROGRESS = 7 };
 enum Kind { ALL_REDUCE, REDUCE, BROADCAST, ALL_GATHER, REDUCE_SCATTER, SEND, RECEIVE };
-constexpr int U8 = 1, F32 = 7, BF16 = 9; // ncclDataType_t
-constexpr int SUM = 0, MAX = 2;          // ncclRedOp_t
+constexpr int U8 = 1, U32 = 3, U64 = 5, F16 = 6, F32 = 7, F64 = 8, BF16 = 9; // ncclDataType_t
+constexpr int SUM = 0, MAX = 2, AVERAGE = 4;                                 // ncclRedOp_t
 constexpr int NO_COLOR = -1;
 
 using Clocks = std::chrono::steady_clock;
@@ -30,7 +30,18 @@ using Time = Clocks::time_point;
 
 const char* const NAMES[] = {"all-reduce", "reduce", "broadcast", "all-gather", "reduce-scatter", "send", "receive"};
 
-size_t bytes_of(int element) { return element == U8 ? 1 : element == F32 ? 4 : element == BF16 ? 2 : 0; }
+size_t bytes_of(int element) {
+    switch (element) {
+    case U8: return 1;
+    case F16:
+    case BF16: return 2;
+    case U32:
+    case F32: return 4;
+    case U64:
+    case F64: return 8;
+    default: return 0;
+    }
+}
 
 // What a rank calls.
 struct Call {
@@ -70,8 +81,7 @@ struct Member {
 struct World {
     uint64_t key; // the same in all processes
     std::vector<Member> members;
-    int error = 0; // what every rank is told
-    std::string text;
+    int error = 0;            // what every rank is told
     int open_here = 0;        // communicators of this process
     std::shared_ptr<Log> log; // null if all ranks are in this process, or none is any more
     std::map<Key, std::shared_ptr<Meeting>> meetings;  // that not all have called
@@ -111,6 +121,7 @@ struct Comm {
 
 std::map<void*, std::shared_ptr<Comm>> comms;
 std::map<uint64_t, std::shared_ptr<World>> worlds; // by their keys
+std::string last_error;                            // in words
 int64_t collectives_left = -1;                     // until one fails; below 0: none will
 std::chrono::duration<double> link_delay(0);       // from the last rank's coming to the beginning
 Time next_begin = Time::max();                     // of what is on a slow link
@@ -135,7 +146,7 @@ void say(const World& world, Said said, const std::string& more = "") {
 void fail(World& world, int error, const std::string& text) {
     if (world.error) return;
     world.error = error;
-    world.text = text;
+    last_error = text;
     report(text);
     say(world, {Said::FAIL, 0, 0, 0, error, 0, {}}, text);
     tell_others();
@@ -198,22 +209,37 @@ void copy_given(Meeting& meeting, int size) {
     }
 }
 
-float wide(const unsigned char* at, int element) {
-    uint32_t bits = 0;
-    if (element == F32) memcpy(&bits, at, 4);
-    else memcpy(reinterpret_cast<unsigned char*>(&bits) + 2, at, 2);
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
+// What is added, and how it lies in memory.
+template <class T> struct Plain {
+    using Sum = T;
+    static T load(const unsigned char* at) {
+        T value;
+        memcpy(&value, at, sizeof value);
+        return value;
+    }
+    static void store(unsigned char* at, T value) { memcpy(at, &value, sizeof value); }
+};
 
-void narrow(unsigned char* at, int element, float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if (element == F32) return void(memcpy(at, &bits, 4));
-    bits = value != value ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u);
-    memcpy(at, reinterpret_cast<unsigned char*>(&bits) + 2, 2);
-}
+struct Brain {
+    using Sum = float;
+    static float load(const unsigned char* at) {
+        uint32_t bits = 0;
+        memcpy(reinterpret_cast<unsigned char*>(&bits) + 2, at, 2);
+        return Plain<float>::load(reinterpret_cast<unsigned char*>(&bits));
+    }
+    static void store(unsigned char* at, float value) {
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        bits = value != value ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u);
+        memcpy(at, reinterpret_cast<unsigned char*>(&bits) + 2, 2);
+    }
+};
+
+struct Half {
+    using Sum = float;
+    static float load(const unsigned char* at) { return float(Plain<_Float16>::load(at)); }
+    static void store(unsigned char* at, float value) { Plain<_Float16>::store(at, _Float16(value)); }
+};
 
 // Over ranks `first`..`end` as trine's other communicators do: a tree that splits behind the largest power of two.
 template <class T, class Load> T fold(int first, int end, int reduction, const Load& load) {
@@ -221,22 +247,33 @@ template <class T, class Load> T fold(int first, int end, int reduction, const L
     int half = 1;
     while (2 * half < end - first) half *= 2;
     T left = fold<T>(first, first + half, reduction, load), right = fold<T>(first + half, end, reduction, load);
-    return reduction == SUM ? T(left + right) : left != left || left > right ? left : right;
+    if (reduction != MAX) return T(left + right);
+    return left != left || left > right ? left : right;
 }
 
-std::vector<unsigned char> reduced(const Meeting& meeting, const Call& call, size_t first) {
+template <class E> std::vector<unsigned char> reduced_as(const Meeting& meeting, const Call& call, size_t first) {
+    using Sum = typename E::Sum;
     size_t width = bytes_of(call.element);
     std::vector<unsigned char> result(call.count * width);
     int size = int(meeting.parts.size());
     for (size_t i = 0; i < call.count; i++) {
-        auto at = [&](int rank) { return meeting.parts[rank]->given.data() + (first + i) * width; };
-        if (call.element == U8)
-            result[i] = fold<uint8_t>(0, size, call.reduction, [&](int rank) { return *at(rank); });
-        else
-            narrow(&result[i * width], call.element,
-                   fold<float>(0, size, call.reduction, [&](int rank) { return wide(at(rank), call.element); }));
+        auto at = [&](int rank) { return E::load(meeting.parts[rank]->given.data() + (first + i) * width); };
+        Sum sum = fold<Sum>(0, size, call.reduction, at);
+        E::store(&result[i * width], call.reduction == AVERAGE ? Sum(sum / Sum(size)) : sum);
     }
     return result;
+}
+
+std::vector<unsigned char> reduced(const Meeting& meeting, const Call& call, size_t first) {
+    switch (call.element) {
+    case U8: return reduced_as<Plain<uint8_t>>(meeting, call, first);
+    case U32: return reduced_as<Plain<uint32_t>>(meeting, call, first);
+    case U64: return reduced_as<Plain<uint64_t>>(meeting, call, first);
+    case F16: return reduced_as<Half>(meeting, call, first);
+    case F64: return reduced_as<Plain<double>>(meeting, call, first);
+    case BF16: return reduced_as<Brain>(meeting, call, first);
+    default: return reduced_as<Plain<float>>(meeting, call, first);
+    }
 }
 
 std::vector<unsigned char> result_of(const Meeting& meeting, const Part& part) {
@@ -391,7 +428,7 @@ int call(void* handle, void* on, Call call) {
     if (!comm) return report(std::string("nccl: the communicator of a ") + NAMES[call.kind] + " is closed"), INVALID_ARGUMENT;
     if (int state = state_of(*comm)) return state == IN_PROGRESS ? INVALID_USAGE : state;
     Stream* stream = stream_of(on);
-    bool has_reduction = call.reduction == SUM || call.reduction == MAX;
+    bool has_reduction = call.reduction == SUM || call.reduction == MAX || call.reduction == AVERAGE;
     bool has_root = call.root >= 0 && call.root < comm->world->size();
     if (!bytes_of(call.element) || !has_reduction || !has_root) return INVALID_ARGUMENT;
     if (!stream || stream->device != comm->device)
@@ -500,7 +537,7 @@ void take_in(World& world, const Said& said, const std::string& more) {
     case Said::FAIL:
         if (world.error) return;
         world.error = said.first;
-        world.text = more;
+        last_error = more;
     }
 }
 
@@ -644,10 +681,10 @@ const char* ncclGetErrorString(int code) {
     default: return "unknown result code";
     }
 }
-const char* ncclGetLastError(void* handle) {
+// The handle says nothing.
+const char* ncclGetLastError(void*) {
     LOCKED;
-    Comm* comm = find(handle);
-    return comm && comm->world ? comm->world->text.c_str() : "";
+    return last_error.c_str();
 }
 int ncclGetUniqueId(UniqueId* id) {
     LOCKED;

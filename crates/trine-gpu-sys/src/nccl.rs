@@ -86,8 +86,16 @@ pub mod element {
 
     /// `u8`.
     pub const U8: c_int = 1;
+    /// `u32`.
+    pub const U32: c_int = 3;
+    /// `u64`.
+    pub const U64: c_int = 5;
+    /// `f16`.
+    pub const F16: c_int = 6;
     /// `f32`.
     pub const F32: c_int = 7;
+    /// `f64`.
+    pub const F64: c_int = 8;
     /// `bf16`.
     pub const BF16: c_int = 9;
 }
@@ -100,6 +108,8 @@ pub mod reduction {
     pub const SUM: c_int = 0;
     /// The largest.
     pub const MAX: c_int = 2;
+    /// The sum, divided by the number of ranks.
+    pub const AVERAGE: c_int = 4;
 }
 
 table! {
@@ -166,6 +176,25 @@ impl Nccl {
         Ok(Version::from_number(number, if number < NUMBER_MIN { 10 } else { 100 }))
     }
 
+    /// What a code means that is the state of a communicator, and what was found last.
+    pub fn state_text(&self, code: c_int, comm: Comm) -> String {
+        let (name, text) = self.describe(code);
+        format!("{name} ({code}): {}", self.found(comm).unwrap_or(text))
+    }
+
+    /// A failed call with what was found, which says more than its code.
+    pub fn explained(&self, error: CallError, comm: Comm) -> CallError {
+        let text = self.found(comm).unwrap_or_else(|| error.text.clone());
+        CallError { text, ..error }
+    }
+
+    /// What was found last; the handle may be null.
+    fn found(&self, comm: Comm) -> Option<String> {
+        // SAFETY: gives a text that the library keeps and that ends with a zero byte, or null.
+        let found = unsafe { text_at(self.last_error(comm)) };
+        found.filter(|found| !found.is_empty())
+    }
+
     fn describe(&self, code: c_int) -> (String, String) {
         // SAFETY: gives a constant text that ends with a zero byte, or null.
         let text = unsafe { text_at(self.code_text(code)) };
@@ -208,10 +237,15 @@ mod tests {
         assert_eq!(IN_PROGRESS, Code::ncclInProgress as c_int);
         let pairs = [
             (element::U8, sys::ncclDataType_t::ncclUint8 as c_int),
+            (element::U32, sys::ncclDataType_t::ncclUint32 as c_int),
+            (element::U64, sys::ncclDataType_t::ncclUint64 as c_int),
+            (element::F16, sys::ncclDataType_t::ncclFloat16 as c_int),
             (element::F32, sys::ncclDataType_t::ncclFloat32 as c_int),
+            (element::F64, sys::ncclDataType_t::ncclFloat64 as c_int),
             (element::BF16, sys::ncclDataType_t::ncclBfloat16 as c_int),
             (reduction::SUM, sys::ncclRedOp_t::ncclSum as c_int),
             (reduction::MAX, sys::ncclRedOp_t::ncclMax as c_int),
+            (reduction::AVERAGE, sys::ncclRedOp_t::ncclAvg as c_int),
         ];
         for (ours, theirs) in pairs {
             assert_eq!(ours, theirs);

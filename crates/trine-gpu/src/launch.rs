@@ -69,7 +69,7 @@ impl Arg<'_> {
         }
     }
 
-    fn memory(&self) -> Option<(Span<'_>, Touch)> {
+    pub(crate) fn memory(&self) -> Option<(Span<'_>, Touch)> {
         match self {
             Self::Read(span) => Some((*span, span.touch())),
             Self::Write(span) => Some((span.as_span(), span.touch())),

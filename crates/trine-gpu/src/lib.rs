@@ -54,6 +54,7 @@ mod compiler;
 mod copies;
 mod device;
 mod error;
+mod foreign;
 mod launch;
 mod ledger;
 mod memory;

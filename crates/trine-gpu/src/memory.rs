@@ -123,6 +123,11 @@ impl<'a> Span<'a> {
         Ok(Self { start: self.start + start, bytes: end - start, ..self })
     }
 
+    /// The stream that their memory is allocated and freed on.
+    pub fn stream(&self) -> &'a Stream {
+        self.memory.stream()
+    }
+
     pub(crate) fn name(&self) -> &'a str {
         &self.memory.name
     }

@@ -85,6 +85,11 @@ impl Stream {
         &self.0.name
     }
 
+    /// Whether the other one is the same.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// A point behind all work so far.
     ///
     /// # Errors

@@ -10,8 +10,8 @@ use super::record::Record;
 use super::slots::Slot;
 use crate::collective::Payload;
 use crate::{
-    Beat, Call, Cause, CommError, Diagnosis, Doing, Done, Group, Missing, Name, Operation,
-    RankState, Recorder, Site,
+    Beat, Call, Cause, CommError, Diagnosis, Doing, Group, Missing, Name, Operation, RankState,
+    Recorder, Site,
 };
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) struct Ticket {
     pub(super) needs: Needs,
     /// Directions (of an exchange) or collectives still open.
     open: u8,
-    done: Done,
+    done: Payload,
     /// Nobody will fetch the buffers.
     abandoned: bool,
 }
@@ -218,7 +218,7 @@ impl Board {
     // ---- tickets ----
 
     pub(super) fn issue(&mut self, record: Record, number: u64, needs: Needs, open: u8) -> usize {
-        let done = Done::default();
+        let done = Payload::default();
         let ticket = Ticket { record, number, needs, open, done, abandoned: false };
         match self.free.pop() {
             Some(id) => {
@@ -245,7 +245,7 @@ impl Board {
     }
 
     /// Takes a ticket's buffers out, if it is done.
-    pub(super) fn fetch(&mut self, id: usize) -> Option<Done> {
+    pub(super) fn fetch(&mut self, id: usize) -> Option<Payload> {
         if !self.is_done(id) {
             return None;
         }
@@ -255,7 +255,7 @@ impl Board {
 
     /// Leaves a ticket's buffers with the board until the operation is over; those of an operation
     /// that is over are handed out to be dropped.
-    pub(super) fn abandon(&mut self, id: usize) -> Option<Done> {
+    pub(super) fn abandon(&mut self, id: usize) -> Option<Payload> {
         let done = self.fetch(id);
         if done.is_none() {
             self.ticket_mut(id).abandoned = true;

@@ -4,22 +4,22 @@ use super::board::{Board, Needs};
 use super::record::Record;
 use crate::CommError;
 use crate::collective::Payload;
+use crate::threads::device::{self, Parcel};
 use std::collections::VecDeque;
-use trine_buffer::Buf;
 
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) record: Record,
     /// `None`: a staged copy whose sender went on.
     ticket: Option<usize>,
-    buf: Buf,
+    buf: Parcel,
 }
 
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) record: Record,
     ticket: usize,
-    buf: Buf,
+    buf: Parcel,
 }
 
 /// The messages from one member to another, matched in the order of posting.
@@ -45,11 +45,16 @@ impl Transfer {
     }
 
     pub(super) fn execute(&mut self) -> Result<(), CommError> {
-        Ok(self.recv.buf.slice_mut().copy_from(self.send.buf.slice())?)
+        device::copy(&mut self.send.buf, &mut self.recv.buf)?;
+        if self.send.record.seal.is_some() {
+            // What has arrived is looked at before its rank opens it.
+            self.recv.buf.let_queue_wait()?;
+        }
+        Ok(())
     }
 
     /// What has arrived.
-    pub(super) fn arrived(&self) -> &Buf {
+    pub(super) fn arrived(&self) -> &Parcel {
         &self.recv.buf
     }
 }
@@ -90,8 +95,8 @@ impl Board {
         &mut self,
         id: usize,
         (from, to): (usize, usize),
-        buf: Buf,
-        staged: Option<Buf>,
+        buf: Parcel,
+        staged: Option<Parcel>,
     ) -> Option<Transfer> {
         let mut record = self.ticket(id).record;
         record.recv = None;
@@ -122,7 +127,7 @@ impl Board {
         &mut self,
         id: usize,
         (from, to): (usize, usize),
-        buf: Buf,
+        buf: Parcel,
     ) -> Option<Transfer> {
         let mut record = self.ticket(id).record;
         record.send = None;

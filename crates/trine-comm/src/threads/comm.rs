@@ -3,6 +3,7 @@
 use super::Delivery;
 use super::board::Board;
 use super::channels::Transfer;
+use super::device::{self, Parcel};
 use super::record::Record;
 use super::shared::{Seat, Shared};
 use super::slots::{Complete, Posted};
@@ -58,24 +59,47 @@ impl ThreadComm {
 
     fn start_collective(&self, request: Request) -> Result<Pending, CommError> {
         let record = self.record(&request);
-        let payload = Payload { send: request.send, recv: request.recv };
+        let payload = Payload {
+            send: request.send.map(|buf| self.parcel(buf)).transpose()?,
+            recv: request.recv.map(|buf| self.parcel(buf)).transpose()?,
+        };
         match self.act(|board| board.arrive(record, self.group.rank(), payload))? {
             Posted::Ticket(id, number) => Ok(self.pending(id, number)),
-            Posted::Complete(complete) => self.complete(complete).map(Pending::finished),
+            Posted::Complete(complete) => {
+                let payload = self.complete(complete)?;
+                Ok(match payload.is_on_device() {
+                    true => Pending::started(Box::new(Queued(payload))),
+                    false => Pending::finished(payload.open()?),
+                })
+            }
         }
     }
 
+    /// Refuses buffers on a device that the world has not been given.
+    fn check_places(&self, request: &Request) -> Result<(), CommError> {
+        let mut buffers = request.send.iter().chain(&request.recv);
+        if self.shared().options.device.is_some() || !buffers.any(device::is_on_device) {
+            return Ok(());
+        }
+        let call = request.call(&self.group, 0);
+        let message = format!(
+            "{call}: its buffers lie on a device, and this world has none: give it one in \
+             WorldOptions::device"
+        );
+        Err(CommError::Backend { backend: "threads", message })
+    }
+
     /// The last arriver's share: it works for everybody, outside the lock.
-    fn complete(&self, mut complete: Complete) -> Result<Done, CommError> {
+    fn complete(&self, mut complete: Complete) -> Result<Payload, CommError> {
         self.check_seals(complete.contributions())?;
         let executed =
             collective::execute(complete.operation, &mut complete.payloads, complete.idle);
         self.succeed(executed.map_err(CommError::from))?;
         let number = complete.number;
-        let (done, wake) = self.shared().lock().close_collective(complete);
+        let (own, wake) = self.shared().lock().close_collective(complete);
         self.recorder().finish(number);
         self.shared().wake(wake);
-        Ok(done)
+        Ok(own)
     }
 
     fn record(&self, request: &Request) -> Record {
@@ -85,7 +109,7 @@ impl ThreadComm {
     /// Stops the world if elements are not what their rank has sealed.
     fn check_seals<'a>(
         &self,
-        mut contributions: impl Iterator<Item = (&'a Record, &'a Buf)>,
+        mut contributions: impl Iterator<Item = (&'a Record, &'a Parcel)>,
     ) -> Result<(), CommError> {
         let altered = contributions.find_map(|(record, buf)| {
             let seal = record.seal?;
@@ -110,15 +134,17 @@ impl ThreadComm {
 
     fn start_message(&self, request: Request, peers: Peers) -> Result<Pending, CommError> {
         let record = self.record(&request);
-        let staged = self.stage(&request, peers)?;
+        let mut send = request.send.map(|buf| self.parcel(buf)).transpose()?;
+        let recv = request.recv.map(|buf| self.parcel(buf)).transpose()?;
+        let staged = self.stage(send.as_mut(), peers)?;
         let own = self.group.rank();
         let (id, number, transfers) = self.act(|board| {
             let (id, number) = board.open_message(record, own, peers.to, peers.from)?;
             let mut transfers = [None, None];
-            if let (Some(to), Some(buf)) = (peers.to, request.send) {
+            if let (Some(to), Some(buf)) = (peers.to, send) {
                 transfers[0] = board.post_send(id, (own, to), buf, staged);
             }
-            if let (Some(from), Some(buf)) = (peers.from, request.recv) {
+            if let (Some(from), Some(buf)) = (peers.from, recv) {
                 transfers[1] = board.post_recv(id, (from, own), buf);
             }
             board.check(self.seat.rank)?;
@@ -141,19 +167,28 @@ impl ThreadComm {
 
     /// In buffered delivery, a copy of a message that no receiver waits for, so that the sender can
     /// go on.
-    fn stage(&self, request: &Request, peers: Peers) -> Result<Option<Buf>, CommError> {
-        let (Some(to), Some(send)) = (peers.to, &request.send) else { return Ok(None) };
+    fn stage(&self, send: Option<&mut Parcel>, peers: Peers) -> Result<Option<Parcel>, CommError> {
+        let (Some(to), Some(send)) = (peers.to, send) else { return Ok(None) };
         match self.shared().options.delivery {
             Delivery::Rendezvous => Ok(None),
             Delivery::Buffered => {
                 if self.shared().lock().receiver_waits(self.id, self.group.rank(), to) {
                     return Ok(None);
                 }
+                if let Some(device) = &self.shared().options.device
+                    && device::is_on_device(send)
+                {
+                    return Ok(Some(device::staged(device, send)?));
+                }
                 let mut copy = self.shared().pool.alloc(send.dtype(), send.len())?;
                 copy.slice_mut().copy_from(send.slice())?;
-                Ok(Some(copy))
+                Ok(Some(Parcel::plain(copy)))
             }
         }
+    }
+
+    fn parcel(&self, buf: Buf) -> Result<Parcel, CommError> {
+        Ok(Parcel::new(buf, self.shared().options.device.as_ref())?)
     }
 
     fn pending(&self, id: usize, number: u64) -> Pending {
@@ -180,6 +215,7 @@ impl Communicator for ThreadComm {
 
     fn start(&self, request: Request) -> Result<Pending, CommError> {
         request.check(&self.group)?;
+        self.check_places(&request)?;
         match request.operation.peers() {
             Some(peers) => self.start_message(request, peers),
             None => self.start_collective(request),
@@ -212,15 +248,34 @@ impl Communicator for ThreadComm {
         self.shared().abort(self.seat.rank, cause);
     }
 
+    fn check(&self) -> Result<(), CommError> {
+        self.shared().lock().check(self.seat.rank)
+    }
+
     fn recorder(&self) -> &Arc<Recorder> {
         &self.shared().recorders[self.seat.rank]
     }
 
     fn reserve(&self, dtype: DType, len: usize, messages: usize) -> Result<(), CommError> {
         if self.shared().options.delivery == Delivery::Buffered {
-            self.shared().pool.reserve(dtype, len, messages)?;
+            // Where there is a device, what ranks send each other in numbers lies on it.
+            let device = self.shared().options.device.as_ref().map(|device| device.pool());
+            device.unwrap_or(&self.shared().pool).reserve(dtype, len, messages)?;
         }
         Ok(())
+    }
+}
+
+/// The buffers of a device after an operation that has been queued for everybody.
+struct Queued(Payload);
+
+impl Progress for Queued {
+    fn is_done(&self) -> bool {
+        true
+    }
+
+    fn wait(self: Box<Self>) -> Result<Done, CommError> {
+        Ok(self.0.open()?)
     }
 }
 
@@ -246,11 +301,11 @@ impl Progress for ThreadPending {
         if !board.is_done(id) {
             board = self.park(board, id)?;
         }
-        let done = board.fetch(id).expect("invariant: the ticket is done");
+        let payload = board.fetch(id).expect("invariant: the ticket is done");
         drop(board);
         self.ticket = None;
         self.seat.shared.recorders[self.seat.rank].finish(self.number);
-        Ok(done)
+        Ok(payload.open()?)
     }
 }
 

@@ -14,6 +14,7 @@ mod board;
 mod channels;
 mod comm;
 mod deadlock;
+pub(crate) mod device;
 mod record;
 mod shared;
 mod slots;
@@ -22,6 +23,7 @@ mod tests;
 
 use crate::{Call, Communicator, Group, PostMortem, SelfComm};
 use comm::ThreadComm;
+pub use device::{Mark, SharedDevice};
 use shared::{Seat, Shared};
 use std::any::Any;
 use std::fmt::{Debug, Display};
@@ -40,7 +42,7 @@ pub enum Delivery {
 }
 
 /// How a world of threads behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct WorldOptions {
     /// When a message is over for its sender.
     pub delivery: Delivery,
@@ -49,15 +51,18 @@ pub struct WorldOptions {
     pub deadline: Duration,
     /// Stack of each rank's thread in bytes.
     pub stack_bytes: usize,
+    /// The device on which buffers of all ranks may lie.
+    pub device: Option<Arc<dyn SharedDevice>>,
 }
 
 impl Default for WorldOptions {
-    /// Buffered, 60 s, 8 MiB.
+    /// Buffered, 60 s, 8 MiB, no device.
     fn default() -> Self {
         Self {
             delivery: Delivery::Buffered,
             deadline: Duration::from_secs(60),
             stack_bytes: 8 << 20,
+            device: None,
         }
     }
 }
@@ -123,7 +128,7 @@ struct World {
 /// `None` for a world without ranks.
 fn open(ranks: usize, options: &WorldOptions) -> Option<World> {
     let world = Group::new("world", (0..ranks).collect(), 0)?;
-    let shared = Arc::new(Shared::new(world.clone(), *options));
+    let shared = Arc::new(Shared::new(world.clone(), options.clone()));
     let comm = |rank: usize| -> Option<Arc<dyn Communicator>> {
         let seat = Arc::new(Seat { shared: shared.clone(), rank });
         let comm: Arc<dyn Communicator> = Arc::new(ThreadComm::new(seat, world.seen_by(rank)?, 0));

@@ -3,8 +3,8 @@
 use super::board::{Board, Needs};
 use super::record::Record;
 use crate::collective::Payload;
-use crate::{CommError, Done, Operation};
-use trine_buffer::Buf;
+use crate::threads::device::Parcel;
+use crate::{CommError, Operation};
 
 /// A member's contribution to a collective. The last arriver needs no ticket.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Complete {
 
 impl Complete {
     /// Every contribution with its buffer.
-    pub(super) fn contributions(&self) -> impl Iterator<Item = (&Record, &Buf)> {
+    pub(super) fn contributions(&self) -> impl Iterator<Item = (&Record, &Parcel)> {
         let all = self.records.iter().zip(&self.payloads);
         all.filter_map(|(record, payload)| Some((record, payload.send.as_ref()?)))
     }
@@ -126,13 +126,13 @@ impl Board {
     }
 
     /// Hands the results out: the last arriver's own, and the ranks to wake.
-    pub(super) fn close_collective(&mut self, complete: Complete) -> (Done, Vec<usize>) {
-        let mut own = Done::default();
+    pub(super) fn close_collective(&mut self, complete: Complete) -> (Payload, Vec<usize>) {
+        let mut own = Payload::default();
         let mut wake = Vec::new();
         for (ticket, payload) in complete.tickets.into_iter().zip(complete.payloads) {
             match ticket {
                 Some(id) => wake.extend(self.close(id, payload)),
-                None => own = Done { send: payload.send, recv: payload.recv },
+                None => own = payload,
             }
         }
         (own, wake)

@@ -57,6 +57,10 @@ impl<W: Wrapper> Communicator for W {
         self.inner().abort(cause);
     }
 
+    fn check(&self) -> Result<(), CommError> {
+        self.inner().check()
+    }
+
     fn recorder(&self) -> &Arc<Recorder> {
         self.inner().recorder()
     }
