@@ -1,17 +1,17 @@
 //! Ranks with a GPU each: the communicator on NCCL.
 //!
-//! A rank is a thread or a process. It has a communicator of the host already: that of
-//! [threads](trine_comm::threads), or one of processes. [`join`] puts NCCL beside it:
+//! A rank is a thread or a process. It has a communicator of the host already, of threads or of processes. [`join`]
+//! puts NCCL beside it:
 //!
 //! * **Buffers on the GPU** go by NCCL. Each group has a stream of its own, which a GPU prefers. An operation starts
-//!   behind all that the buffers' stream has been given, and [`wait`](trine_comm::Pending::wait) lets that stream go on
-//!   behind it. The host waits for nothing, so a reduction runs beside what is queued after its start.
+//!   behind all that the buffers' stream has been given, and `Pending::wait` lets that stream go on behind it. The host
+//!   waits for nothing, so a reduction runs beside what is queued after its start.
 //! * **Buffers on the host**, a few words a step, go by the host's communicator.
 //! * **Every operation is announced** on the host, by name, kind and extents. Ranks that disagree get an error that has
 //!   both calls; the GPUs would hang.
-//! * **A thread watches** each rank: announcements, the state of NCCL's groups, and whether the world still stands. What
-//!   fails first stops the host's communicator, and with it every rank; the groups are aborted, so that no host hangs in a
-//!   wait for its GPU.
+//! * **A thread watches** each rank: announcements, the state of NCCL's groups, and whether the world still stands.
+//!   What fails first stops the host's communicator, and with it every rank; the groups are aborted, so that no host
+//!   hangs in a wait for its GPU.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! Work goes block by block, so that a block of every rank stays in the first-level cache while it
 //! is combined and written out; the inner loops are plain slice loops that the compiler vectorises.
 
-use crate::threads::device::{self, Parcel};
+use crate::device::{self, Payload};
 use crate::tree::split_at;
 use crate::{Operation, ReduceOp};
 use half::slice::HalfFloatSliceExt;
@@ -18,13 +18,6 @@ const BLOCK: usize = 1024;
 /// Bytes of results, of all ranks together, that are worth another thread: starting one takes some tens
 /// of microseconds, as long as filling a few hundred KiB.
 const SHARE_BYTES_MIN: usize = 4 << 20;
-
-/// One rank's buffers.
-#[derive(Debug, Default)]
-pub(crate) struct Payload {
-    pub(crate) send: Option<Parcel>,
-    pub(crate) recv: Option<Parcel>,
-}
 
 /// Elements that can be reduced.
 trait Number: Element {
@@ -434,6 +427,7 @@ fn finish<T: Number>(op: ReduceOp, ranks: usize, sum: &mut [T::Acc]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Parcel;
     use trine_buffer::Buf;
 
     /// However many threads share the work, the bits are the same, and those of the plain definition.

@@ -40,6 +40,7 @@ mod collective;
 mod communicator;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod device;
 mod diagnosis;
 mod error;
 mod group;
@@ -56,6 +57,7 @@ pub mod wrap;
 
 pub use collective::reduce;
 pub use communicator::Communicator;
+pub use device::{Mark, SharedDevice};
 pub use diagnosis::{
     Beat, Diagnosis, Doing, FlightEntry, FlightRecord, Meeting, PostMortem, Sighting, judge,
 };

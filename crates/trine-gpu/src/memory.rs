@@ -125,7 +125,7 @@ impl<'a> Span<'a> {
 
     /// The stream that their memory is allocated and freed on.
     pub fn stream(&self) -> &'a Stream {
-        self.memory.stream()
+        &self.memory.block().stream
     }
 
     pub(crate) fn name(&self) -> &'a str {

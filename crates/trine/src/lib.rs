@@ -44,6 +44,8 @@ pub use trine_checkpoint as checkpoint;
 pub use trine_comm as comm;
 #[cfg(feature = "mpi")]
 pub use trine_comm_mpi as comm_mpi;
+#[cfg(feature = "comm-nccl")]
+pub use trine_comm_nccl as comm_nccl;
 #[cfg(feature = "data")]
 pub use trine_data as data;
 #[cfg(feature = "dp")]

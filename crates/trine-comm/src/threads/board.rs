@@ -8,7 +8,7 @@ use super::channels::Channel;
 use super::deadlock::Waits;
 use super::record::Record;
 use super::slots::Slot;
-use crate::collective::Payload;
+use crate::device::Payload;
 use crate::{
     Beat, Call, Cause, CommError, Diagnosis, Doing, Group, Missing, Name, Operation, RankState,
     Recorder, Site,

@@ -3,8 +3,7 @@
 use super::board::{Board, Needs};
 use super::record::Record;
 use crate::CommError;
-use crate::collective::Payload;
-use crate::threads::device::{self, Parcel};
+use crate::device::{self, Parcel, Payload};
 use std::collections::VecDeque;
 
 #[derive(Debug)]

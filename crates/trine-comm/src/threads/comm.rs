@@ -3,11 +3,11 @@
 use super::Delivery;
 use super::board::Board;
 use super::channels::Transfer;
-use super::device::{self, Parcel};
 use super::record::Record;
 use super::shared::{Seat, Shared};
 use super::slots::{Complete, Posted};
-use crate::collective::{self, Payload};
+use crate::collective;
+use crate::device::{self, Parcel, Payload};
 use crate::{
     CommError, Communicator, Done, Group, Operation, Peers, Pending, Progress, Recorder, Request,
     SelfComm, Site,

@@ -14,16 +14,14 @@ mod board;
 mod channels;
 mod comm;
 mod deadlock;
-pub(crate) mod device;
 mod record;
 mod shared;
 mod slots;
 #[cfg(test)]
 mod tests;
 
-use crate::{Call, Communicator, Group, PostMortem, SelfComm};
+use crate::{Call, Communicator, Group, PostMortem, SelfComm, SharedDevice};
 use comm::ThreadComm;
-pub use device::{Mark, SharedDevice};
 use shared::{Seat, Shared};
 use std::any::Any;
 use std::fmt::{Debug, Display};

@@ -2,8 +2,7 @@
 
 use super::board::{Board, Needs};
 use super::record::Record;
-use crate::collective::Payload;
-use crate::threads::device::Parcel;
+use crate::device::{Parcel, Payload};
 use crate::{CommError, Operation};
 
 /// A member's contribution to a collective. The last arriver needs no ticket.

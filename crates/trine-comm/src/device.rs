@@ -1,6 +1,6 @@
-//! Buffers on a device that all ranks share: their exchange is work of the device, which no host waits for.
+//! What ranks that are threads hand in; where it lies on a device that all of them share, its exchange is work of the
+//! device, which no host waits for.
 
-use crate::collective::Payload;
 use crate::{Done, Operation, ReduceOp};
 use std::any::Any;
 use std::fmt::Debug;
@@ -122,6 +122,13 @@ impl DerefMut for Parcel {
     fn deref_mut(&mut self) -> &mut Buf {
         self.buf.as_mut().expect("invariant: a parcel is opened once")
     }
+}
+
+/// One rank's buffers.
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
+    pub(crate) send: Option<Parcel>,
+    pub(crate) recv: Option<Parcel>,
 }
 
 impl Payload {
