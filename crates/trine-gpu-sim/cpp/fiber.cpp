@@ -57,6 +57,12 @@ void* prepare_fiber(size_t fiber, void (*entry)()) {
     return place;
 }
 
+void release_fibers() {
+    if (stacks) munmap(reinterpret_cast<void*>(stacks), FIBERS_MAX * (PAGE + STACK));
+    stacks = 0;
+    made = 0;
+}
+
 bool is_in_fiber(size_t fiber, uintptr_t address) {
     uintptr_t stack = stack_of(fiber);
     return address >= stack && address < stack + STACK;

@@ -12,6 +12,8 @@ constexpr size_t FIBERS_MAX = 1024;
 extern "C" __attribute__((visibility("hidden"))) void sim_switch(void** from, void* to);
 // A stack that calls `entry`, which does not return, when it is switched to; null if there is no memory.
 void* prepare_fiber(size_t fiber, void (*entry)());
+// Gives all stacks back, while no fiber runs: each is two mappings, of which a process has 65,530 at most.
+void release_fibers();
 // Whether an address lies in the stack of a fiber.
 bool is_in_fiber(size_t fiber, uintptr_t address);
 

@@ -1,6 +1,7 @@
 // What a test says and asks. Every test has a library of its own, so this is the state of one test.
 #include "world.hpp"
 #include "codes.hpp"
+#include "fiber.hpp"
 #include "image.hpp"
 #include "memory.hpp"
 #include "nccl.hpp"
@@ -76,6 +77,12 @@ static void delay_calls(double seconds) {
     slow_link(seconds);
 }
 
+// The test needs the machine no more. What it still asks is answered.
+static void rest() {
+    std::lock_guard<std::mutex> held(lock);
+    release_fibers();
+}
+
 // The same as `Functions` of `simulator.rs`.
 struct Functions {
     void (*start)(unsigned, size_t, uint64_t, double);
@@ -87,11 +94,12 @@ struct Functions {
     void (*lose_device)(unsigned);
     void (*fail_call)(int64_t);
     void (*slow_link)(double);
+    void (*rest)();
 };
 
 } // namespace sim
 
 extern "C" __attribute__((visibility("default"))) const sim::Functions sim_functions = {
     sim::start, sim::reports, sim::image_of_kernels, sim::count, sim::name, sim::refuse_allocation, sim::lose_device,
-    sim::fail_call, sim::delay_calls,
+    sim::fail_call, sim::delay_calls, sim::rest,
 };

@@ -67,6 +67,7 @@ struct Functions {
     lose_device: unsafe extern "C" fn(c_uint),
     fail_call: unsafe extern "C" fn(i64),
     slow_link: unsafe extern "C" fn(f64),
+    rest: unsafe extern "C" fn(),
 }
 
 impl Simulator {
@@ -148,6 +149,14 @@ impl Simulator {
     pub fn lose_device(&self, device: u32) {
         // SAFETY: takes a number; one that no device has does nothing.
         unsafe { (self.functions.lose_device)(device) };
+    }
+}
+
+impl Drop for Simulator {
+    /// Gives back what the machine holds of the process; the library stays open.
+    fn drop(&mut self) {
+        // SAFETY: waits for calls of other threads, and frees what the next one would make again.
+        unsafe { (self.functions.rest)() };
     }
 }
 

@@ -64,3 +64,18 @@ fn neighbouring_bytes_are_apart() {
     assert_eq!(words, [[0x0101_0101; 7].as_slice(), &[0x0001_0101]].concat());
     assert_eq!(gpu.sim.reports(), Vec::<String>::new());
 }
+
+/// Each thread of a kernel takes mappings, of which a process has 65,530: a machine that is gone has none.
+#[test]
+fn machines_that_are_gone_take_no_memory() {
+    for seed in 0..40 {
+        let gpu = Gpu::new(seed);
+        let stream = gpu.stream();
+        let y = gpu.alloc(4 * 1024, stream).unwrap();
+        gpu.launch_as("neighbours", [1, 1, 1], [1024, 1, 1], 4 * 1024, &[Arg::At(y)], stream)
+            .unwrap();
+        let out = gpu.download(y, 1024, stream);
+        gpu.sync(stream).unwrap();
+        assert_eq!(gpu.read(out, 1024)[1023].to_bits(), 0, "machine {seed}");
+    }
+}
