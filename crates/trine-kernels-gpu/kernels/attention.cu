@@ -182,11 +182,12 @@ TRINE_KERNEL attention_dq_bf16(bf16* dq, const bf16* d_o, const float* lse, cons
 }
 TRINE_EXPORT(attention_dq_bf16)
 
-// What one query head gives to dK and dV of a row, both in `parts`: [2, samples, heads, keys, head_dim].
+// dK and dV of a row for one query head. Where heads share keys, what each gives lies in `parts` until all are there:
+// [2, samples, heads, keys, head_dim].
 template <class T>
-TRINE_FN void attention_dkv_rows(float* parts, const T* d_o, const float* lse, const float* delta, const T* q,
-                                 const T* k, const T* v, const u32* document_start, const Attention& a,
-                                 u32 samples) {
+TRINE_FN void attention_dkv_rows(T* dk, T* dv, float* parts, const T* d_o, const float* lse, const float* delta,
+                                 const T* q, const T* k, const T* v, const u32* document_start, const Attention& a,
+                                 u32 samples, u32 dk_stride, u32 dv_stride) {
     TRINE_SHARED(float, probabilities, ROWS);
     TRINE_SHARED(float, slopes, ROWS);
     u32 thread = trine_thread();
@@ -198,8 +199,10 @@ TRINE_FN void attention_dkv_rows(float* parts, const T* d_o, const float* lse, c
     u64 row = key_row(a, unit) + key;
     k += row * a.k_stride + key_col(a, unit);
     v += row * a.v_stride + key_col(a, unit);
-    float* dk = parts + part_row(a, unit, key) * a.head_dim;
-    float* dv = dk + (u64)samples * a.heads * a.keys * a.head_dim;
+    dk += row * dk_stride + key_col(a, unit);
+    dv += row * dv_stride + key_col(a, unit);
+    parts += part_row(a, unit, key) * a.head_dim;
+    u64 values = (u64)samples * a.heads * a.keys * a.head_dim;
     for (u32 col = thread; col - thread < a.head_dim; col += ROWS) {
         float dk_sum = 0.0f, dv_sum = 0.0f;
         for (u32 tile = seeing.from; tile < seeing.end; tile += ROWS) {
@@ -222,22 +225,26 @@ TRINE_FN void attention_dkv_rows(float* parts, const T* d_o, const float* lse, c
             }
             trine_barrier();
         }
-        if (col < a.head_dim) {
-            dk[col] = dk_sum;
-            dv[col] = dv_sum;
+        if (col >= a.head_dim) continue;
+        if (a.group == 1) {
+            narrow(dk[col], dk_sum);
+            narrow(dv[col], dv_sum);
+        } else {
+            parts[col] = dk_sum;
+            parts[values + col] = dv_sum;
         }
     }
 }
-TRINE_KERNEL attention_dkv_f32(float* parts, const float* d_o, const float* lse, const float* delta, const float* q,
-                               const float* k, const float* v, const u32* document_start, Attention a,
-                               u32 samples) {
-    attention_dkv_rows(parts, d_o, lse, delta, q, k, v, document_start, a, samples);
+TRINE_KERNEL attention_dkv_f32(float* dk, float* dv, float* parts, const float* d_o, const float* lse,
+                               const float* delta, const float* q, const float* k, const float* v,
+                               const u32* document_start, Attention a, u32 samples, u32 dk_stride, u32 dv_stride) {
+    attention_dkv_rows(dk, dv, parts, d_o, lse, delta, q, k, v, document_start, a, samples, dk_stride, dv_stride);
 }
 TRINE_EXPORT(attention_dkv_f32)
-TRINE_KERNEL attention_dkv_bf16(float* parts, const bf16* d_o, const float* lse, const float* delta, const bf16* q,
-                                const bf16* k, const bf16* v, const u32* document_start, Attention a,
-                                u32 samples) {
-    attention_dkv_rows(parts, d_o, lse, delta, q, k, v, document_start, a, samples);
+TRINE_KERNEL attention_dkv_bf16(bf16* dk, bf16* dv, float* parts, const bf16* d_o, const float* lse,
+                               const float* delta, const bf16* q, const bf16* k, const bf16* v,
+                               const u32* document_start, Attention a, u32 samples, u32 dk_stride, u32 dv_stride) {
+    attention_dkv_rows(dk, dv, parts, d_o, lse, delta, q, k, v, document_start, a, samples, dk_stride, dv_stride);
 }
 TRINE_EXPORT(attention_dkv_bf16)
 

@@ -257,6 +257,19 @@ TRINE_FN void attention_tiles(bf16* o, float* lse, const bf16* q, const bf16* k,
     }
 }
 
+// The lane's part of row `8 · r` of sums.
+template <u32 D> TRINE_FN void store_row(bf16* to, const float (&sums)[D / 8][4], u32 r) {
+#pragma unroll
+    for (u32 n = 0; n < D / 8; n++) *(u32*)(to + n * 8) = trine_bf16_pair(sums[n][2 * r], sums[n][2 * r + 1]);
+}
+struct alignas(8) Both {
+    float first, second;
+};
+template <u32 D> TRINE_FN void store_row(float* to, const float (&sums)[D / 8][4], u32 r) {
+#pragma unroll
+    for (u32 n = 0; n < D / 8; n++) *(Both*)(to + n * 8) = {sums[n][2 * r], sums[n][2 * r + 1]};
+}
+
 // A score and dP become P (with dropout) and dS.
 TRINE_FN void make_gradients(const Attention& a, float& p, float& dp, bool is_seen, float lse_bits, float delta,
                              float factor) {
@@ -336,12 +349,13 @@ TRINE_FN void attention_dq_tiles(bf16* dq, const bf16* d_o, const float* lse, co
     }
 }
 
-// What one query head gives to dK and dV, both in `parts`: [2, samples, heads, keys, D]. A block has the keys of a tile;
-// those that are seen by most come first.
+// dK and dV. A block has the keys of a tile for one query head; those that are seen by most come first. Where heads share
+// keys, what each gives lies in `parts` until all are there: [2, samples, heads, keys, D].
 template <u32 D>
-TRINE_FN void attention_dkv_tiles(float* parts, const bf16* d_o, const float* lse, const float* delta, const bf16* q,
-                                  const bf16* k, const bf16* v, const u32* document_start, const Attention& a,
-                                  u32 samples) {
+TRINE_FN void attention_dkv_tiles(bf16* dk_rows, bf16* dv_rows, float* parts, const bf16* d_o, const float* lse,
+                                  const float* delta, const bf16* q, const bf16* k, const bf16* v,
+                                  const u32* document_start, const Attention& a, u32 samples, u32 dk_stride,
+                                  u32 dv_stride) {
     TRINE_SHARED(Piece, keys, ROWS * PITCH<D>);
     TRINE_SHARED(Piece, queries, COLS_BACK * PITCH<D>);
     TRINE_SHARED(Piece, d_outs, COLS_BACK * PITCH<D>);
@@ -405,15 +419,16 @@ TRINE_FN void attention_dkv_tiles(float* parts, const bf16* d_o, const float* ls
     float* dv_parts = parts + (u64)samples * a.heads * a.keys * D;
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
-        if (own + 8 * r >= a.keys) continue;
-        u64 at = part_row(a, unit, own + 8 * r) * D + lane % 4 * 2;
-#pragma unroll
-        for (u32 n = 0; n < D / 8; n++) {
-#pragma unroll
-            for (u32 i = 0; i < 2; i++) {
-                parts[at + n * 8 + i] = dk[n][2 * r + i];
-                dv_parts[at + n * 8 + i] = dv[n][2 * r + i];
-            }
+        u32 row = own + 8 * r, col = lane % 4 * 2;
+        if (row >= a.keys) continue;
+        if (a.group == 1) {
+            u64 at = key_row(a, unit) + row;
+            store_row<D>(dk_rows + at * dk_stride + key_col(a, unit) + col, dk, r);
+            store_row<D>(dv_rows + at * dv_stride + key_col(a, unit) + col, dv, r);
+        } else {
+            u64 at = part_row(a, unit, row) * D + col;
+            store_row<D>(parts + at, dk, r);
+            store_row<D>(dv_parts + at, dv, r);
         }
     }
 }
@@ -433,10 +448,11 @@ TRINE_FN void attention_dkv_tiles(float* parts, const bf16* d_o, const float* ls
     }                                                                                                           \
     TRINE_EXPORT(attention_dq_##D)                                                                              \
     TRINE_KERNEL_OF(THREADS)                                                                                     \
-    attention_dkv_##D(float* parts, const bf16* d_o, const float* lse, const float* delta, const bf16* q,       \
-                      const bf16* k, const bf16* v, const u32* document_start, Attention a,                \
-                      u32 samples) {                                                                       \
-        attention_dkv_tiles<D>(parts, d_o, lse, delta, q, k, v, document_start, a, samples);                    \
+    attention_dkv_##D(bf16* dk, bf16* dv, float* parts, const bf16* d_o, const float* lse, const float* delta,  \
+                      const bf16* q, const bf16* k, const bf16* v, const u32* document_start, Attention a,      \
+                      u32 samples, u32 dk_stride, u32 dv_stride) {                                              \
+        attention_dkv_tiles<D>(dk, dv, parts, d_o, lse, delta, q, k, v, document_start, a, samples, dk_stride,  \
+                               dv_stride);                                                                      \
     }                                                                                                           \
     TRINE_EXPORT(attention_dkv_##D)
 

@@ -132,6 +132,26 @@ impl Gradients<'_> {
         let span = rows.span.reborrow().range(start.min(bytes)..bytes)?;
         Ok(RowsMut { span, stride })
     }
+
+    /// The matrices that hold gradients of keys and values.
+    fn key_rows(&self) -> Vec<Rows<'_>> {
+        match self {
+            Self::Fused(all) => vec![all.as_rows()],
+            Self::Separate { k, v, .. } => vec![k.as_rows(), v.as_rows()],
+        }
+    }
+
+    /// Strides of the gradients of keys and values, and both as arguments. Of one matrix a launch may write only once:
+    /// then the second is an address in the first.
+    fn key_targets(&mut self, inputs: &Inputs<'_>) -> Result<([usize; 2], [Arg<'_>; 2]), GpuError> {
+        if let Self::Separate { k, v, .. } = self {
+            let args = [Arg::Write(k.span.reborrow()), Arg::Write(v.span.reborrow())];
+            return Ok(([k.stride, v.stride], args));
+        }
+        let values = self.part(inputs, Part::Value)?.span.address();
+        let keys = self.part(inputs, Part::Key)?;
+        Ok(([keys.stride; 2], [Arg::Write(keys.span), Arg::U64(values)]))
+    }
 }
 
 /// The kernels that serve an attention.
@@ -260,8 +280,8 @@ impl GpuOps {
         unsafe { self.launch(&way.kernel("attention", inputs), grid, &args) }
     }
 
-    /// [`Ops::attention_backward`](trine_kernels::Ops::attention_backward). Shares of query heads in the gradients of
-    /// keys and values lie in scratch memory until they are summed in a tree.
+    /// [`Ops::attention_backward`](trine_kernels::Ops::attention_backward). Where heads share keys, what each gives to
+    /// the gradients of keys and values lies in scratch memory until it is summed in a tree.
     ///
     /// # Errors
     /// If the device does not take it, or has too little memory.
@@ -273,7 +293,7 @@ impl GpuOps {
         o: Rows<'_>,
         lse: Span<'_>,
     ) -> Result<(), GpuError> {
-        let AttentionShape { samples, queries, keys, heads, head_dim, .. } = inputs.shape;
+        let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, .. } = inputs.shape;
         let delta = self.deltas(inputs, d_o, o)?;
         let attention = Attention::new(inputs, d_o.stride);
         let dq = d.part(inputs, Part::Query)?;
@@ -286,16 +306,23 @@ impl GpuOps {
             // SAFETY: the matrices have the rows and columns of the shape.
             unsafe { self.launch(&way.kernel("attention_dq", inputs), grid, &args) }?;
         }
-        let elements_of_part = samples * heads * keys * head_dim;
-        let mut parts = self.pool().alloc("gradients of heads", 2 * elements_of_part * 4)?;
-        let way = Way::of(inputs, [d_o]);
+        let way = Way::of(inputs, d.key_rows().into_iter().chain([d_o]));
         let Some(grid) = way.grid(inputs, keys) else { return Ok(()) };
-        let mut args = vec![Arg::Write(parts.span_mut()), Arg::Read(d_o.span)];
+        let is_shared = heads > kv_heads;
+        let part_bytes = if is_shared { samples * heads * keys * head_dim * 4 } else { 0 };
+        let mut parts = self.pool().alloc("gradients of heads", 2 * part_bytes)?;
+        let ([dk_stride, dv_stride], targets) = d.key_targets(inputs)?;
+        let mut args = if is_shared { vec![Arg::U64(0), Arg::U64(0)] } else { targets.into() };
+        args.extend([Arg::Write(parts.span_mut()), Arg::Read(d_o.span)]);
         args.extend([Arg::Read(lse), Arg::Read(delta.span())]);
         args.extend(inputs.args(&attention));
+        args.extend([dk_stride, dv_stride].map(|stride| Arg::U32(narrow(stride))));
         // SAFETY: as above; the parts of both gradients have room for every head.
         unsafe { self.launch(&way.kernel("attention_dkv", inputs), grid, &args) }?;
-        let (of_keys, of_values) = (0..elements_of_part * 4, elements_of_part * 4..parts.bytes());
+        if !is_shared {
+            return Ok(());
+        }
+        let (of_keys, of_values) = (0..part_bytes, part_bytes..2 * part_bytes);
         let dk = d.part(inputs, Part::Key)?;
         self.sum_heads(inputs, dk, parts.span().range(of_keys)?)?;
         let dv = d.part(inputs, Part::Value)?;

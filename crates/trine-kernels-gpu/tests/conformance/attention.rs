@@ -83,6 +83,11 @@ fn cases() -> Vec<Case> {
         Case { gap: 8, ..all(AttentionShape { heads: 3, kv_heads: 1, ..apart(64) }) },
         Case { shape: AttentionShape { heads: 2, ..apart(128) }, fused: false, ..narrow },
         Case { dtype: DType::Bf16, ..all(whole(24, 40)) },
+        // Heads with keys of their own: their gradients are written at once.
+        Case { shape: AttentionShape { kv_heads: 4, ..whole(64, 70) }, ..narrow },
+        Case { shape: AttentionShape { kv_heads: 4, ..apart(64) }, fused: false, ..narrow },
+        Case { shape: AttentionShape { kv_heads: 4, ..whole(3, 10) }, ..CASE },
+        all(AttentionShape { heads: 2, ..apart(16) }),
         // Rows that begin at no multiple of 16 bytes.
         Case { shape: whole(64, 20), gap: 1, ..narrow },
         Case { shape: AttentionShape { keys: 0, ..whole(64, 20) }, fused: false, ..narrow },
