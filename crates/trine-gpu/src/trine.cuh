@@ -23,6 +23,7 @@ TRINE_FN unsigned trine_blocks_y() { return gridDim.y; }
 TRINE_FN void trine_barrier() { __syncthreads(); }
 TRINE_FN float trine_from_lane(float value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
 TRINE_FN unsigned trine_from_lane(unsigned value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
+TRINE_FN double trine_from_lane(double value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
 TRINE_FN float trine_sqrt(float x) { return __fsqrt_rn(x); }
 TRINE_FN float trine_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 TRINE_FN float trine_log(float x) { return logf(x); }
@@ -83,6 +84,11 @@ TRINE_FN float trine_from_lane(float value, unsigned lane) {
 }
 TRINE_FN unsigned trine_from_lane(unsigned value, unsigned lane) {
     unsigned other;
+    sim_shuffle(&other, &value, sizeof value, lane);
+    return other;
+}
+TRINE_FN double trine_from_lane(double value, unsigned lane) {
+    double other;
     sim_shuffle(&other, &value, sizeof value, lane);
     return other;
 }

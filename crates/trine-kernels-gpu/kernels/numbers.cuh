@@ -14,6 +14,14 @@ TRINE_FN float infinity() { return trine_float(0x7f800000u); }
 // A place among all threads of the grid's first direction, and their number.
 TRINE_FN u64 trine_index() { return (u64)trine_block() * trine_threads() + trine_thread(); }
 TRINE_FN u64 trine_all() { return (u64)trine_blocks() * trine_threads(); }
+// All rows of a matrix, and the columns of one: blocks share rows in the second direction, threads columns in the first.
+#define EACH_ROW(r, rows) for (u64 r = trine_block_y(); r < rows; r += trine_blocks_y())
+#define EACH_COLUMN(c, cols) for (u64 c = trine_index(); c < cols; c += trine_all())
+// All elements of a vector.
+#define EACH(i, n) EACH_COLUMN(i, n)
+// All rows, a block each, and the columns of one among the threads of the block.
+#define EACH_ROW_OF_BLOCK(r, rows) for (u64 r = trine_block(); r < rows; r += trine_blocks())
+#define EACH_COLUMN_OF_THREAD(c, cols) for (u64 c = trine_thread(); c < cols; c += trine_threads())
 
 // The larger; `other` if x is no number.
 TRINE_FN float larger(float x, float other) { return x > other ? x : other; }
@@ -80,16 +88,23 @@ TRINE_FN float complement_of_error(float x) {
     return t * p * exponential(-x * x);
 }
 
-// The sum of a balanced tree that halves the range, of at most 2^DEPTH numbers.
-template <u32 DEPTH> struct Tree {
-    TRINE_METHOD static float sum(const float* x, u32 count) {
-        if (count <= 1) return count == 0 ? 0.0f : x[0];
-        u32 left = count / 2;
-        return Tree<DEPTH - 1>::sum(x, left) + Tree<DEPTH - 1>::sum(x + left, count - left);
-    }
-};
-template <> struct Tree<0> {
-    TRINE_METHOD static float sum(const float* x, u32 count) { return count == 0 ? 0.0f : x[0]; }
-};
-// The most blocks that a sum may be cut into, 2^BLOCKS_DEPTH.
-constexpr u32 BLOCKS_DEPTH = 6;
+// The sum of a balanced tree that halves the range of `count` numbers, which lie `step` apart and are lost: each
+// node's sum is kept where its range begins, from the leaves on.
+TRINE_FN float tree_sum(float* x, u64 step, u32 count) {
+    if (count == 0) return 0.0f;
+    u32 depth = 0;
+    while (1u << depth < count) depth++;
+    for (u32 level = depth; level-- > 0;)
+        for (u32 node = 0; node < 1u << level; node++) {
+            u32 start = 0, end = count;
+            for (u32 bit = level; bit-- > 0;) {
+                u32 middle = start + (end - start) / 2;
+                if (node >> bit & 1u) start = middle;
+                else end = middle;
+            }
+            if (end - start >= 2) x[start * step] += x[(start + (end - start) / 2) * step];
+        }
+    return x[0];
+}
+// The most blocks that a sum over a row may be cut into.
+constexpr u32 BLOCKS_MAX = 64;

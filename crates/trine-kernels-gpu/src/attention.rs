@@ -1,9 +1,10 @@
 //! Attention: forward, backward, and results that are merged.
 
-use crate::ops::{GpuOps, elements};
-use trine_buffer::DType;
+use crate::gpu::{GpuOps, elements};
+use crate::views::{failed, named, read, write};
+use trine_buffer::{DType, Slice, SliceMut};
 use trine_gpu::{Arg, GpuError, Grid, Memory, Span, SpanMut};
-use trine_kernels::{AttentionDropout, AttentionShape};
+use trine_kernels::{AttentionDropout, AttentionShape, KernelError, MatMut, MatRef, Qkv, QkvMut};
 
 /// Threads of a block of every kernel of `attention.cu` whose blocks have rows, and of `attention_tiles.cu`.
 const THREADS: u32 = 128;
@@ -381,4 +382,86 @@ impl GpuOps {
         // SAFETY: the matrices have the rows and columns of the shape.
         unsafe { self.launch(&kernel, grid, &args) }
     }
+}
+
+impl<'a> Rows<'a> {
+    fn of(mat: MatRef<'a>) -> Result<Self, KernelError> {
+        Ok(Self { span: read(mat.data)?, stride: mat.stride })
+    }
+}
+
+impl<'a> RowsMut<'a> {
+    fn of(mat: MatMut<'a>) -> Result<Self, KernelError> {
+        Ok(Self { span: write(mat.data)?, stride: mat.stride })
+    }
+}
+
+impl<'a> Gradients<'a> {
+    fn of(d: QkvMut<'a>) -> Result<Self, KernelError> {
+        Ok(match d {
+            QkvMut::Fused(all) => Self::Fused(RowsMut::of(all)?),
+            QkvMut::Separate { q, k, v } => {
+                Self::Separate { q: RowsMut::of(q)?, k: RowsMut::of(k)?, v: RowsMut::of(v)? }
+            }
+        })
+    }
+}
+
+impl<'a> Inputs<'a> {
+    fn of(
+        op: &'static str,
+        shape: AttentionShape,
+        qkv: Qkv<'a>,
+        document_start: Option<Slice<'a>>,
+        dropout: Option<AttentionDropout>,
+    ) -> Result<Self, KernelError> {
+        let dtype = qkv.q.data.dtype();
+        named(op, "", &[dtype])?;
+        let document_start = document_start.map(read).transpose()?;
+        let (q, k, v) = (Rows::of(qkv.q)?, Rows::of(qkv.k)?, Rows::of(qkv.v)?);
+        Ok(Self { dtype, shape, q, k, v, document_start, dropout })
+    }
+}
+
+pub(crate) fn attention(
+    ops: &GpuOps,
+    shape: AttentionShape,
+    o: MatMut<'_>,
+    lse: SliceMut<'_>,
+    qkv: Qkv<'_>,
+    document_start: Option<Slice<'_>>,
+    dropout: Option<AttentionDropout>,
+) -> Result<(), KernelError> {
+    let inputs = Inputs::of("attention", shape, qkv, document_start, dropout)?;
+    ops.attention(&inputs, RowsMut::of(o)?, write(lse)?).map_err(failed)
+}
+
+pub(crate) fn attention_backward(
+    ops: &GpuOps,
+    shape: AttentionShape,
+    d: QkvMut<'_>,
+    d_o: MatRef<'_>,
+    o: MatRef<'_>,
+    lse: Slice<'_>,
+    qkv: Qkv<'_>,
+    document_start: Option<Slice<'_>>,
+    dropout: Option<AttentionDropout>,
+) -> Result<(), KernelError> {
+    let inputs = Inputs::of("attention_backward", shape, qkv, document_start, dropout)?;
+    let (d_o, o, lse) = (Rows::of(d_o)?, Rows::of(o)?, read(lse)?);
+    ops.attention_backward(&inputs, Gradients::of(d)?, d_o, o, lse).map_err(failed)
+}
+
+pub(crate) fn attention_merge(
+    ops: &GpuOps,
+    shape: AttentionShape,
+    o: MatMut<'_>,
+    lse: SliceMut<'_>,
+    part_o: MatRef<'_>,
+    part_lse: Slice<'_>,
+) -> Result<(), KernelError> {
+    let (of_o, of_part) = (o.data.dtype(), part_o.data.dtype());
+    named("attention_merge", "", &[of_o, of_part])?;
+    let (o, part_o) = ((RowsMut::of(o)?, of_o), (Rows::of(part_o)?, of_part));
+    ops.attention_merge(shape, o, write(lse)?, part_o, read(part_lse)?).map_err(failed)
 }

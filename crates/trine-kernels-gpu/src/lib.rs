@@ -9,15 +9,27 @@
 //!
 //! No sum depends on the number of blocks or on what else a device does: nothing is added by atomics.
 
+mod activation;
 mod attention;
 mod elementwise;
+mod embedding;
+mod gpu;
 mod images;
 mod kernels;
+mod loss;
+mod mask;
+mod norm;
 mod ops;
+mod optim;
+mod products;
+mod rms;
+mod rope;
+mod softcap;
 mod sources;
+mod views;
 
 pub use attention::{Gradients, Inputs, Rows, RowsMut};
+pub use gpu::GpuOps;
 pub use images::{COMPILER, IMAGES, Image, OPTIONS, compiled, headers, source_hash};
 pub use kernels::Kernels;
-pub use ops::GpuOps;
 pub use sources::SOURCES;

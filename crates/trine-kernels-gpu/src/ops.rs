@@ -1,54 +1,78 @@
-//! The stream, its kernels, and how both are used.
+//! The methods of `Ops`.
 
-use crate::kernels::Kernels;
-use trine_gpu::{Arg, GpuError, Grid, Pool, Stream};
+use crate::gpu::GpuOps;
+use crate::{
+    activation, attention, elementwise, embedding, loss, mask, norm, optim, products, rms, rope,
+    softcap,
+};
+use trine_buffer::{Place, Slice, SliceMut};
+use trine_kernels::{
+    AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, Function, GateUpMut,
+    KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RmsShape,
+    RopeShape, Sgd, checks, kernel_methods,
+};
 
-/// Threads of a block whose threads have nothing to do with each other.
-const THREADS: u32 = 256;
-/// The most blocks of such a kernel: its threads go on to the next elements. Enough for every device at once.
-const BLOCKS_MAX: usize = 4096;
+type Done = Result<(), KernelError>;
 
-/// Kernels on a stream.
-#[derive(Debug)]
-pub struct GpuOps {
-    stream: Stream,
-    kernels: Kernels,
-    /// Partial sums and the like: of the same sizes in each step.
-    pool: Pool,
+/// Each method looks at its arguments as the CPU's does, and then launches.
+macro_rules! launched {
+    ($($module:ident { $(fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty;)+ })+) => {$($(
+        fn $name(&self, $($arg: $type),*) -> $ret {
+            checks::$name($(&$arg),*)?;
+            $module::$name(self, $($arg),*)
+        }
+    )+)+};
 }
 
-impl GpuOps {
-    /// Work on a stream by kernels of its device.
-    pub fn new(stream: &Stream, kernels: Kernels) -> Self {
-        Self { stream: stream.clone(), kernels, pool: Pool::new(stream) }
+impl Ops for GpuOps {
+    fn place(&self) -> &Place {
+        &self.place
     }
 
-    /// The stream of all work.
-    pub fn stream(&self) -> &Stream {
-        &self.stream
-    }
-
-    /// Where partial sums come from.
-    pub fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
-    /// Runs a kernel.
-    ///
-    /// # Safety
-    /// The arguments hold what the kernel's comment asks for.
-    pub(crate) unsafe fn launch(
+    fn matmul(
         &self,
-        name: &str,
-        grid: Grid,
-        args: &[Arg<'_>],
-    ) -> Result<(), GpuError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.kernels.launch(&self.stream, name, grid, args) }
+        product: Product,
+        accumulate: bool,
+        a: MatRef<'_>,
+        b: MatRef<'_>,
+        c: MatMut<'_>,
+    ) -> Done {
+        checks::matmul(product, &a, &b, &c)?;
+        products::matmul(self, product, accumulate, a, b, c)
     }
-}
 
-/// Threads for so many elements, each by itself.
-pub(crate) fn elements(len: usize) -> Grid {
-    Grid::line(len.div_ceil(THREADS as usize).clamp(1, BLOCKS_MAX) as u32, THREADS)
+    fn linear(&self, y: MatMut<'_>, x: MatRef<'_>, w: MatRef<'_>, bias: Slice<'_>) -> Done {
+        checks::linear(&y, &x, &w, &bias)?;
+        products::linear(self, y, x, w, bias)
+    }
+
+    fn attention(
+        &self,
+        shape: AttentionShape,
+        o: MatMut<'_>,
+        lse: SliceMut<'_>,
+        qkv: Qkv<'_>,
+        document_start: Option<Slice<'_>>,
+        dropout: Option<AttentionDropout>,
+    ) -> Done {
+        checks::attention(&shape, &o, &lse, &qkv, &document_start, &dropout)?;
+        attention::attention(self, shape, o, lse, qkv, document_start, dropout)
+    }
+
+    fn attention_backward(
+        &self,
+        shape: AttentionShape,
+        d: QkvMut<'_>,
+        d_o: MatRef<'_>,
+        o: MatRef<'_>,
+        lse: Slice<'_>,
+        qkv: Qkv<'_>,
+        document_start: Option<Slice<'_>>,
+        dropout: Option<AttentionDropout>,
+    ) -> Done {
+        checks::attention_backward(&shape, &d, &d_o, &o, &lse, &qkv, &document_start, &dropout)?;
+        attention::attention_backward(self, shape, d, d_o, o, lse, qkv, document_start, dropout)
+    }
+
+    kernel_methods!(launched);
 }

@@ -1,10 +1,9 @@
 //! Activation functions, alone and as gates.
 
-use crate::check::{Mat, MatSplit, length, same_shape, typed, typed_mut, with_num};
+use crate::check::{Mat, MatSplit, typed, typed_mut, with_num};
 use crate::isa::vectorised;
 use crate::num::{Num, Real};
 use crate::scratch::Split;
-use crate::view::check_sections;
 use crate::{CpuOps, Function, GateUpMut, KernelError, MatMut, MatRef};
 use std::f64::consts::LOG2_E;
 use trine_buffer::{Slice, SliceMut};
@@ -176,7 +175,6 @@ pub(crate) fn activation(cpu: &CpuOps, function: Function, y: SliceMut<'_>, x: S
     const OP: &str = "activation";
     fn run<F: Curve, T: Num>(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>) -> Done {
         let (x, y) = (typed::<T>(OP, "x", x)?, typed_mut::<T>(OP, "y", y)?);
-        length(OP, "y", y.len(), x.len(), "x")?;
         let y = Split::new(y);
         cpu.parallel(x.len(), 4, |range| {
             // SAFETY: the ranges are disjoint.
@@ -199,8 +197,6 @@ pub(crate) fn activation_backward(
     fn run<F: Curve, T: Num>(cpu: &CpuOps, dx: SliceMut<'_>, x: Slice<'_>, dy: Slice<'_>) -> Done {
         let (x, dy) = (typed::<T>(OP, "x", x)?, typed::<T>(OP, "dy", dy)?);
         let dx = typed_mut::<T>(OP, "dx", dx)?;
-        length(OP, "dy", dy.len(), x.len(), "x")?;
-        length(OP, "dx", dx.len(), x.len(), "x")?;
         let dx = Split::new(dx);
         cpu.parallel(x.len(), 4, |range| {
             // SAFETY: the ranges are disjoint.
@@ -230,8 +226,6 @@ pub(crate) fn gated(
         let gate = Mat::<T>::new(OP, "gate", gate)?;
         let up = Mat::<T>::new(OP, "up", up)?;
         let y = MatSplit::<T>::new(OP, "y", y)?;
-        same_shape(OP, "up", up.shape(), gate.shape())?;
-        same_shape(OP, "y", y.shape(), gate.shape())?;
         cpu.parallel(y.rows, 4 * y.cols, |rows| {
             for row in rows {
                 // SAFETY: each row is written by one thread.
@@ -286,18 +280,10 @@ pub(crate) fn gated_backward(
         let gate = Mat::<T>::new(OP, "gate", gate)?;
         let up = Mat::<T>::new(OP, "up", up)?;
         let dy = Mat::<T>::new(OP, "dy", dy)?;
-        same_shape(OP, "up", up.shape(), gate.shape())?;
-        same_shape(OP, "dy", dy.shape(), gate.shape())?;
         let (rows, cols) = gate.shape();
         let d = match d {
-            GateUpMut::Fused(all) => {
-                check_sections(OP, all.cols, &[cols, cols])?;
-                same_shape(OP, "d", (all.rows, all.cols), (rows, 2 * cols))?;
-                Halves::Fused(MatSplit::<T>::new(OP, "d", all)?)
-            }
+            GateUpMut::Fused(all) => Halves::Fused(MatSplit::<T>::new(OP, "d", all)?),
             GateUpMut::Separate { gate, up } => {
-                same_shape(OP, "d.gate", (gate.rows, gate.cols), (rows, cols))?;
-                same_shape(OP, "d.up", (up.rows, up.cols), (rows, cols))?;
                 let gate = MatSplit::<T>::new(OP, "d.gate", gate)?;
                 Halves::Separate(gate, MatSplit::<T>::new(OP, "d.up", up)?)
             }

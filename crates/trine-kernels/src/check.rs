@@ -3,7 +3,6 @@
 use crate::scratch::Split;
 use crate::view::span;
 use crate::{KernelError, MatMut, MatRef};
-use std::fmt;
 use std::ops::Range;
 use trine_buffer::{BufferError, DType, Element, Slice, SliceMut};
 
@@ -35,20 +34,6 @@ fn wrong<T: Element>(
         }
         other => other.into(),
     }
-}
-
-/// Checks that an argument has `expected` elements.
-pub(crate) fn length(
-    op: &'static str,
-    argument: &'static str,
-    held: usize,
-    expected: usize,
-    dims: impl fmt::Display,
-) -> Result<(), KernelError> {
-    if held == expected {
-        return Ok(());
-    }
-    Err(KernelError::Length { op, argument, held, expected, dims: dims.to_string() })
 }
 
 /// Fails with `message` unless `holds`.
@@ -158,7 +143,8 @@ impl<'a, T: Element> MatSplit<'a, T> {
     }
 }
 
-fn check_span(
+/// Refuses rows that overlap, or that end beyond the elements.
+pub(crate) fn check_span(
     op: &'static str,
     argument: &'static str,
     held: usize,
@@ -175,19 +161,4 @@ fn check_span(
     }
     let dims = format!("at least [{rows}, {cols}] with stride {stride}");
     Err(KernelError::Length { op, argument, held, expected, dims })
-}
-
-/// Checks that two matrices have the same shape.
-pub(crate) fn same_shape(
-    op: &'static str,
-    argument: &'static str,
-    held: (usize, usize),
-    expected: (usize, usize),
-) -> Result<(), KernelError> {
-    dims(op, held == expected, || {
-        format!(
-            "`{argument}` is [{}, {}], it must be [{}, {}]",
-            held.0, held.1, expected.0, expected.1
-        )
-    })
 }

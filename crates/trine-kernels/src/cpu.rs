@@ -1,6 +1,6 @@
 //! `CpuOps`: the kernels of this crate behind [`Ops`].
 
-use crate::methods::kernel_methods;
+use crate::kernel_methods;
 use crate::scratch::ScratchPool;
 use crate::team::PARTS_PER_THREAD;
 use crate::{
@@ -9,8 +9,8 @@ use crate::{
     RopeShape, Sgd, Team,
 };
 use crate::{
-    activation, attention, elementwise, embedding, gemm, loss, mask, norm, optim, rms, rope,
-    softcap,
+    activation, attention, checks, elementwise, embedding, gemm, loss, mask, norm, optim, rms,
+    rope, softcap,
 };
 use std::ops::Range;
 use trine_buffer::{Place, Slice, SliceMut};
@@ -73,10 +73,11 @@ impl CpuOps {
 
 type Done = Result<(), KernelError>;
 
-/// Calls each kernel with the threads and the instruction set.
+/// Looks at the arguments, then calls the kernel with the threads and the instruction set.
 macro_rules! called {
     ($($module:ident { $(fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty;)+ })+) => {$($(
         fn $name(&self, $($arg: $type),*) -> $ret {
+            checks::$name($(&$arg),*)?;
             $module::$name(self, $($arg),*)
         }
     )+)+};
@@ -95,10 +96,12 @@ impl Ops for CpuOps {
         b: MatRef<'_>,
         c: MatMut<'_>,
     ) -> Done {
+        checks::matmul(product, &a, &b, &c)?;
         gemm::matmul(self, product, accumulate, a, b, c)
     }
 
     fn linear(&self, y: MatMut<'_>, x: MatRef<'_>, w: MatRef<'_>, bias: Slice<'_>) -> Done {
+        checks::linear(&y, &x, &w, &bias)?;
         gemm::linear(self, y, x, w, bias)
     }
 
@@ -111,6 +114,7 @@ impl Ops for CpuOps {
         document_start: Option<Slice<'_>>,
         dropout: Option<AttentionDropout>,
     ) -> Done {
+        checks::attention(&shape, &o, &lse, &qkv, &document_start, &dropout)?;
         attention::attention(self, shape, o, lse, qkv, document_start, dropout)
     }
 
@@ -125,6 +129,7 @@ impl Ops for CpuOps {
         document_start: Option<Slice<'_>>,
         dropout: Option<AttentionDropout>,
     ) -> Done {
+        checks::attention_backward(&shape, &d, &d_o, &o, &lse, &qkv, &document_start, &dropout)?;
         attention::attention_backward(self, shape, d, d_o, o, lse, qkv, document_start, dropout)
     }
 

@@ -1,6 +1,6 @@
 //! Sums, copies, conversions, bias.
 
-use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, typed_mut, with_num};
+use crate::check::{Mat, MatSplit, dims, typed, typed_mut, with_num};
 use crate::isa::vectorised;
 use crate::num::{Num, Real};
 use crate::scratch::Split;
@@ -118,7 +118,6 @@ pub(crate) fn add_bias(cpu: &CpuOps, y: MatMut<'_>, bias: Slice<'_>) -> Done {
     fn run<T: Num>(cpu: &CpuOps, y: MatMut<'_>, bias: Slice<'_>) -> Done {
         let bias = typed::<T>(OP, "bias", bias)?;
         let y = MatSplit::<T>::new(OP, "y", y)?;
-        length(OP, "bias", bias.len(), y.cols, format_args!("[{}, {}]", y.rows, y.cols))?;
         cpu.parallel(y.rows, y.cols, |rows| {
             for row in rows {
                 // SAFETY: each row is written by one thread.
@@ -135,7 +134,6 @@ pub(crate) fn sum_rows(cpu: &CpuOps, acc: SliceMut<'_>, x: MatRef<'_>) -> Done {
     fn run<T: Num>(cpu: &CpuOps, acc: SliceMut<'_>, x: MatRef<'_>) -> Done {
         let x = Mat::<T>::new(OP, "x", x)?;
         let acc = typed_mut::<T::Acc>(OP, "acc", acc)?;
-        length(OP, "acc", acc.len(), x.cols, format_args!("[{}, {}]", x.rows, x.cols))?;
         let acc = Split::new(acc);
         cpu.parallel(x.cols, x.rows, |cols| {
             // SAFETY: each column is written by one thread.
@@ -160,8 +158,6 @@ pub(crate) fn add(cpu: &CpuOps, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> 
         let (a, b) = (typed::<S>(OP, "a", a)?, typed::<T>(OP, "b", b)?);
         let y = typed_mut::<S>(OP, "y", y)?;
         let len = y.len();
-        length(OP, "a", a.len(), len, "y")?;
-        length(OP, "b", b.len(), len, "y")?;
         let y = Split::new(y);
         cpu.parallel(len, 1, |range| {
             // SAFETY: the ranges are disjoint.
@@ -184,7 +180,6 @@ pub(crate) fn add_assign(cpu: &CpuOps, y: SliceMut<'_>, a: Slice<'_>) -> Done {
     fn run<T: Num>(cpu: &CpuOps, y: SliceMut<'_>, a: Slice<'_>) -> Done {
         let a = typed::<T>(OP, "a", a)?;
         let len = y.len();
-        length(OP, "a", a.len(), len, "y")?;
         if y.dtype() == T::DTYPE {
             let y = Split::new(typed_mut::<T>(OP, "y", y)?);
             cpu.parallel(len, 1, |range| {
@@ -223,7 +218,6 @@ pub(crate) fn cast(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>) -> Done {
         let x = typed::<T>(OP, "x", x)?;
         let y = typed_mut::<U>(OP, "y", y)?;
         let len = y.len();
-        length(OP, "x", x.len(), len, "y")?;
         let y = Split::new(y);
         cpu.parallel(len, 1, |range| {
             // SAFETY: the ranges are disjoint.
@@ -238,7 +232,6 @@ pub(crate) fn offset(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Do
     const OP: &str = "offset";
     fn run<T: Num>(cpu: &CpuOps, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Done {
         let (x, y) = (typed::<T>(OP, "x", x)?, typed_mut::<T::Acc>(OP, "y", y)?);
-        length(OP, "x", x.len(), y.len(), "y")?;
         let y = Split::new(y);
         cpu.parallel(x.len(), 1, |range| {
             // SAFETY: the ranges are disjoint.
@@ -254,7 +247,6 @@ pub(crate) fn copy(cpu: &CpuOps, y: MatMut<'_>, x: MatRef<'_>) -> Done {
     fn run<T: Element>(cpu: &CpuOps, y: MatMut<'_>, x: MatRef<'_>) -> Done {
         let x = Mat::<T>::new(OP, "x", x)?;
         let y = MatSplit::<T>::new(OP, "y", y)?;
-        same_shape(OP, "x", x.shape(), y.shape())?;
         cpu.parallel(x.rows, x.cols, |rows| {
             for row in rows {
                 // SAFETY: each row is written by one thread.

@@ -28,6 +28,14 @@ pub enum KernelError {
         /// What it holds.
         held: DType,
     },
+    /// A GPU computes in fewer types than the host.
+    #[error("{op}: a GPU computes in f32 and bf16, not in {held}")]
+    NotOnGpu {
+        /// The operation.
+        op: &'static str,
+        /// The type that was asked for.
+        held: DType,
+    },
     /// An argument has the wrong number of elements.
     #[error("{op}: `{argument}` has {held} elements, {dims} needs {expected}")]
     Length {

@@ -32,6 +32,7 @@ mod alloc;
 mod attention;
 pub mod ceiling;
 mod check;
+pub mod checks;
 mod cpu;
 mod elementwise;
 mod embedding;
@@ -62,6 +63,7 @@ pub use cpu::CpuOps;
 pub use error::KernelError;
 pub use isa::Isa;
 pub use ops::Ops;
+pub use optim::AdamWConstants;
 pub use profiled::{KernelTime, Profiled};
 pub use rope::{rope_frequencies, rope_table};
 pub use shapes::{

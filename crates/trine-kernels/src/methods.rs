@@ -1,6 +1,8 @@
 //! The methods of `Ops` that are nothing but a call of a kernel, as one list for all that implement it.
 
 /// Hands the list to the macro `$make`: signatures without `&self`, under the module that has the kernels.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! kernel_methods {
     ($make:ident) => {
         $make! {
@@ -190,5 +192,3 @@ macro_rules! kernel_methods {
         }
     };
 }
-
-pub(crate) use kernel_methods;

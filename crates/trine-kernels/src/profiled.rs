@@ -1,6 +1,6 @@
 //! Where a step's time goes: any [`Ops`] with a stopwatch around each call.
 
-use crate::methods::kernel_methods;
+use crate::kernel_methods;
 use crate::{
     AdamW, AttentionDropout, AttentionShape, Dropout, DropoutPlace, Function, GateUpMut,
     KernelError, LossShape, MatMut, MatRef, NormShape, Ops, Product, Qkv, QkvMut, RmsShape,

@@ -1,6 +1,7 @@
 //! RMS norms of heads, and of rows of which each rank holds a part: sums first, so that ranks can add them.
 
-use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, typed_mut, with_num};
+use crate::check::{Mat, MatSplit, typed, typed_mut, with_num};
+use crate::checks::group_cols;
 use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real, SUMMANDS_MAX, sum_lanes, sum_row, sum_tree};
 use crate::scratch::Split;
@@ -78,14 +79,7 @@ struct Widths {
 impl Widths {
     fn new(op: &'static str, shape: RmsShape, cols: usize) -> Result<Self, KernelError> {
         let RmsShape { groups, blocks, .. } = shape;
-        let parts = groups * blocks;
-        let divides = parts > 0 && cols > 0 && cols.is_multiple_of(parts);
-        dims(op, divides && blocks <= SUMMANDS_MAX, || {
-            format!(
-                "{cols} columns do not split into {groups} groups of {blocks} blocks (1 to {SUMMANDS_MAX})"
-            )
-        })?;
-        Ok(Self { groups, group: cols / groups, blocks })
+        Ok(Self { groups, group: group_cols(op, &shape, cols)?, blocks })
     }
 
     /// The columns of a group.
@@ -103,21 +97,6 @@ impl Widths {
         }
         sum_tree(&sums[..self.blocks])
     }
-
-    fn check_sums(
-        self,
-        op: &'static str,
-        argument: &'static str,
-        held: usize,
-        rows: usize,
-    ) -> Done {
-        let groups = self.groups;
-        length(op, argument, held, rows * groups, format_args!("[{rows}, {groups}]"))
-    }
-
-    fn check_gain(self, op: &'static str, argument: &'static str, held: usize) -> Done {
-        length(op, argument, held, self.group, format_args!("groups of {}", self.group))
-    }
 }
 
 pub(crate) fn rms_squares(
@@ -131,7 +110,6 @@ pub(crate) fn rms_squares(
         let x = Mat::<T>::new(OP, "x", x)?;
         let sums = typed_mut::<T::Acc>(OP, "sums", sums)?;
         let widths = Widths::new(OP, shape, x.cols)?;
-        widths.check_sums(OP, "sums", sums.len(), x.rows)?;
         let sums = Split::new(sums);
         cpu.parallel(x.rows, x.cols, |rows| {
             for row in rows {
@@ -168,9 +146,6 @@ pub(crate) fn rms_scale(
         let stats = typed_mut::<T::Acc>(OP, "stats", stats)?;
         let gamma = typed::<T>(OP, "gamma", gamma)?;
         let widths = Widths::new(OP, shape, x.cols)?;
-        same_shape(OP, "y", y.shape(), x.shape())?;
-        widths.check_sums(OP, "stats", stats.len(), x.rows)?;
-        widths.check_gain(OP, "gamma", gamma.len())?;
         let (n, eps) = (T::Acc::from_f64(shape.elements as f64), T::Acc::from_f64(shape.eps));
         let stats = Split::new(stats);
         cpu.parallel(x.rows, 2 * x.cols, |rows| {
@@ -212,9 +187,6 @@ pub(crate) fn rms_products(
         let sums = typed_mut::<T::Acc>(OP, "sums", sums)?;
         let gamma = typed::<T>(OP, "gamma", gamma)?;
         let widths = Widths::new(OP, shape, x.cols)?;
-        same_shape(OP, "dy", dy.shape(), x.shape())?;
-        widths.check_sums(OP, "sums", sums.len(), x.rows)?;
-        widths.check_gain(OP, "gamma", gamma.len())?;
         let sums = Split::new(sums);
         cpu.parallel(x.rows, 2 * x.cols, |rows| {
             for row in rows {
@@ -259,10 +231,6 @@ pub(crate) fn rms_backward(
         let products = typed::<T::Acc>(OP, "products", products)?;
         let gamma = typed::<T>(OP, "gamma", gamma)?;
         let widths = Widths::new(OP, shape, x.cols)?;
-        same_shape(OP, "d", d.shape(), x.shape())?;
-        widths.check_sums(OP, "rstd", rstd.len(), x.rows)?;
-        widths.check_sums(OP, "products", products.len(), x.rows)?;
-        widths.check_gain(OP, "gamma", gamma.len())?;
         let n = T::Acc::from_f64(shape.elements as f64);
         cpu.parallel(x.rows, 2 * x.cols, |rows| {
             for row in rows {
@@ -329,9 +297,6 @@ pub(crate) fn rms_gain(
         let rstd = typed::<T::Acc>(OP, "rstd", rstd)?;
         let dgamma = typed_mut::<T::Acc>(OP, "dgamma", dgamma)?;
         let widths = Widths::new(OP, shape, x.cols)?;
-        same_shape(OP, "dy", dy.shape(), x.shape())?;
-        widths.check_sums(OP, "rstd", rstd.len(), x.rows)?;
-        widths.check_gain(OP, "dgamma", dgamma.len())?;
         let (gain, dgamma) = (Gain { x, dy, rstd, widths }, Split::new(dgamma));
         // Rows in ascending order for each column, so columns are what threads split.
         cpu.parallel(widths.group, 2 * x.rows * widths.groups, |here| {

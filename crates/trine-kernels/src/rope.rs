@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use crate::check::{MatSplit, dims, typed, with_num};
+use crate::check::{MatSplit, typed, with_num};
 use crate::isa::vectorised;
 use crate::num::Num;
 use crate::{CpuOps, KernelError, MatMut, RopeShape};
@@ -73,21 +73,6 @@ pub(crate) fn rope(
         let RopeShape { heads, head_dim, turned, seq, start } = shape;
         let table = typed::<T::Acc>(OP, "table", table)?;
         let x = MatSplit::<T>::new(OP, "x", x)?;
-        dims(OP, x.cols == heads * head_dim, || {
-            format!("rows of {} elements are not {heads} heads of {head_dim}", x.cols)
-        })?;
-        dims(OP, turned.is_multiple_of(2) && turned <= head_dim, || {
-            let nearest = turned.min(head_dim) / 2 * 2;
-            format!(
-                "{turned} turned elements of {head_dim}: it must be even and no more, as {nearest} is"
-            )
-        })?;
-        dims(OP, seq > 0 || x.rows == 0, || "sequences of 0 rows".into())?;
-        let last = start + seq.min(x.rows);
-        dims(OP, table.len() >= last * turned, || {
-            let held = table.len() / turned.max(1);
-            format!("positions up to {last} need a longer table than {held} positions")
-        })?;
         cpu.parallel(x.rows, x.cols, |rows| {
             for row in rows {
                 let position = start + row % seq;

@@ -1,42 +1,178 @@
-//! Sums: the bits of the CPU.
+//! Sums, copies, conversions, bias, bounds, activations, dropout.
 
-use crate::machine::{Machine, SEEDS, downloaded, numbers, uploaded};
+use crate::cases::{Bound, Case, Rows, TYPES, case};
+use crate::machine::numbers;
 use trine_buffer::{Buf, DType};
-use trine_kernels::{CpuOps, Ops, Team};
+use trine_kernels::{Dropout, DropoutPlace, Function, GateUpMut};
 
-#[test]
-fn sums_have_the_bits_of_the_cpu() {
-    let cpu = CpuOps::new(Team::new(1));
-    for seed in 0..SEEDS {
-        let machine = Machine::new(seed);
-        let stream = machine.ops.stream();
-        for (of_y, of_b) in
-            [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::Bf16)]
-        {
-            for len in [0, 1, 777] {
-                let (a, b) = (numbers(of_y, 1, len), numbers(of_b, 2, len));
-                let mut y = Buf::zeros(of_y, len);
-                cpu.add(y.slice_mut(), a.slice(), b.slice()).unwrap();
-                let (a, b) = (uploaded(stream, "a", &a), uploaded(stream, "b", &b));
-                let mut sum = stream.alloc("y", y.size_bytes()).unwrap();
-                machine.ops.add((sum.span_mut(), of_y), a.span(), (b.span(), of_b)).unwrap();
-                assert_eq!(
-                    downloaded(stream, &sum),
-                    y.slice().bytes().unwrap(),
-                    "{of_y} + {of_b}, {len}"
-                );
-            }
+/// Result and summand.
+const MIXED: [(DType, DType); 3] =
+    [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::Bf16)];
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (s, t) in MIXED {
+        for len in [0, 1, 777] {
+            let (y, a, b) = (numbers(s, 1, len), numbers(s, 2, len), numbers(t, 3, len));
+            let what = format!("{len} {s} and {t}");
+            cases.push(case("add", &*what, [(y, Bound::Bits)], [a, b], |ops, bufs| {
+                let [y, a, b] = bufs else { panic!() };
+                ops.add(y.slice_mut(), a.slice(), b.slice())
+            }));
+            let (y, a) = (numbers(s, 1, len), numbers(t, 3, len));
+            cases.push(case("add_assign", what, [(y, Bound::Bits)], [a], |ops, bufs| {
+                let [y, a] = bufs else { panic!() };
+                ops.add_assign(y.slice_mut(), a.slice())
+            }));
         }
-        machine.is_clean();
+    }
+    for dtype in TYPES {
+        in_place(&mut cases, dtype);
+        matrices(&mut cases, dtype);
+        functions(&mut cases, dtype);
+        dropout(&mut cases, dtype);
+    }
+    conversions(&mut cases);
+    copies(&mut cases);
+    cases
+}
+
+fn in_place(cases: &mut Vec<Case>, dtype: DType) {
+    for len in [0, 300] {
+        let (what, y) = (format!("{len} {dtype}"), || [(numbers(dtype, 1, len), Bound::Bits)]);
+        cases.push(case("scale", &*what, y(), [], |ops, bufs| ops.scale(bufs[0].slice_mut(), 0.3)));
+        cases.push(case("softcap", &*what, y(), [], |ops, bufs| {
+            ops.softcap(bufs[0].slice_mut(), 0.7)
+        }));
+        let y = [(numbers(DType::F32, 1, len), Bound::Bits)];
+        cases.push(case("offset", what, y, [numbers(dtype, 2, len)], |ops, bufs| {
+            let [y, x] = bufs else { panic!() };
+            ops.offset(y.slice_mut(), x.slice(), 0.3)
+        }));
     }
 }
 
-#[test]
-fn lengths_that_differ_are_refused() {
-    let machine = Machine::new(0);
-    let stream = machine.ops.stream();
-    let (x, mut y) = (stream.alloc("x", 8).unwrap(), stream.alloc("y", 12).unwrap());
-    let y = (y.span_mut(), DType::F32);
-    let text = machine.ops.add(y, x.span(), (x.span(), DType::F32)).unwrap_err().to_string();
-    assert_eq!(text, "a copy of 8 bytes to 12");
+fn matrices(cases: &mut Vec<Case>, dtype: DType) {
+    for at in [Rows::new(5, 37, 4), Rows::new(0, 3, 0), Rows::new(2, 300, 0)] {
+        let y = [(numbers(dtype, 1, at.len()), Bound::Bits)];
+        let bias = numbers(dtype, 2, at.cols);
+        cases.push(case("add_bias", format!("{at:?} {dtype}"), y, [bias], move |ops, bufs| {
+            let [y, bias] = bufs else { panic!() };
+            ops.add_bias(at.of_mut(y), bias.slice())
+        }));
+    }
+    for at in [Rows::new(150, 37, 4), Rows::new(1, 300, 0), Rows::new(0, 3, 0)] {
+        let acc = [(numbers(DType::F32, 1, at.cols), Bound::Chain(at.rows + 1))];
+        let x = numbers(dtype, 2, at.len());
+        cases.push(case("sum_rows", format!("{at:?} {dtype}"), acc, [x], move |ops, bufs| {
+            let [acc, x] = bufs else { panic!() };
+            ops.sum_rows(acc.slice_mut(), at.of(x))
+        }));
+    }
+}
+
+/// Numbers between -12 and 12, and what is none.
+fn wide(dtype: DType, seed: u32, len: usize) -> Buf {
+    let values = numbers(DType::F32, seed, len).to_f64_vec().unwrap();
+    let mut values: Vec<f32> = values.into_iter().map(|x| x as f32 * 12.0).collect();
+    for (value, special) in values.iter_mut().zip([f32::NAN, 0.0, -0.0, 1e30, -1e30]) {
+        *value = special;
+    }
+    match dtype {
+        DType::Bf16 => Buf::from_vec(values.into_iter().map(half::bf16::from_f32).collect()),
+        _ => Buf::from_vec(values),
+    }
+}
+
+fn functions(cases: &mut Vec<Case>, dtype: DType) {
+    let (len, at) = (300, Rows::new(3, 50, 6));
+    let wider = Rows::new(3, 100, 5);
+    for function in Function::ALL {
+        let what = format!("{function:?} {dtype}");
+        let (y, x) = ([(numbers(dtype, 1, len), Bound::Bits)], [wide(dtype, 2, len)]);
+        cases.push(case("activation", &*what, y, x, move |ops, bufs| {
+            let [y, x] = bufs else { panic!() };
+            ops.activation(function, y.slice_mut(), x.slice())
+        }));
+        let dx = [(numbers(dtype, 1, len), Bound::Bits)];
+        let read = [wide(dtype, 2, len), numbers(dtype, 3, len)];
+        cases.push(case("activation_backward", &*what, dx, read, move |ops, bufs| {
+            let [dx, x, dy] = bufs else { panic!() };
+            ops.activation_backward(function, dx.slice_mut(), x.slice(), dy.slice())
+        }));
+        let read = || {
+            [wide(dtype, 2, wider.len()), numbers(dtype, 3, at.len()), numbers(dtype, 4, at.len())]
+        };
+        let [gate, up, _] = read();
+        let y = [(numbers(dtype, 1, at.len()), Bound::Bits)];
+        cases.push(case("gated", &*what, y, [gate, up], move |ops, bufs| {
+            let [y, gate, up] = bufs else { panic!() };
+            // Gate: the left half of wider rows.
+            ops.gated(function, at.of_mut(y), wider.of(gate).columns(0..at.cols)?, at.of(up))
+        }));
+        let d = [(numbers(dtype, 1, wider.len()), Bound::Bits)];
+        cases.push(case("gated_backward", format!("fused {what}"), d, read(), move |ops, bufs| {
+            let [d, gate, up, dy] = bufs else { panic!() };
+            let d = GateUpMut::Fused(wider.of_mut(d));
+            let gate = wider.of(gate).columns(0..at.cols)?;
+            ops.gated_backward(function, d, gate, at.of(up), at.of(dy))
+        }));
+        let d = [
+            (numbers(dtype, 1, at.len()), Bound::Bits),
+            (numbers(dtype, 5, at.len()), Bound::Bits),
+        ];
+        cases.push(case("gated_backward", what, d, read(), move |ops, bufs| {
+            let [dgate, dup, gate, up, dy] = bufs else { panic!() };
+            let d = GateUpMut::Separate { gate: at.of_mut(dgate), up: at.of_mut(dup) };
+            let gate = wider.of(gate).columns(0..at.cols)?;
+            ops.gated_backward(function, d, gate, at.of(up), at.of(dy))
+        }));
+    }
+}
+
+/// Masks are the CPU's, bit for bit, wherever the columns begin.
+fn dropout(cases: &mut Vec<Case>, dtype: DType) {
+    let dropout =
+        Dropout { probability: 0.3, key: 0x1234_5678_9abc_def0, step: 7, first_sample: 5 };
+    for first_feature in [0, 3, 6, 1 << 20] {
+        let place = DropoutPlace { tokens: 3, first_token: 11, first_feature };
+        let (to, from) = (Rows::new(6, 37, 2), Rows::new(6, 37, 0));
+        let y = [(numbers(dtype, 1, to.len()), Bound::Bits)];
+        let x = [numbers(dtype, 2, from.len())];
+        let what = format!("{place:?} {dtype}");
+        cases.push(case("dropout", what, y, x, move |ops, bufs| {
+            let [y, x] = bufs else { panic!() };
+            ops.dropout(dropout, place, to.of_mut(y), from.of(x))
+        }));
+    }
+}
+
+fn conversions(cases: &mut Vec<Case>) {
+    for (to, from) in TYPES.into_iter().flat_map(|to| TYPES.map(|from| (to, from))) {
+        let (y, x) = ([(numbers(to, 1, 300), Bound::Bits)], [wide(from, 2, 300)]);
+        cases.push(case("cast", format!("{from} to {to}"), y, x, |ops, bufs| {
+            let [y, x] = bufs else { panic!() };
+            ops.cast(y.slice_mut(), x.slice())
+        }));
+    }
+}
+
+fn copies(cases: &mut Vec<Case>) {
+    for dtype in [DType::F32, DType::Bf16, DType::F64, DType::U8, DType::U32] {
+        for (to, from) in
+            [(Rows::new(3, 5, 2), Rows::new(3, 5, 0)), (Rows::new(3, 5, 0), Rows::new(3, 5, 0))]
+        {
+            let x = match dtype {
+                DType::F64 => Buf::from_vec((0..from.len()).map(|i| i as f64).collect()),
+                DType::U8 => Buf::from_vec((0..from.len()).map(|i| i as u8).collect()),
+                DType::U32 => Buf::from_vec((0..from.len()).map(|i| i as u32).collect()),
+                _ => numbers(dtype, 2, from.len()),
+            };
+            let y = [(Buf::zeros(dtype, to.len()), Bound::Bits)];
+            cases.push(case("copy", format!("{to:?} {dtype}"), y, [x], move |ops, bufs| {
+                let [y, x] = bufs else { panic!() };
+                ops.copy(to.of_mut(y), from.of(x))
+            }));
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! they are.
 
 use super::{Blocks, KEYS, Problem, cut, inside};
-use crate::check::{Mat, MatSplit, dims, length, same_shape, typed, with_num};
+use crate::check::{Mat, MatSplit, typed, with_num};
 use crate::gemm::{
     Dims, Factor, GemmElement, Initial, Operand, Products, Side, TRANSPOSED, Target,
 };
@@ -13,7 +13,6 @@ use crate::isa::vectorised;
 use crate::num::{LANES, Num, Real, sum_lanes};
 use crate::scratch::Scratch;
 use crate::softcap::{Cap, multiply_seen, soft_cap_slopes};
-use crate::view::check_sections;
 use crate::{AttentionDropout, AttentionShape, CpuOps, KernelError, MatRef, Qkv, QkvMut};
 use std::ops::Range;
 use trine_buffer::{Float, Slice};
@@ -37,23 +36,13 @@ enum Part {
 
 impl<'a, T: Num> Gradients<'a, T> {
     fn new(op: &'static str, shape: AttentionShape, d: QkvMut<'a>) -> Result<Self, KernelError> {
-        let AttentionShape { samples, queries, keys, .. } = shape;
-        let (q_rows, kv_rows) = (samples * queries, samples * keys);
         let (q_cols, kv_cols) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         match d {
             QkvMut::Fused(all) => {
-                dims(op, queries == keys, || {
-                    format!("fused gradients of {queries} queries and {keys} keys")
-                })?;
-                check_sections(op, all.cols, &[q_cols, kv_cols, kv_cols])?;
-                same_shape(op, "d", (all.rows, all.cols), (q_rows, q_cols + 2 * kv_cols))?;
                 let all = MatSplit::new(op, "d", all)?;
                 Ok(Self::Fused { all, k: q_cols, v: q_cols + kv_cols })
             }
             QkvMut::Separate { q, k, v } => {
-                same_shape(op, "d.q", (q.rows, q.cols), (q_rows, q_cols))?;
-                same_shape(op, "d.k", (k.rows, k.cols), (kv_rows, kv_cols))?;
-                same_shape(op, "d.v", (v.rows, v.cols), (kv_rows, kv_cols))?;
                 let q = MatSplit::new(op, "d.q", q)?;
                 let k = MatSplit::new(op, "d.k", k)?;
                 Ok(Self::Separate { q, k, v: MatSplit::new(op, "d.v", v)? })
@@ -463,13 +452,10 @@ pub(crate) fn attention_backward(
 ) -> Result<(), KernelError> {
     const OP: &str = "attention_backward";
     with_num!(OP, "q", qkv.q.data.dtype(), T => {
-        let AttentionShape { samples, queries, heads, kv_heads, head_dim, .. } = shape;
+        let AttentionShape { samples, kv_heads, head_dim, .. } = shape;
         let problem = Problem::<T>::new(OP, shape, qkv, document_start, dropout)?;
         let (d_o, o) = (Mat::<T>::new(OP, "d_o", d_o)?, Mat::<T>::new(OP, "o", o)?);
-        same_shape(OP, "d_o", d_o.shape(), (samples * queries, heads * head_dim))?;
-        same_shape(OP, "o", o.shape(), (samples * queries, heads * head_dim))?;
         let lse = typed::<<T as Num>::Acc>(OP, "lse", lse)?;
-        length(OP, "lse", lse.len(), samples * heads * queries, shape)?;
         let d = Gradients::new(OP, shape, d)?;
         let backward = Backward { problem, d, d_o, o, lse };
         if head_dim == 0 {

@@ -16,12 +16,11 @@ pub(crate) use forward::attention;
 pub(crate) use merge::attention_merge;
 pub use shape::{AttentionDropout, AttentionShape};
 
-use crate::check::{Mat, dims, length, typed};
+use crate::check::{Mat, typed};
 use crate::gemm::Factor;
-use crate::mask::{Mask, POSITIONS};
+use crate::mask::Mask;
 use crate::num::Num;
 use crate::scratch::Scratch;
-use crate::softcap::check_cap;
 use crate::{Isa, KernelError, Qkv};
 use std::ops::Range;
 use trine_buffer::Slice;
@@ -50,21 +49,11 @@ impl<'a, T: Num> Problem<'a, T> {
         document_start: Option<Slice<'a>>,
         dropout: Option<AttentionDropout>,
     ) -> Result<Self, KernelError> {
-        check_shape(op, shape, dropout.is_some())?;
-        let AttentionShape { samples, queries, keys, heads, kv_heads, head_dim, .. } = shape;
-        let (rows, kv_cols) = (samples * keys, kv_heads * head_dim);
         let q = Mat::<T>::new(op, "q", qkv.q)?;
         let k = Mat::<T>::new(op, "k", qkv.k)?;
         let v = Mat::<T>::new(op, "v", qkv.v)?;
-        let q_shape = (samples * queries, heads * head_dim);
-        crate::check::same_shape(op, "q", q.shape(), q_shape)?;
-        crate::check::same_shape(op, "k", k.shape(), (rows, kv_cols))?;
-        crate::check::same_shape(op, "v", v.shape(), (rows, kv_cols))?;
         let document_start =
             document_start.map(|starts| typed::<u32>(op, "document_start", starts)).transpose()?;
-        if let Some(starts) = document_start {
-            length(op, "document_start", starts.len(), samples * queries, shape)?;
-        }
         let first_head = dropout.map_or(0, |d| d.first_head);
         let mask = dropout.map(|d| Mask::new(op, d.dropout)).transpose()?;
         let window = shape.window.unwrap_or(usize::MAX);
@@ -152,29 +141,6 @@ impl<'a, T: Num> Problem<'a, T> {
             mask.attention_row(isa, sample, head, query_start + query, key, out);
         }
     }
-}
-
-/// What no shape may have.
-fn check_shape(op: &'static str, shape: AttentionShape, dropout: bool) -> Result<(), KernelError> {
-    let AttentionShape { heads, kv_heads, scale, softcap, .. } = shape;
-    dims(op, kv_heads > 0 && heads.is_multiple_of(kv_heads), || {
-        format!("{heads} query heads do not share {kv_heads} key heads evenly")
-    })?;
-    dims(op, scale > 0.0 && scale.is_finite(), || format!("a scale of {scale}"))?;
-    check_cap(op, "scores", softcap)?;
-    dims(op, shape.window != Some(0), || {
-        "a window of 0 positions, a query sees at least its own (1)".to_owned()
-    })?;
-    let limit = if dropout { POSITIONS } else { 1 << 32 };
-    let rows = [("query", shape.query_start, shape.queries), ("key", shape.key_start, shape.keys)];
-    for (row, start, count) in rows {
-        let end = (start as u64).saturating_add(count as u64);
-        dims(op, end <= limit, || {
-            let with = if dropout { "with dropout " } else { "" };
-            format!("a {row} at position {}; {with}the last possible one is {}", end - 1, limit - 1)
-        })?;
-    }
-    Ok(())
 }
 
 /// The part of `visible` inside a block of keys, relative to the block.

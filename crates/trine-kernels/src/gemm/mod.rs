@@ -15,7 +15,8 @@ mod packed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::check::{Mat, MatSplit, dims, length, typed, with_num};
+use crate::check::{Mat, MatSplit, typed, with_num};
+use crate::checks::product_dims;
 use crate::num::Num;
 use crate::scratch::Scratch;
 use crate::team::PARTS_PER_THREAD;
@@ -294,31 +295,6 @@ fn prefetch_rows<T>(x: *const T, rows: usize, cols: usize, stride: usize) {
     let _ = (x, rows, cols, stride);
 }
 
-/// Checks the three shapes against each other.
-fn shape(
-    op: &'static str,
-    product: Product,
-    a: (usize, usize),
-    b: (usize, usize),
-    c: (usize, usize),
-) -> Result<Dims, KernelError> {
-    let (m, k) = match product {
-        Product::Nt | Product::Nn => a,
-        Product::Tn => (a.1, a.0),
-    };
-    let (n, k_b) = match product {
-        Product::Nt => b,
-        Product::Nn | Product::Tn => (b.1, b.0),
-    };
-    dims(op, k == k_b && c == (m, n), || {
-        format!(
-            "{product:?} of a [{}, {}] and b [{}, {}] does not give c [{}, {}]",
-            a.0, a.1, b.0, b.1, c.0, c.1
-        )
-    })?;
-    Ok(Dims { m, n, k })
-}
-
 /// A factor whose rows run along `k`, or across it.
 fn operand<T: Element>(mat: Mat<'_, T>, along_k: bool) -> Operand<'_, T> {
     if along_k {
@@ -347,9 +323,9 @@ pub(crate) fn matmul(
     ) -> Result<(), KernelError> {
         let (a, b) = (Mat::<T>::new(OP, "a", a)?, Mat::<T>::new(OP, "b", b)?);
         let c = MatSplit::<C>::new(OP, "c", c)?;
-        let dims = shape(OP, product, a.shape(), b.shape(), c.shape())?;
+        let [m, n, k] = product_dims(OP, product, a.shape(), b.shape(), c.shape())?;
         let (a, b) = (operand(a, product != Product::Tn), operand(b, product == Product::Nt));
-        threaded(cpu, Initial::accumulate(accumulate), dims, a, b, &c);
+        threaded(cpu, Initial::accumulate(accumulate), Dims { m, n, k }, a, b, &c);
         Ok(())
     }
     let c_dtype = c.data.dtype();
@@ -379,8 +355,8 @@ pub(crate) fn linear(
     ) -> Result<(), KernelError> {
         let (x, w) = (Mat::<T>::new(OP, "x", x)?, Mat::<T>::new(OP, "w", w)?);
         let (y, bias) = (MatSplit::<Y>::new(OP, "y", y)?, typed::<T>(OP, "bias", bias)?);
-        let dims = shape(OP, Product::Nt, x.shape(), w.shape(), y.shape())?;
-        length(OP, "bias", bias.len(), dims.n, format_args!("[{}, {}]", dims.m, dims.n))?;
+        let [m, n, k] = product_dims(OP, Product::Nt, x.shape(), w.shape(), y.shape())?;
+        let dims = Dims { m, n, k };
         // Beside the piece that each part of the product takes.
         let mut scratch = cpu.scratch.take_beside(1);
         let row = scratch.slice::<Y>(dims.n);
