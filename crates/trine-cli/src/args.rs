@@ -18,7 +18,8 @@ use trine_trainer::config::Times;
     after_help = examples::TRINE
 )]
 pub(crate) struct Cli {
-    /// Say notes and errors only; results are printed as ever
+    /// Say no progress: standard error has notes and errors only. Results go to standard output as ever, those of a run
+    /// too: its summary and its completions
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// Say more, where a command has more to say: a run has a line for each step and its ranks' memory

@@ -19,6 +19,7 @@ pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
             refuse_other_directory(args, &typed, dir)?;
             typed.file = Some(run_config(dir)?);
             typed.file_dir = dir.clone();
+            typed.is_stored = true;
             Some(text.to_owned())
         }
         None => None,
@@ -57,7 +58,7 @@ pub(crate) fn of_generate(args: &GenerateArgs) -> Result<Config, Failure> {
         ("--seed", "seed", &args.seed),
     ]);
     let file = Some(run_config(&args.run)?);
-    Ok(Config::load(&Typed { file, settings, ..Typed::default() })?)
+    Ok(Config::load(&Typed { file, is_stored: true, settings, ..Typed::default() })?)
 }
 
 /// What the options that every configured command shares say.
@@ -83,7 +84,7 @@ pub(crate) fn typed(args: &ConfigArgs) -> Result<Typed, Failure> {
     }));
     let folder = args.config.as_deref().and_then(Path::parent).map(Path::to_path_buf);
     let file_dir = folder.unwrap_or_default();
-    Ok(Typed { preset: args.preset.clone(), file, file_dir, settings: all })
+    Ok(Typed { preset: args.preset.clone(), file, file_dir, is_stored: false, settings: all })
 }
 
 /// One setting for each option that was given: (option, key, value).

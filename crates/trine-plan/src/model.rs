@@ -253,7 +253,9 @@ impl Model {
     pub fn dropped(&self, again: Recompute) -> Option<trine_spec::Recompute> {
         match again {
             Recompute::None => Some(trine_spec::Recompute::None),
-            Recompute::Full { every } => Some(trine_spec::Recompute::Blocks { every }),
+            Recompute::Full { every } => {
+                Some(trine_spec::Recompute::Blocks { every }.within(self.spec.layers))
+            }
             Recompute::Tensors(List(list)) => Some(self.lists.get(list)?.what.clone()),
             Recompute::Selective | Recompute::SelectiveOps => None,
         }

@@ -44,7 +44,8 @@ impl ModelSpec {
         }
         for rate in self.dropout.each() {
             if !(0.0..1.0).contains(&rate) {
-                return Err(field_error("dropout", rate, "must be in 0.0..1.0", 0.0));
+                let nearest = if rate >= 1.0 { 0.99 } else { 0.0 };
+                return Err(field_error("dropout", rate, "must be 0 or more and below 1", nearest));
             }
         }
         self.check_traits()?;
@@ -418,7 +419,11 @@ mod tests {
             ("model.logit_cap = 0.0", refused(&|m| m.logit_cap = OrNone::Some(0.0))),
             ("model.gated = a list of 3", refused(&|m| m.gated = list.clone())),
             ("all blocks have them or none", refused(&|m| m.positions = mixed.clone())),
-            ("model.dropout = 1", refused(&|m| m.dropout.attention = 1.0)),
+            (
+                "model.dropout = 1: must be 0 or more and below 1; nearest valid value: 0.99",
+                refused(&|m| m.dropout.attention = 1.0),
+            ),
+            ("below 1; nearest valid value: 0", refused(&|m| m.dropout.embedding = -0.1)),
         ] {
             assert!(text.contains(said), "{text}");
         }

@@ -51,6 +51,14 @@ impl Recompute {
         if patterns.is_empty() { Self::None } else { Self::Tensors(patterns) }
     }
 
+    /// The same of a model of so many blocks, as the smallest number: every N-th of fewer is the first alone.
+    pub fn within(self, layers: usize) -> Self {
+        match self {
+            Self::Blocks { every } => Self::Blocks { every: every.min(layers) },
+            other @ (Self::None | Self::Tensors(_)) => other,
+        }
+    }
+
     /// Whether it is the whole of block number `index`.
     fn has_block(&self, index: usize) -> bool {
         matches!(self, Self::Blocks { every } if index.is_multiple_of(*every))
@@ -185,7 +193,9 @@ impl ModelParts {
     /// # Errors
     /// Every 0th block, or a name of nothing that can be dropped.
     pub fn recompute(&mut self, what: &Recompute) -> Result<(), SpecError> {
-        self.check_recompute(what)?;
+        if let Some((_, fault)) = self.recompute_faults(what).into_iter().next() {
+            return Err(fault);
+        }
         for part in &mut self.pieces {
             match (&mut part.body, part.piece) {
                 (Body::Block(block), Piece::Block(index)) => block.recompute(index, what),
@@ -204,23 +214,29 @@ impl ModelParts {
         Ok(())
     }
 
-    fn check_recompute(&self, what: &Recompute) -> Result<(), SpecError> {
+    /// Everything that is wrong with what is to be computed again, each name by itself. The pieces are looked through
+    /// once, however many names there are.
+    pub fn recompute_faults(&self, what: &Recompute) -> Vec<(Recompute, SpecError)> {
         match what {
-            Recompute::None | Recompute::Blocks { every: 1.. } => Ok(()),
+            Recompute::None | Recompute::Blocks { every: 1.. } => Vec::new(),
             Recompute::Blocks { every: 0 } => {
-                Err(SpecError::Recompute { rule: "must be at least 1".into(), nearest: "1".into() })
+                let (rule, nearest) = ("must be at least 1".into(), "1".into());
+                vec![(what.clone(), SpecError::Recompute { rule, nearest })]
             }
             Recompute::Tensors(patterns) => {
                 let names = self.recomputable();
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let is_nothing = |pattern: &&Pattern| !names.iter().any(|name| pattern.fits(name));
-                let Some(pattern) = patterns.iter().find(is_nothing) else { return Ok(()) };
-                let nearest = nearest(pattern.as_str(), &names).unwrap_or("false").into();
-                let rule = format!(
-                    "\"{pattern}\" names nothing that can be computed again; there are {}",
-                    names.join(", ")
-                );
-                Err(SpecError::Recompute { rule, nearest })
+                let fault = |pattern: &Pattern| {
+                    let nearest = nearest(pattern.as_str(), &names).unwrap_or("false").into();
+                    let rule = format!(
+                        "\"{pattern}\" names nothing that can be computed again; there are {}",
+                        names.join(", ")
+                    );
+                    let alone = Recompute::Tensors(vec![pattern.clone()]);
+                    (alone, SpecError::Recompute { rule, nearest })
+                };
+                patterns.iter().filter(is_nothing).map(fault).collect()
             }
         }
     }

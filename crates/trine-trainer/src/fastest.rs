@@ -57,9 +57,9 @@ impl Fastest {
     /// computed again, no more of them than it takes ([`Recompute::ladder`]). The numbers of a step stay, but for the
     /// rounding of sums in another order.
     pub fn find(config: &Config, choices: Choices<'_>, machine: MachineSource<'_>) -> Self {
-        let leaner = |recompute| {
+        let leaner = |recompute: Recompute| {
             let mut lean = config.clone();
-            lean.train.recompute = recompute;
+            lean.train.recompute = recompute.within(config.model.layers);
             lean
         };
         let mut leanest = None;

@@ -150,7 +150,7 @@ fn decided(all: &Process, args: &TrainArgs) -> Result<(Config, Option<String>), 
     let text = spoken(all, all.agree(text.map_err(TrainError::from), TrainError::is_usage))?;
     let text = all.rank_0_says(&text).map_err(|error| Failure::Run(error.into()))?;
     let file = Some(File { name: "rank 0's layout".into(), text });
-    let config = Config::load(&Typed { file, ..Typed::default() })?;
+    let config = Config::load(&Typed { file, is_stored: true, ..Typed::default() })?;
     Ok((config, own.and_then(|own| own.chosen)))
 }
 

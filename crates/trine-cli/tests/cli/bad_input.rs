@@ -75,7 +75,7 @@ const CASES: &[(&[&str], &[&str])] = &[
         &[
             "10 problems",
             "groups.toml:2:1: optimizer.groups = \"blok.*: lr=1\": names no parameter of the model",
-            "nearest valid: block.",
+            "nearest valid: \"block.*: lr=1\"",
             "\"embedding.* lr=1\": must be names of parameters, `:`, and what is set for them; \
              nearest valid: \"embedding.* lr=1: lr=1\"",
             "\"*:\": sets none of lr, decay and schedule; nearest valid: \"*: lr=1\"",

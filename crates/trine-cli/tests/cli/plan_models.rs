@@ -118,6 +118,55 @@ fn the_configuration_of_such_a_model_has_every_key_of_it() {
     fails(folder.path(), &at_model, 2, &["--write-config tiny/config.json: the command reads it"]);
 }
 
+/// The best layout of a configuration.
+fn best(folder: &Path, config: &str) -> Value {
+    let words = [&["plan", config, "--json", "--top=1"][..], &SMALL].concat();
+    let found: Value = serde_json::from_str(&ok(folder, &words)).unwrap();
+    found["best"][0].clone()
+}
+
+/// Paths start at the configuration that was read, wherever the new one is written and read.
+#[test]
+fn a_planned_configuration_has_the_texts_of_the_one_that_it_is_made_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for sub in ["given", "written", "elsewhere"] {
+        fs::create_dir(at.join(sub)).unwrap();
+    }
+    let text = "preset = \"gpt2-124m\"\ndata.source = \"book.txt\"\n";
+    fs::write(at.join("given/run.toml"), text).unwrap();
+    fs::write(at.join("given/book.txt"), "Some words.").unwrap();
+    let words = ["plan", "given/run.toml", "--write-config=written/planned.toml"];
+    ok(at, &[&words[..], &SMALL].concat());
+    let dry = ok(&at.join("elsewhere"), &["train", "../written/planned.toml", "--dry-run"]);
+    let source = fs::canonicalize(at.join("given/book.txt")).unwrap();
+    let line = dry.lines().find_map(|line| line.strip_prefix("source = ")).unwrap();
+    let found = Path::new(line.trim_matches(['"', '\'']));
+    assert_eq!(fs::canonicalize(found).unwrap(), source, "{line}");
+    assert!(!dry.contains("is not there"), "{dry}");
+}
+
+/// What is frozen has weights, and nothing of what training needs beside them.
+#[test]
+fn a_plan_counts_what_is_frozen_of_a_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let text = "preset = \"gpt2-124m\"\n";
+    fs::write(at.join("whole.toml"), text).unwrap();
+    let frozen = format!("{text}train.frozen = [\"block.*\", \"embedding.token\"]\n");
+    fs::write(at.join("frozen.toml"), frozen).unwrap();
+    let [whole, frozen] = ["whole.toml", "frozen.toml"].map(|config| best(at, config));
+    let bytes = |of: &Value, item: &str| of["memory_bytes"][item].as_f64().unwrap();
+    assert_eq!(bytes(&frozen, "weights"), bytes(&whole, "weights"));
+    // Positions and the last norm are left: 0.8 of 124 million.
+    for item in ["gradients", "moments"] {
+        assert!(bytes(&frozen, item) < 0.02 * bytes(&whole, item), "{item}");
+    }
+    let seconds = |of: &Value, item: &str| of["time_s"][item].as_f64().unwrap();
+    assert!(seconds(&frozen, "backward") < seconds(&whole, "backward"));
+    assert!(seconds(&frozen, "optimizer") < 0.1 * seconds(&whole, "optimizer"));
+}
+
 #[test]
 fn what_trine_cannot_express_is_refused_by_its_name() {
     let folder = tempfile::tempdir().unwrap();

@@ -36,12 +36,39 @@ fn a_dry_run_says_what_each_group_names() {
     let scratch = Scratch::new();
     let groups =
         "--set=optimizer.groups=[\"embedding.token: lr=0.1\", \"block.1.*.weight: decay=0\"]";
-    let frozen = "--set=train.frozen=[\"embedding.*\"]";
+    let frozen = "--set=train.frozen=[\"embedding.posi*\"]";
     let args = [&small("dry", SERIAL)[..], &["--dry-run", groups, frozen]].concat();
     let (text, _) = scratch.ok(&args);
-    let line = "# frozen \"embedding.*\": 2 parameters with 17,792 elements";
+    let line = "# frozen \"embedding.posi*\": 1 parameter with 8,192 elements";
     assert!(text.contains(line), "{text}");
     let line = "# group \"embedding.token: lr=0.1\": 1 parameter with 9,600 elements\n";
     assert!(text.contains(line), "{text}");
     assert!(text.contains("# group \"block.1.*.weight: decay=0\": 8 parameters with "), "{text}");
+}
+
+/// A run that an older release began with settings that do nothing goes on; the same file begins no new one.
+#[test]
+fn settings_that_do_nothing_end_no_run_that_has_them() {
+    let scratch = Scratch::new();
+    let frozen = "--set=train.frozen=[\"embedding.token\"]";
+    scratch.ok(&[&small("old", SERIAL)[..], &["--steps=2", frozen]].concat());
+    let stored = scratch.path("old/config.toml");
+    let text = std::fs::read_to_string(&stored).unwrap();
+    let changed = [
+        ("rope_theta = 10000.0", "rope_theta = 500000.0"),
+        ("recompute = false", "recompute = 9"),
+        ("groups = []", "groups = [\"embedding.token: lr=0.5\"]"),
+    ];
+    let old = changed.iter().fold(text, |text, (now, then)| {
+        assert!(text.contains(now), "{now} is missing in {text}");
+        text.replacen(now, then, 1)
+    });
+    std::fs::write(&stored, &old).unwrap();
+    let (_, told) = scratch.ok(&["train", "--resume", "old", "--steps=4"]);
+    assert!(told.contains("resume: train.recompute false → 9"), "{told}");
+    assert_eq!(scratch.at("old").summary()["steps"], 4);
+    scratch.ok(&["inspect", "old"]);
+    scratch.ok(&["generate", "--run", "old", "--prompt", "a", "--tokens", "2"]);
+    let idle = ["model.rope_theta = 500000.0", "train.recompute = 9", "optimizer.groups = "];
+    scratch.fails(&["train", "old/config.toml", "--out=new", "--dry-run"], 2, &idle);
 }

@@ -118,7 +118,7 @@ fn a_shape_that_others_cannot_open_is_said_at_the_start() {
         assert!(output.status.success());
         text(&output.stdout) + &text(&output.stderr)
     };
-    let said = "which transformers does not open";
+    let said = "which transformers does not open: its gpt has no way to say model.head_dim";
     assert!(run("wide", "--set=model.head_dim=16").contains(said));
     assert!(!run("usual", "--set=model.head_dim=8").contains(said));
 }

@@ -79,6 +79,8 @@ fn quiet_and_verbose_say_less_and_more() {
     assert_eq!(steps(&said), 6, "{said}");
     assert!(said.contains("gradient norm ") && said.contains("(step 4)"), "{said}");
     assert_eq!(run("quiet", &[&evaluated[..], &["--quiet"]].concat()), "");
+    let (help, _) = scratch.ok(&["--help"]);
+    assert!(help.contains("a run too: its summary and its completions"), "{help}");
 }
 
 /// Where no line is drawn anew, what was begun is said to its end.

@@ -1,6 +1,7 @@
 //! The rules that values must keep, by themselves and with each other.
 
 mod groups;
+mod idle;
 mod own;
 
 use super::error::{Origin, Violation};
@@ -195,6 +196,7 @@ impl Check<'_> {
             self.stages();
         }
         self.times();
+        self.rotation();
         self.groups();
         self.frozen();
         self.recompute();
@@ -470,7 +472,7 @@ impl Range {
 fn limit(path: &str) -> i64 {
     match path {
         "seed" | "data.file_bytes_max" => i64::MAX,
-        "model.layers" => 1 << 14,
+        "model.layers" | "train.recompute" => 1 << 14,
         "layout.threads_per_rank" => 4096,
         "layout.virtual" => 1 << 10,
         "layout.pp" => Shape::STEP_RANKS_MAX as i64,

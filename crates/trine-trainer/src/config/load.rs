@@ -4,7 +4,7 @@ use super::error::{ConfigError, Origin, Violation};
 use super::keys::{self, DEGREES, DEGREES_EACH, MICRO_BATCHES, MODEL_PRESET, PRESET};
 use super::typed::{Assignment, Typed, read_file, read_setting};
 use super::{Config, DEFAULT_PRESET, LayoutBy, Loaded, Source, check, presets};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 use trine_schedule::Order;
 use trine_spec::ModelSpec;
@@ -12,13 +12,34 @@ use trine_spec::ModelSpec;
 /// Beginnings of validation documents that are completed where the text has no prompts.
 const DOCUMENTS_COMPLETED: usize = 3;
 
+/// What rotary positions are set by.
+pub(super) const ROTATION: [&str; 3] =
+    ["model.rope_theta", "model.rope_fraction", "model.rope_scaling"];
+
+/// Its values where no block has such positions, with all others of a model.
+pub(super) fn plain_rotation() -> Option<toml::Table> {
+    toml::Table::try_from(ModelSpec::usual(false)).ok()
+}
+
 /// Where each key's value was given.
 #[derive(Debug, Default)]
-pub(super) struct Origins(BTreeMap<&'static str, Origin>);
+pub(super) struct Origins {
+    of: BTreeMap<&'static str, Origin>,
+    /// The keys that somebody has typed.
+    typed: BTreeSet<&'static str>,
+    /// Whether the file is one that a run has stored.
+    is_stored: bool,
+}
 
 impl Origins {
     pub(super) fn of(&self, path: &str) -> Origin {
-        self.0.get(path).cloned().unwrap_or(Origin::Program)
+        self.of.get(path).cloned().unwrap_or(Origin::Program)
+    }
+
+    /// Whether somebody has typed it just now, and not for a run that goes on.
+    pub(super) fn is_asked(&self, path: &str) -> bool {
+        let is_of_run = self.is_stored && matches!(self.of(path), Origin::File { .. });
+        self.typed.contains(path) && !is_of_run
     }
 }
 
@@ -39,12 +60,16 @@ pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     let Some(mut draft) = Draft::from_preset(typed, &assignments, &mut violations)? else {
         return Err(ConfigError::Invalid(violations));
     };
+    draft.origins.is_stored = typed.is_stored;
     for assignment in assignments {
+        draft.origins.typed.insert(assignment.key.path);
         draft.put(assignment.key.path, assignment.value, assignment.at);
     }
     let mut broken = Vec::new();
     draft.follow(&mut broken);
     draft.follow_family()?;
+    draft.follow_layers();
+    draft.follow_positions();
     draft.suit_prompts();
     draft.count_steps();
     let micro_is_given =
@@ -141,7 +166,7 @@ impl Draft {
             self.values.remove(MICRO_BATCHES);
         }
         self.values.insert(path, value);
-        self.origins.0.insert(path, at);
+        self.origins.of.insert(path, at);
     }
 
     fn count(&self, path: &str) -> usize {
@@ -220,14 +245,49 @@ impl Draft {
         Ok(())
     }
 
+    /// A family's list has no more values than there are blocks.
+    fn follow_layers(&mut self) {
+        let layers = self.count("model.layers").max(1);
+        for (name, _) in self.base.clone().traits() {
+            let key = keys::find(&format!("model.{name}")).expect("invariant: traits are keys");
+            if self.origins.typed.contains(key.path) {
+                continue;
+            }
+            let Some(Value::Array(values)) = self.values.get_mut(key.path) else { continue };
+            values.truncate(layers);
+            if let [one] = &values[..] {
+                let one = one.clone();
+                self.values.insert(key.path, one);
+            }
+        }
+    }
+
+    /// What turns queries and keys goes with their positions.
+    fn follow_positions(&mut self) {
+        let is_rotary = |value: &Value| value.as_str() == Some("rotary");
+        let positions = &self.values["model.positions"];
+        let mut each =
+            positions.as_array().map_or(std::slice::from_ref(positions), Vec::as_slice).iter();
+        let (false, Some(plain)) = (each.any(is_rotary), plain_rotation()) else { return };
+        let at = self.origins.of("model.positions");
+        for path in ROTATION {
+            let value = &plain[path.trim_start_matches("model.")];
+            if !self.origins.typed.contains(path) && self.values[path] != *value {
+                self.put(path, value.clone(), at.clone());
+            }
+        }
+    }
+
     /// Prompts of the preset are Rust: another text is completed from beginnings of its own.
     fn suit_prompts(&mut self) {
         let source = self.values.get("data.source").and_then(Value::as_str);
         let is_own = source.is_some_and(|source| Source::from(source.to_owned()) != Source::Crates);
-        if is_own && self.untouched("sample.prompts") && self.untouched("sample.documents") {
+        if is_own && self.untouched("sample.prompts") {
             let at = self.origins.of("data.source");
             self.put("sample.prompts", Value::Array(Vec::new()), at.clone());
-            self.put("sample.documents", integer(DOCUMENTS_COMPLETED), at);
+            if self.untouched("sample.documents") {
+                self.put("sample.documents", integer(DOCUMENTS_COMPLETED), at);
+            }
         }
     }
 

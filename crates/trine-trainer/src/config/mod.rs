@@ -26,6 +26,7 @@ mod error;
 mod groups;
 mod keys;
 mod load;
+mod nearest;
 mod presets;
 mod resolved;
 mod schema;
@@ -168,12 +169,20 @@ impl Config {
         toml::to_string(self).map_err(|error| ConfigError::Write { cause: error.to_string() })
     }
 
-    /// The configuration as a run stores it: with absolute paths, so that it means the same from any
-    /// folder, and without the run directory, which a new run must not claim.
+    /// The configuration as a run stores it: [`Config::placed`], and without the run directory, which a new run must
+    /// not claim.
+    ///
+    /// # Errors
+    /// As [`Config::placed`].
+    pub fn stored(&self) -> Result<Self, ConfigError> {
+        Ok(Self { output: Output { dir: Default::default() }, ..self.placed()? })
+    }
+
+    /// The same with absolute paths, so that a file means the same in any folder.
     ///
     /// # Errors
     /// As [`Config::to_toml`], or a working directory that is gone.
-    pub fn stored(&self) -> Result<Self, ConfigError> {
+    pub fn placed(&self) -> Result<Self, ConfigError> {
         let write = |cause: String| ConfigError::Write { cause };
         let mut table = self.to_table()?;
         for key in keys::keys().filter(|key| !key.shorthand) {
@@ -183,8 +192,7 @@ impl Config {
             let path = path.to_string_lossy().into_owned();
             load::replace(&mut table, key.path, path.into());
         }
-        let config: Self = table.try_into().map_err(|e: toml::de::Error| write(e.to_string()))?;
-        Ok(Self { output: Output { dir: Default::default() }, ..config })
+        table.try_into().map_err(|error: toml::de::Error| write(error.to_string()))
     }
 
     /// The keys whose values differ, each with the value in `before` and here, as TOML.

@@ -150,7 +150,8 @@ fn prompts_suit_the_text_unless_they_are_given() {
     assert_eq!(sample("data.source = \"crates\"\n"), (3, 0));
     assert_eq!(sample("data.source = \"book.txt\"\n"), (0, 3));
     assert_eq!(sample("data.source = \"b\"\nsample.prompts = [\"x\"]\n"), (1, 0));
-    assert_eq!(sample("data.source = \"b\"\nsample.documents = 0\n"), (3, 0));
+    assert_eq!(sample("data.source = \"b\"\nsample.documents = 0\n"), (0, 0));
+    assert_eq!(sample("data.source = \"b\"\nsample.documents = 5\n"), (0, 5));
 }
 
 #[test]
@@ -526,7 +527,132 @@ const RULES: &[(&[&str], &str, &str)] = &[
         "attention.qkv",
     ),
     (&["train.recompute=['']"], "\"\" names nothing", "norms"),
+    (
+        &["train.recompute=18446744073709551615"],
+        "train.recompute = 18446744073709551615: must be at most 16384",
+        "16384",
+    ),
+    (
+        &["train.recompute=5"],
+        "--set train.recompute=5: train.recompute = 5: names every 5th block, and model.layers = 4",
+        "4",
+    ),
+    (
+        &["train.recompute=half", "model.layers=1", "layout.pp=1"],
+        "train.recompute = 2: names every 2nd block, and model.layers = 1 (--set model.layers=1)",
+        "true",
+    ),
+    (
+        &["model.rope_theta=5e5"],
+        "--set model.rope_theta=5e5: model.rope_theta = 500000.0: does nothing, as no block has \
+         rotary positions: model.positions = \"learned\" (preset rust-default)",
+        "model.rope_theta = 10000.0 or model.positions = \"rotary\"",
+    ),
+    (
+        &["model.family=llama", "model.positions=none", "model.rope_fraction=0.5"],
+        "model.rope_fraction = 0.5: does nothing",
+        "model.rope_fraction = 1.0 or model.positions = \"rotary\"",
+    ),
+    (
+        &["model.rope_scaling=linear 2"],
+        "model.rope_scaling = \"linear 2\": does nothing",
+        "model.rope_scaling = \"none\" or model.positions = \"rotary\"",
+    ),
+    (
+        &[
+            "train.frozen=['block.0.*']",
+            "optimizer.groups=['*.weight: lr=2', 'block.0.mlp.*: lr=0.5', '*norm*: decay=0']",
+        ],
+        "optimizer.groups = \"block.0.mlp.*: lr=0.5\": does nothing, as all that it names is frozen: \
+         train.frozen = [\"block.0.*\"] (--set train.frozen=['block.0.*'])",
+        "optimizer.groups = [\"*.weight: lr=2\", \"*norm*: decay=0\"]",
+    ),
+    (
+        &["optimizer.groups=['blok.*: lr=0.5']"],
+        "\"blok.*: lr=0.5\": names no parameter of the model",
+        "\"block.*: lr=0.5\"",
+    ),
+    (
+        &["train.frozen=['*.atention.*']"],
+        "train.frozen = \"*.atention.*\": names no parameter of the model",
+        "\"*.attention.*\"",
+    ),
 ];
+
+/// The longest lists of patterns.
+#[test]
+fn a_list_that_is_too_long_is_told_by_its_length() {
+    for key in ["train.recompute", "train.frozen", "optimizer.groups"] {
+        let text = error("", &[&format!("{key}=[{}]", "'norms',".repeat(101))]);
+        let said = format!("{key} = a list of 101: must be at most 100 lines; nearest valid: one");
+        assert!(text.contains(&said), "{text}");
+    }
+}
+
+/// The blocks are looked through once, not for each name: the deepest model takes seconds with a hundred of them, where
+/// it took minutes.
+#[test]
+fn a_long_list_of_names_is_checked_in_the_time_of_a_short_one() {
+    let names = |count: usize| format!("train.recompute=[{}'nothing']", "'norms',".repeat(count));
+    let took = |count| {
+        let begun = std::time::Instant::now();
+        let text = error("", &["model.layers=16384", "model.hidden=64", &names(count)]);
+        assert!(text.contains("\"nothing\" names nothing"), "{text}");
+        begun.elapsed().as_secs_f64()
+    };
+    let (short, long) = (took(1), took(99));
+    assert!(long < 5.0 * short, "{short} s, {long} s");
+}
+
+/// The settings that do nothing beside others, which older releases took.
+const IDLE: &str = "[model]\npositions = \"learned\"\nrope_theta = 5e5\n[train]\nrecompute = 9\nfrozen = \
+                    [\"head.*\"]\n[optimizer]\ngroups = [\"head.norm.*: lr=2\"]\n";
+
+#[test]
+fn what_does_nothing_is_refused_but_in_the_file_of_a_run_that_goes_on() {
+    let text = error(IDLE, &[]);
+    assert!(text.starts_with("3 problems"), "{text}");
+    for place in ["run.toml:3:1: model.rope_theta", "run.toml:5:1: train.", "run.toml:8:1: opt"] {
+        assert!(text.contains(place), "{text}");
+    }
+    let old = Typed { is_stored: true, ..typed(IDLE, &[]) };
+    let config = Config::load(&old).unwrap();
+    assert_eq!((config.model.rope_theta, config.train.recompute.to_string()), (5e5, "9".into()));
+    config.check().unwrap();
+    let again = Typed { is_stored: true, ..typed(&config.to_toml().unwrap(), &[]) };
+    assert_eq!(Config::load(&again).unwrap(), config);
+    // What is typed to go on is not from then.
+    for (typed_now, says) in [
+        ("train.recompute=7", "train.recompute = 7"),
+        ("model.rope_theta=7", "model.rope_theta = 7"),
+        ("train.frozen=['head.*']", "optimizer.groups = "),
+    ] {
+        let now = Typed { is_stored: true, ..typed(IDLE, &[typed_now]) };
+        let text = Config::load(&now).unwrap_err().to_string();
+        assert!(text.starts_with("--set") || text.starts_with("run.toml:8"), "{text}");
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[test]
+fn what_follows_from_other_values_is_never_refused() {
+    // A preset's rotation goes with its positions, a family's list with its blocks.
+    let learned = load("", &["preset=llama3-8b", "model.positions=learned", "layout.tp=1"]);
+    assert_eq!(learned.model.rope_theta, 1e4);
+    assert_eq!(load(&learned.to_toml().unwrap(), &[]), learned);
+    let neox = load("", &["model.family=gpt-neox", "model.positions=none"]);
+    assert_eq!(neox.model.rope_fraction, 1.0.into());
+    let kept = load("", &["preset=llama3-8b", "layout.tp=1"]);
+    assert_eq!(kept.model.rope_theta, 5e5);
+    let one = ["model.layers=1", "layout.pp=1"];
+    for model in ["model.family=gemma2", "preset=gemma2-2b"] {
+        let config = load("", &[&[model][..], &one].concat());
+        assert_eq!(config.model.window.values().len(), 1, "{model}");
+        assert_eq!(load(&config.to_toml().unwrap(), &[]), config);
+    }
+    let text = error("", &[&["model.family=gemma2", "model.window=[8, 9]"][..], &one].concat());
+    assert!(text.contains("--set model.window=[8, 9]: model.window = a list of 2"), "{text}");
+}
 
 #[test]
 fn every_rule_names_what_where_and_the_nearest_valid_value() {
@@ -535,7 +661,7 @@ fn every_rule_names_what_where_and_the_nearest_valid_value() {
         assert!(text.contains(part), "{text}\n  expected: {part}");
         assert!(text.ends_with(&format!("nearest valid: {end}")), "{text}\n  expected: {end}");
     }
-    assert_eq!(RULES.len(), 48);
+    assert_eq!(RULES.len(), 57);
 }
 
 #[test]

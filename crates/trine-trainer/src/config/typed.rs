@@ -30,6 +30,8 @@ pub struct Typed {
     pub file: Option<File>,
     /// Where relative paths in the file start; empty: at the working directory, as those of options do.
     pub file_dir: PathBuf,
+    /// Whether the file is one that a run has stored. What does nothing there is no mistake of who reads it.
+    pub is_stored: bool,
     /// Options, in order.
     pub settings: Vec<Setting>,
 }
@@ -286,7 +288,8 @@ fn proven(text: &str) -> Result<String, String> {
 
 /// Reports a whole number with more digits than TOML has: it would pass for a text.
 fn too_long(path: &str, text: &str, at: &Origin) -> Option<Violation> {
-    let key = keys::find(path).filter(|key| key.kind == Kind::Count)?;
+    let is_counted = |key: &&Key| matches!(key.kind, Kind::Count | Kind::Recompute);
+    let key = keys::find(path).filter(is_counted)?;
     (is_whole(text) && text.parse::<i64>().is_err()).then(|| check::above_limit(key, text, at))
 }
 

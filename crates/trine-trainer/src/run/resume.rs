@@ -49,7 +49,8 @@ pub(super) fn configuration(manifest: &Manifest, dir: &Path) -> Result<Config, T
         Some(text) => File { name: "the checkpoint's configuration".into(), text: text.into() },
         None => File::read(&dir.join(CONFIG))?,
     };
-    let typed = Typed { file: Some(file), file_dir: dir.to_path_buf(), ..Typed::default() };
+    let (file, file_dir) = (Some(file), dir.to_path_buf());
+    let typed = Typed { file, file_dir, is_stored: true, ..Typed::default() };
     Ok(Config::load(&typed)?.stored()?)
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<(), Failure
 impl<'a> Inspected<'a> {
     fn read(directory: &'a Path) -> Result<Self, Failure> {
         let file = Some(select::run_config(directory)?);
-        let config = Config::load(&Typed { file, ..Typed::default() })?;
+        let config = Config::load(&Typed { file, is_stored: true, ..Typed::default() })?;
         let history = History::read(&directory.join("metrics.jsonl"))?;
         let mut notes = history.notes();
         let told = state::told(directory, &mut notes)?;

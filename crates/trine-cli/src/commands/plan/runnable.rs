@@ -172,11 +172,11 @@ fn trained(precision: Precision) -> Option<config::Precision> {
     }
 }
 
-/// A configuration as a file: of a preset what differs from it, of another model all.
+/// A configuration as a file, which may be in any folder: of a preset what differs from it, of another model all.
 fn text(task: &Task, choice: &Choice, config: &Config) -> Result<String, Failure> {
     let about = describe(choice);
     if !task.is_preset {
-        return Ok(format!("# {about}\n{}", config.to_toml()?));
+        return Ok(format!("# {about}\n{}", config.placed()?.to_toml()?));
     }
     let Config { name: preset, data, layout, batch, train, model, .. } = config;
     let longer = match model.seq_max == task.base.model.seq_max {

@@ -49,7 +49,8 @@ impl<'a> Source<'a> {
             }
             Self::Configuration(path) => {
                 let file = Some(File::read(path)?);
-                Ok(Config::load(&Typed { file, ..Typed::default() })?)
+                let file_dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
+                Ok(Config::load(&Typed { file, file_dir, ..Typed::default() })?)
             }
             Self::HuggingFace(path) => hugging_face(path),
         }

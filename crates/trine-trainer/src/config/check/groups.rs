@@ -1,6 +1,7 @@
 //! Groups of parameters.
 
-use super::super::{groups, keys};
+use super::super::groups;
+use super::super::nearest::nearest_pattern;
 use super::Check;
 use trine_optim::Group;
 use trine_spec::{ParamSpec, Pattern, Recompute, SpecError};
@@ -19,9 +20,9 @@ impl Check<'_> {
             return;
         }
         let params = self.params();
-        for line in lines {
+        for (number, line) in lines.iter().enumerate() {
             let wrong = match groups::parse(line) {
-                Ok(group) => self.wrong_group(&group, &params),
+                Ok(group) => self.wrong_group((number, line), &group, &params),
                 Err(refused) => Some((refused.rule, refused.nearest)),
             };
             if let Some((rule, nearest)) = wrong {
@@ -37,15 +38,17 @@ impl Check<'_> {
             return;
         }
         let (params, patterns) = (self.params(), self.config.frozen());
+        let Ok(mut parts) = self.config.model.parts(1) else { return };
         let found = self.found.len();
         for (line, pattern) in lines.iter().zip(&patterns) {
-            if let Some(nearest) = unmatched(pattern, &params) {
+            if !names_any(pattern, &params) {
+                let is_valid = |other: &Pattern| parts.freeze(std::slice::from_ref(other)).is_ok();
+                let nearest = self.nearest(pattern, &params, is_valid);
                 self.report("train.frozen", format!("{line:?}"), UNMATCHED, format!("{nearest:?}"));
             }
         }
-        let frozen = self.config.model.parts(1).and_then(|mut parts| parts.freeze(&patterns));
         if let (true, Err(SpecError::Frozen { rule, nearest })) =
-            (found == self.found.len(), frozen)
+            (found == self.found.len(), parts.freeze(&patterns))
         {
             self.report("train.frozen", format!("{lines:?}"), rule, nearest);
         }
@@ -54,19 +57,18 @@ impl Check<'_> {
     /// What is computed again of a model that holds together.
     pub(super) fn recompute(&mut self) {
         const KEY: &str = "train.recompute";
-        // Each name by itself, so that all wrong ones are said at once.
-        let each: Vec<Recompute> = match self.config.train.recompute.clone() {
-            Recompute::None | Recompute::Blocks { every: 1.. } => return,
-            zero @ Recompute::Blocks { every: 0 } => vec![zero],
-            Recompute::Tensors(patterns) if self.too_many(KEY, &patterns) => return,
-            Recompute::Tensors(patterns) => {
-                patterns.into_iter().map(|pattern| Recompute::Tensors(vec![pattern])).collect()
-            }
-        };
-        let Ok(mut parts) = self.config.model.parts(1) else { return };
-        for one in each {
-            if let Err(SpecError::Recompute { rule, nearest }) = parts.recompute(&one) {
-                self.report(KEY, &one, rule, nearest);
+        let what = self.config.train.recompute.clone();
+        match &what {
+            Recompute::None => return,
+            Recompute::Blocks { every: every @ 1.. } => return self.every(*every),
+            Recompute::Blocks { every: 0 } => {}
+            Recompute::Tensors(patterns) if self.too_many(KEY, patterns) => return,
+            Recompute::Tensors(_) => {}
+        }
+        let Ok(parts) = self.config.model.parts(1) else { return };
+        for (wrong, fault) in parts.recompute_faults(&what) {
+            if let SpecError::Recompute { rule, nearest } = fault {
+                self.report(KEY, wrong, rule, nearest);
             }
         }
     }
@@ -76,22 +78,47 @@ impl Check<'_> {
         let is_long = lines.len() > LINES_MAX;
         if is_long {
             let rule = format!("must be at most {LINES_MAX} lines");
-            self.report(key, lines.len(), rule, "one line with a `*`");
+            let found = format!("a list of {}", lines.len());
+            self.report(key, found, rule, "one line with a `*`");
         }
         is_long
     }
 
-    /// The parameters that a pattern may name.
+    /// The parameters that a pattern may name. What is frozen says so.
     fn params(&self) -> Vec<ParamSpec> {
-        let model = &self.config.model;
+        let (model, frozen) = (&self.config.model, self.config.frozen());
         let params = model.pieces().flat_map(|piece| model.params(piece, 1));
-        params.filter(|param| param.tied_to.is_none()).collect()
+        let mut params: Vec<ParamSpec> = params.filter(|param| param.tied_to.is_none()).collect();
+        for param in &mut params {
+            param.trainable = !frozen.iter().any(|pattern| pattern.fits(&param.name));
+        }
+        params
     }
 
     /// What is wrong with a group beside the model and the optimizer, and what would do.
-    fn wrong_group(&self, group: &Group, params: &[ParamSpec]) -> Option<(String, String)> {
-        if let Some(nearest) = unmatched(&group.pattern, params) {
-            return Some((UNMATCHED.into(), nearest));
+    fn wrong_group(
+        &self,
+        (number, line): (usize, &str),
+        group: &Group,
+        params: &[ParamSpec],
+    ) -> Option<(String, String)> {
+        if !names_any(&group.pattern, params) {
+            let is_trained = |pattern: &Pattern| {
+                params.iter().any(|param| param.trainable && pattern.fits(&param.name))
+            };
+            let nearest = self.nearest(&group.pattern, params, is_trained);
+            let settings = line.rsplit_once(':').map_or("", |(_, settings)| settings);
+            return Some((UNMATCHED.into(), format!("\"{nearest}:{settings}\"")));
+        }
+        if self.is_idle(group, params) {
+            let mut rest = self.config.optimizer.groups.clone();
+            rest.remove(number);
+            let rule = format!(
+                "does nothing, as all that it names is frozen: train.frozen = {:?}{}",
+                self.config.train.frozen,
+                self.given("train.frozen")
+            );
+            return Some((rule, format!("optimizer.groups = {rest:?}")));
         }
         let mut named = params.iter().filter(|param| group.names(param));
         if group.decay.is_some_and(|decay| decay > 0.0) && !named.any(|param| param.decay) {
@@ -104,13 +131,20 @@ impl Check<'_> {
             (format!("lr × optimizer.lr = {peak:e} must be a number of f32"), "lr=1".into())
         })
     }
+
+    /// The nearest pattern that is valid, for one that names nothing.
+    fn nearest(
+        &self,
+        pattern: &Pattern,
+        params: &[ParamSpec],
+        is_valid: impl FnMut(&Pattern) -> bool,
+    ) -> String {
+        let found = nearest_pattern(pattern, params, self.config.model.layers, is_valid);
+        found.map_or_else(|| "embedding.*".into(), |found| found.as_str().to_owned())
+    }
 }
 
-/// Where a pattern names no parameter: the name that is most similar.
-fn unmatched(pattern: &Pattern, params: &[ParamSpec]) -> Option<String> {
-    let names = params.iter().map(|param| param.name.as_str());
-    if names.clone().any(|name| pattern.fits(name)) {
-        return None;
-    }
-    Some(keys::nearest_word(pattern.as_str(), names).to_owned())
+/// Whether a pattern names a parameter.
+fn names_any(pattern: &Pattern, params: &[ParamSpec]) -> bool {
+    params.iter().any(|param| pattern.fits(&param.name))
 }

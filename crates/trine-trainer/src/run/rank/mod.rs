@@ -319,7 +319,7 @@ fn other_architecture(model: &ModelSpec) -> Option<String> {
     let lacks = hf::obstacles(model).join(", ");
     (!lacks.is_empty()).then(|| {
         format!(
-            "checkpoints are saved as \"trine\", which transformers does not open: a {} of its has no such {lacks}",
+            "checkpoints are saved as \"trine\", which transformers does not open: its {} has no way to say {lacks}",
             model.family
         )
     })
