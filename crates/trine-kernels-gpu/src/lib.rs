@@ -6,6 +6,7 @@
 //! * [`IMAGES`] are these sources compiled to PTX, which a test holds against the sources by a hash.
 //! * [`Kernels`] are those of compiled sources, found by name.
 //! * [`GpuOps`] checks arguments as the CPU's kernels do, and launches.
+//! * [`Exchanges`] are copies and reductions between ranks that share a GPU.
 //!
 //! No sum depends on the number of blocks or on what else a device does: nothing is added by atomics.
 
@@ -13,6 +14,7 @@ mod activation;
 mod attention;
 mod elementwise;
 mod embedding;
+mod exchanges;
 mod gpu;
 mod images;
 mod kernels;
@@ -29,6 +31,7 @@ mod sources;
 mod views;
 
 pub use attention::{Gradients, Inputs, Rows, RowsMut};
+pub use exchanges::Exchanges;
 pub use gpu::GpuOps;
 pub use images::{COMPILER, IMAGES, Image, OPTIONS, compiled, headers, source_hash};
 pub use kernels::Kernels;

@@ -18,6 +18,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("loss.cu", include_str!("../kernels/loss.cu")),
     ("norm.cu", include_str!("../kernels/norm.cu")),
     ("optim.cu", include_str!("../kernels/optim.cu")),
+    ("reduce.cu", include_str!("../kernels/reduce.cu")),
     ("rms.cu", include_str!("../kernels/rms.cu")),
     ("rope.cu", include_str!("../kernels/rope.cu")),
 ];
