@@ -15,6 +15,7 @@ pub const IMAGES: &[Image] = &[
     Image { source: "norm.cu", hash: "abbb0f7f116a947f", ptx: include_str!("norm.ptx") },
     Image { source: "optim.cu", hash: "860341cb8b8e8f99", ptx: include_str!("optim.ptx") },
     Image { source: "reduce.cu", hash: "d4ab08a2beb4657a", ptx: include_str!("reduce.ptx") },
+    Image { source: "products.cu", hash: "dfefc07433899da5", ptx: include_str!("products.ptx") },
     Image { source: "rms.cu", hash: "b2c5a659ffdc4dca", ptx: include_str!("rms.ptx") },
     Image { source: "rope.cu", hash: "3074ea4aa694f7b1", ptx: include_str!("rope.ptx") },
 ];

@@ -27,7 +27,8 @@ const WARP: usize = 32;
 pub struct GpuOps {
     stream: Stream,
     kernels: Kernels,
-    products: Mutex<Products>,
+    /// None: products are made by kernels of this crate.
+    products: Option<Mutex<Products>>,
     /// Partial sums and the like: of the same sizes in each step.
     pool: Pool,
     pub(crate) place: Place,
@@ -36,8 +37,18 @@ pub struct GpuOps {
 impl GpuOps {
     /// Work on a stream by kernels of its device and products on the same stream.
     pub fn new(stream: &Stream, kernels: Kernels, products: Products) -> Self {
+        Self::with(stream, kernels, Some(products))
+    }
+
+    /// The same with products in the order of the CPU's kernels: slower, and with the same bits in every layout. No
+    /// library is needed.
+    pub fn in_order(stream: &Stream, kernels: Kernels) -> Self {
+        Self::with(stream, kernels, None)
+    }
+
+    fn with(stream: &Stream, kernels: Kernels, products: Option<Products>) -> Self {
         let (pool, place) = (Pool::new(stream), stream.place());
-        Self { stream: stream.clone(), kernels, products: Mutex::new(products), pool, place }
+        Self { stream: stream.clone(), kernels, products: products.map(Mutex::new), pool, place }
     }
 
     /// The stream of all work.
@@ -55,9 +66,9 @@ impl GpuOps {
         self.pool.alloc(name, bytes).map_err(failed)
     }
 
-    /// Products, for one call at a time. A panic in between leaves at most a plan that nobody uses.
-    pub(crate) fn products(&self) -> MutexGuard<'_, Products> {
-        self.products.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Products of the library, for one call at a time. A panic in between leaves at most a plan that nobody uses.
+    pub(crate) fn products(&self) -> Option<MutexGuard<'_, Products>> {
+        self.products.as_ref().map(|all| all.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs a kernel.

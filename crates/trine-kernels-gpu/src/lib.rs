@@ -24,6 +24,7 @@ mod norm;
 mod ops;
 mod optim;
 mod products;
+mod reference;
 mod rms;
 mod rope;
 mod softcap;

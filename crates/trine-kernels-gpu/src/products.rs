@@ -1,7 +1,8 @@
-//! Products of matrices, by cuBLASLt.
+//! Products of matrices: by cuBLASLt, or in the order of the CPU's kernels.
 
 use crate::elementwise::add_bias;
 use crate::gpu::GpuOps;
+use crate::reference;
 use crate::views::{Shape, failed, named, read, write};
 use trine_buffer::Slice;
 use trine_gpu::{Factor, Form, Matrix, Start};
@@ -47,7 +48,7 @@ pub(crate) fn linear(
     bias: Slice<'_>,
 ) -> Done {
     named("linear", "", &[x.dtype(), y.dtype()])?;
-    if y.dtype() == bias.dtype() && x.cols > 0 {
+    if ops.products().is_none() || (y.dtype() == bias.dtype() && x.cols > 0) {
         let start = Start::Bias(read(bias)?);
         return multiply(ops, Form::Nt, x, w, y, start);
     }
@@ -56,7 +57,7 @@ pub(crate) fn linear(
     add_bias(ops, y, bias)
 }
 
-/// `C = start + A · B`; the library refuses empty matrices.
+/// `C = start + A · B`.
 fn multiply(
     ops: &GpuOps,
     form: Form,
@@ -69,11 +70,16 @@ fn multiply(
     if of_c.rows == 0 || of_c.cols == 0 {
         return Ok(());
     }
+    let Some(mut products) = ops.products() else {
+        let to = (write(c.data)?, of_c);
+        return reference::multiply(ops, form, factor(a)?, factor(b)?, to, start).map_err(failed);
+    };
+    // The library refuses empty matrices.
     if a.rows == 0 || a.cols == 0 {
         return if matches!(start, Start::Zero) { zero(ops, c) } else { Ok(()) };
     }
     let to = (write(c.data)?, of_c);
-    ops.products().multiply(form, factor(a)?, factor(b)?, to, start).map_err(failed)
+    products.multiply(form, factor(a)?, factor(b)?, to, start).map_err(failed)
 }
 
 /// The sum of nothing, row by row.

@@ -19,6 +19,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("norm.cu", include_str!("../kernels/norm.cu")),
     ("optim.cu", include_str!("../kernels/optim.cu")),
     ("reduce.cu", include_str!("../kernels/reduce.cu")),
+    ("products.cu", include_str!("../kernels/products.cu")),
     ("rms.cu", include_str!("../kernels/rms.cu")),
     ("rope.cu", include_str!("../kernels/rope.cu")),
 ];

@@ -91,7 +91,7 @@ impl Case {
         self.bufs.iter().map(|buf| buf.slice().to_host().unwrap()).collect()
     }
 
-    fn on_cpu(&self, cpu: &CpuOps) -> Vec<Buf> {
+    pub(crate) fn on_cpu(&self, cpu: &CpuOps) -> Vec<Buf> {
         let mut bufs = self.copies();
         (self.run)(cpu, &mut bufs).unwrap_or_else(|error| panic!("{}: {error}", self.name()));
         bufs
@@ -106,7 +106,7 @@ impl Case {
         bufs.iter().map(|buf| buf.slice().to_host().unwrap()).collect()
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{} of {}", self.method, self.what)
     }
 

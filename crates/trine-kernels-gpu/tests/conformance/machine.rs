@@ -28,6 +28,13 @@ impl Machine {
         Self::with(0, sim::Checks::Off)
     }
 
+    /// With products in the order of the CPU's kernels.
+    pub(crate) fn in_order(seed: u64) -> Self {
+        let Self { sim, ops } = Self::new(seed);
+        let kernels = Kernels::load(ops.stream(), [sim.image().as_str()]).unwrap();
+        Self { ops: GpuOps::in_order(ops.stream(), kernels), sim }
+    }
+
     fn with(seed: u64, checks: sim::Checks) -> Self {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("trine-gpu-sim");
         let sources: Vec<_> = SOURCES.iter().map(|&(name, text)| Source { name, text }).collect();

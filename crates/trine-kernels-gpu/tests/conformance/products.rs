@@ -1,9 +1,9 @@
 //! Products of matrices and linear layers.
 
-use crate::cases::{Bound, Case, Rows, case};
-use crate::machine::numbers;
+use crate::cases::{Bound, Case, Rows, case, same};
+use crate::machine::{Machine, SEEDS, numbers};
 use trine_buffer::DType;
-use trine_kernels::Product;
+use trine_kernels::{CpuOps, Isa, Product, Team};
 
 /// Factors and result.
 const MIXED: [(DType, DType); 3] =
@@ -59,4 +59,28 @@ fn linear(cases: &mut Vec<Case>, (t, s): (DType, DType), [m, n, k]: [usize; 3]) 
         let [to, left, right, bias] = bufs else { panic!() };
         ops.linear(y.of_mut(to), x.of(left), w.of(right), bias.slice())
     }));
+}
+
+/// More than a block makes, and more than one step of k.
+#[test]
+fn products_in_order_have_the_bits_of_the_cpu() {
+    let cpu = CpuOps::with_isa(Team::new(1), Isa::Portable).unwrap();
+    let mut cases = cases();
+    for types in MIXED {
+        matmul(&mut cases, types, Product::Nt, true, [70, 66, 35]);
+        matmul(&mut cases, types, Product::Nn, false, [65, 3, 17]);
+        matmul(&mut cases, types, Product::Tn, true, [3, 130, 40]);
+        linear(&mut cases, types, [67, 65, 16]);
+    }
+    let expected: Vec<_> = cases.iter().map(|case| case.on_cpu(&cpu)).collect();
+    for seed in 0..SEEDS {
+        let machine = Machine::in_order(seed);
+        for (case, expected) in cases.iter().zip(&expected) {
+            for (found, expected) in case.on_gpu(&machine).iter().zip(expected) {
+                same(&case.name(), found, expected);
+            }
+        }
+        machine.is_clean();
+    }
+    assert_eq!(cases.len(), 3 * (4 * 7 + 4));
 }
