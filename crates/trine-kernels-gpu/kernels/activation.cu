@@ -1,5 +1,5 @@
 // Activation functions, alone and as gates.
-#include "numbers.cuh"
+#include "vectors.cuh"
 
 constexpr float SQRT_2_OVER_PI = 0.7978845608028654f;
 constexpr float CUBIC = 0.044715f;
@@ -68,12 +68,12 @@ struct relu {
 
 // y = f(x).
 template <class F, class T> TRINE_FN void activation(T* y, const T* x, u64 n) {
-    EACH(i, n) narrow(y[i], F::of(widened(x[i])).value);
+    map(y, n, [](float x) { return F::of(x).value; }, x);
 }
 
 // dx = dy · f'(x).
 template <class F, class T> TRINE_FN void activation_backward(T* dx, const T* x, const T* dy, u64 n) {
-    EACH(i, n) narrow(dx[i], widened(dy[i]) * F::of(widened(x[i])).slope);
+    map(dx, n, [](float x, float dy) { return dy * F::of(x).slope; }, x, dy);
 }
 
 // Where the matrices of a gate lie: elements from row to row.
@@ -84,20 +84,22 @@ struct Strides {
 // y = f(gate) · up.
 template <class F, class T>
 TRINE_FN void gated(T* y, const T* gate, const T* up, u64 rows, u64 cols, const Strides& at) {
-    EACH_ROW(r, rows) EACH_COLUMN(c, cols)
-        narrow(y[r * at.y + c], F::of(widened(gate[r * at.gate + c])).value * widened(up[r * at.up + c]));
+    EACH_ROW(r, rows)
+        map(y + r * at.y, cols, [](float gate, float up) { return F::of(gate).value * up; }, gate + r * at.gate,
+            up + r * at.up);
 }
 
 // dup = dy · f(gate), dgate = dy · up · f'(gate); `at.y` is the stride of dy.
 template <class F, class T>
 TRINE_FN void gated_backward(T* dgate, T* dup, const T* gate, const T* up, const T* dy, u64 rows, u64 cols,
                              const Strides& at) {
-    EACH_ROW(r, rows) EACH_COLUMN(c, cols) {
-        float d = widened(dy[r * at.y + c]);
-        Value f = F::of(widened(gate[r * at.gate + c]));
-        narrow(dup[r * at.dup + c], d * f.value);
-        narrow(dgate[r * at.dgate + c], d * widened(up[r * at.up + c]) * f.slope);
-    }
+    auto gradients = [](float gate, float up, float d) {
+        Value f = F::of(gate);
+        return Pair{d * up * f.slope, d * f.value};
+    };
+    EACH_ROW(r, rows)
+        map_two(dgate + r * at.dgate, dup + r * at.dup, cols, gradients, gate + r * at.gate, up + r * at.up,
+                dy + r * at.y);
 }
 
 #define ACTIVATION(F, T) \

@@ -1,9 +1,9 @@
 // Sums, copies, conversions, bias: element by element, each result rounded once; and the sums of columns.
-#include "numbers.cuh"
+#include "vectors.cuh"
 
 // y = a + b.
 template <class S, class T> TRINE_FN void add(S* y, const S* a, const T* b, u64 n) {
-    EACH(i, n) narrow(y[i], widened(a[i]) + widened(b[i]));
+    map(y, n, [](float a, float b) { return a + b; }, a, b);
 }
 #define ADD(S, T) \
     TRINE_KERNEL add_##S##_##T(S* y, const S* a, const T* b, u64 n) { add(y, a, b, n); } \
@@ -14,7 +14,7 @@ ADD(bf16, bf16)
 
 // y += a.
 template <class S, class T> TRINE_FN void add_assign(S* y, const T* a, u64 n) {
-    EACH(i, n) narrow(y[i], widened(y[i]) + widened(a[i]));
+    map(y, n, [](float y, float a) { return y + a; }, y, a);
 }
 #define ADD_ASSIGN(S, T) \
     TRINE_KERNEL add_assign_##S##_##T(S* y, const T* a, u64 n) { add_assign(y, a, n); } \
@@ -25,10 +25,7 @@ ADD_ASSIGN(bf16, bf16)
 
 // y[r, c] += bias[c].
 template <class S, class T> TRINE_FN void add_bias(S* y, const T* bias, u64 rows, u64 cols, u64 stride) {
-    EACH_ROW(r, rows) EACH_COLUMN(c, cols) {
-        S& at = y[r * stride + c];
-        narrow(at, widened(at) + widened(bias[c]));
-    }
+    EACH_ROW(r, rows) map(y + r * stride, cols, [](float y, float b) { return y + b; }, y + r * stride, bias);
 }
 #define ADD_BIAS(S, T) \
     TRINE_KERNEL add_bias_##S##_##T(S* y, const T* bias, u64 rows, u64 cols, u64 stride) { \
@@ -41,7 +38,7 @@ ADD_BIAS(bf16, bf16)
 
 // y = x in another type.
 template <class S, class T> TRINE_FN void cast(S* y, const T* x, u64 n) {
-    EACH(i, n) narrow(y[i], widened(x[i]));
+    map(y, n, [](float x) { return x; }, x);
 }
 #define CAST(S, T) \
     TRINE_KERNEL cast_##S##_##T(S* y, const T* x, u64 n) { cast(y, x, n); } \
@@ -50,11 +47,15 @@ CAST(f32, bf16)
 CAST(bf16, f32)
 
 // y *= factor; y = cap · tanh(y · inverse), inverse = 1 / cap; y = x + by.
-template <class T> TRINE_FN void scale(T* y, u64 n, float factor) { EACH(i, n) narrow(y[i], widened(y[i]) * factor); }
-template <class T> TRINE_FN void softcap(T* y, u64 n, float inverse, float cap) {
-    EACH(i, n) narrow(y[i], cap * hyperbolic_tangent(widened(y[i]) * inverse));
+template <class T> TRINE_FN void scale(T* y, u64 n, float factor) {
+    map(y, n, [=](float y) { return y * factor; }, y);
 }
-template <class T> TRINE_FN void offset(float* y, const T* x, u64 n, float by) { EACH(i, n) y[i] = widened(x[i]) + by; }
+template <class T> TRINE_FN void softcap(T* y, u64 n, float inverse, float cap) {
+    map(y, n, [=](float y) { return cap * hyperbolic_tangent(y * inverse); }, y);
+}
+template <class T> TRINE_FN void offset(float* y, const T* x, u64 n, float by) {
+    map(y, n, [=](float x) { return x + by; }, x);
+}
 // parts[p, c] = Σ x[r, c] over the rows of part p, in their order: a thread a column, a row of blocks a part.
 template <class T>
 TRINE_FN void column_parts(float* parts, const T* x, u64 rows, u64 cols, u64 stride, u64 part_rows) {

@@ -1,6 +1,6 @@
 //! Activation functions, alone and as gates.
 
-use crate::gpu::{GpuOps, elements, matrix};
+use crate::gpu::{GpuOps, vector, vectors};
 use crate::views::{Shape, bytes_of, named, read, write};
 use trine_buffer::{Slice, SliceMut};
 use trine_gpu::Arg;
@@ -23,7 +23,7 @@ pub(crate) fn activation(ops: &GpuOps, function: Function, y: SliceMut<'_>, x: S
     let (name, len) = (named("activation", &kernel, &[x.dtype()])?, x.len());
     let args = [Arg::Write(write(y)?), Arg::Read(read(x)?), Arg::U64(len as u64)];
     // SAFETY: both have `len` elements.
-    unsafe { ops.run(&name, elements(len), &args) }
+    unsafe { ops.run(&name, vector(len), &args) }
 }
 
 pub(crate) fn activation_backward(
@@ -38,7 +38,7 @@ pub(crate) fn activation_backward(
     let args =
         [Arg::Write(write(dx)?), Arg::Read(read(x)?), Arg::Read(read(dy)?), Arg::U64(len as u64)];
     // SAFETY: all have `len` elements.
-    unsafe { ops.run(&name, elements(len), &args) }
+    unsafe { ops.run(&name, vector(len), &args) }
 }
 
 /// What kernels call `Strides`: those of y or dy, gate, up and their gradients.
@@ -63,7 +63,7 @@ pub(crate) fn gated(
         Arg::Bytes(bytes_of(&at)),
     ];
     // SAFETY: all are matrices of these rows and columns, with these strides.
-    unsafe { ops.run(&name, matrix(rows, cols), &args) }
+    unsafe { ops.run(&name, vectors(rows, cols), &args) }
 }
 
 pub(crate) fn gated_backward(
@@ -98,5 +98,5 @@ pub(crate) fn gated_backward(
     }
     args.extend([Arg::U64(rows as u64), Arg::U64(cols as u64), Arg::Bytes(bytes_of(&at))]);
     // SAFETY: all are matrices of these rows and columns, with these strides; a fused one has both halves.
-    unsafe { ops.run(&name, matrix(rows, cols), &args) }
+    unsafe { ops.run(&name, vectors(rows, cols), &args) }
 }

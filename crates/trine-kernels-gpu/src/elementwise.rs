@@ -1,6 +1,6 @@
 //! Sums, copies, conversions, bias: element by element; and the sums of columns.
 
-use crate::gpu::{GpuOps, elements, matrix};
+use crate::gpu::{GpuOps, elements, matrix, vector, vectors};
 use crate::views::{Shape, failed, named, read, write};
 use trine_buffer::{Slice, SliceMut};
 use trine_gpu::{Arg, Span, SpanMut};
@@ -22,7 +22,7 @@ pub(crate) fn add_bias(ops: &GpuOps, y: MatMut<'_>, bias: Slice<'_>) -> Done {
         Arg::U64(stride as u64),
     ];
     // SAFETY: the matrix lies in its memory, the bias has its columns.
-    unsafe { ops.run(&name, matrix(rows, cols), &args) }
+    unsafe { ops.run(&name, vectors(rows, cols), &args) }
 }
 
 pub(crate) fn sum_rows(ops: &GpuOps, acc: SliceMut<'_>, x: MatRef<'_>) -> Done {
@@ -65,21 +65,21 @@ pub(crate) fn add(ops: &GpuOps, y: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) -> 
     let args =
         [Arg::Write(write(y)?), Arg::Read(read(a)?), Arg::Read(read(b)?), Arg::U64(len as u64)];
     // SAFETY: all have `len` elements.
-    unsafe { ops.run(&name, elements(len), &args) }
+    unsafe { ops.run(&name, vector(len), &args) }
 }
 
 pub(crate) fn add_assign(ops: &GpuOps, y: SliceMut<'_>, a: Slice<'_>) -> Done {
     let (name, len) = (named("add_assign", "add_assign", &[y.dtype(), a.dtype()])?, y.len());
     let args = [Arg::Write(write(y)?), Arg::Read(read(a)?), Arg::U64(len as u64)];
     // SAFETY: both have `len` elements.
-    unsafe { ops.run(&name, elements(len), &args) }
+    unsafe { ops.run(&name, vector(len), &args) }
 }
 
 pub(crate) fn scale(ops: &GpuOps, y: SliceMut<'_>, factor: f64) -> Done {
     let (name, len) = (named("scale", "scale", &[y.dtype()])?, y.len());
     let args = [Arg::Write(write(y)?), Arg::U64(len as u64), Arg::F32(factor as f32)];
     // SAFETY: it has `len` elements.
-    unsafe { ops.run(&name, elements(len), &args) }
+    unsafe { ops.run(&name, vector(len), &args) }
 }
 
 pub(crate) fn cast(ops: &GpuOps, y: SliceMut<'_>, x: Slice<'_>) -> Done {
@@ -89,7 +89,7 @@ pub(crate) fn cast(ops: &GpuOps, y: SliceMut<'_>, x: Slice<'_>) -> Done {
     }
     let args = [Arg::Write(write(y)?), Arg::Read(read(x)?), Arg::U64(len as u64)];
     // SAFETY: both have `len` elements.
-    unsafe { ops.run(&name, elements(len), &args) }
+    unsafe { ops.run(&name, vector(len), &args) }
 }
 
 pub(crate) fn offset(ops: &GpuOps, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Done {
@@ -97,7 +97,7 @@ pub(crate) fn offset(ops: &GpuOps, y: SliceMut<'_>, x: Slice<'_>, by: f64) -> Do
     let args =
         [Arg::Write(write(y)?), Arg::Read(read(x)?), Arg::U64(len as u64), Arg::F32(by as f32)];
     // SAFETY: both have `len` elements.
-    unsafe { ops.run(&name, elements(len), &args) }
+    unsafe { ops.run(&name, vector(len), &args) }
 }
 
 pub(crate) fn copy(ops: &GpuOps, y: MatMut<'_>, x: MatRef<'_>) -> Done {

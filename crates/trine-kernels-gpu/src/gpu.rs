@@ -19,6 +19,8 @@ const ROW_BLOCKS_MAX: usize = 1 << 20;
 const ELEMENTS_PER_THREAD: usize = 8;
 /// The most threads of such a block.
 const ROW_THREADS_MAX: usize = 512;
+/// Elements that the kernels of `vectors.cuh` read at once.
+const TOGETHER: usize = 4;
 /// Threads that go on together.
 const WARP: usize = 32;
 
@@ -103,6 +105,16 @@ impl GpuOps {
 /// Threads for so many elements, each by itself.
 pub(crate) fn elements(len: usize) -> Grid {
     Grid::line(len.div_ceil(THREADS).clamp(1, BLOCKS_MAX) as u32, THREADS as u32)
+}
+
+/// Threads for the elements of a vector, which go to each thread four at a time where they can be read so.
+pub(crate) fn vector(len: usize) -> Grid {
+    elements(len.div_ceil(TOGETHER))
+}
+
+/// The same for the rows of a matrix.
+pub(crate) fn vectors(rows: usize, cols: usize) -> Grid {
+    matrix(rows, cols.div_ceil(TOGETHER))
 }
 
 /// Threads for the elements of a matrix: columns in the first direction, rows in the second.

@@ -20,6 +20,19 @@ pub(crate) fn cases() -> Vec<Case> {
                 ops.add(y.slice_mut(), a.slice(), b.slice())
             }));
             let (y, a) = (numbers(s, 1, len), numbers(t, 3, len));
+            let (apart, shifted) = (format!("{what}, unaligned"), len.saturating_sub(1));
+            let (from, to) = (len - shifted..len, 0..shifted);
+            let (bufs, ranges) = ((numbers(s, 1, len), numbers(t, 3, len)), (from, to));
+            cases.push(case(
+                "add_assign",
+                apart,
+                [(bufs.0, Bound::Bits)],
+                [bufs.1],
+                move |ops, bufs| {
+                    let ([y, a], (from, to)) = (bufs, ranges.clone()) else { panic!() };
+                    ops.add_assign(y.slice_mut().range(from)?, a.slice().range(to)?)
+                },
+            ));
             cases.push(case("add_assign", what, [(y, Bound::Bits)], [a], |ops, bufs| {
                 let [y, a] = bufs else { panic!() };
                 ops.add_assign(y.slice_mut(), a.slice())
