@@ -50,20 +50,18 @@ unsafe impl bytemuck::Pod for Attention {}
 
 /// A matrix on the device, and elements from row to row.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+struct Rows<'a> {
     /// From its first element on.
-    pub span: Span<'a>,
-    /// Elements.
-    pub stride: usize,
+    span: Span<'a>,
+    stride: usize,
 }
 
 /// A matrix that is written.
 #[derive(Debug)]
-pub struct RowsMut<'a> {
+struct RowsMut<'a> {
     /// From its first element on.
-    pub span: SpanMut<'a>,
-    /// Elements.
-    pub stride: usize,
+    span: SpanMut<'a>,
+    stride: usize,
 }
 
 impl RowsMut<'_> {
@@ -74,35 +72,24 @@ impl RowsMut<'_> {
 
 /// What an attention reads.
 #[derive(Debug, Clone, Copy)]
-pub struct Inputs<'a> {
-    /// f32 or bf16.
-    pub dtype: DType,
-    /// Checked.
-    pub shape: AttentionShape,
-    /// Queries.
-    pub q: Rows<'a>,
-    /// Keys.
-    pub k: Rows<'a>,
-    /// Values.
-    pub v: Rows<'a>,
-    /// `u32`, one for each query.
-    pub document_start: Option<Span<'a>>,
-    /// Checked.
-    pub dropout: Option<AttentionDropout>,
+struct Inputs<'a> {
+    dtype: DType,
+    shape: AttentionShape,
+    q: Rows<'a>,
+    k: Rows<'a>,
+    v: Rows<'a>,
+    document_start: Option<Span<'a>>,
+    dropout: Option<AttentionDropout>,
 }
 
 /// Where gradients go.
 #[derive(Debug)]
-pub enum Gradients<'a> {
+enum Gradients<'a> {
     /// Column sections of one matrix.
     Fused(RowsMut<'a>),
-    /// Three matrices.
     Separate {
-        /// Of the queries.
         q: RowsMut<'a>,
-        /// Of the keys.
         k: RowsMut<'a>,
-        /// Of the values.
         v: RowsMut<'a>,
     },
 }
@@ -206,6 +193,29 @@ fn warps(shape: AttentionShape) -> Option<Grid> {
     blocks(threads.div_ceil(THREADS as usize))
 }
 
+/// The largest number that kernels take.
+const U32_MAX: usize = u32::MAX as usize;
+
+/// Refuses what kernels do not count up to.
+fn at_most(op: &'static str, what: &str, value: usize, max: usize) -> Result<(), KernelError> {
+    if value <= max {
+        return Ok(());
+    }
+    let message = format!("{what} of {value}; a GPU's kernels take {max} at most");
+    Err(KernelError::Dims { op, message })
+}
+
+/// Refuses a shape with sizes that kernels do not count up to. Keys wrap below 0 where a tile begins before them.
+fn countable(op: &'static str, shape: AttentionShape) -> Result<(), KernelError> {
+    let AttentionShape { samples, queries, keys, heads, head_dim, .. } = shape;
+    at_most(op, "a number of keys", keys, U32_MAX / 2)?;
+    at_most(op, "a number of query rows", samples.saturating_mul(queries), U32_MAX / 2)?;
+    let row = heads.saturating_mul(head_dim);
+    at_most(op, "a row", row.max(head_dim), U32_MAX)?;
+    let all = samples.saturating_mul(heads);
+    at_most(op, "a number of heads", all.max(heads).max(samples), U32_MAX)
+}
+
 /// A number as kernels take it.
 fn narrow(value: usize) -> u32 {
     u32::try_from(value).expect("invariant: checked before any launch")
@@ -262,11 +272,7 @@ impl Inputs<'_> {
 }
 
 impl GpuOps {
-    /// [`Ops::attention`](trine_kernels::Ops::attention).
-    ///
-    /// # Errors
-    /// If the device does not take it.
-    pub fn attention(
+    fn attend(
         &self,
         inputs: &Inputs<'_>,
         o: RowsMut<'_>,
@@ -281,12 +287,9 @@ impl GpuOps {
         unsafe { self.launch(&way.kernel("attention", inputs), grid, &args) }
     }
 
-    /// [`Ops::attention_backward`](trine_kernels::Ops::attention_backward). Where heads share keys, what each gives to
-    /// the gradients of keys and values lies in scratch memory until it is summed in a tree.
-    ///
-    /// # Errors
-    /// If the device does not take it, or has too little memory.
-    pub fn attention_backward(
+    /// Where heads share keys, what each gives to the gradients of keys and values lies in scratch memory until it is
+    /// summed in a tree.
+    fn attend_backward(
         &self,
         inputs: &Inputs<'_>,
         mut d: Gradients<'_>,
@@ -360,11 +363,7 @@ impl GpuOps {
         unsafe { self.launch(&format!("attention_sum_heads_{}", inputs.dtype), grid, &args) }
     }
 
-    /// [`Ops::attention_merge`](trine_kernels::Ops::attention_merge).
-    ///
-    /// # Errors
-    /// If the device does not take it.
-    pub fn attention_merge(
+    fn merge(
         &self,
         shape: AttentionShape,
         (o, of_o): (RowsMut<'_>, DType),
@@ -385,24 +384,25 @@ impl GpuOps {
 }
 
 impl<'a> Rows<'a> {
-    fn of(mat: MatRef<'a>) -> Result<Self, KernelError> {
+    fn of(op: &'static str, mat: MatRef<'a>) -> Result<Self, KernelError> {
+        at_most(op, "a stride", mat.stride, U32_MAX)?;
         Ok(Self { span: read(mat.data)?, stride: mat.stride })
     }
 }
 
 impl<'a> RowsMut<'a> {
-    fn of(mat: MatMut<'a>) -> Result<Self, KernelError> {
+    fn of(op: &'static str, mat: MatMut<'a>) -> Result<Self, KernelError> {
+        at_most(op, "a stride", mat.stride, U32_MAX)?;
         Ok(Self { span: write(mat.data)?, stride: mat.stride })
     }
 }
 
 impl<'a> Gradients<'a> {
-    fn of(d: QkvMut<'a>) -> Result<Self, KernelError> {
+    fn of(op: &'static str, d: QkvMut<'a>) -> Result<Self, KernelError> {
+        let of = |mat| RowsMut::of(op, mat);
         Ok(match d {
-            QkvMut::Fused(all) => Self::Fused(RowsMut::of(all)?),
-            QkvMut::Separate { q, k, v } => {
-                Self::Separate { q: RowsMut::of(q)?, k: RowsMut::of(k)?, v: RowsMut::of(v)? }
-            }
+            QkvMut::Fused(all) => Self::Fused(of(all)?),
+            QkvMut::Separate { q, k, v } => Self::Separate { q: of(q)?, k: of(k)?, v: of(v)? },
         })
     }
 }
@@ -418,7 +418,12 @@ impl<'a> Inputs<'a> {
         let dtype = qkv.q.data.dtype();
         named(op, "", &[dtype])?;
         let document_start = document_start.map(read).transpose()?;
-        let (q, k, v) = (Rows::of(qkv.q)?, Rows::of(qkv.k)?, Rows::of(qkv.v)?);
+        countable(op, shape)?;
+        if let Some(dropout) = dropout {
+            at_most(op, "a first head", dropout.first_head, U32_MAX)?;
+        }
+        let of = |mat| Rows::of(op, mat);
+        let (q, k, v) = (of(qkv.q)?, of(qkv.k)?, of(qkv.v)?);
         Ok(Self { dtype, shape, q, k, v, document_start, dropout })
     }
 }
@@ -432,8 +437,9 @@ pub(crate) fn attention(
     document_start: Option<Slice<'_>>,
     dropout: Option<AttentionDropout>,
 ) -> Result<(), KernelError> {
-    let inputs = Inputs::of("attention", shape, qkv, document_start, dropout)?;
-    ops.attention(&inputs, RowsMut::of(o)?, write(lse)?).map_err(failed)
+    const OP: &str = "attention";
+    let inputs = Inputs::of(OP, shape, qkv, document_start, dropout)?;
+    ops.attend(&inputs, RowsMut::of(OP, o)?, write(lse)?).map_err(failed)
 }
 
 pub(crate) fn attention_backward(
@@ -447,9 +453,10 @@ pub(crate) fn attention_backward(
     document_start: Option<Slice<'_>>,
     dropout: Option<AttentionDropout>,
 ) -> Result<(), KernelError> {
-    let inputs = Inputs::of("attention_backward", shape, qkv, document_start, dropout)?;
-    let (d_o, o, lse) = (Rows::of(d_o)?, Rows::of(o)?, read(lse)?);
-    ops.attention_backward(&inputs, Gradients::of(d)?, d_o, o, lse).map_err(failed)
+    const OP: &str = "attention_backward";
+    let inputs = Inputs::of(OP, shape, qkv, document_start, dropout)?;
+    let (d_o, o, lse) = (Rows::of(OP, d_o)?, Rows::of(OP, o)?, read(lse)?);
+    ops.attend_backward(&inputs, Gradients::of(OP, d)?, d_o, o, lse).map_err(failed)
 }
 
 pub(crate) fn attention_merge(
@@ -460,8 +467,10 @@ pub(crate) fn attention_merge(
     part_o: MatRef<'_>,
     part_lse: Slice<'_>,
 ) -> Result<(), KernelError> {
+    const OP: &str = "attention_merge";
     let (of_o, of_part) = (o.data.dtype(), part_o.data.dtype());
-    named("attention_merge", "", &[of_o, of_part])?;
-    let (o, part_o) = ((RowsMut::of(o)?, of_o), (Rows::of(part_o)?, of_part));
-    ops.attention_merge(shape, o, write(lse)?, part_o, read(part_lse)?).map_err(failed)
+    named(OP, "", &[of_o, of_part])?;
+    countable(OP, shape)?;
+    let (o, part_o) = ((RowsMut::of(OP, o)?, of_o), (Rows::of(OP, part_o)?, of_part));
+    ops.merge(shape, o, write(lse)?, part_o, read(part_lse)?).map_err(failed)
 }

@@ -31,7 +31,6 @@ mod softcap;
 mod sources;
 mod views;
 
-pub use attention::{Gradients, Inputs, Rows, RowsMut};
 pub use exchanges::Exchanges;
 pub use gpu::GpuOps;
 pub use images::{COMPILER, IMAGES, Image, OPTIONS, compiled, headers, source_hash};

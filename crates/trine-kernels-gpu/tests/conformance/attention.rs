@@ -1,14 +1,13 @@
 //! Attention against the CPU's in f64, within bounds from the roundings of each sum.
 
-use crate::machine::{Machine, SEEDS, downloaded, numbers, uploaded};
+use crate::machine::{Machine, SEEDS, numbers};
 use half::bf16;
 use std::ops::Range;
-use trine_buffer::{Buf, DType, Slice};
-use trine_gpu::{Memory, Span};
+use trine_buffer::{Buf, DType, Place};
 use trine_kernels::{
-    AttentionDropout, AttentionShape, CpuOps, Dropout, MatMut, MatRef, Ops, Qkv, QkvMut, Team,
+    AttentionDropout, AttentionShape, CpuOps, Dropout, KernelError, MatMut, MatRef, Ops, Qkv,
+    QkvMut, Team,
 };
-use trine_kernels_gpu::{Gradients, Inputs, Rows, RowsMut};
 
 /// Half a unit in the last place of 1 in f32.
 const ROUNDING: f64 = 6e-8;
@@ -167,10 +166,6 @@ impl Problem {
         self.rows().0 * self.case.shape.heads
     }
 
-    fn starts(&self) -> Option<Slice<'_>> {
-        self.document_start.as_ref().map(Buf::slice)
-    }
-
     /// q, k and v over buffers with this case's strides.
     fn qkv<'a>(&self, q: &'a Buf, kv: &'a Buf) -> Qkv<'a> {
         let (q_rows, kv_rows) = self.rows();
@@ -185,6 +180,75 @@ impl Problem {
         let (k, v) = (0..self.kv_cols(), self.kv_cols()..2 * self.kv_cols());
         Qkv { q, k: kv.columns(k).unwrap(), v: kv.columns(v).unwrap() }
     }
+
+    /// What it reads, in f64 on the host.
+    fn exact(&self) -> Inputs {
+        let document_start = self.document_start.as_ref().map(|starts| held(&Place::Host, starts));
+        Inputs { q: wide(&self.q), kv: wide(&self.kv), document_start, d_o: wide(&self.d_o) }
+    }
+
+    /// What it reads, in a place.
+    fn held(&self, place: &Place) -> Inputs {
+        let document_start = self.document_start.as_ref().map(|starts| held(place, starts));
+        let [q, kv, d_o] = [&self.q, &self.kv, &self.d_o].map(|buf| held(place, buf));
+        Inputs { q, kv, document_start, d_o }
+    }
+
+    /// Somewhere, the output and the sums' logarithms.
+    fn forward(&self, ops: &dyn Ops, inputs: &Inputs, o: &mut Buf, lse: &mut Buf) {
+        let (rows, cols) = (self.rows().0, self.q_cols());
+        let (out, lse) = (MatMut::new(o.slice_mut(), rows, cols), lse.slice_mut());
+        let (qkv, starts) = (self.qkv(&inputs.q, &inputs.kv), inputs.document_start.as_ref());
+        let starts = starts.map(Buf::slice);
+        ops.attention(self.case.shape, out, lse, qkv, starts, self.dropout).unwrap();
+    }
+
+    /// Somewhere, the three gradients.
+    fn backward(&self, ops: &dyn Ops, inputs: &Inputs, d: QkvMut<'_>, o: &Buf, lse: &Buf) {
+        let mat = |buf| MatRef::new(Buf::slice(buf), self.rows().0, self.q_cols());
+        let (qkv, starts) = (self.qkv(&inputs.q, &inputs.kv), inputs.document_start.as_ref());
+        let (d_o, o, lse) = (mat(&inputs.d_o), mat(o), lse.slice());
+        let starts = starts.map(Buf::slice);
+        ops.attention_backward(self.case.shape, d, d_o, o, lse, qkv, starts, self.dropout).unwrap();
+    }
+
+    /// The three gradients in matrices of their own; what `fresh` makes is overwritten.
+    fn separate(
+        &self,
+        ops: &dyn Ops,
+        inputs: &Inputs,
+        (o, lse): (&Buf, &Buf),
+        fresh: impl Fn(usize) -> Buf,
+    ) -> [Vec<f64>; 3] {
+        let ((q_rows, kv_rows), (q_cols, kv_cols)) = (self.rows(), (self.q_cols(), self.kv_cols()));
+        let [mut q, mut k, mut v] =
+            [q_rows * q_cols, kv_rows * kv_cols, kv_rows * kv_cols].map(fresh);
+        let d = QkvMut::Separate {
+            q: MatMut::new(q.slice_mut(), q_rows, q_cols),
+            k: MatMut::new(k.slice_mut(), kv_rows, kv_cols),
+            v: MatMut::new(v.slice_mut(), kv_rows, kv_cols),
+        };
+        self.backward(ops, inputs, d, o, lse);
+        [q, k, v].map(|part| values(&part))
+    }
+}
+
+/// What a problem reads, in one place.
+struct Inputs {
+    q: Buf,
+    kv: Buf,
+    document_start: Option<Buf>,
+    d_o: Buf,
+}
+
+/// A copy in a place.
+fn held(place: &Place, buf: &Buf) -> Buf {
+    place.hold(buf.slice().to_host().unwrap()).unwrap()
+}
+
+/// The numbers of a buffer anywhere.
+fn values(buf: &Buf) -> Vec<f64> {
+    buf.slice().to_host().unwrap().to_f64_vec().unwrap()
 }
 
 /// What the CPU gives in f64, and how large the terms of its sums are.
@@ -201,55 +265,23 @@ struct Expected {
 }
 
 impl Problem {
-    fn forward(&self, cpu: &CpuOps) -> (Buf, Buf) {
-        let (rows, cols) = (self.rows().0, self.q_cols());
-        let mut o = Buf::zeros(DType::F64, rows * cols);
-        let mut lse = Buf::zeros(DType::F64, self.stats());
-        let (q, kv) = (wide(&self.q), wide(&self.kv));
-        let out = MatMut::new(o.slice_mut(), rows, cols);
-        let (shape, qkv) = (self.case.shape, self.qkv(&q, &kv));
-        cpu.attention(shape, out, lse.slice_mut(), qkv, self.starts(), self.dropout).unwrap();
-        (o, lse)
-    }
-
-    fn backward(&self, cpu: &CpuOps, d_o: &Buf, o: &Buf, lse: &Buf) -> [Vec<f64>; 3] {
-        let ((q_rows, kv_rows), (q_cols, kv_cols)) = (self.rows(), (self.q_cols(), self.kv_cols()));
-        let mut d = [q_rows * q_cols, kv_rows * kv_cols, kv_rows * kv_cols]
-            .map(|len| Buf::zeros(DType::F64, len));
-        let [dq, dk, dv] = &mut d;
-        let separate = QkvMut::Separate {
-            q: MatMut::new(dq.slice_mut(), q_rows, q_cols),
-            k: MatMut::new(dk.slice_mut(), kv_rows, kv_cols),
-            v: MatMut::new(dv.slice_mut(), kv_rows, kv_cols),
-        };
-        let (q, kv) = (wide(&self.q), wide(&self.kv));
-        let mat = |buf| MatRef::new(Buf::slice(buf), q_rows, q_cols);
-        cpu.attention_backward(
-            self.case.shape,
-            separate,
-            mat(d_o),
-            mat(o),
-            lse.slice(),
-            self.qkv(&q, &kv),
-            self.starts(),
-            self.dropout,
-        )
-        .unwrap();
-        d.map(|part| part.to_f64_vec().unwrap())
-    }
-
     /// The results, and `o` and `lse` as the backward pass gets them.
     fn expected(&self, cpu: &CpuOps) -> (Expected, Buf, Buf) {
-        let (o64, lse64) = self.forward(cpu);
-        let (o64, lse64) = (o64.to_f64_vec().unwrap(), lse64.to_f64_vec().unwrap());
+        let mut inputs = self.exact();
+        let fresh = |len| Buf::zeros(DType::F64, len);
+        let (mut o, mut lse) = (fresh(self.d_o.len()), fresh(self.stats()));
+        self.forward(cpu, &inputs, &mut o, &mut lse);
+        let (o64, lse64) = (values(&o), values(&lse));
         let (o, lse) = (narrowed(self.case.dtype, &o64), narrowed(DType::F32, &lse64));
-        let (o_in, lse_in, d_o) = (wide(&o), wide(&lse), wide(&self.d_o));
-        let d = self.backward(cpu, &d_o, &o_in, &lse_in);
-        let sizes =
-            Buf::from_vec(d_o.to_f64_vec().unwrap().into_iter().map(f64::abs).collect::<Vec<_>>());
-        let ones = Buf::from_vec(vec![1.0f64; d_o.len()]);
-        let [_, _, dv_terms] = self.backward(cpu, &sizes, &o_in, &lse_in);
-        let [_, _, seen] = self.backward(cpu, &ones, &o_in, &lse_in);
+        let results = (&wide(&o), &wide(&lse));
+        let d = self.separate(cpu, &inputs, results, fresh);
+        let sizes: Vec<_> = values(&inputs.d_o).into_iter().map(f64::abs).collect();
+        let ones = vec![1.0f64; sizes.len()];
+        let [dv_terms, seen] = [sizes, ones].map(|d_o| {
+            inputs.d_o = Buf::from_vec(d_o);
+            let [_, _, dv] = self.separate(cpu, &inputs, results, fresh);
+            dv
+        });
         let most_seen = seen.into_iter().fold(0.0, f64::max);
         let dp_max = self.dp_max();
         (Expected { o: o64, lse: lse64, d, dv_terms, most_seen, dp_max }, o, lse)
@@ -316,76 +348,37 @@ fn close(what: &str, found: &[f64], expected: &[f64], bound: impl Fn(usize) -> f
     }
 }
 
-/// A problem on a device.
-struct OnDevice {
-    q: Memory,
-    kv: Memory,
-    document_start: Option<Memory>,
-}
-
-impl OnDevice {
-    fn inputs(&self, problem: &Problem) -> Inputs<'_> {
-        let bytes = problem.case.dtype.bytes();
-        let all = self.kv.bytes();
-        let v = (problem.kv_cols() * bytes).min(all)..all;
-        Inputs {
-            dtype: problem.case.dtype,
-            shape: problem.case.shape,
-            q: Rows { span: self.q.span(), stride: problem.q_stride },
-            k: Rows { span: self.kv.span(), stride: problem.kv_stride },
-            v: Rows { span: self.kv.span().range(v).unwrap(), stride: problem.kv_stride },
-            document_start: self.document_start.as_ref().map(Memory::span),
-            dropout: problem.dropout,
-        }
-    }
-}
-
-/// Downloaded numbers in f64.
-fn numbers_of(machine: &Machine, dtype: DType, memory: &Memory) -> Vec<f64> {
-    let bytes = downloaded(machine.ops.stream(), memory);
-    let narrow = |x: &[u8]| bf16::from_ne_bytes([x[0], x[1]]).to_f64();
-    let single = |x: &[u8]| f64::from(f32::from_ne_bytes([x[0], x[1], x[2], x[3]]));
-    match dtype {
-        DType::Bf16 => bytes.chunks_exact(2).map(narrow).collect(),
-        _ => bytes.chunks_exact(4).map(single).collect(),
-    }
-}
-
 /// The columns of a matrix whose rows are `stride` long.
 fn columns(values: &[f64], stride: usize, cols: Range<usize>) -> Vec<f64> {
     values.chunks_exact(stride.max(1)).flat_map(|row| row[cols.clone()].to_vec()).collect()
 }
 
 fn check(machine: &Machine, problem: &Problem, (expected, o, lse): &(Expected, Buf, Buf)) {
-    let (ops, stream) = (&machine.ops, machine.ops.stream());
-    let case = problem.case;
-    let bytes = case.dtype.bytes();
-    let device = OnDevice {
-        q: uploaded(stream, "q", &problem.q),
-        kv: uploaded(stream, "kv", &problem.kv),
-        document_start: problem.document_start.as_ref().map(|s| uploaded(stream, "documents", s)),
-    };
-    let inputs = device.inputs(problem);
-    let bounds = Bounds::new(problem, expected);
-    let q_cols = problem.q_cols();
-
-    let mut out = stream.alloc("o", o.len() * bytes).unwrap();
-    let mut sums = stream.alloc("lse", lse.len() * 4).unwrap();
-    let rows = RowsMut { span: out.span_mut(), stride: q_cols };
-    ops.attention(&inputs, rows, sums.span_mut()).unwrap();
-    let found = numbers_of(machine, case.dtype, &out);
-    close("o", &found, &expected.o, |i| bounds.sum(bounds.kept, bounds.keys, expected.o[i]));
-    let found = numbers_of(machine, DType::F32, &sums);
+    let (ops, case) = (&machine.ops, problem.case);
+    let place = ops.place();
+    // What is overwritten.
+    let fresh = |dtype, len| place.hold(numbers(dtype, 9, len)).unwrap();
+    let (inputs, bounds) = (problem.held(place), Bounds::new(problem, expected));
+    let (mut out, mut sums) = (fresh(case.dtype, o.len()), fresh(DType::F32, lse.len()));
+    problem.forward(ops, &inputs, &mut out, &mut sums);
+    let of_o = |i: usize| bounds.sum(bounds.kept, bounds.keys, expected.o[i]);
+    close("o", &values(&out), &expected.o, of_o);
     let of_lse = |i: usize| bounds.p + (bounds.keys + 2.0 * expected.lse[i].abs()) * ROUNDING;
-    close("lse", &found, &expected.lse, of_lse);
+    close("lse", &values(&sums), &expected.lse, of_lse);
 
-    let (d_o, o, lse) = (
-        uploaded(stream, "d_o", &problem.d_o),
-        uploaded(stream, "o", o),
-        uploaded(stream, "lse", lse),
-    );
-    let row = |memory| Rows { span: Memory::span(memory), stride: q_cols };
-    let [dq, dk, dv] = gradients(machine, problem, &inputs, row(&d_o), row(&o), lse.span());
+    let (o, lse) = (held(place, o), held(place, lse));
+    let [dq, dk, dv] = match case.fused {
+        false => problem.separate(ops, &inputs, (&o, &lse), |len| fresh(case.dtype, len)),
+        true => {
+            let (q_cols, kv_cols) = (problem.q_cols(), problem.kv_cols());
+            let (rows, cols) = (problem.rows().0, q_cols + 2 * kv_cols);
+            let mut all = fresh(case.dtype, rows * cols);
+            let d = QkvMut::Fused(MatMut::new(all.slice_mut(), rows, cols));
+            problem.backward(ops, &inputs, d, &o, &lse);
+            let (all, k, v) = (values(&all), q_cols, q_cols + kv_cols);
+            [0..k, k..v, v..cols].map(|part| columns(&all, cols, part))
+        }
+    };
     let slope = bounds.slope + case.shape.head_dim.pow(2) as f64 * ROUNDING;
     let of_q = |i: usize| bounds.sum(slope, bounds.keys, expected.d[0][i]);
     close("dq", &dq, &expected.d[0], of_q);
@@ -394,38 +387,6 @@ fn check(machine: &Machine, problem: &Problem, (expected, o, lse): &(Expected, B
     let of_v = |i: usize| bounds.sum(expected.dv_terms[i], bounds.queries, expected.d[2][i]);
     close("dv", &dv, &expected.d[2], of_v);
     machine.is_clean();
-}
-
-/// The three gradients, in columns of one matrix or apart.
-fn gradients(
-    machine: &Machine,
-    problem: &Problem,
-    inputs: &Inputs<'_>,
-    d_o: Rows<'_>,
-    o: Rows<'_>,
-    lse: Span<'_>,
-) -> [Vec<f64>; 3] {
-    let (ops, stream) = (&machine.ops, machine.ops.stream());
-    let Case { dtype, fused, .. } = problem.case;
-    let ((q_rows, kv_rows), (q_cols, kv_cols)) =
-        (problem.rows(), (problem.q_cols(), problem.kv_cols()));
-    if fused {
-        let stride = q_cols + 2 * kv_cols;
-        let mut all = stream.alloc("d", q_rows * stride * dtype.bytes()).unwrap();
-        let rows = RowsMut { span: all.span_mut(), stride };
-        ops.attention_backward(inputs, Gradients::Fused(rows), d_o, o, lse).unwrap();
-        let all = numbers_of(machine, dtype, &all);
-        let (k, v) = (q_cols, q_cols + kv_cols);
-        return [0..k, k..v, v..stride].map(|cols| columns(&all, stride, cols));
-    }
-    let mut d = [(q_rows, q_cols), (kv_rows, kv_cols), (kv_rows, kv_cols)]
-        .map(|(rows, cols)| stream.alloc("d", rows * cols * dtype.bytes()).unwrap());
-    let [q, k, v] = &mut d;
-    let rows = |memory, stride| RowsMut { span: Memory::span_mut(memory), stride };
-    let separate =
-        Gradients::Separate { q: rows(q, q_cols), k: rows(k, kv_cols), v: rows(v, kv_cols) };
-    ops.attention_backward(inputs, separate, d_o, o, lse).unwrap();
-    d.map(|part| numbers_of(machine, dtype, &part))
 }
 
 #[test]
@@ -442,51 +403,36 @@ fn attention_is_that_of_the_cpu() {
     }
 }
 
-/// The rows from `first` on.
-fn tail(rows: Rows<'_>, first: usize, bytes: usize) -> Rows<'_> {
-    let range = first * rows.stride * bytes..rows.span.bytes();
-    Rows { span: rows.span.range(range).unwrap(), ..rows }
-}
-
-/// The bits of `o` and `lse` of some rows of a sequence, in a call over a part of it.
+/// `o` and `lse` of the last rows of a sequence of one head, in a call over a part of it.
 fn part(
     machine: &Machine,
     problem: &Problem,
     queries: Range<usize>,
     keys: Range<usize>,
-) -> Vec<u8> {
-    let (ops, stream) = (&machine.ops, machine.ops.stream());
-    let bytes = problem.case.dtype.bytes();
-    let device = OnDevice {
-        q: uploaded(stream, "q", &problem.q),
-        kv: uploaded(stream, "kv", &problem.kv),
-        document_start: None,
-    };
-    let whole = device.inputs(problem);
+) -> Vec<f64> {
+    let (ops, place) = (&machine.ops, machine.ops.place());
+    let inputs = problem.held(place);
     let shape = AttentionShape {
         queries: queries.len(),
         keys: keys.len(),
         query_start: queries.start,
         key_start: keys.start,
-        ..whole.shape
+        ..problem.case.shape
     };
-    let inputs = Inputs {
-        shape,
-        q: tail(whole.q, queries.start, bytes),
-        k: tail(whole.k, keys.start, bytes),
-        v: tail(whole.v, keys.start, bytes),
-        ..whole
+    let Qkv { q, k, v } = problem.qkv(&inputs.q, &inputs.kv);
+    let qkv = Qkv {
+        q: q.rows(queries.clone()).unwrap(),
+        k: k.rows(keys.clone()).unwrap(),
+        v: v.rows(keys).unwrap(),
     };
-    let mut o = stream.alloc("o", queries.len() * problem.q_cols() * bytes).unwrap();
-    let mut lse = stream.alloc("lse", queries.len() * shape.heads * 4).unwrap();
-    let rows = RowsMut { span: o.span_mut(), stride: problem.q_cols() };
-    ops.attention(&inputs, rows, lse.span_mut()).unwrap();
-    let (o, lse) = (downloaded(stream, &o), downloaded(stream, &lse));
+    let (rows, cols) = (queries.len(), problem.q_cols());
+    let mut o = place.zeros(problem.case.dtype, rows * cols).unwrap();
+    let mut lse = place.zeros(DType::F32, rows).unwrap();
+    let out = MatMut::new(o.slice_mut(), rows, cols);
+    ops.attention(shape, out, lse.slice_mut(), qkv, None, None).unwrap();
     machine.is_clean();
-    // One head: its last rows lie side by side.
-    let rows = queries.len().min(50);
-    let (o_from, lse_from) = (o.len() - o.len() / queries.len() * rows, lse.len() - 4 * rows);
-    [&o[o_from..], &lse[lse_from..]].concat()
+    let (o, lse, last) = (values(&o), values(&lse), rows.min(50));
+    [&o[(rows - last) * cols..], &lse[rows - last..]].concat()
 }
 
 #[test]
@@ -537,19 +483,40 @@ fn merged_results_are_those_of_the_cpu() {
         let (exact_o, exact_lse) = (exact_o.to_f64_vec().unwrap(), exact_lse.to_f64_vec().unwrap());
         for seed in 0..SEEDS {
             let machine = Machine::new(seed);
-            let stream = machine.ops.stream();
-            let (mut o, mut lse) = (uploaded(stream, "o", &o), uploaded(stream, "lse", &lse));
-            let (part, part_lse) = (uploaded(stream, "p", &part), uploaded(stream, "s", &part_lse));
-            let out = (RowsMut { span: o.span_mut(), stride: cols }, of_o);
-            let part = (Rows { span: part.span(), stride: cols + 5 }, of_part);
-            machine.ops.attention_merge(shape, out, lse.span_mut(), part, part_lse.span()).unwrap();
+            let place = machine.ops.place();
+            let [mut o, mut lse, part, part_lse] =
+                [&o, &lse, &part, &part_lse].map(|buf| held(place, buf));
+            let part_o = MatRef { data: part.slice(), rows, cols, stride: cols + 5 };
+            let (out, sums) = (MatMut::new(o.slice_mut(), rows, cols), lse.slice_mut());
+            machine.ops.attention_merge(shape, out, sums, part_o, part_lse.slice()).unwrap();
             // Two weights of at most 1, each of a power and a quotient, and a sum.
             let unit = if of_o == DType::Bf16 { 1.0 / 256.0 } else { ROUNDING };
             let bound = |i: usize| unit * exact_o[i].abs() + 2.0 * 16.0 * ROUNDING;
-            close("o", &numbers_of(&machine, of_o, &o), &exact_o, bound);
+            close("o", &values(&o), &exact_o, bound);
             let of_lse = |i: usize| (4.0 + 2.0 * exact_lse[i].abs()) * ROUNDING;
-            close("lse", &numbers_of(&machine, DType::F32, &lse), &exact_lse, of_lse);
+            close("lse", &values(&lse), &exact_lse, of_lse);
             machine.is_clean();
         }
     }
+}
+
+#[test]
+fn what_no_gpu_counts_up_to_is_refused() {
+    let machine = Machine::new(0);
+    let ops = &machine.ops;
+    let place = ops.place();
+    let shape = AttentionShape { queries: 1, keys: 1, heads: 1, kv_heads: 1, ..SHAPE };
+    let x = place.zeros(DType::F32, 8).unwrap();
+    let (mut o, mut lse) =
+        (place.zeros(DType::F32, 8).unwrap(), place.zeros(DType::F32, 1).unwrap());
+    let whole = MatRef::new(x.slice(), 1, 8);
+    let wide = MatRef { stride: 1 << 33, ..whole };
+    let mut run = |qkv| {
+        ops.attention(shape, MatMut::new(o.slice_mut(), 1, 8), lse.slice_mut(), qkv, None, None)
+    };
+    let error = run(Qkv { q: whole, k: whole, v: wide }).unwrap_err();
+    let message = "a stride of 8589934592; a GPU's kernels take 4294967295 at most".to_owned();
+    assert_eq!(error, KernelError::Dims { op: "attention", message });
+    run(Qkv { q: whole, k: whole, v: whole }).unwrap();
+    machine.is_clean();
 }

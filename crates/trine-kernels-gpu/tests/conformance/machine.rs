@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use trine_buffer::{Buf, DType};
-use trine_gpu::{Checks, Gpus, Memory, Priority, Products, Stream};
+use trine_gpu::{Checks, Gpus, Priority, Products};
 use trine_gpu_sim::{self as sim, Settings, Simulator, Source, compile};
 use trine_gpu_sys::{CublasLt, Search, cublaslt, load};
 use trine_kernels_gpu::{GpuOps, Kernels, SOURCES};
@@ -72,21 +72,4 @@ pub(crate) fn numbers(dtype: DType, seed: u32, len: usize) -> Buf {
         }
         other => panic!("no numbers of {other}"),
     }
-}
-
-/// A copy of a buffer on the device.
-pub(crate) fn uploaded(stream: &Stream, name: &str, buf: &Buf) -> Memory {
-    let bytes = buf.slice().bytes().unwrap();
-    let mut memory = stream.alloc(name, bytes.len()).unwrap();
-    let mut pinned = stream.device().pinned(bytes.len()).unwrap();
-    pinned.bytes().unwrap().copy_from_slice(bytes);
-    stream.upload(memory.span_mut(), &mut pinned, 0..bytes.len()).unwrap();
-    memory
-}
-
-/// The bytes of memory, waited for.
-pub(crate) fn downloaded(stream: &Stream, memory: &Memory) -> Vec<u8> {
-    let mut pinned = stream.device().pinned(memory.bytes()).unwrap();
-    stream.download(&mut pinned, 0..memory.bytes(), memory.span()).unwrap();
-    pinned.bytes().unwrap().to_vec()
 }
