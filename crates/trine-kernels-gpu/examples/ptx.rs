@@ -2,12 +2,17 @@
 //! runs it.
 //!
 //! `ptx CRATE [--check] [--gpu-libraries DIR]...`
-#![allow(clippy::print_stdout, reason = "a command-line program talks to its user")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program talks to its user"
+)]
 
 use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use trine_gpu::Compiler;
 use trine_gpu_sys::Search;
 use trine_kernels_gpu::{COMPILER, OPTIONS, compiled, headers, source_hash};
@@ -44,7 +49,17 @@ struct File {
     text: String,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ptx: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let args = Args::read(std::env::args().skip(1))?;
     let files = made(&args.libraries)?;
     let stale: Vec<_> = files
@@ -60,7 +75,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let names: Vec<_> = names.collect();
         if !names.is_empty() {
             let names = names.join(", ");
-            return Err(format!("not what NVRTC {COMPILER} makes of the sources: {names}").into());
+            return Err(format!(
+                "not what NVRTC {COMPILER} makes of the sources: {names}; `cargo xtask gpu kernels` writes them"
+            )
+            .into());
         }
         println!("{} files are what NVRTC {COMPILER} makes of the sources", files.len());
         return Ok(());
