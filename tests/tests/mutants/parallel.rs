@@ -2,6 +2,10 @@
 
 use super::*;
 
+/// What the ranks tell each other of a step: the losses of the samples of the batch, then parts of the norm.
+const FIGURES: &str = "figures of a step";
+const BATCH: usize = 12;
+
 /// Operations between the ranks that share a layer.
 pub(crate) fn in_tensor_parallelism() -> Vec<Mutant> {
     let gpt = || layout(toy::gpt());
@@ -119,11 +123,23 @@ pub(crate) fn in_data_parallelism() -> Vec<Mutant> {
             "ranks disagree about loss",
         ),
         mutant(
-            "the norm's parts are not added up",
+            "what ranks tell each other of a step is not added up",
             gpt(),
-            skip("world", "gradient norm"),
+            skip("world", FIGURES),
             &[Run],
             "replicas of",
+        ),
+        mutant(
+            "a rank's part of the norm is left out",
+            gpt(),
+            change("world", FIGURES, |group, request| {
+                let figures = request.send.as_mut().unwrap().typed_mut::<f64>().unwrap();
+                if group.world_rank() == 1 {
+                    figures[BATCH..].fill(0.0);
+                }
+            }),
+            &[Norm, LossAfter],
+            "instead of 2.87900",
         ),
         mutant(
             "updated weights are not gathered under ZeRO-1",
