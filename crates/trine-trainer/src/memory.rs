@@ -95,11 +95,13 @@ impl MemoryPlan {
             let plan = if limit.own { own } else { &self };
             Self { limit: Some(limit.clone()), ..plan.clone() }
         };
-        let left = |plan: &Self| {
-            let allowed = plan.limit.as_ref().map_or(0, |limit| limit.bytes);
-            i128::from(allowed) - i128::from(plan.bytes)
-        };
-        limits.iter().map(plan).min_by_key(left).unwrap_or(self)
+        limits.iter().map(plan).min_by_key(Self::left).unwrap_or(self)
+    }
+
+    /// Bytes that the limit leaves; below zero where it does not fit.
+    pub(crate) fn left(&self) -> i128 {
+        let allowed = self.limit.as_ref().map_or(0, |limit| limit.bytes);
+        i128::from(allowed) - i128::from(self.bytes)
     }
 
     /// Whether it may be used, as far as is known.

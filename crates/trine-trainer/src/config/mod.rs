@@ -39,8 +39,8 @@ pub use error::{ConfigError, Origin, Violation};
 pub use keys::keys;
 pub use schema::{Key, Kind};
 pub use sections::{
-    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Pin,
-    Precision, Sample, Source, Threads, Times, Train,
+    Batch, Checkpoint, Comm, Data, Device, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output,
+    Pin, Precision, Sample, Source, Threads, Times, Train,
 };
 pub use typed::{File, Setting, Typed};
 

@@ -3,8 +3,8 @@
 //! Each is the general configuration changed where it must be, so that a reader sees what differs.
 
 use super::sections::{
-    Batch, Checkpoint, Comm, Data, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output, Pin,
-    Precision, Sample, Source, Threads, Times, Train,
+    Batch, Checkpoint, Comm, Data, Device, Eval, Layout, Log, Lr, Optimizer, OptimizerKind, Output,
+    Pin, Precision, Sample, Source, Threads, Times, Train,
 };
 use super::{Config, DEFAULT_PRESET, check};
 use trine_mesh::Degrees;
@@ -103,6 +103,7 @@ fn general(name: &str, model: &ModelSpec, (degrees, micro): (Degrees, usize)) ->
         train: Train {
             steps: 1000,
             minutes_max: 0.0,
+            device: Device::Auto,
             precision: Precision::Bf16,
             numerics: Numerics::Fast,
             // Activations outgrow weights and state long before this size.

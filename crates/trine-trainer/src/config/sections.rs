@@ -55,6 +55,18 @@ choice! {
     }
 }
 
+choice! {
+    /// What ranks compute on.
+    Device {
+        /// A GPU where one can be used, else the processor.
+        Auto = "auto",
+        /// The processor.
+        Cpu = "cpu",
+        /// NVIDIA's GPUs, or none.
+        Cuda = "cuda",
+    }
+}
+
 impl Precision {
     /// The type that weights and activations have; gradients, moments and master weights have its
     /// accumulator's.
@@ -240,6 +252,8 @@ section! {
         steps: usize, "at least 1";
         /// minutes of wall time after which no further step begins; 0: no limit
         minutes_max: f64, "0 or more";
+        /// what the ranks compute on: auto is a GPU where one can be used, else the processor
+        device: Device, "any";
         /// type that is computed with
         precision: Precision, "f32 or f64 with reference numerics";
         /// order of sums

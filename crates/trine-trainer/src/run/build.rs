@@ -9,7 +9,7 @@ use crate::run::TrainRequest;
 use std::sync::Arc;
 use trine_comm::Communicator;
 use trine_comm::wrap::Sealed;
-use trine_kernels::{CpuOps, Pinned};
+use trine_kernels::{CpuOps, Ops, Pinned};
 
 /// Builds the rank that `world` says it is, with initial weights, and what keeps its thread on its core. A collective
 /// call.
@@ -23,7 +23,10 @@ pub(super) fn build(
     // What launchers start, they bind; several processes could not agree here on who has which core.
     let pin = if is_process { Pin::Off } else { request.config.threads.pin };
     let (team, pinned) = rank_team(pin, world.size(), world.rank(), config.threads);
-    let ops = Arc::new(CpuOps::with_isa(team, config.numerics.isa())?);
+    let (ops, world): (Arc<dyn Ops>, _) = match request.devices {
+        None => (Arc::new(CpuOps::with_isa(team, config.numerics.isa())?), world),
+        Some(devices) => (devices.ops(world.rank())?, devices.communicator(world)?),
+    };
     let engine = Engine::with_ops(plan.clone(), communicator(request, world), ops)?;
     Ok((pinned, engine))
 }

@@ -3,6 +3,7 @@
 mod build;
 mod clock;
 mod data;
+mod devices;
 mod directory;
 mod events;
 mod flight;
@@ -19,6 +20,7 @@ mod times;
 mod trace;
 
 pub use data::unused_rows_planned;
+pub use devices::Devices;
 pub use directory::{RunDirectory, has_nothing_to_lose, in_use_since};
 pub use events::{Event, Reporter, Work};
 pub use flight::write_post_mortem;
@@ -88,6 +90,8 @@ pub struct TrainRequest<'a> {
     pub machine: MachineSource<'a>,
     /// How much memory may be used.
     pub memory: &'a [MemoryLimit],
+    /// What the ranks compute on; `None` is the host.
+    pub devices: Option<&'a dyn Devices>,
     /// What it stands on.
     pub seams: Seams<'a>,
 }

@@ -1,12 +1,13 @@
 //! All that comes before the ranks: the directory, the checkpoint to go on from, the data.
 
 use crate::TrainError;
-use crate::memory::MemoryPlan;
+use crate::memory::{MemoryLimit, MemoryPlan};
 use crate::plan::RunPlan;
 use crate::run::data::RunData;
 use crate::run::directory::{kept, newest};
 use crate::run::events::report;
-use crate::run::{Event, Ranks, Reporter, RunDirectory, TrainRequest, resume};
+use crate::run::{Devices, Event, Ranks, Reporter, RunDirectory, TrainRequest, resume};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use trine_checkpoint::Checkpoint;
@@ -77,9 +78,10 @@ pub(super) fn planned(
 ) -> Result<(Arc<RunPlan>, MemoryPlan), TrainError> {
     let engine = request.config.engine(ranks.cores(request.cores)).map_err(TrainError::from);
     let plan = Arc::new(ranks.agree(engine.and_then(|engine| RunPlan::new(&engine)))?);
-    let memory = match ranks {
-        Ranks::Threads => MemoryPlan::of_threads(&plan, request.memory),
-        Ranks::Process(process) => {
+    let memory = match (ranks, request.devices) {
+        (_, Some(devices)) => ranks.agree(on_devices(&plan, ranks, devices))?,
+        (Ranks::Threads, None) => MemoryPlan::of_threads(&plan, request.memory),
+        (Ranks::Process(process), None) => {
             let (own, here) = ([process.world().rank()], process.ranks_of_this_machine());
             MemoryPlan::of_processes(&plan, &own, &here, request.memory)
         }
@@ -87,6 +89,28 @@ pub(super) fn planned(
     let memory = ranks.agree(memory.checked(&request.config))?;
     report(reporter, &Event::Planned(&memory));
     Ok((plan, memory))
+}
+
+/// The memory of the device that has least left beside the plan of its ranks, which must be of this process.
+fn on_devices(
+    plan: &RunPlan,
+    ranks: Ranks<'_>,
+    devices: &dyn Devices,
+) -> Result<MemoryPlan, TrainError> {
+    let own = match ranks {
+        Ranks::Threads => 0..plan.config.degrees.world(),
+        Ranks::Process(process) => process.world().rank()..process.world().rank() + 1,
+    };
+    let mut by_device: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    own.for_each(|rank| by_device.entry(devices.of_rank(rank)).or_default().push(rank));
+    let held = |(device, ranks): (usize, Vec<usize>)| {
+        let (bytes, by) = (devices.free_bytes(device)?, devices.name(device));
+        let limit = MemoryLimit { bytes, by, own: true };
+        Ok(MemoryPlan::of_processes(plan, &ranks, &ranks, &[limit]))
+    };
+    let all = by_device.into_iter().map(held).collect::<Result<Vec<_>, TrainError>>()?;
+    let tightest = all.into_iter().min_by_key(MemoryPlan::left);
+    Ok(tightest.expect("invariant: a process has a rank"))
 }
 
 /// The checkpoint to go on from: the first rank reads all checksums, the others open what it has
