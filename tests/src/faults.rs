@@ -325,6 +325,7 @@ fn train_once(
         commit: None,
         machine: MachineSource(&|| Err("not asked for".into())),
         memory: &[],
+        devices: None,
         seams: Seams { wrap: &wrap, storage },
     };
     match train(&request, Ranks::Threads, &Mutex::new(Silent)) {

@@ -148,6 +148,12 @@ pub(crate) struct TrainArgs {
     /// Who decides dp, pp and tp: auto, the fastest layout that fits this machine, or preset (layout.degrees)
     #[arg(long, value_name = "NAME", overrides_with = "layout")]
     pub(crate) layout: Option<String>,
+    /// What ranks compute on: auto, cpu or cuda (train.device)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) device: Option<String>,
+    /// Look for the libraries of GPUs here and nowhere else, as `trine doctor` does; may be given again
+    #[arg(long, value_name = "DIR")]
+    pub(crate) gpu_libraries: Vec<PathBuf>,
     /// What ranks are: threads of this process, or processes that mpirun or srun has started (mpi);
     /// auto: as this process was started
     #[arg(long, value_name = "NAME", default_value = "auto")]

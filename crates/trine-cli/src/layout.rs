@@ -3,7 +3,7 @@
 use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::machine::cores;
-use crate::{machine, memory, output, select, signals};
+use crate::{machine, memory, output, signals};
 use trine_trainer::config::{Config, LayoutBy, Loaded};
 use trine_trainer::run::MachineSource;
 use trine_trainer::{Choices, Fastest, Machine};
@@ -32,9 +32,13 @@ pub(crate) fn machine_of(args: &TrainArgs, config: &Config) -> Result<Machine, S
     machine::find(args.machine.as_deref(), compute).map_err(|failure| failure.to_string())
 }
 
-/// The configuration of `trine train`, for so many ranks if their number is given.
-pub(crate) fn decide(args: &TrainArgs, ranks: Option<usize>) -> Result<Decided, Failure> {
-    let Loaded { config, layout_by, micro_is_given } = select::of_train(args)?;
+/// The layout of `trine train` on processors, for so many ranks if their number is given.
+pub(crate) fn decide(
+    args: &TrainArgs,
+    loaded: Loaded,
+    ranks: Option<usize>,
+) -> Result<Decided, Failure> {
+    let Loaded { config, layout_by, micro_is_given, .. } = loaded;
     match layout_by {
         LayoutBy::Configuration => Ok(Decided { config, chosen: None, machine: None }),
         LayoutBy::Machine => {

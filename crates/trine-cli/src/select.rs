@@ -28,6 +28,7 @@ pub(crate) fn of_train(args: &TrainArgs) -> Result<Loaded, Failure> {
         ("--resume", "output.dir", &resumed),
         ("--out", "output.dir", &args.out),
         ("--layout", "layout.degrees", &args.layout),
+        ("--device", "train.device", &args.device),
         ("--corpus-manifest", "data.manifest", &args.corpus_manifest),
         ("--cache", "data.cache", &args.cache),
     ]));

@@ -176,7 +176,9 @@ fn checked(args: &LaunchArgs) -> Result<(Box<TrainArgs>, Decided), Failure> {
         Ok(_) => return Err(Failure::usage("after `--` come arguments of `trine train`")),
         Err(error) => error.exit(),
     };
-    let decided = layout::decide(&typed, args.ranks)?;
+    let loaded = select::of_train(&typed)?;
+    gpus::refuse_processes(&loaded.config)?;
+    let decided = layout::decide(&typed, loaded, args.ranks)?;
     let config = &decided.config;
     config.check()?;
     let ranks = args.ranks.unwrap_or(config.world());

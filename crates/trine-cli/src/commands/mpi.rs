@@ -135,14 +135,15 @@ fn live(
 /// there are processes; the line says why.
 fn decided(all: &Process, args: &TrainArgs) -> Result<(Config, Option<String>), Failure> {
     let refused = |failure: Failure| TrainError::Refused(failure.to_string());
-    let loaded = select::of_train(args).map_err(refused);
+    let on_processors = |loaded: Loaded| gpus::refuse_processes(&loaded.config).map(|()| loaded);
+    let loaded = select::of_train(args).and_then(on_processors).map_err(refused);
     let loaded = spoken(all, all.agree(loaded, TrainError::is_usage))?;
     if loaded.layout_by == LayoutBy::Configuration {
         return Ok((loaded.config, None));
     }
     let (rank, size) = (all.world().rank(), all.world().size());
     let own = match rank {
-        0 => layout::decide(args, Some(size)).map(Some),
+        0 => layout::decide(args, loaded, Some(size)).map(Some),
         _ => Ok(None),
     };
     let own = spoken(all, all.agree(own.map_err(refused), TrainError::is_usage))?;

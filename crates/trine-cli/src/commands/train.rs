@@ -4,6 +4,7 @@
 use super::mpi;
 use crate::args::TrainArgs;
 use crate::failure::Failure;
+use crate::gpus::{self, Chosen, GpuRanks};
 use crate::launcher::{self, Backend};
 use crate::layout::{self, Decided};
 use crate::machine::{self, cores};
@@ -12,14 +13,14 @@ use crate::progress::Screen;
 use crate::signals::{Heeding, Wishes};
 use crate::terminal::Terminal;
 use crate::written::{Claimed, Kind, Output, given};
-use crate::{dry_run, output};
+use crate::{dry_run, output, select};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use trine_comm::Communicator;
 use trine_trainer::config::{self, Config, Key, Source};
-use trine_trainer::run::{Event, MachineSource, Reporter, Seams, trace_part};
+use trine_trainer::run::{Devices, Event, MachineSource, Reporter, Seams, trace_part};
 use trine_trainer::{Machine, Ranks, TrainError, TrainRequest};
 
 /// Runs the command.
@@ -50,18 +51,23 @@ fn alone(
     started: Instant,
     memory: &OutOfMemory,
 ) -> Result<(), Failure> {
-    let Decided { config, chosen, machine } = layout::decide(args, None)?;
+    let loaded = select::of_train(args)?;
+    let search = gpus::search(&args.gpu_libraries, &|name| std::env::var_os(name))?;
+    let Chosen { loaded, gpus, said } = gpus::choose(loaded, &search)?;
+    let Decided { config, chosen, machine } = match &gpus {
+        Some(_) => Decided { config: loaded.config, chosen: None, machine: None },
+        None => layout::decide(args, loaded, None)?,
+    };
     if args.dry_run {
         let report = dry_run::report(&config, None, chosen.as_deref(), args.machine.as_deref())?;
         return output::print(&report);
     }
-    if let Some(chosen) = chosen {
-        output::complain(&chosen);
-    }
+    [Some(said), chosen].into_iter().flatten().for_each(|line| output::complain(&line));
     let resume_by = format!("{} train --resume", terminal.program());
     let screen = Mutex::new(Screen::new(terminal, config.log.every_seconds, resume_by));
     let (ranks, heeding) = (Ranks::Threads, Heeding::default());
-    let trained = train(Run { config, args, started, ranks, machine, memory, heeding }, &screen);
+    let run = Run { config, args, started, ranks, machine, gpus, memory, heeding };
+    let trained = train(run, &screen);
     let shown = screen.into_inner().unwrap_or_else(PoisonError::into_inner).end();
     trained.and(shown)
 }
@@ -74,6 +80,8 @@ pub(crate) struct Run<'a> {
     pub(crate) ranks: Ranks<'a>,
     /// The machine, if it is known already.
     pub(crate) machine: Option<Machine>,
+    /// What its ranks compute on, if that is not the processor.
+    pub(crate) gpus: Option<GpuRanks>,
     /// Learns of the ranks and their plan.
     pub(crate) memory: &'a OutOfMemory,
     /// What signals mean to it.
@@ -82,7 +90,7 @@ pub(crate) struct Run<'a> {
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
 pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
-    let Run { config, args, started, ranks, machine, memory, heeding } = run;
+    let Run { config, args, started, ranks, machine, gpus, memory, heeding } = run;
     // Found out now, and not after the last step.
     let _claimed = match ranks {
         Ranks::Threads => check_files(args, &config, 0)?,
@@ -93,7 +101,11 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
     };
     let wishes = Wishes::watch(heeding)?;
     let base = config.clone();
-    let find = || machine.clone().map_or_else(|| layout::machine_of(args, &base), Ok);
+    let find = || match (&gpus, &machine) {
+        (Some(_), _) => Err("the times of a step on GPUs are not planned".into()),
+        (None, Some(machine)) => Ok(machine.clone()),
+        (None, None) => layout::machine_of(args, &base),
+    };
     let limits = crate::memory::limits();
     let wrap = |comm: Arc<dyn Communicator>| {
         memory.add_rank(comm.recorder());
@@ -110,6 +122,7 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
             commit: option_env!("TRINE_COMMIT"),
             machine: MachineSource(&find),
             memory: &limits,
+            devices: gpus.as_ref().map(|gpus| gpus as &dyn Devices),
             seams: Seams { wrap: &wrap, ..Seams::REAL },
         };
         trine_trainer::train(&request, ranks, &Mutex::new(Learning { memory, reporter }))

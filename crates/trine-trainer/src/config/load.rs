@@ -75,6 +75,7 @@ pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     let micro_is_given =
         !draft.untouched("batch.micro") || draft.values.contains_key(MICRO_BATCHES);
     let layout_by = draft.layout_by(&mut broken);
+    let degrees_are_given = !DEGREES_EACH.into_iter().all(|path| draft.untouched(path));
     draft.divide_batch(layout_by, &mut broken);
     let config = draft.typed()?;
     if broken.is_empty() {
@@ -90,7 +91,7 @@ pub(super) fn load(typed: &Typed) -> Result<Loaded, ConfigError> {
     broken.retain(|rule| !violations.iter().any(|unread| unread.may_explain(rule)));
     violations.extend(broken);
     if violations.is_empty() {
-        Ok(Loaded { config, layout_by, micro_is_given })
+        Ok(Loaded { config, layout_by, degrees_are_given, micro_is_given })
     } else {
         Err(ConfigError::Invalid(violations))
     }

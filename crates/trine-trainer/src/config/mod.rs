@@ -113,6 +113,8 @@ pub struct Loaded {
     pub config: Config,
     /// Who decides its degrees.
     pub layout_by: LayoutBy,
+    /// Whether one of its degrees was given.
+    pub degrees_are_given: bool,
     /// Whether `batch.micro` or its shorthand was given.
     pub micro_is_given: bool,
 }

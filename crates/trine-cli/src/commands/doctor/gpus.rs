@@ -8,38 +8,12 @@ use std::path::{Path, PathBuf};
 use trine_gpu_sys::{CallError, CublasLt, Driver, Gpu, LoadError, Loaded, Nccl, Nvrtc, Search};
 use trine_gpu_sys::{cublaslt, driver, load, nccl, nvrtc};
 
-/// Variables that name the folder of a toolkit or of a Python environment.
-const FOLDERS: [&str; 4] = ["CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"];
-
 /// The oldest capability whose tensor cores take bf16.
 const BF16_CAPABILITY: (u32, u32) = (8, 0);
 
 /// What is true of every machine.
 const NOT_BUILT: &str =
     "trine does not train on GPUs yet: runs compute on the CPU, whatever is found here.\n";
-
-/// Where libraries are looked for: in the folders that were `asked` for, or else wherever they usually are.
-pub(super) fn search(
-    asked: &[PathBuf],
-    env: &dyn Fn(&str) -> Option<OsString>,
-) -> Result<Search, Failure> {
-    if let Some(wrong) = asked.iter().find(|path| !path.is_dir()) {
-        return Err(Failure::usage(no_folder(wrong)));
-    }
-    if !asked.is_empty() {
-        return Ok(Search::only(asked.to_owned()));
-    }
-    let set = FOLDERS.iter().filter_map(|name| env(name)).filter(|value| !value.is_empty());
-    Ok(Search::usual(set.map(PathBuf::from).collect()))
-}
-
-fn no_folder(path: &Path) -> String {
-    let shown = path.display();
-    let folder = path.parent().filter(|folder| path.is_file() && !folder.as_os_str().is_empty());
-    let hint = folder.map(|folder| format!("; its folder is {}", folder.display()));
-    let what = if path.exists() { "is a file, not a folder" } else { "is no folder" };
-    format!("--gpu-libraries {shown}: {shown} {what}{}", hint.unwrap_or_default())
-}
 
 /// A table of GPUs and libraries, and a line for each thing that cannot be used.
 pub(super) fn report(search: &Search) -> String {
@@ -93,21 +67,6 @@ fn of<T>(loaded: Loaded<T>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn folders_that_were_asked_for_are_the_only_ones() {
-        let env = |name: &str| match name {
-            "CUDA_HOME" => Some("/opt/cuda".into()),
-            "VIRTUAL_ENV" => Some("".into()),
-            "CONDA_PREFIX" => Some("/opt/conda".into()),
-            _ => None,
-        };
-        let usual = search(&[], &env).unwrap();
-        assert!(usual.system);
-        assert_eq!(usual.folders[..2], ["/opt/cuda", "/opt/conda"].map(PathBuf::from));
-        let here = PathBuf::from(".");
-        assert_eq!(search(std::slice::from_ref(&here), &env).unwrap(), Search::only(vec![here]));
-    }
 
     #[test]
     fn a_gpu_without_bf16_products_says_so() {

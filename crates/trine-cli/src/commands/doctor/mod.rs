@@ -28,7 +28,7 @@ pub(crate) fn run(
     args: &DoctorArgs,
     env: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<(), Failure> {
-    let search = gpus::search(&args.gpu_libraries, env)?;
+    let search = crate::gpus::search(&args.gpu_libraries, env)?;
     output::print(&inventory("this machine", items()))?;
     output::print(&format!("\n{}", gpus::report(&search)))?;
     if args.quick {
