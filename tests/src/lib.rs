@@ -19,7 +19,9 @@ pub mod search;
 
 use std::sync::Arc;
 use trine_buffer::{Buf, DType};
-use trine_comm::{Communicator, threads};
+use trine_comm::Communicator;
+use trine_comm::threads::{self, WorldOptions};
+use trine_kernels::Ops;
 use trine_mesh::Degrees;
 use trine_models::{Builder, PieceLayer, zoo};
 use trine_nn::{NnError, Numerics};
@@ -32,6 +34,7 @@ use trine_trainer::RunPlan;
 use trine_trainer::TrainError;
 use trine_trainer::engine::{Batch, Engine, EngineConfig, WEIGHTS, ZeroStage};
 use trine_trainer::parity::gradients;
+use trine_trainer::run::Devices;
 
 /// A serial run of a toy model in f32: what layouts start from.
 pub fn serial(model: ModelSpec) -> EngineConfig {
@@ -101,6 +104,8 @@ pub struct Mutation<'a> {
     pub copies_agree: bool,
     /// Which samples a data-parallel rank gets, given its place and the samples of each place.
     pub samples: &'a (dyn Fn(usize, Samples<'_>) -> Batch + Sync),
+    /// What the ranks compute on; `None` is the processor.
+    pub devices: Option<&'a dyn Devices>,
 }
 
 /// The samples of a data-parallel rank, by its place.
@@ -120,6 +125,7 @@ impl Mutation<'_> {
         begin: &|_| Ok(()),
         copies_agree: true,
         samples: &|dp_index, samples| samples(dp_index),
+        devices: None,
     };
 }
 
@@ -159,10 +165,14 @@ pub fn step_on(
 ) -> Result<Outcome, String> {
     (mutation.edit)(&mut plan);
     let plan = Arc::new(plan);
-    let Mutation { wrap, begin, samples, copies_agree, .. } = *mutation;
-    let ranks = threads::run(plan.mesh.world(), &Default::default(), |comm| {
+    let Mutation { wrap, begin, samples, copies_agree, devices, .. } = *mutation;
+    let options = WorldOptions { device: devices.and_then(Devices::shared), ..Default::default() };
+    let ranks = threads::run(plan.mesh.world(), &options, |comm| {
         let batch = samples(plan.mesh.coordinate(comm.rank()).dp, batch);
-        let ops = plan.config.cpu_ops()?;
+        let (ops, comm): (Arc<dyn Ops>, _) = match devices {
+            None => (plan.config.cpu_ops()?, comm),
+            Some(devices) => (devices.ops(comm.rank())?, devices.communicator(comm)?),
+        };
         let mut engine = Engine::with_pieces(plan.clone(), wrap(comm), ops, build)?;
         begin(&mut engine)?;
         step_of_rank(&mut engine, (0, rates()), &batch, copies_agree)

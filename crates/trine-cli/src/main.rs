@@ -19,6 +19,7 @@ mod dry_run;
 mod examples;
 mod failure;
 mod foreign;
+mod gpus;
 mod launcher;
 mod layout;
 mod machine;

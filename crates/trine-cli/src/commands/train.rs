@@ -4,7 +4,7 @@
 use super::mpi;
 use crate::args::TrainArgs;
 use crate::failure::Failure;
-use crate::gpus::{self, Chosen, GpuRanks};
+use crate::gpus::{self, Chosen};
 use crate::launcher::{self, Backend};
 use crate::layout::{self, Decided};
 use crate::machine::{self, cores};
@@ -22,6 +22,7 @@ use trine_comm::Communicator;
 use trine_trainer::config::{self, Config, Key, Source};
 use trine_trainer::run::{Devices, Event, MachineSource, Reporter, Seams, trace_part};
 use trine_trainer::{Machine, Ranks, TrainError, TrainRequest};
+use trine_trainer_gpu::GpuRanks;
 
 /// Runs the command.
 pub(crate) fn run(

@@ -3,7 +3,7 @@
 use crate::TrainError;
 use std::fmt::Debug;
 use std::sync::Arc;
-use trine_comm::Communicator;
+use trine_comm::{Communicator, SharedDevice};
 use trine_kernels::Ops;
 
 /// Devices for the ranks of this process. All that a run knows of them: what it computes with, what it talks through,
@@ -26,6 +26,9 @@ pub trait Devices: Debug + Sync {
     /// # Errors
     /// If the device cannot be used.
     fn ops(&self, rank: usize) -> Result<Arc<dyn Ops>, TrainError>;
+
+    /// The device on which buffers of all ranks lie, if they are threads that share one.
+    fn shared(&self) -> Option<Arc<dyn SharedDevice>>;
 
     /// What a rank talks through, given what it talks through about what lies on the host. A collective call.
     ///

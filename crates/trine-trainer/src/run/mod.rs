@@ -209,7 +209,9 @@ fn on_threads<T: Send>(
 ) -> Result<Vec<T>, TrainError> {
     // Ranks that wait in a circle, or for one that is gone, are told at once; the deadline is for those that compute
     // without end.
-    let options = WorldOptions { deadline: request.config.deadline(), ..Default::default() };
+    let device = request.devices.and_then(Devices::shared);
+    let options =
+        WorldOptions { deadline: request.config.deadline(), device, ..Default::default() };
     threads::run_explained(request.config.world(), &options, rank)
         .map_err(|failed| explain(directory, reporter, failed))
 }

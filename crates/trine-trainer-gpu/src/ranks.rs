@@ -1,0 +1,127 @@
+//! Which rank computes on which GPU, and how ranks exchange.
+
+use crate::libraries::Libraries;
+use std::sync::Arc;
+use trine_buffer::BufferError;
+use trine_comm::{Communicator, SharedDevice};
+use trine_comm_nccl::{NcclOptions, join};
+use trine_gpu::{Device, GpuError, Priority, Products};
+use trine_gpu_sys::{CublasLt, LoadError, Nccl, load, nccl};
+use trine_kernels::Ops;
+use trine_kernels_gpu::{Exchange, GpuOps, IMAGES, Kernels};
+use trine_trainer::TrainError;
+use trine_trainer::run::Devices;
+
+/// What products may use on each GPU beside their matrices.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Why ranks cannot have the GPUs of their host.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RanksError {
+    /// There are fewer GPUs, and more than one.
+    #[error(
+        "{ranks} ranks on {gpus} GPUs: ranks have a GPU each, or all share a single one; the nearest is {gpus} ranks"
+    )]
+    TooFew {
+        /// Ranks of the run.
+        ranks: usize,
+        /// GPUs of the host.
+        gpus: usize,
+    },
+    /// Ranks with a GPU each need NCCL.
+    #[error("ranks with a GPU each exchange by NCCL: {0}")]
+    Nccl(#[from] LoadError),
+    /// A GPU cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// The ranks of a process on the GPUs of its host: each on one of its own, or all on a single one.
+#[derive(Debug)]
+pub struct GpuRanks {
+    devices: Vec<Device>,
+    products: Arc<CublasLt>,
+    way: Way,
+}
+
+/// How ranks exchange what lies on GPUs.
+#[derive(Debug)]
+enum Way {
+    /// There is one rank.
+    Alone,
+    /// Each rank has a GPU.
+    Nccl(Arc<Nccl>),
+    /// All ranks have the same one.
+    Shared(Arc<dyn SharedDevice>),
+}
+
+impl GpuRanks {
+    /// GPUs for so many ranks, all of this process.
+    ///
+    /// # Errors
+    /// Too few GPUs, no NCCL where it is needed, or a GPU that cannot be used.
+    pub fn new(libraries: Libraries, ranks: usize) -> Result<Self, RanksError> {
+        let gpus = libraries.count();
+        if ranks > gpus && gpus > 1 {
+            return Err(RanksError::TooFew { ranks, gpus });
+        }
+        let Libraries { gpus, products, search } = libraries;
+        let used = 0..gpus.list().len().min(ranks);
+        let devices = used.map(|index| gpus.device(index)).collect::<Result<Vec<_>, _>>()?;
+        let way = match ranks {
+            0 | 1 => Way::Alone,
+            _ if devices.len() == 1 => Way::Shared(Arc::new(Exchange::new(&devices[0])?)),
+            _ => Way::Nccl(Arc::new(load::<Nccl>(&nccl::CUDA, &search)?.functions)),
+        };
+        Ok(Self { devices, products, way })
+    }
+
+    fn kernels(&self, rank: usize) -> Result<GpuOps, GpuError> {
+        let device = &self.devices[self.of_rank(rank)];
+        let stream = device.stream(&format!("compute of rank {rank}"), Priority::Normal)?;
+        let kernels = Kernels::load(&stream, IMAGES.iter().map(|image| image.ptx))?;
+        let products = Products::new(&stream, self.products.clone(), WORKSPACE_BYTES)?;
+        Ok(GpuOps::new(&stream, kernels, products))
+    }
+}
+
+fn failed(error: GpuError) -> TrainError {
+    BufferError::from(error).into()
+}
+
+impl Devices for GpuRanks {
+    fn of_rank(&self, rank: usize) -> usize {
+        rank % self.devices.len()
+    }
+
+    fn name(&self, device: usize) -> String {
+        format!("free memory of GPU {}", self.devices[device].index())
+    }
+
+    fn free_bytes(&self, device: usize) -> Result<u64, TrainError> {
+        let (free, _) = self.devices[device].memory_bytes().map_err(failed)?;
+        Ok(free as u64)
+    }
+
+    fn ops(&self, rank: usize) -> Result<Arc<dyn Ops>, TrainError> {
+        Ok(Arc::new(self.kernels(rank).map_err(failed)?))
+    }
+
+    fn shared(&self) -> Option<Arc<dyn SharedDevice>> {
+        if let Way::Shared(shared) = &self.way { Some(shared.clone()) } else { None }
+    }
+
+    fn communicator(
+        &self,
+        host: Arc<dyn Communicator>,
+    ) -> Result<Arc<dyn Communicator>, TrainError> {
+        match &self.way {
+            Way::Alone | Way::Shared(_) => Ok(host),
+            Way::Nccl(nccl) => {
+                let device = &self.devices[self.of_rank(host.rank())];
+                Ok(join(nccl, device, host, NcclOptions::default())?)
+            }
+        }
+    }
+}
