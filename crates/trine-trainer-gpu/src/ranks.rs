@@ -8,7 +8,7 @@ use trine_comm_nccl::{NcclOptions, join};
 use trine_gpu::{Device, GpuError, Priority, Products};
 use trine_gpu_sys::{CublasLt, LoadError, Nccl, load, nccl};
 use trine_kernels::Ops;
-use trine_kernels_gpu::{Exchange, GpuOps, IMAGES, Kernels};
+use trine_kernels_gpu::{GpuOps, IMAGES, Kernels};
 use trine_trainer::TrainError;
 use trine_trainer::run::Devices;
 
@@ -71,7 +71,7 @@ impl GpuRanks {
         let devices = used.map(|index| gpus.device(index)).collect::<Result<Vec<_>, _>>()?;
         let way = match ranks {
             0 | 1 => Way::Alone,
-            _ if devices.len() == 1 => Way::Shared(Arc::new(Exchange::new(&devices[0])?)),
+            _ if devices.len() == 1 => todo!(),
             _ => Way::Nccl(Arc::new(load::<Nccl>(&nccl::CUDA, &search)?.functions)),
         };
         Ok(Self { devices, products, way })

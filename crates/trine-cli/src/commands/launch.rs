@@ -4,6 +4,7 @@
 
 use crate::args::{Command, LaunchArgs, RANKS_MAX, TrainArgs};
 use crate::failure::Failure;
+use crate::{gpus, select};
 use crate::layout::{self, Decided};
 use crate::mpirun::{Mpirun, TICK, orphans};
 use crate::output::counted;

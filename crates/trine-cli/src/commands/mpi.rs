@@ -10,13 +10,13 @@ use crate::progress::Screen;
 use crate::side::{self, Side};
 use crate::signals::Heeding;
 use crate::terminal::Terminal;
-use crate::{dry_run, layout, output, select};
+use crate::{dry_run, gpus, layout, output, select};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trine_comm_mpi::{MpiOptions, World};
 use trine_mesh::{Mesh, Placement};
-use trine_trainer::config::{Config, File, LayoutBy, Typed};
+use trine_trainer::config::{Config, File, LayoutBy, Loaded, Typed};
 use trine_trainer::run::{Event, Reporter, Work};
 use trine_trainer::{Process, Ranks, TrainError};
 
@@ -105,7 +105,7 @@ fn live(
     };
     let heeding = Heeding { who, supervised: side.is_supervised() };
     let ranks = Ranks::Process(&process);
-    let run = Run { config, args, started, ranks, machine: None, memory, heeding };
+    let run = Run { config, args, started, ranks, machine: None, gpus: None, memory, heeding };
     let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
     let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
     let told = reporter.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -1,10 +1,7 @@
 //! The GPUs of this machine and their libraries: what is found, and what each lack costs.
 
 use super::{Item, inventory};
-use crate::failure::Failure;
 use crate::output;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use trine_gpu_sys::{CallError, CublasLt, Driver, Gpu, LoadError, Loaded, Nccl, Nvrtc, Search};
 use trine_gpu_sys::{cublaslt, driver, load, nccl, nvrtc};
 
