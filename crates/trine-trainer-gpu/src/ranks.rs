@@ -5,10 +5,10 @@ use std::sync::Arc;
 use trine_buffer::BufferError;
 use trine_comm::{Communicator, SharedDevice};
 use trine_comm_nccl::{NcclOptions, join};
-use trine_gpu::{Device, GpuError, Priority, Products};
+use trine_gpu::{Device, GpuError, Priority, Products, Stream};
 use trine_gpu_sys::{CublasLt, LoadError, Nccl, load, nccl};
 use trine_kernels::Ops;
-use trine_kernels_gpu::{GpuOps, IMAGES, Kernels};
+use trine_kernels_gpu::{Exchanges, GpuOps, IMAGES, Kernels};
 use trine_trainer::TrainError;
 use trine_trainer::run::Devices;
 
@@ -71,19 +71,30 @@ impl GpuRanks {
         let devices = used.map(|index| gpus.device(index)).collect::<Result<Vec<_>, _>>()?;
         let way = match ranks {
             0 | 1 => Way::Alone,
-            _ if devices.len() == 1 => todo!(),
+            _ if devices.len() == 1 => Way::Shared(Arc::new(exchanges(&devices[0])?)),
             _ => Way::Nccl(Arc::new(load::<Nccl>(&nccl::CUDA, &search)?.functions)),
         };
         Ok(Self { devices, products, way })
     }
 
-    fn kernels(&self, rank: usize) -> Result<GpuOps, GpuError> {
+    fn computing(&self, rank: usize) -> Result<GpuOps, GpuError> {
         let device = &self.devices[self.of_rank(rank)];
         let stream = device.stream(&format!("compute of rank {rank}"), Priority::Normal)?;
-        let kernels = Kernels::load(&stream, IMAGES.iter().map(|image| image.ptx))?;
+        let kernels = kernels(&stream)?;
         let products = Products::new(&stream, self.products.clone(), WORKSPACE_BYTES)?;
         Ok(GpuOps::new(&stream, kernels, products))
     }
+}
+
+/// The exchanges of ranks that share a GPU, before other work of it.
+fn exchanges(device: &Device) -> Result<Exchanges, GpuError> {
+    let stream = device.stream("exchanges", Priority::First)?;
+    let kernels = kernels(&stream)?;
+    Ok(Exchanges::new(stream, kernels))
+}
+
+fn kernels(stream: &Stream) -> Result<Kernels, GpuError> {
+    Kernels::load(stream, IMAGES.iter().map(|image| image.ptx))
 }
 
 fn failed(error: GpuError) -> TrainError {
@@ -105,7 +116,7 @@ impl Devices for GpuRanks {
     }
 
     fn ops(&self, rank: usize) -> Result<Arc<dyn Ops>, TrainError> {
-        Ok(Arc::new(self.kernels(rank).map_err(failed)?))
+        Ok(Arc::new(self.computing(rank).map_err(failed)?))
     }
 
     fn shared(&self) -> Option<Arc<dyn SharedDevice>> {

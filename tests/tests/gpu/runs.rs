@@ -8,10 +8,12 @@ use trine_schedule::ScheduleKind;
 use trine_spec::ModelSpec;
 use trine_testkit::toy;
 use trine_tests::compare::{beside, different_bits, findings};
-use trine_tests::{Mutation, Outcome, serial, step};
+use trine_tests::layouts::Layout;
+use trine_tests::{ADAMW, Mutation, Outcome, serial, step};
 use trine_trainer::engine::{EngineConfig, ZeroStage};
+use trine_trainer::run::Devices;
 
-/// A step of `config` on simulated GPUs, each with its own rank, or all ranks on one.
+/// A step of `config` on simulated GPUs.
 fn on_gpus(
     config: &EngineConfig,
     gpus: u32,
@@ -19,14 +21,47 @@ fn on_gpus(
     accesses: Accesses,
 ) -> Result<Outcome, String> {
     let machine = Machine::new(gpus, config.degrees.world(), seed, accesses);
-    let devices: Option<&dyn trine_trainer::run::Devices> = Some(&machine.ranks);
+    let devices: Option<&dyn Devices> = Some(&machine.ranks);
     let outcome = step(config, &Mutation { devices, ..Mutation::NONE });
     machine.is_clean();
     outcome
 }
 
+/// The step of one rank on the processor that a run in a layout is held against, and how far from it that may be.
+fn exact(config: &EngineConfig) -> (Outcome, f64) {
+    let (compute, bound) = beside(config.compute, &config.model, config.degrees.tp);
+    let serial = EngineConfig {
+        compute,
+        degrees: Degrees::SERIAL,
+        schedule: ScheduleKind::OneFOneB.into(),
+        virtual_stages: 1,
+        zero: ZeroStage::Zero0,
+        sequence_parallel: false,
+        ..config.clone()
+    };
+    (step(&serial, &Mutation::NONE).unwrap(), bound)
+}
+
 fn small(model: ModelSpec, compute: DType) -> EngineConfig {
     EngineConfig { compute, global_batch: 4, ..serial(model) }
+}
+
+/// All axes at once, in the schedules whose engines differ most.
+fn layouts() -> Vec<Layout> {
+    let eight = Layout {
+        degrees: Degrees { tp: 2, pp: 2, dp: 2, ..Degrees::SERIAL },
+        schedule: ScheduleKind::OneFOneB,
+        virtual_stages: 1,
+        zero: ZeroStage::Zero1,
+        recompute: false,
+        sequence_parallel: false,
+    };
+    vec![
+        eight,
+        Layout { schedule: ScheduleKind::Interleaved, virtual_stages: 2, recompute: true, ..eight },
+        Layout { schedule: ScheduleKind::ZbH1, zero: ZeroStage::Zero0, ..eight },
+        Layout { sequence_parallel: true, recompute: true, ..eight },
+    ]
 }
 
 #[test]
@@ -34,11 +69,53 @@ fn one_rank_computes_on_a_gpu_what_it_does_on_the_processor() {
     for model in [toy::gpt(), toy::llama(2)] {
         for compute in [DType::F32, DType::Bf16] {
             let config = small(model.clone(), compute);
-            let (exact, bound) = beside(compute, &config.model, 1);
-            let exact = EngineConfig { compute: exact, ..config.clone() };
-            let exact = step(&exact, &Mutation::NONE).unwrap();
+            let (exact, bound) = exact(&config);
             let found = findings(&on_gpus(&config, 1, 1, Accesses::On), &exact, bound);
             assert!(found.is_empty(), "{compute}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn eight_ranks_that_share_a_gpu_agree_with_the_serial_run() {
+    let mut seed = 0;
+    for model in [toy::gpt(), toy::llama(2)] {
+        for layout in layouts() {
+            let config = layout.apply(&small(model.clone(), DType::F32));
+            let (exact, bound) = exact(&config);
+            seed += 1;
+            let found = findings(&on_gpus(&config, 1, seed, Accesses::Off), &exact, bound);
+            assert!(found.is_empty(), "{layout:?}, seed {seed}: {found:?}");
+        }
+    }
+    assert_eq!(seed, 8);
+}
+
+#[test]
+fn eight_ranks_with_a_gpu_each_agree_with_the_serial_run() {
+    let mut seed = 10;
+    for model in [toy::gpt(), toy::llama(2)] {
+        for layout in layouts() {
+            let base = EngineConfig { optimizer: ADAMW, ..small(model.clone(), DType::Bf16) };
+            let config = layout.apply(&base);
+            let (exact, bound) = exact(&config);
+            seed += 1;
+            let found = findings(&on_gpus(&config, 8, seed, Accesses::Off), &exact, bound);
+            assert!(found.is_empty(), "{layout:?}, seed {seed}: {found:?}");
+        }
+    }
+}
+
+/// In reference numerics every layout has the bits of one rank on the same device.
+#[test]
+fn layouts_are_bit_equal_in_reference_numerics() {
+    for model in [toy::gpt(), toy::llama(2)] {
+        let base = EngineConfig { numerics: Numerics::Reference, ..small(model, DType::F32) };
+        let alone = on_gpus(&base, 1, 1, Accesses::Off).unwrap();
+        for (seed, layout) in layouts().into_iter().enumerate() {
+            let config = layout.apply(&base);
+            let found = different_bits(&on_gpus(&config, 1, seed as u64, Accesses::Off), &alone);
+            assert!(found.is_empty(), "{layout:?}: {found:?}");
         }
     }
 }

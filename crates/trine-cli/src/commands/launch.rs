@@ -4,13 +4,13 @@
 
 use crate::args::{Command, LaunchArgs, RANKS_MAX, TrainArgs};
 use crate::failure::Failure;
-use crate::{gpus, select};
 use crate::layout::{self, Decided};
 use crate::mpirun::{Mpirun, TICK, orphans};
 use crate::output::counted;
 use crate::signals::{self, BEFORE_STEPS, INTERRUPTED};
 use crate::supervised::{DIRECTORY, STEPPING, STORE, TOKEN, keep};
 use crate::terminal::{PROGRAM, Terminal, Volume};
+use crate::{gpus, select};
 use crate::{launcher, output, parse};
 use anyhow::Context;
 use signal_hook::consts::SIGUSR1;
