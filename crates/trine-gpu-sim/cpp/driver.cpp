@@ -128,6 +128,7 @@ extern "C" {
 int cuInit(unsigned flags) {
     LOCKED;
     if (flags) return INVALID_VALUE;
+    if (devices.empty()) start_by_file();
     if (devices.empty()) return NO_DEVICE;
     is_initialized = true;
     return 0;

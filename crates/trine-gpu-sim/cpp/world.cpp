@@ -8,6 +8,10 @@
 #include "report.hpp"
 #include "streams.hpp"
 #include <cstring>
+#include <dlfcn.h>
+#include <fstream>
+#include <string>
+#include <unistd.h>
 
 namespace sim {
 
@@ -31,6 +35,35 @@ static void start(unsigned count, size_t bytes, uint64_t seed, double patience) 
     devices.assign(count, {bytes, bytes, 0, 0});
     random_source.seed(unsigned(seed * 0x9e3779b97f4a7c15u >> 33) | 1);
     patience_seconds = patience;
+}
+
+static std::string beside_library(const char* name) {
+    Dl_info found;
+    if (!dladdr(&allocations_left, &found)) return name;
+    std::string path = found.dli_fname;
+    return path.substr(0, path.rfind('/') + 1) + name;
+}
+
+static bool is_started_by_file = false;
+
+void start_by_file() {
+    std::ifstream file(beside_library("machine"));
+    unsigned count = 0;
+    size_t bytes = 0;
+    uint64_t seed = 0;
+    double patience = 0;
+    if (!(file >> count >> bytes >> seed >> patience)) return;
+    devices.assign(count, {bytes, bytes, 0, 0});
+    random_source.seed(unsigned(seed * 0x9e3779b97f4a7c15u >> 33) | 1);
+    patience_seconds = patience;
+    is_started_by_file = true;
+}
+
+// At the end of such a process its reports are in a file of its own beside the library, which is there in any case.
+__attribute__((destructor)) static void leave_reports() {
+    if (!is_started_by_file) return;
+    std::ofstream file(beside_library("reports.") + std::to_string(getpid()));
+    for (const std::string& report : take_reports()) file << report << "\n";
 }
 
 // The next reports, a line each; their bytes, or 0 if there are none. What has no room stays.

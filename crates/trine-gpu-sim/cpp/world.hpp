@@ -8,4 +8,7 @@ namespace sim {
 // Counts allocations down; true for the one that is to fail.
 bool is_allocation_refused();
 
+// The machine of a process that nobody has started: what the file `machine` beside the library says, if there is one.
+void start_by_file();
+
 } // namespace sim

@@ -13,10 +13,12 @@
 //!   another stream's without an event, is a line in [`Simulator::reports`].
 //! * Products sum in the order of the CPU's kernels, collectives among threads in that of its communicators.
 //!
+//! [`Installed`] is for programs that a test runs: each of their processes has a machine of its own.
+//!
 //! It needs g++ and runs on Linux on x86-64; elsewhere [`compile`] is an error.
 
 mod compile;
 mod simulator;
 
 pub use compile::{Checks, Source, compile};
-pub use simulator::{Counters, Settings, Simulator};
+pub use simulator::{Counters, Installed, Settings, Simulator};

@@ -12,6 +12,10 @@ use tempfile::TempDir;
 const DRIVER: &str = "libcuda.so.1";
 const OTHERS: [&str; 2] = ["libcublasLt.so.12", "libnccl.so.2"];
 
+/// Beside the library: the settings of the machine of each process, and what was found wrong in it.
+const MACHINE: &str = "machine";
+const REPORTS: &str = "reports.";
+
 /// A machine before it starts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -70,19 +74,62 @@ struct Functions {
     rest: unsafe extern "C" fn(),
 }
 
+/// A folder with a copy of the library under the names that loaders look for.
+fn installed(library: &Path) -> io::Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    fs::copy(library, folder.path().join(DRIVER))?;
+    for other in OTHERS {
+        std::os::unix::fs::symlink(DRIVER, folder.path().join(other))?;
+    }
+    Ok(folder)
+}
+
+/// Machines for programs that a test runs: each process that opens the driver of the folder has one of its own.
+#[derive(Debug)]
+pub struct Installed(TempDir);
+
+impl Installed {
+    /// A folder whose driver is a copy of `library`, which [`compile`](crate::compile) has made.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn new(library: &Path, settings: &Settings) -> io::Result<Self> {
+        let folder = installed(library)?;
+        let Settings { devices, memory_bytes, seed, patience_seconds } = *settings;
+        let machine = format!("{devices} {memory_bytes} {seed} {patience_seconds}\n");
+        fs::write(folder.path().join(MACHINE), machine)?;
+        Ok(Self(folder))
+    }
+
+    /// Where the driver is.
+    pub fn folder(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// What was found wrong in each process that has ended so far and had a machine.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn reports(&self) -> io::Result<Vec<String>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(self.folder())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(REPORTS) {
+                all.push(fs::read_to_string(entry.path())?);
+            }
+        }
+        Ok(all)
+    }
+}
+
 impl Simulator {
     /// A machine whose driver is a copy of `library`, which [`compile`](crate::compile) has made.
     ///
     /// # Errors
     /// If the library cannot be copied or opened.
     pub fn start(library: &Path, settings: &Settings) -> io::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let driver = folder.path().join(DRIVER);
-        fs::copy(library, &driver)?;
-        for other in OTHERS {
-            std::os::unix::fs::symlink(DRIVER, folder.path().join(other))?;
-        }
-        let functions = open(&driver)?;
+        let folder = installed(library)?;
+        let functions = open(&folder.path().join(DRIVER))?;
         let Settings { devices, memory_bytes, seed, patience_seconds } = *settings;
         // SAFETY: takes numbers, before any other call.
         unsafe { (functions.start)(devices, memory_bytes, seed, patience_seconds) };

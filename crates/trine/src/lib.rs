@@ -86,3 +86,5 @@ pub use trine_shard as shard;
 pub use trine_spec as spec;
 #[cfg(feature = "trainer")]
 pub use trine_trainer as trainer;
+#[cfg(feature = "trainer-gpu")]
+pub use trine_trainer_gpu as trainer_gpu;
