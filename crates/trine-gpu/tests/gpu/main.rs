@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing call fails the test, in its helpers too")]
 
 mod buffers;
+mod compiler;
 mod device;
 mod kernels;
 mod launches;
