@@ -5,7 +5,7 @@
 //! An envelope that comes before its operation waits; one that does not agree with it fails the
 //! world.
 
-use crate::envelope::{self, BYTES_MAX, Channel, Content, Envelope, INLINE_BYTES_MAX, Slot};
+use crate::envelope::{BYTES_MAX, Channel, Content, Envelope, INLINE_BYTES_MAX, Slot};
 use crate::options::MpiOptions;
 use crate::plan::{Part, Place, Plan, Seat, Transfer};
 use crate::raw::{Link, Memory};
@@ -192,12 +192,8 @@ impl Engine {
         let memories = [held(send)?, held(recv)?, held(scratch)?];
         let incoming = if call.recv.is_some() { call.recv } else { call.send };
         let active = Active {
-            signature: envelope::signature(
-                &call,
-                incoming,
-                seal.map(|seal| seal.number(operation)),
-            ),
-            signature_out: envelope::signature(&call, call.send, seal.map(|seal| seal.outgoing)),
+            signature: call.signature(incoming, seal.map(|seal| seal.number(operation))),
+            signature_out: call.signature(call.send, seal.map(|seal| seal.outgoing)),
             number,
             members: members.clone(),
             slot,

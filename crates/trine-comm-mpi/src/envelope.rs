@@ -2,7 +2,6 @@
 //! bytes themselves.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use trine_comm::{Call, Extent};
 
 /// Bytes of an envelope with everything in it: within the size that MPI libraries send at once,
 /// 4096 in Open MPI between processes of one host, their own header included.
@@ -54,7 +53,7 @@ pub(crate) struct Envelope {
     pub(crate) source: i32,
     pub(crate) slot: Slot,
     pub(crate) round: u64,
-    /// See [`signature`].
+    /// See [`trine_comm::Call::signature`].
     pub(crate) signature: u64,
     pub(crate) payload_bytes: usize,
     /// Of the payload of a sealed operation.
@@ -127,19 +126,6 @@ impl Envelope {
             text: std::str::from_utf8(text).ok()?.to_owned(),
         })
     }
-}
-
-/// What the ranks that meet in an operation must agree on, as a number: the operation, its name, and
-/// the extents that must be alike. The same program runs on all ranks, so the same hash does.
-/// Sealed operations agree on their number too.
-pub(crate) fn signature(call: &Call, message: Option<Extent>, sealed: Option<u64>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (call.name, sealed).hash(&mut hasher);
-    match call.operation.peers() {
-        Some(_) => message.hash(&mut hasher),
-        None => (call.operation, call.send, call.recv).hash(&mut hasher),
-    }
-    hasher.finish()
 }
 
 /// The identity of the group that a division makes: the same on all its ranks, and no other's.

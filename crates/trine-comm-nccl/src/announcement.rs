@@ -1,9 +1,7 @@
 //! What a rank says on the host of an operation of its GPU, so that ranks that disagree are found.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use trine_comm::{
-    Buf, Call, CommError, Communicator, DType, Extent, Name, Operation, Peers, Pending, Request,
-    Seal,
+    Buf, Call, CommError, Communicator, DType, Name, Operation, Peers, Pending, Request, Seal,
 };
 
 /// Bytes of an announcement: a number that must be equal, then the call in words, cut.
@@ -23,17 +21,6 @@ pub(crate) struct Announcement {
     state: Option<Pending>,
 }
 
-/// What the ranks that meet in an operation must agree on, as a number: the same program runs on all ranks.
-fn number(call: &Call, message: Option<Extent>, sealed: Option<u64>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (call.name, sealed).hash(&mut hasher);
-    match call.operation.peers() {
-        Some(_) => message.hash(&mut hasher),
-        None => (call.operation, call.send, call.recv).hash(&mut hasher),
-    }
-    hasher.finish()
-}
-
 fn encoded(number: u64, call: &Call) -> Vec<u8> {
     let mut bytes = number.to_le_bytes().to_vec();
     bytes.extend(call.to_string().bytes());
@@ -48,9 +35,9 @@ impl Announcement {
         call: &Call,
         seal: Option<Seal>,
     ) -> Result<Self, CommError> {
-        let sends = number(call, call.send, seal.map(|seal| seal.outgoing));
+        let sends = call.signature(call.send, seal.map(|seal| seal.outgoing));
         let incoming = if call.recv.is_some() { call.recv } else { call.send };
-        let receives = number(call, incoming, seal.map(|seal| seal.number(call.operation)));
+        let receives = call.signature(incoming, seal.map(|seal| seal.number(call.operation)));
         // A collective is a gathering of what all say; a message goes the way of its elements.
         let (operation, says, hears) = match call.operation.peers() {
             None => (Operation::AllGather, true, host.group().size()),

@@ -2,6 +2,7 @@
 
 use crate::{CommError, Group, Name, Place};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::Location;
 use trine_buffer::{Buf, BufferError, DType, Slice};
 
@@ -371,6 +372,19 @@ impl Call {
             }
         }
         Text(self).to_string()
+    }
+
+    /// What the ranks that meet in an operation must agree on, as a number: the operation, its name, and the extents
+    /// that must be alike; of a message its name and its own extent, `message`. Sealed operations agree on their number
+    /// too. The same program runs on all ranks, so the same hash does.
+    pub fn signature(&self, message: Option<Extent>, sealed: Option<u64>) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.name, sealed).hash(&mut hasher);
+        match self.operation.peers() {
+            Some(_) => message.hash(&mut hasher),
+            None => (self.operation, self.send, self.recv).hash(&mut hasher),
+        }
+        hasher.finish()
     }
 
     /// World ranks of all others that take part.

@@ -56,7 +56,7 @@ impl Client {
         Ok(Self { peer, stream })
     }
 
-    fn ask(&self, ask: &Ask) -> Result<Answer, RendezvousError> {
+    pub(crate) fn ask(&self, ask: &Ask) -> Result<Answer, RendezvousError> {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         self.peer.ask(&mut stream, ask, &|| true)
     }
@@ -65,7 +65,9 @@ impl Client {
         match self.ask(ask)? {
             Answer::Fine | Answer::Stop(_) => Ok(()),
             Answer::No(why) => Err(self.peer.refused(why)),
-            other @ (Answer::Value(_) | Answer::NotYet) => Err(self.peer.unexpected(&other)),
+            other @ (Answer::Value(_) | Answer::Shared(_) | Answer::NotYet) => {
+                Err(self.peer.unexpected(&other))
+            }
         }
     }
 
@@ -92,7 +94,7 @@ impl Client {
                 }
                 Answer::NotYet => thread::sleep(pause),
                 Answer::No(why) => return Err(self.peer.refused(why)),
-                other @ (Answer::Fine | Answer::Stop(_)) => {
+                other @ (Answer::Fine | Answer::Shared(_) | Answer::Stop(_)) => {
                     return Err(self.peer.unexpected(&other));
                 }
             }
@@ -313,7 +315,13 @@ impl Peer {
         loop {
             match answer {
                 Ok(Answer::Stop(cause)) => return Some(Stop::Failed(cause)),
-                Ok(Answer::Fine | Answer::Value(_) | Answer::NotYet | Answer::No(_)) => {}
+                Ok(
+                    Answer::Fine
+                    | Answer::Value(_)
+                    | Answer::Shared(_)
+                    | Answer::NotYet
+                    | Answer::No(_),
+                ) => {}
                 Err(_) if ends.dropped.load(Ordering::Acquire) => return None,
                 Err(error) => {
                     let failure = format!(

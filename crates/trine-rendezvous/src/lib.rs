@@ -6,6 +6,8 @@
 //! ends everywhere within seconds with the same diagnosis. It collects flight recorders, and holds
 //! small values under keys, for what processes have to agree on before they can talk.
 //!
+//! [`StoreComm`] is a communicator by way of the store, for control words of processes whose tensors go another way.
+//!
 //! The protocol is JSON in frames with a length, over TCP on one given interface. A connection begins
 //! with the run's [`Token`]; without it, it is dropped. Frames have a limit, every read and write has
 //! a timeout, and what cannot be understood ends the connection and nothing else. The token keeps out
@@ -41,16 +43,19 @@
 //! ```
 
 mod client;
+mod comm;
 mod error;
 mod frame;
 mod lobby;
 mod message;
 mod options;
+mod share;
 mod state;
 mod store;
 mod token;
 
 pub use client::{Client, Stop, Watch};
+pub use comm::StoreComm;
 pub use error::RendezvousError;
 pub use frame::FRAME_BYTES_MAX;
 pub use options::StoreOptions;

@@ -25,6 +25,12 @@ pub(crate) enum Ask {
     Put { key: String, value: Vec<u8> },
     /// A value, if it is there.
     Get { key: String },
+    /// One rank's side of an operation, of which there are `places`, and which `takers` take out.
+    Share { key: String, place: usize, places: usize, takers: usize, value: String },
+    /// All sides of an operation, once they are there. Each taker asks until it has them, and then no more.
+    Take { key: String },
+    /// Whether the run still stands.
+    Check,
     /// The rank has done its work and goes.
     Farewell,
 }
@@ -38,6 +44,8 @@ pub(crate) enum Answer {
     Stop(Diagnosis),
     /// What was asked for.
     Value(Vec<u8>),
+    /// All sides of an operation.
+    Shared(Vec<String>),
     /// It is not there yet.
     NotYet,
     /// The connection is refused, or the question.

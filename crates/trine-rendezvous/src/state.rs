@@ -10,6 +10,7 @@ use trine_comm::{Beat, Diagnosis, Doing, FlightRecord, Sighting, judge};
 /// Limits of what ranks may keep in the store.
 const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 256;
+const SHARED_MAX: usize = 65_536;
 const VALUES_BYTES_MAX: usize = 64 << 20;
 
 /// What is known of a rank.
@@ -39,12 +40,21 @@ struct Known {
     records: BTreeMap<usize, FlightRecord>,
     values: HashMap<String, Vec<u8>>,
     value_bytes: usize,
+    /// Operations that not all takers have taken out.
+    shared: HashMap<String, Meeting>,
     judged: Instant,
     /// Until when ranks may join.
     join_by: Instant,
     /// When this process went on after it had stood still for longer than the deadline, and for how long.
     woke: Option<(Instant, Duration)>,
     closing: bool,
+}
+
+/// The sides of an operation so far.
+#[derive(Debug)]
+struct Meeting {
+    sides: Vec<Option<String>>,
+    takers: usize,
 }
 
 /// A store's state, shared by its threads.
@@ -75,6 +85,7 @@ impl State {
             records: BTreeMap::new(),
             values: HashMap::new(),
             value_bytes: 0,
+            shared: HashMap::new(),
             judged: began,
             join_by: began + join_within,
             woke: None,
@@ -210,6 +221,14 @@ impl State {
                 Some(value) => Answer::Value(value.clone()),
                 None => Answer::NotYet,
             },
+            Ask::Share { .. } | Ask::Take { .. } | Ask::Check if known.cause.is_some() => {
+                known.cause.clone().map_or(Answer::Fine, Answer::Stop)
+            }
+            Ask::Check => Answer::Fine,
+            Ask::Share { key, place, places, takers, value } => known
+                .share(key, (place, places, takers), value)
+                .map_or_else(Answer::No, |()| Answer::Fine),
+            Ask::Take { key } => known.take(&key).map_or(Answer::NotYet, Answer::Shared),
             Ask::Farewell => {
                 let seen = &mut known.ranks[rank];
                 seen.life = Life::Over;
@@ -337,6 +356,48 @@ impl Known {
             }
             Some(_) => {}
         }
+    }
+
+    /// Keeps one side of an operation.
+    fn share(
+        &mut self,
+        key: String,
+        (place, places, takers): (usize, usize, usize),
+        value: String,
+    ) -> Result<(), String> {
+        let (ranks, bytes) = (self.ranks.len(), self.value_bytes + value.len());
+        if key.len() > KEY_BYTES_MAX || bytes > VALUES_BYTES_MAX || self.shared.len() >= SHARED_MAX
+        {
+            return Err(format!(
+                "the store takes keys of at most {KEY_BYTES_MAX} bytes, {SHARED_MAX} operations under way, and \
+                 {VALUES_BYTES_MAX} bytes of values"
+            ));
+        }
+        if place >= places || places > ranks || takers == 0 || takers > ranks {
+            return Err(format!(
+                "place {place} of {places} for {takers} is none that {ranks} ranks have"
+            ));
+        }
+        let empty = || Meeting { sides: vec![None; places], takers };
+        let meeting = self.shared.entry(key).or_insert_with(empty);
+        match meeting.sides.get_mut(place) {
+            Some(side @ None) => *side = Some(value),
+            Some(Some(_)) | None => return Err("a side of this operation is there already".into()),
+        }
+        self.value_bytes = bytes;
+        Ok(())
+    }
+
+    /// All sides of an operation, once they are there; the last taker takes them out.
+    fn take(&mut self, key: &str) -> Option<Vec<String>> {
+        let meeting = self.shared.get_mut(key)?;
+        let all = meeting.sides.iter().cloned().collect::<Option<Vec<_>>>()?;
+        meeting.takers -= 1;
+        if meeting.takers == 0 {
+            self.shared.remove(key);
+            self.value_bytes -= all.iter().map(String::len).sum::<usize>();
+        }
+        Some(all)
     }
 
     fn put(&mut self, key: String, value: Vec<u8>) -> Result<(), String> {
