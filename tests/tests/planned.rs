@@ -403,30 +403,27 @@ fn the_peak_of_activations_is_predicted_whatever_is_frozen() {
     let ways = recompute();
     let mut peaks = Peaks::default();
     for (number, model) in models.enumerate() {
-        let model = ModelSpec { hidden: 64, head_dim: 16, ffn: 192, seq_max: 64, ..model };
+        let narrow = ModelSpec { layers: 3, ..model };
+        let model = ModelSpec { hidden: 64, head_dim: 16, ffn: 192, seq_max: 64, ..narrow };
         for (at, patterns) in FROZEN.iter().enumerate() {
             let frozen = naming(&model, patterns);
             // Where the head needs little, a block has the peak.
             let vocab = if at % 4 == 0 { model.vocab } else { 64 };
-            let way = ways[(number + at) % ways.len()].clone();
-            for again in [Recompute::None, way].into_iter().take(1 + (number + at) % 2) {
-                let (compute, degrees, sequence_parallel, schedule) =
-                    layouts[(number + at) % layouts.len()];
-                peaks.hold(&EngineConfig {
-                    compute,
-                    degrees,
-                    sequence_parallel,
-                    schedule: schedule.into(),
-                    frozen: frozen.clone(),
-                    recompute: again,
-                    ..run(ModelSpec { vocab, ..model.clone() })
-                });
-            }
+            let recompute = match at % 2 {
+                0 => Recompute::None,
+                _ => ways[(number + at) % ways.len()].clone(),
+            };
+            let (compute, degrees, sequence_parallel, schedule) =
+                layouts[(number + at) % layouts.len()];
+            let schedule = schedule.into();
+            let base = run(ModelSpec { vocab, ..model.clone() });
+            let base = EngineConfig { compute, degrees, sequence_parallel, ..base };
+            peaks.hold(&EngineConfig { schedule, frozen, recompute, ..base });
         }
     }
     // Long enough for small buffers not to count, as above, and no rank waits for many messages.
     assert!(peaks.worst < 0.01, "{}", peaks.worst);
-    assert!(peaks.all() > 200);
+    assert!(peaks.all() > 120);
 }
 
 /// What is computed again, in blocks of all kinds.
