@@ -1,7 +1,7 @@
 //! Elements of a model's pieces, by what tensor parallelism splits them by.
 
 use std::ops::{Add, Mul};
-use trine_spec::{ModelParts, OUTPUT_LAYER, ParamSpec, Piece, PieceParts};
+use trine_spec::{OUTPUT_LAYER, ParamSpec, Piece};
 
 /// Numbers of a piece, or what a rank needs for them: those that every rank has, and those that tensor parallelism
 /// splits, by what it splits.
@@ -34,10 +34,10 @@ impl Elements {
         self.replicated + split + self.tokens / sequence
     }
 
-    /// Of those parameters that count.
-    pub(crate) fn of(params: &[ParamSpec], counts: impl Fn(&ParamSpec) -> bool) -> Self {
+    /// Of some parameters.
+    pub(crate) fn of(params: &[ParamSpec]) -> Self {
         let mut elements = Self::default();
-        for param in params.iter().filter(|param| counts(param)) {
+        for param in params {
             let len = param.shape.iter().product::<usize>() as f64;
             let kind = match param.split_dim() {
                 None => &mut elements.replicated,
@@ -93,18 +93,16 @@ pub(crate) struct PieceElements {
 }
 
 impl PieceElements {
-    /// Of those parameters that count.
-    pub(crate) fn of(parts: &ModelParts, counts: impl Fn(&ParamSpec) -> bool + Copy) -> Self {
-        let of = |part: &PieceParts| Elements::of(&part.params, counts);
-        let is_block = |part: &&PieceParts| matches!(part.piece, Piece::Block(_));
-        let [embedding, head] = [Piece::Embedding, Piece::Head]
-            .map(|piece| parts.get(piece).map_or(&[][..], |part| &part.params));
+    /// Of the parameters that count of each piece of a model of so many blocks.
+    pub(crate) fn of(layers: usize, params: impl Fn(Piece) -> Vec<ParamSpec>) -> Self {
         let is_output = |param: &ParamSpec| param.name == OUTPUT_LAYER;
+        let (output, norm): (Vec<ParamSpec>, Vec<ParamSpec>) =
+            params(Piece::Head).into_iter().partition(is_output);
         Self {
-            block: mean(parts.pieces.iter().filter(is_block).map(of)),
-            embedding: Elements::of(embedding, counts),
-            norm: Elements::of(head, |param| !is_output(param) && counts(param)),
-            output: Elements::of(head, |param| is_output(param) && counts(param)),
+            block: mean((0..layers).map(|block| Elements::of(&params(Piece::Block(block))))),
+            embedding: Elements::of(&params(Piece::Embedding)),
+            norm: Elements::of(&norm),
+            output: Elements::of(&output),
         }
     }
 }

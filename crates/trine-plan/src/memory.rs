@@ -216,7 +216,7 @@ impl Planner<'_> {
     /// taken to cut evenly.
     pub(crate) fn trained_share(&self, layout: &Layout, rank: usize) -> f64 {
         let (trained, spec) = (&self.model.trained, &self.model.spec);
-        if trained.is_all {
+        if trained.is_all() {
             return 1.0;
         }
         let (layers, stages) = (spec.layers, layout.shape().stages());

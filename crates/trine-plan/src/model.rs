@@ -183,7 +183,7 @@ impl Model {
     /// What [`ModelSpec::check`] finds.
     pub fn new(spec: &ModelSpec) -> Result<Self, PlanError> {
         spec.check()?;
-        let parts = spec.parts(1)?;
+        let elements = PieceElements::of(spec.layers, |piece| spec.params(piece, 1));
         let blocks = Kinds::new(spec);
         let of_block = |block: &Block, tp| {
             let branches = 0..block.branches.len();
@@ -193,8 +193,8 @@ impl Model {
         let mut model = Self {
             spec: spec.clone(),
             params: spec.param_count() as f64,
-            elements: PieceElements::of(&parts, |_| true),
-            trained: Trained::new(&parts),
+            elements,
+            trained: Trained::all(elements),
             work: blocks.mean(BlockWork::of_block),
             saved: [1, 2].map(|tp| Saved::mean(&blocks, |block| of_block(block, tp))),
             whole: Dropping::new(&blocks, spec.hidden, &trine_spec::Recompute::FULL),
@@ -217,9 +217,14 @@ impl Model {
     /// # Errors
     /// What cannot be frozen.
     pub fn freeze(&mut self, patterns: &[Pattern]) -> Result<(), PlanError> {
-        let mut parts = self.spec.parts(1)?;
-        parts.freeze(patterns)?;
-        self.trained = Trained::new(&parts);
+        self.trained = match patterns {
+            [] => Trained::all(self.elements),
+            patterns => {
+                let mut parts = self.spec.parts(1)?;
+                parts.freeze(patterns)?;
+                Trained::of(&parts)
+            }
+        };
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use crate::elements::{Elements, PieceElements, mean};
 use std::ops::{Add, Mul, Range};
-use trine_spec::{Body, ModelParts, Piece, PieceParts};
+use trine_spec::{Body, ModelParts, ParamSpec, Piece, PieceParts};
 
 /// The trained products of a block: 1 of each that is, 0 of each that is not, and shares on average over several.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -47,27 +47,41 @@ impl Mul<f64> for Products {
 /// The trained part of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Trained {
-    /// Of each block.
+    /// Of each block; none where all of the model is trained.
     pub(crate) blocks: Vec<(Products, Elements)>,
     /// On average over the blocks.
     pub(crate) products: Products,
     /// Of each piece, as a model has them of all.
     pub(crate) elements: PieceElements,
-    /// Whether that is everything.
-    pub(crate) is_all: bool,
 }
 
 impl Trained {
-    pub(crate) fn new(parts: &ModelParts) -> Self {
-        let elements = PieceElements::of(parts, |param| param.trainable);
+    /// All of a model that has so many elements.
+    pub(crate) fn all(elements: PieceElements) -> Self {
+        let products = Products { columns: [1.0; 2], rows: [1.0; 2] };
+        Self { blocks: Vec::new(), products, elements }
+    }
+
+    /// What is not frozen of a model's parts.
+    pub(crate) fn of(parts: &ModelParts) -> Self {
+        let params = |piece| -> Vec<ParamSpec> {
+            let part = parts.get(piece).into_iter().flat_map(|part| &part.params);
+            part.filter(|param| param.trainable).cloned().collect()
+        };
         let is_block = |part: &&PieceParts| matches!(part.piece, Piece::Block(_));
         let blocks = parts.pieces.iter().filter(is_block);
-        let trained = |part: &PieceParts| Elements::of(&part.params, |param| param.trainable);
         let blocks: Vec<(Products, Elements)> =
-            blocks.map(|part| (Products::of(part), trained(part))).collect();
-        let mut all = parts.pieces.iter().flat_map(|part| &part.params);
-        let is_all = all.all(|param| param.trainable);
-        Self { products: mean(blocks.iter().map(|block| block.0)), blocks, elements, is_all }
+            blocks.map(|part| (Products::of(part), Elements::of(&params(part.piece)))).collect();
+        Self {
+            products: mean(blocks.iter().map(|block| block.0)),
+            elements: PieceElements::of(blocks.len(), params),
+            blocks,
+        }
+    }
+
+    /// Whether nothing is frozen.
+    pub(crate) fn is_all(&self) -> bool {
+        self.blocks.is_empty()
     }
 
     /// Whether the output layer is.
@@ -77,6 +91,9 @@ impl Trained {
 
     /// The products of some blocks, on average.
     pub(crate) fn products_of(&self, blocks: Range<usize>) -> Products {
+        if self.is_all() {
+            return self.products;
+        }
         mean(self.blocks.get(blocks).unwrap_or_default().iter().map(|block| block.0))
     }
 }

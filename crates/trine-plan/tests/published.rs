@@ -20,18 +20,19 @@ struct Known {
     rows: Vec<PublishedRun>,
 }
 
-fn known() -> Known {
-    let (clusters, stacks) = (
+/// What is built in, without the rows: to read these takes seconds.
+fn world() -> (Vec<Cluster>, Vec<Stack>, Constants) {
+    (
         clusters(&[]).expect("committed data are in order"),
         stacks().expect("committed data are in order"),
-    );
+        Constants::built_in().expect("committed data are in order"),
+    )
+}
+
+fn known() -> Known {
+    let (clusters, stacks, constants) = world();
     let rows = built_in(&clusters, &stacks).expect("committed data are in order");
-    Known {
-        clusters,
-        stacks,
-        constants: Constants::built_in().expect("committed data are in order"),
-        rows,
-    }
+    Known { clusters, stacks, constants, rows }
 }
 
 impl Known {
@@ -142,14 +143,13 @@ fn frontier(degrees: Degrees, per_replica: usize) -> Layout {
 }
 
 fn with_planner<T>(model: &str, f: impl FnOnce(&Planner<'_>) -> T) -> T {
-    let known = known();
+    let (clusters, stacks, constants) = world();
     let mut spec = presets::find(model).expect("committed data are in order").model;
     spec.vocab = 50688;
     let model = Model::new(&spec).expect("committed data are in order");
-    let cluster = find_cluster(&known.clusters, "frontier").expect("committed data are in order");
-    let stack =
-        find_stack(&known.stacks, "megatron-deepspeed").expect("committed data are in order");
-    f(&Planner::new(&model, cluster, stack, &known.constants).expect("committed data are in order"))
+    let cluster = find_cluster(&clusters, "frontier").expect("committed data are in order");
+    let stack = find_stack(&stacks, "megatron-deepspeed").expect("committed data are in order");
+    f(&Planner::new(&model, cluster, stack, &constants).expect("committed data are in order"))
 }
 
 #[test]
