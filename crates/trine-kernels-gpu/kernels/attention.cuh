@@ -60,7 +60,7 @@ TRINE_FN bool is_in(const Range& range, u32 at) { return at - range.from < range
 TRINE_FN u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
 TRINE_FN u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 
-// The keys that a query sees; none for one that is not there.
+// The keys that a query sees; none for one that is not there. No keys are always the same range.
 TRINE_FN Range visible(const Attention& a, const u32* document_start, const Unit& unit, u32 query) {
     if (query >= a.queries) return {0, 0};
     u64 own = (u64)a.query_start + query, first = 0;
@@ -70,7 +70,8 @@ TRINE_FN Range visible(const Attention& a, const u32* document_start, const Unit
     u64 end = own + 1 > a.key_start ? own + 1 - a.key_start : 0;
     if (end > a.keys) end = a.keys;
     first = first > a.key_start ? first - a.key_start : 0;
-    return {u32(first < end ? first : end), u32(end)};
+    if (first >= end) return {0, 0};
+    return {u32(first), u32(end)};
 }
 
 // The queries that may see some of the keys `from..end`.

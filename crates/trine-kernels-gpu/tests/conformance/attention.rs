@@ -87,6 +87,18 @@ fn cases() -> Vec<Case> {
         Case { shape: AttentionShape { kv_heads: 4, ..apart(64) }, fused: false, ..narrow },
         Case { shape: AttentionShape { kv_heads: 4, ..whole(3, 10) }, ..CASE },
         all(AttentionShape { heads: 2, ..apart(16) }),
+        // The last queries are beyond the window of every key: tiles of them see nothing.
+        Case {
+            shape: AttentionShape {
+                queries: 105,
+                query_start: 85,
+                window: Some(74),
+                ..whole(64, 58)
+            },
+            documents: 45,
+            fused: false,
+            ..narrow
+        },
         // Rows that begin at no multiple of 16 bytes.
         Case { shape: whole(64, 20), gap: 1, ..narrow },
         Case { shape: AttentionShape { keys: 0, ..whole(64, 20) }, fused: false, ..narrow },
