@@ -10,7 +10,7 @@ TRINE_FN void dropout(T* y, const T* x, u64 rows, u64 cols, u64 to, u64 from, u6
     u64 before = first_feature % 4;
     EACH_ROW(r, rows) EACH_COLUMN(q, (before + cols + 3) / 4) {
         u64 token = first_token + r % tokens;
-        u64 block = (token << 32 | (first_feature - before)) / 4 + q;
+        u64 block = (token << 32 | first_feature) / 4 + q;
         Words words = mask_words(key, step, first_sample + (u32)(r / tokens), block);
         u32 each[4] = {words.x, words.y, words.z, words.w};
         for (u32 w = 0; w < 4; w++) {

@@ -9,10 +9,10 @@ struct Turns {
 // The pairs (i, i + turned / 2) of each head, by the angles of the row's position; `sign` -1 turns back.
 template <class T>
 TRINE_FN void rope(T* x, const float* table, u64 rows, u64 stride, const Turns& of, float sign) {
-    u64 half = of.turned / 2;
+    u32 half = (u32)of.turned / 2;
     EACH_ROW(r, rows) EACH_COLUMN(i, of.heads * half) {
-        u64 pair = i % half;
-        T* head = x + r * stride + i / half * of.head_dim;
+        u32 pair = (u32)i % half;
+        T* head = x + r * stride + (u32)i / half * of.head_dim;
         const float* angles = table + (of.start + r % of.seq) * of.turned;
         float cosine = angles[pair], sine = sign * angles[half + pair];
         float left = widened(head[pair]), right = widened(head[half + pair]);

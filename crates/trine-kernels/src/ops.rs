@@ -26,7 +26,10 @@ type Done = Result<(), KernelError>;
 /// 3.39 · 10³⁸ on, gives a result that is not a number. [`Isa::without_tiles`](crate::Isa::without_tiles) is for those who
 /// cannot have that.
 ///
-/// *Errors.* Every method checks types and lengths first and writes nothing if they are wrong.
+/// *On a GPU.* `T` is f32 or bf16. A sum over rows is one of parts of 64 rows, each and all of them in ascending order;
+/// a sum over a row has an order of its own, which the row's length fixes.
+///
+/// *Errors.* Every method checks types and lengths first ([`checks`](crate::checks)) and writes nothing if they are wrong.
 pub trait Ops: Send + Sync + fmt::Debug {
     /// Where the buffers of the calls lie.
     fn place(&self) -> &Place;

@@ -27,9 +27,10 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-/// Ids below, in and beyond the table's rows 10 to 14, most of them several times.
+/// Ids below, in and beyond the table's rows 10 to 14, most of them several times, some twice in a row.
 fn ids(tokens: usize) -> Buf {
-    Buf::from_vec((0..tokens).map(|i| (i * i + i / 3) as u32 % 11 + 7).collect::<Vec<u32>>())
+    let id = |i: usize| (i / 2 * i + i / 3) as u32 % 11 + 7;
+    Buf::from_vec((0..tokens).map(id).collect::<Vec<u32>>())
 }
 
 fn embeddings(cases: &mut Vec<Case>, dtype: DType) {
