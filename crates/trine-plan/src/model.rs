@@ -212,7 +212,7 @@ impl Model {
         Ok(model)
     }
 
-    /// Freezes what some patterns name ([`ModelParts::freeze`]): times and memory are those of the rest.
+    /// Freezes what some patterns name ([`trine_spec::ModelParts::freeze`]): times and memory are those of the rest.
     ///
     /// # Errors
     /// What cannot be frozen.
