@@ -10,7 +10,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use trine_comm::{
-    Buf, Call, CommError, Communicator, DType, Done, Extent, Group, Name, Operation, Peers,
+    Buf, Call, Cause, CommError, Communicator, DType, Done, Extent, Group, Name, Operation, Peers,
     Pending, Progress, Recorder, ReduceOp, Request, SelfComm, Site, Slice,
 };
 use trine_gpu::{Device, Event, Span, Stream};
@@ -185,9 +185,24 @@ impl NcclComm {
                 link.stream().wait(&event).map_err(gpu_error)?;
             }
         }
-        let Request { name, send, recv, .. } = &mut request;
-        match (&ways, call.operation.peers()) {
-            ([Some(link), _], None) => link.collective(&mut request)?,
+        let queued = self.queue(&mut request, &ways);
+        // Also where something has failed, the buffers stay until what is queued has ended.
+        let ends = ways.iter().flatten().map(|link| link.stream().record());
+        let ends: Result<Arc<[Event]>, _> = ends.collect();
+        let ends = ends.map_err(gpu_error)?;
+        self.seat.queued(number, ends.clone());
+        let (seat, done) = (self.seat.clone(), Done { send: request.send, recv: request.recv });
+        let recorder = self.recorder().clone();
+        let under_way = UnderWay { seat, ends, done, streams, recorder, number };
+        queued?;
+        Ok(Pending::started(Box::new(under_way)))
+    }
+
+    /// Queues the calls of an operation, each on the stream of its way.
+    fn queue(&self, request: &mut Request, ways: &[Option<Arc<Link>>; 2]) -> Result<(), CommError> {
+        let Request { operation, name, send, recv, .. } = request;
+        match (ways, operation.peers()) {
+            ([Some(link), _], None) => link.collective(request)?,
             // `check` allows a message to oneself in an exchange only.
             ([None, None], _) => {
                 if let (Some(send), Some(recv)) = (send, recv) {
@@ -203,17 +218,8 @@ impl NcclComm {
                 }
             }
         }
-        let mut ends = Vec::new();
-        for link in ways.iter().flatten() {
-            link.settle(self.seat.deadline(), || self.seat.check())?;
-            ends.push(link.stream().record().map_err(gpu_error)?);
-        }
-        let ends: Arc<[Event]> = ends.into();
-        self.seat.queued(number, ends.clone());
-        let (seat, done) = (self.seat.clone(), Done { send: request.send, recv: request.recv });
-        let recorder = self.recorder().clone();
-        let under_way = UnderWay { seat, ends, done, streams, recorder, number };
-        Ok(Pending::started(Box::new(under_way)))
+        let settle = |link: &Arc<Link>| link.settle(self.seat.deadline(), || self.seat.check());
+        ways.iter().flatten().try_for_each(settle)
     }
 }
 
@@ -300,8 +306,10 @@ impl Communicator for NcclComm {
 
     fn abort(&self, cause: &str) {
         self.host.abort(cause);
-        // The groups are aborted with what the host's communicator then says.
-        let _ = self.seat.check();
+        // The first cause is the world's, which may be another one.
+        let cause = Cause { rank: self.group().world_rank(), message: cause.into() };
+        let first = self.host.check().err().unwrap_or(CommError::Aborted { cause });
+        self.seat.fail(first);
     }
 
     fn check(&self) -> Result<(), CommError> {

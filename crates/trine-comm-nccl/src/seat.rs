@@ -2,6 +2,7 @@
 
 use crate::announcement::Announcement;
 use crate::link::{Link, NCCL, gpu_error};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -14,6 +15,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// How long a failure of NCCL waits for a better explanation: ranks that disagree, or another one's failure.
 const EXPLAINED_WITHIN: Duration = Duration::from_millis(300);
+
+/// How often the host's communicator is asked whether the world stands: that may be a question to another process.
+const HOST_ASKED_EVERY: Duration = Duration::from_millis(20);
+
+/// Operations that are looked at together, for the same reason.
+const LOOKED_AT_ONCE: usize = 8;
 
 /// How old an operation is before its GPU is asked for it.
 const ASKED_AFTER: Duration = Duration::from_secs(1);
@@ -51,8 +58,10 @@ struct Posted {
 #[derive(Debug, Default)]
 struct State {
     failure: Option<CommError>,
-    posted: Vec<Posted>,
+    posted: VecDeque<Posted>,
     links: Vec<Weak<Link>>,
+    /// When the host's communicator was asked last.
+    asked: Option<Instant>,
 }
 
 /// What the thread and the rank share.
@@ -111,7 +120,7 @@ impl Seat {
     pub(crate) fn post(&self, number: u64, announcement: Announcement) {
         let since = Instant::now();
         let posted = Posted { number, announcement, ends: None, since, is_answered: false };
-        self.shared.lock().posted.push(posted);
+        self.shared.lock().posted.push_back(posted);
     }
 
     /// The operation is queued, and is over behind these events.
@@ -164,20 +173,22 @@ impl Shared {
     /// What has gone wrong with the world, with an operation or with a group.
     fn find(&self) -> Result<(), CommError> {
         let mut state = self.lock();
-        let mut at = 0;
-        while at < state.posted.len() {
-            let is_over = self.is_over(&mut state.posted[at])?;
-            if is_over {
-                state.posted.remove(at);
-            } else {
-                at += 1;
+        for _ in 0..state.posted.len().min(LOOKED_AT_ONCE) {
+            let Some(mut posted) = state.posted.pop_front() else { break };
+            // The next time it is the others' turn.
+            if !self.is_over(&mut posted)? {
+                state.posted.push_back(posted);
             }
         }
         state.links.retain(|link| link.strong_count() > 0);
         let links: Vec<Arc<Link>> = state.links.iter().filter_map(Weak::upgrade).collect();
+        let is_asked = state.asked.is_none_or(|asked| asked.elapsed() >= HOST_ASKED_EVERY);
+        if is_asked {
+            state.asked = Some(Instant::now());
+        }
         drop(state);
         links.iter().try_for_each(|link| link.is_busy().map(drop))?;
-        self.host.check()
+        if is_asked { self.host.check() } else { Ok(()) }
     }
 
     /// Whether an operation needs no watch any more.

@@ -141,6 +141,27 @@ fn a_rank_that_fails_by_itself_stops_those_that_wait_for_their_gpu() {
 }
 
 #[test]
+fn an_abort_stops_later_calls_at_once() {
+    let machine = Machine::new(2, 1, Checks::On);
+    let (first, told) = failure(&machine, 2, |rank| {
+        let x = rank.comm.all_reduce(rank.ones(8)?, ReduceOp::Sum, "first")?;
+        rank.comm.barrier("one aborts")?;
+        if rank.comm.rank() == 0 {
+            rank.comm.abort("disk full");
+        } else {
+            while rank.comm.check().is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        rank.comm.all_reduce(x, ReduceOp::Sum, "second").map(drop)
+    });
+    has(&first, &["stopped by rank 0: disk full"]);
+    for told in told {
+        has(&told, &["stopped by rank 0: disk full"]);
+    }
+}
+
+#[test]
 fn a_rank_that_does_not_come_is_named() {
     let mut machine = Machine::new(2, 1, Checks::On);
     machine.options.deadline = Duration::from_millis(300);
