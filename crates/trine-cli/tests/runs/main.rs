@@ -12,6 +12,8 @@ mod data;
 mod failures;
 mod fixtures;
 mod frozen;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod gpu;
 mod groups;
 mod kill;
 mod layouts;

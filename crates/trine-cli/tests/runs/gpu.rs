@@ -1,0 +1,116 @@
+//! Runs of the binary on simulated GPUs.
+
+use crate::common::{ALL_AXES, Run, SERIAL, Scratch, small};
+use std::path::Path;
+use trine_gpu_sim::{Checks, Installed, Settings, Source, compile};
+use trine_kernels_gpu::SOURCES;
+
+/// GPUs for the runs of a test, and the options that name their libraries.
+struct Gpus {
+    installed: Installed,
+    options: [String; 2],
+}
+
+impl Gpus {
+    fn new(settings: Settings) -> Self {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("trine-gpu-sim");
+        let sources: Vec<_> = SOURCES.iter().map(|&(name, text)| Source { name, text }).collect();
+        let library =
+            compile(&kept, &sources, Checks::Off).unwrap_or_else(|error| panic!("{error}"));
+        let installed = Installed::new(&library, &settings).unwrap();
+        let folder = installed.folder().display();
+        let options = ["--device=cuda".to_owned(), format!("--gpu-libraries={folder}")];
+        Self { installed, options }
+    }
+
+    fn with<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
+        self.options.iter().map(String::as_str).chain(args.iter().copied()).collect()
+    }
+
+    /// Asserts that so many processes have had GPUs, and that nothing was found wrong in them.
+    #[track_caller]
+    fn are_clean(&self, processes: usize) {
+        assert_eq!(self.installed.reports().unwrap(), vec![String::new(); processes]);
+    }
+}
+
+fn one() -> Settings {
+    Settings { devices: 1, patience_seconds: 30.0, ..Settings::default() }
+}
+
+fn difference(a: &Run, b: &Run) -> f64 {
+    let (a, b) = (a.numbers("loss"), b.numbers("loss"));
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
+}
+
+/// Saved on the processor, continued on a GPU by one rank, then by eight that share it, and back: the losses are those
+/// of the run that never moved.
+#[test]
+fn a_run_moves_between_processor_and_gpu() {
+    let scratch = Scratch::new();
+    let gpus = Gpus::new(one());
+    let steps = |steps| [SERIAL, &[steps]].concat();
+    let constant = "--set=lr.kind=constant";
+    let stayed = scratch.train("stayed", &[&steps("--steps=8")[..], &[constant]].concat());
+    scratch.train("moved", &[&steps("--steps=2")[..], &[constant]].concat());
+    scratch.resume("moved", &gpus.with(&steps("--steps=4")));
+    scratch.resume("moved", &gpus.with(&[ALL_AXES, &["--steps=6"]].concat()));
+    let moved = scratch.resume("moved", &[&["--device=cpu"], &steps("--steps=8")[..]].concat());
+    assert!(difference(&moved, &stayed) < 1e-4, "{}", difference(&moved, &stayed));
+    gpus.are_clean(2);
+}
+
+#[test]
+fn a_layout_that_nobody_asked_for_shrinks_to_the_gpus() {
+    let scratch = Scratch::new();
+    let gpus = Gpus::new(Settings { devices: 2, ..one() });
+    let libraries = gpus.options[1].as_str();
+    let (_, said) = scratch.ok(&small("two", &[libraries, "--steps=1"]));
+    assert!(said.contains("device  2 × simulated GPU"), "{said}");
+    assert!(
+        said.contains("would need more of them, so the layout is dp 1 × pp 1 × tp 2"),
+        "{said}"
+    );
+    gpus.are_clean(1);
+    let args = small("eight", &gpus.with(&[ALL_AXES, &["--steps=1"]].concat()));
+    scratch.fails(
+        &args,
+        2,
+        &["8 ranks on 2 GPUs", "ranks have a GPU each, or all share a single one", "2 ranks"],
+    );
+}
+
+#[test]
+fn gpus_that_are_not_there_are_no_failure_unless_they_are_asked_for() {
+    let scratch = Scratch::new();
+    let empty = scratch.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let nowhere = format!("--gpu-libraries={}", empty.display());
+    let looked = "the CUDA driver was not found; looked for libcuda.so.1 and libcuda.so";
+    let (_, said) =
+        scratch.ok(&small("auto", &[&nowhere, "--tp=1", "--pp=1", "--dp=1", "--steps=1"]));
+    assert!(said.contains(&format!("device  the processor: {looked}")), "{said}");
+    for dry_run in [&[][..], &["--dry-run"]] {
+        let args = small("cuda", &[&[nowhere.as_str(), "--device=cuda"], dry_run].concat());
+        scratch.fails(&args, 2, &["train.device = \"cuda\"", looked, "\"cpu\""]);
+    }
+    let gpus = Gpus::new(Settings { devices: 0, ..one() });
+    scratch.fails(&small("none", &gpus.with(&[])), 2, &["the CUDA driver has no GPU"]);
+}
+
+#[test]
+fn what_a_gpu_does_not_compute_is_refused_by_name() {
+    let scratch = Scratch::new();
+    let gpus = Gpus::new(one());
+    let f64s = gpus.with(&[SERIAL, &["--precision=f64"]].concat());
+    scratch.fails(&small("f64", &f64s), 2, &["train.precision = \"f64\"", "\"bf16\" and \"f32\""]);
+    let small_memory = Gpus::new(Settings { memory_bytes: 34 << 20, ..one() });
+    let args =
+        small_memory.with(&[SERIAL, &["--set=model.hidden=512", "--set=model.layers=8"]].concat());
+    scratch.fails(
+        &small("memory", &args),
+        2,
+        &["for 1 rank", "may be used (free memory of GPU 0)"],
+    );
+}
