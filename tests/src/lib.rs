@@ -171,7 +171,9 @@ pub fn step_on(
         let batch = samples(plan.mesh.coordinate(comm.rank()).dp, batch);
         let (ops, comm): (Arc<dyn Ops>, _) = match devices {
             None => (plan.config.cpu_ops()?, comm),
-            Some(devices) => (devices.ops(comm.rank())?, devices.communicator(comm)?),
+            Some(devices) => {
+                (devices.ops(comm.rank(), plan.config.numerics)?, devices.communicator(comm)?)
+            }
         };
         let mut engine = Engine::with_pieces(plan.clone(), wrap(comm), ops, build)?;
         begin(&mut engine)?;

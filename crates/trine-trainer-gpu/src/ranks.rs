@@ -9,6 +9,7 @@ use trine_gpu::{Device, GpuError, Priority, Products, Stream};
 use trine_gpu_sys::{CublasLt, LoadError, Nccl, load, nccl};
 use trine_kernels::Ops;
 use trine_kernels_gpu::{Exchanges, GpuOps, IMAGES, Kernels};
+use trine_nn::Numerics;
 use trine_trainer::TrainError;
 use trine_trainer::run::Devices;
 
@@ -77,10 +78,13 @@ impl GpuRanks {
         Ok(Self { devices, products, way })
     }
 
-    fn computing(&self, rank: usize) -> Result<GpuOps, GpuError> {
+    fn computing(&self, rank: usize, numerics: Numerics) -> Result<GpuOps, GpuError> {
         let device = &self.devices[self.of_rank(rank)];
         let stream = device.stream(&format!("compute of rank {rank}"), Priority::Normal)?;
         let kernels = kernels(&stream)?;
+        if numerics == Numerics::Reference {
+            return Ok(GpuOps::in_order(&stream, kernels));
+        }
         let products = Products::new(&stream, self.products.clone(), WORKSPACE_BYTES)?;
         Ok(GpuOps::new(&stream, kernels, products))
     }
@@ -115,8 +119,8 @@ impl Devices for GpuRanks {
         Ok(free as u64)
     }
 
-    fn ops(&self, rank: usize) -> Result<Arc<dyn Ops>, TrainError> {
-        Ok(Arc::new(self.computing(rank).map_err(failed)?))
+    fn ops(&self, rank: usize, numerics: Numerics) -> Result<Arc<dyn Ops>, TrainError> {
+        Ok(Arc::new(self.computing(rank, numerics).map_err(failed)?))
     }
 
     fn shared(&self) -> Option<Arc<dyn SharedDevice>> {

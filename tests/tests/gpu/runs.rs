@@ -1,7 +1,9 @@
 //! A step of training, with an update and the loss after it, in layouts.
 
 use crate::machine::{Accesses, Machine};
+use std::sync::Arc;
 use trine_buffer::DType;
+use trine_comm::threads::{self, WorldOptions};
 use trine_mesh::Degrees;
 use trine_nn::Numerics;
 use trine_schedule::ScheduleKind;
@@ -9,9 +11,10 @@ use trine_spec::ModelSpec;
 use trine_testkit::toy;
 use trine_tests::compare::{beside, different_bits, findings};
 use trine_tests::layouts::Layout;
-use trine_tests::{ADAMW, Mutation, Outcome, serial, step};
-use trine_trainer::engine::{EngineConfig, ZeroStage};
+use trine_tests::{ADAMW, Mutation, Outcome, batch, serial, step};
+use trine_trainer::engine::{Engine, EngineConfig, ZeroStage};
 use trine_trainer::run::Devices;
+use trine_trainer::{RunPlan, TrainError};
 
 /// A step of `config` on simulated GPUs.
 fn on_gpus(
@@ -117,5 +120,39 @@ fn layouts_are_bit_equal_in_reference_numerics() {
             let found = different_bits(&on_gpus(&config, 1, seed as u64, Accesses::Off), &alone);
             assert!(found.is_empty(), "{layout:?}: {found:?}");
         }
+    }
+}
+
+/// Losses and norm are read once a step. One rank has what a step needs from the first ones; how many messages of
+/// several are on their way at once is a matter of time.
+#[test]
+fn a_step_has_one_wait_of_the_host_and_allocates_nothing() {
+    for (gpus, degrees) in [(1, Degrees::SERIAL), (1, layouts()[0].degrees)] {
+        let base = EngineConfig { optimizer: ADAMW, ..small(toy::llama(2), DType::Bf16) };
+        let config = EngineConfig { degrees, ..base };
+        let ranks = degrees.world();
+        let machine = Machine::new(gpus, ranks, 3, Accesses::Off);
+        let plan = Arc::new(RunPlan::new(&config).unwrap());
+        let options = WorldOptions { device: machine.ranks.shared(), ..Default::default() };
+        let counted = threads::run(ranks, &options, |comm| {
+            let ops = machine.ranks.ops(comm.rank(), config.numerics)?;
+            let batch = batch(&config, plan.mesh.coordinate(comm.rank()).dp);
+            let mut engine = Engine::with_ops(plan.clone(), comm.clone(), ops)?;
+            let mut counters = Vec::new();
+            for step in 0..6 {
+                engine.train(step, 0.01, &batch, &mut |_, _, _| {})?;
+                comm.barrier("counting")?;
+                counters.push(machine.sim.counters());
+                comm.barrier("counted")?;
+            }
+            Ok::<_, TrainError>(counters)
+        });
+        let counters = &counted.unwrap()[0];
+        for pair in counters[2..].windows(2) {
+            assert_eq!(pair[1].host_waits - pair[0].host_waits, ranks as u64, "{counters:?}");
+            let allocated = pair[1].allocations - pair[0].allocations;
+            assert!(allocated == 0 || ranks > 1, "{counters:?}");
+        }
+        machine.is_clean();
     }
 }

@@ -87,7 +87,7 @@ fn the_doctor_says_what_a_machine_without_gpus_lacks() {
         assert!(text.contains(&format!("\n  {line} in {folder}\n")), "{line} in\n{text}");
     }
     assert!(text.ends_with(
-        "trine does not train on GPUs yet: runs compute on the CPU, whatever is found here.\n"
+        "Training on GPUs (--device cuda) has run on simulated ones only, never on a real one.\n"
     ));
 }
 

@@ -25,7 +25,9 @@ pub(super) fn build(
     let (team, pinned) = rank_team(pin, world.size(), world.rank(), config.threads);
     let (ops, world): (Arc<dyn Ops>, _) = match request.devices {
         None => (Arc::new(CpuOps::with_isa(team, config.numerics.isa())?), world),
-        Some(devices) => (devices.ops(world.rank())?, devices.communicator(world)?),
+        Some(devices) => {
+            (devices.ops(world.rank(), config.numerics)?, devices.communicator(world)?)
+        }
     };
     let engine = Engine::with_ops(plan.clone(), communicator(request, world), ops)?;
     Ok((pinned, engine))

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use trine_comm::{Communicator, SharedDevice};
 use trine_kernels::Ops;
+use trine_nn::Numerics;
 
 /// Devices for the ranks of this process. All that a run knows of them: what it computes with, what it talks through,
 /// and how much memory there is.
@@ -21,11 +22,11 @@ pub trait Devices: Debug + Sync {
     /// If the device does not say.
     fn free_bytes(&self, device: usize) -> Result<u64, TrainError>;
 
-    /// The kernels of a rank, on its device.
+    /// The kernels of a rank, on its device. In reference numerics no sum of theirs depends on what a call covers.
     ///
     /// # Errors
     /// If the device cannot be used.
-    fn ops(&self, rank: usize) -> Result<Arc<dyn Ops>, TrainError>;
+    fn ops(&self, rank: usize, numerics: Numerics) -> Result<Arc<dyn Ops>, TrainError>;
 
     /// The device on which buffers of all ranks lie, if they are threads that share one.
     fn shared(&self) -> Option<Arc<dyn SharedDevice>>;

@@ -9,8 +9,8 @@ use trine_gpu_sys::{cublaslt, driver, load, nccl, nvrtc};
 const BF16_CAPABILITY: (u32, u32) = (8, 0);
 
 /// What is true of every machine.
-const NOT_BUILT: &str =
-    "trine does not train on GPUs yet: runs compute on the CPU, whatever is found here.\n";
+const NOT_RUN: &str =
+    "Training on GPUs (--device cuda) has run on simulated ones only, never on a real one.\n";
 
 /// A table of GPUs and libraries, and a line for each thing that cannot be used.
 pub(super) fn report(search: &Search) -> String {
@@ -30,7 +30,7 @@ pub(super) fn report(search: &Search) -> String {
     library("NCCL", nccl.map(of), "no collectives between GPUs");
     library("NVRTC", nvrtc.map(of), "no kernels compiled on this host");
     let lines: String = failures.iter().map(|failure| format!("  {failure}\n")).collect();
-    format!("{}{lines}{NOT_BUILT}", inventory("GPUs and libraries", items))
+    format!("{}{lines}{NOT_RUN}", inventory("GPUs and libraries", items))
 }
 
 /// A row for each GPU, or one for all that there are not.
