@@ -326,6 +326,7 @@ fn train_once(
         machine: MachineSource(&|| Err("not asked for".into())),
         memory: &[],
         devices: None,
+        devices_said: None,
         seams: Seams { wrap: &wrap, storage },
     };
     match train(&request, Ranks::Threads, &Mutex::new(Silent)) {

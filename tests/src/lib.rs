@@ -12,6 +12,7 @@ pub mod compare;
 pub mod condition;
 pub mod faults;
 pub mod fuzz;
+pub mod gpu;
 pub mod layouts;
 pub mod own;
 pub mod packed;

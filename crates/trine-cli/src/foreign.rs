@@ -42,8 +42,8 @@ const TRAIN: &[Row] = &[
         "--dp N --pp N --tp N: ranks follow from the layout",
     ),
     (
-        &["device", "cuda", "cpu", "mps", "accelerator"],
-        "trine computes on the processor's cores; --set layout.threads_per_rank=N bounds them",
+        &["cuda", "cpu", "mps", "accelerator"],
+        "--device auto, cpu or cuda: NVIDIA's GPUs or the processor's cores",
     ),
     (&["threads", "num-threads", "num-workers", "j", "jobs"], "--set layout.threads_per_rank=N"),
     (

@@ -43,6 +43,7 @@ pub enum RanksError {
 pub struct GpuRanks {
     devices: Vec<Device>,
     products: Arc<CublasLt>,
+    workspace_bytes: usize,
     way: Way,
 }
 
@@ -75,7 +76,13 @@ impl GpuRanks {
             _ if devices.len() == 1 => Way::Shared(Arc::new(exchanges(&devices[0])?)),
             _ => Way::Nccl(Arc::new(load::<Nccl>(&nccl::CUDA, &search)?.functions)),
         };
-        Ok(Self { devices, products, way })
+        Ok(Self { devices, products, workspace_bytes: WORKSPACE_BYTES, way })
+    }
+
+    /// With so many bytes beside their matrices for the products of each rank, instead of 32 MiB.
+    #[must_use]
+    pub fn with_workspace(self, workspace_bytes: usize) -> Self {
+        Self { workspace_bytes, ..self }
     }
 
     fn computing(&self, rank: usize, numerics: Numerics) -> Result<GpuOps, GpuError> {
@@ -85,7 +92,7 @@ impl GpuRanks {
         if numerics == Numerics::Reference {
             return Ok(GpuOps::in_order(&stream, kernels));
         }
-        let products = Products::new(&stream, self.products.clone(), WORKSPACE_BYTES)?;
+        let products = Products::new(&stream, self.products.clone(), self.workspace_bytes)?;
         Ok(GpuOps::new(&stream, kernels, products))
     }
 }

@@ -7,10 +7,11 @@
 mod options;
 pub mod table;
 
-pub use options::{Documents, Promise, Row, Setup, options, recompute};
+pub use options::{Device, Documents, Promise, Row, Setup, options, recompute};
 
 use crate::compare::{Check, Finding, beside, different_bits, findings};
 use crate::condition::condition;
+use crate::gpu::{Accesses, Machine};
 use crate::{Mutation, Outcome, step_on};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -247,7 +248,7 @@ impl Space {
     /// Why it is refused, or fails.
     pub fn gradients(&self, case: &Case) -> Result<Tensors, String> {
         let setup = self.setup(case)?;
-        Ok(run(&setup, setup.plan()?, &Mutation::NONE)?.grads)
+        Ok(run(&setup, setup.plan()?, setup.device, &Mutation::NONE)?.grads)
     }
 
     /// The smallest case that still fails: one option after another goes back to the simplest value with which it does,
@@ -299,22 +300,27 @@ fn against_serial(
     plan: RunPlan,
     mutation: &Mutation<'_>,
 ) -> Result<Vec<Finding>, String> {
+    let EngineConfig { numerics, compute, model, degrees, .. } = &setup.config;
+    // Bits are those of the same device.
+    let alone = if *numerics == Numerics::Reference { setup.device } else { Device::Cpu };
     let serial = |compute, mutation: &Mutation<'_>| {
         let config = EngineConfig { compute, ..setup.serial() };
         let plan = RunPlan::new(&config).map_err(|error| error.to_string())?;
-        run(setup, plan, mutation)
+        run(setup, plan, alone, mutation)
     };
-    let EngineConfig { numerics, compute, model, degrees, .. } = &setup.config;
-    let got = run(setup, plan, mutation);
+    let got = run(setup, plan, setup.device, mutation);
     let alike = |compute| serial(compute, &Mutation::NONE);
     if *numerics == Numerics::Reference {
         return Ok(different_bits(&got, &alike(*compute)?));
     }
-    let (beside, bound) = beside(*compute, model, degrees.tp);
+    // What a GPU rounds to bf16 differs from what the processor does, as where tensor-parallel ranks add up.
+    let is_on_gpu = setup.device == Device::Gpu;
+    let roundings_differ = degrees.tp > 1 || is_on_gpu;
+    let (beside, bound) = beside(*compute, model, degrees.tp.max(1 + usize::from(is_on_gpu)));
     let beside = alike(beside)?;
     let found = findings(&got, &beside, bound);
     // One tensor-parallel rank rounds in bf16 what the serial run rounds: nothing is there to magnify.
-    let same_roundings = *compute == DType::Bf16 && degrees.tp == 1;
+    let same_roundings = *compute == DType::Bf16 && !roundings_differ;
     if found.is_empty() || got.is_err() || same_roundings {
         return Ok(found);
     }
@@ -323,10 +329,22 @@ fn against_serial(
 }
 
 /// A step of a plan, without the rows that pad the vocabulary, whose number depends on the layout.
-fn run(setup: &Setup, plan: RunPlan, mutation: &Mutation<'_>) -> Result<Outcome, String> {
+fn run(
+    setup: &Setup,
+    plan: RunPlan,
+    device: Device,
+    mutation: &Mutation<'_>,
+) -> Result<Outcome, String> {
     let config = plan.config.clone();
     let batch = |dp_index| setup.batch(&config, dp_index);
-    let mut outcome = step_on(plan, &zoo, &batch, mutation)?;
+    let step = |mutation: &Mutation<'_>| step_on(plan, &zoo, &batch, mutation);
+    let mut outcome = match device {
+        Device::Cpu => step(mutation)?,
+        Device::Gpu => {
+            let machine = Machine::new(1, config.degrees.world(), config.seed, Accesses::Off)?;
+            machine.run(mutation, step)?
+        }
+    };
     for tensors in [&mut outcome.initial, &mut outcome.grads, &mut outcome.weights] {
         unpad(&setup.config.model, tensors);
     }

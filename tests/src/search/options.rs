@@ -18,6 +18,8 @@ const RANKS_MAX: usize = 16;
 const SEQUENCES_MAX: usize = 40;
 /// Blocks of a model at most.
 const BLOCKS_MAX: usize = 14;
+/// Ranks of a case at most that share a simulated GPU, whose work is done by one thread.
+const RANKS_ON_GPU_MAX: usize = 4;
 
 /// What all options together give.
 #[derive(Debug, Clone)]
@@ -26,6 +28,18 @@ pub struct Setup {
     pub config: EngineConfig,
     /// Where documents begin in a sequence.
     pub documents: Documents,
+    /// What the ranks compute on.
+    pub device: Device,
+}
+
+/// What the ranks of a case compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// A simulated GPU, which all of them share.
+    Gpu,
 }
 
 /// Where documents begin: no token attends to one of another document.
@@ -478,6 +492,9 @@ fn step() -> Vec<Row> {
             setup.config.bucket_elements = elements;
         }),
         row("threads", Promise::Bits, [1, 2], |setup, threads| setup.config.threads = threads),
+        row("device", Promise::Rule, [Device::Cpu, Device::Gpu], |setup, device| {
+            setup.device = device;
+        }),
     ]
 }
 
@@ -485,7 +502,7 @@ impl Setup {
     /// What the options begin with; all of them are set.
     pub(super) fn blank() -> Self {
         let config = crate::serial(toy::llama(2));
-        Self { config, documents: Documents::None }
+        Self { config, documents: Documents::None, device: Device::Cpu }
     }
 
     /// The serial run beside which it is held: one sequence after the other.
@@ -532,8 +549,12 @@ impl Setup {
                         the search has it in reference numerics and in f64";
             return Some(text.to_owned());
         }
+        if self.device == Device::Gpu && *compute == DType::F64 {
+            return Some("GPUs do not compute in f64".to_owned());
+        }
+        let ranks_max = if self.device == Device::Gpu { RANKS_ON_GPU_MAX } else { RANKS_MAX };
         let sizes = [
-            ("ranks", self.config.degrees.world(), RANKS_MAX),
+            ("ranks", self.config.degrees.world(), ranks_max),
             ("sequences", self.config.global_batch, SEQUENCES_MAX),
             ("blocks", model.layers, BLOCKS_MAX),
         ];

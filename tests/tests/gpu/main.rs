@@ -2,5 +2,4 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(clippy::unwrap_used, reason = "a failing call fails the test, in its helpers too")]
 
-mod machine;
 mod runs;

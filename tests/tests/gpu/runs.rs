@@ -1,6 +1,5 @@
 //! A step of training, with an update and the loss after it, in layouts.
 
-use crate::machine::{Accesses, Machine};
 use std::sync::Arc;
 use trine_buffer::DType;
 use trine_comm::threads::{self, WorldOptions};
@@ -10,6 +9,7 @@ use trine_schedule::ScheduleKind;
 use trine_spec::ModelSpec;
 use trine_testkit::toy;
 use trine_tests::compare::{beside, different_bits, findings};
+use trine_tests::gpu::{Accesses, Machine};
 use trine_tests::layouts::Layout;
 use trine_tests::{ADAMW, Mutation, Outcome, batch, serial, step};
 use trine_trainer::engine::{Engine, EngineConfig, ZeroStage};
@@ -23,11 +23,8 @@ fn on_gpus(
     seed: u64,
     accesses: Accesses,
 ) -> Result<Outcome, String> {
-    let machine = Machine::new(gpus, config.degrees.world(), seed, accesses);
-    let devices: Option<&dyn Devices> = Some(&machine.ranks);
-    let outcome = step(config, &Mutation { devices, ..Mutation::NONE });
-    machine.is_clean();
-    outcome
+    let machine = Machine::new(gpus, config.degrees.world(), seed, accesses)?;
+    machine.run(&Mutation::NONE, |mutation| step(config, mutation))
 }
 
 /// The step of one rank on the processor that a run in a layout is held against, and how far from it that may be.
@@ -96,26 +93,24 @@ fn eight_ranks_that_share_a_gpu_agree_with_the_serial_run() {
 
 #[test]
 fn eight_ranks_with_a_gpu_each_agree_with_the_serial_run() {
-    let mut seed = 10;
-    for model in [toy::gpt(), toy::llama(2)] {
-        for layout in layouts() {
-            let base = EngineConfig { optimizer: ADAMW, ..small(model.clone(), DType::Bf16) };
-            let config = layout.apply(&base);
-            let (exact, bound) = exact(&config);
-            seed += 1;
-            let found = findings(&on_gpus(&config, 8, seed, Accesses::Off), &exact, bound);
-            assert!(found.is_empty(), "{layout:?}, seed {seed}: {found:?}");
-        }
+    for (number, layout) in layouts().into_iter().enumerate() {
+        let model = if number % 2 == 0 { toy::gpt() } else { toy::llama(2) };
+        let base = EngineConfig { optimizer: ADAMW, ..small(model, DType::Bf16) };
+        let config = layout.apply(&base);
+        let (exact, bound) = exact(&config);
+        let seed = 10 + number as u64;
+        let found = findings(&on_gpus(&config, 8, seed, Accesses::Off), &exact, bound);
+        assert!(found.is_empty(), "{layout:?}, seed {seed}: {found:?}");
     }
 }
 
 /// In reference numerics every layout has the bits of one rank on the same device.
 #[test]
 fn layouts_are_bit_equal_in_reference_numerics() {
-    for model in [toy::gpt(), toy::llama(2)] {
+    for (seed, model) in [toy::gpt(), toy::llama(2)].into_iter().enumerate() {
         let base = EngineConfig { numerics: Numerics::Reference, ..small(model, DType::F32) };
         let alone = on_gpus(&base, 1, 1, Accesses::Off).unwrap();
-        for (seed, layout) in layouts().into_iter().enumerate() {
+        for layout in layouts().into_iter().skip(seed).step_by(2) {
             let config = layout.apply(&base);
             let found = different_bits(&on_gpus(&config, 1, seed as u64, Accesses::Off), &alone);
             assert!(found.is_empty(), "{layout:?}: {found:?}");
@@ -131,7 +126,7 @@ fn a_step_has_one_wait_of_the_host_and_allocates_nothing() {
         let base = EngineConfig { optimizer: ADAMW, ..small(toy::llama(2), DType::Bf16) };
         let config = EngineConfig { degrees, ..base };
         let ranks = degrees.world();
-        let machine = Machine::new(gpus, ranks, 3, Accesses::Off);
+        let machine = Machine::new(gpus, ranks, 3, Accesses::Off).unwrap();
         let plan = Arc::new(RunPlan::new(&config).unwrap());
         let options = WorldOptions { device: machine.ranks.shared(), ..Default::default() };
         let counted = threads::run(ranks, &options, |comm| {
@@ -153,6 +148,6 @@ fn a_step_has_one_wait_of_the_host_and_allocates_nothing() {
             let allocated = pair[1].allocations - pair[0].allocations;
             assert!(allocated == 0 || ranks > 1, "{counters:?}");
         }
-        machine.is_clean();
+        assert_eq!(machine.sim.reports(), Vec::<String>::new());
     }
 }

@@ -105,7 +105,8 @@ fn live(
     };
     let heeding = Heeding { who, supervised: side.is_supervised() };
     let ranks = Ranks::Process(&process);
-    let run = Run { config, args, started, ranks, machine: None, gpus: None, memory, heeding };
+    let run =
+        Run { config, args, started, ranks, machine: None, devices: (None, None), memory, heeding };
     let outcome = catch_unwind(AssertUnwindSafe(|| train::train(run, &reporter)));
     let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Run(anyhow::anyhow!(said(&*panic)))));
     let told = reporter.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -63,11 +63,14 @@ fn alone(
         let report = dry_run::report(&config, None, chosen.as_deref(), args.machine.as_deref())?;
         return output::print(&report);
     }
-    [Some(said), chosen].into_iter().flatten().for_each(|line| output::complain(&line));
+    if let Some(chosen) = chosen {
+        output::complain(&chosen);
+    }
     let resume_by = format!("{} train --resume", terminal.program());
     let screen = Mutex::new(Screen::new(terminal, config.log.every_seconds, resume_by));
     let (ranks, heeding) = (Ranks::Threads, Heeding::default());
-    let run = Run { config, args, started, ranks, machine, gpus, memory, heeding };
+    let devices = (gpus, Some(said));
+    let run = Run { config, args, started, ranks, machine, devices, memory, heeding };
     let trained = train(run, &screen);
     let shown = screen.into_inner().unwrap_or_else(PoisonError::into_inner).end();
     trained.and(shown)
@@ -81,8 +84,8 @@ pub(crate) struct Run<'a> {
     pub(crate) ranks: Ranks<'a>,
     /// The machine, if it is known already.
     pub(crate) machine: Option<Machine>,
-    /// What its ranks compute on, if that is not the processor.
-    pub(crate) gpus: Option<GpuRanks>,
+    /// What its ranks compute on, if that is not the processor, and why, if that was looked into.
+    pub(crate) devices: (Option<GpuRanks>, Option<String>),
     /// Learns of the ranks and their plan.
     pub(crate) memory: &'a OutOfMemory,
     /// What signals mean to it.
@@ -91,7 +94,8 @@ pub(crate) struct Run<'a> {
 
 /// Trains: a new run, or on from the last checkpoint of the run in `resume`.
 pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result<(), Failure> {
-    let Run { config, args, started, ranks, machine, gpus, memory, heeding } = run;
+    let Run { config, args, started, ranks, machine, devices, memory, heeding } = run;
+    let (gpus, devices_said) = devices;
     // Found out now, and not after the last step.
     let _claimed = match ranks {
         Ranks::Threads => check_files(args, &config, 0)?,
@@ -124,6 +128,7 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
             machine: MachineSource(&find),
             memory: &limits,
             devices: gpus.as_ref().map(|gpus| gpus as &dyn Devices),
+            devices_said: devices_said.as_deref(),
             seams: Seams { wrap: &wrap, ..Seams::REAL },
         };
         trine_trainer::train(&request, ranks, &Mutex::new(Learning { memory, reporter }))

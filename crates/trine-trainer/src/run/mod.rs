@@ -92,6 +92,8 @@ pub struct TrainRequest<'a> {
     pub memory: &'a [MemoryLimit],
     /// What the ranks compute on; `None` is the host.
     pub devices: Option<&'a dyn Devices>,
+    /// Why, for people: told when the run starts.
+    pub devices_said: Option<&'a str>,
     /// What it stands on.
     pub seams: Seams<'a>,
 }

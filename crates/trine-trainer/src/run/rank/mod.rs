@@ -134,7 +134,8 @@ impl<'a> RankRun<'a> {
         };
         report(self.reporter, &started);
         report(self.reporter, &Event::Outlook(self.outlook));
-        let notes = self.request.config.tokens_not_split().into_iter();
+        let notes = self.request.devices_said.map(str::to_owned).into_iter();
+        let notes = notes.chain(self.request.config.tokens_not_split());
         for note in notes.chain(other_architecture(&self.engine.model)) {
             report(self.reporter, &Event::Note(note));
         }
