@@ -342,6 +342,7 @@ impl Reporter for Screen {
                 self.next.set_directory(directory);
                 self.start(config, engine, data);
             }
+            Event::Devices(said) => self.tell(said),
             Event::Outlook(outlook) => self.tell(&format!("plan    {outlook}")),
             Event::Work(work) => self.work(work),
             Event::Step { line, steps, rss_bytes } => self.step(line, *steps, *rss_bytes),

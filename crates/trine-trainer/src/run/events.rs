@@ -37,6 +37,8 @@ pub enum Event<'a> {
         /// When a time limit ends it, if there is one.
         ends_by: Option<Instant>,
     },
+    /// What the ranks compute on, and why ([`TrainRequest::devices_said`](crate::TrainRequest::devices_said)).
+    Devices(&'a str),
     /// What the steps that are left will take.
     Outlook(&'a Outlook),
     /// What the ranks of this process are at: told when it begins, and now and then while it lasts.

@@ -133,9 +133,11 @@ impl<'a> RankRun<'a> {
             ends_by: self.request.ends_by(),
         };
         report(self.reporter, &started);
+        if let Some(said) = self.request.devices_said {
+            report(self.reporter, &Event::Devices(said));
+        }
         report(self.reporter, &Event::Outlook(self.outlook));
-        let notes = self.request.devices_said.map(str::to_owned).into_iter();
-        let notes = notes.chain(self.request.config.tokens_not_split());
+        let notes = self.request.config.tokens_not_split().into_iter();
         for note in notes.chain(other_architecture(&self.engine.model)) {
             report(self.reporter, &Event::Note(note));
         }
