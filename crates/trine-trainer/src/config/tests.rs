@@ -786,7 +786,7 @@ fn every_choice_can_be_set() {
         trine_plan::runs_schedule(info.kind)
     };
     let schedules = ScheduleKind::all().iter().filter(runs);
-    let others = "f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd auto off \
+    let others = "auto cpu cuda f32 bf16 f64 fast reference adamw sgd constant cosine linear wsd auto off \
          layer rms rms-one before after both learned rotary none none head all gelu-tanh gelu silu relu";
     let named = others.split_whitespace().count() + ModelSpec::FAMILIES.len();
     assert_eq!(words, schedules.count() + named);
