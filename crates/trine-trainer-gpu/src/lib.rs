@@ -1,8 +1,8 @@
 //! The ranks of a run on the GPUs of their host.
 //!
 //! [`Libraries`] are what computing on GPUs takes: a driver with GPUs that the kernels are compiled for, and cuBLASLt.
-//! [`GpuRanks`] gives a run's ranks theirs, as [`Devices`]: each a GPU of its own, between which NCCL exchanges, or all
-//! the same one, which NCCL refuses, and on which the threads exchange by themselves.
+//! [`GpuRanks`] gives a run's ranks theirs, as [`Devices`](trine_trainer::run::Devices): each a GPU of its own, between
+//! which NCCL exchanges, or all the same one, which NCCL refuses, and on which the threads exchange by themselves.
 //!
 //! ```
 //! use trine_gpu::Checks;
