@@ -81,9 +81,8 @@ pub struct ParamStore {
 impl ParamStore {
     /// Weights of zeros on the host.
     pub fn zeros(layout: Arc<RankLayout>, compute: DType) -> Self {
-        let zeros = |bucket: &trine_spec::Bucket| Some(Buf::zeros(compute, bucket.len));
-        let buckets = layout.buckets.iter().map(zeros).collect();
-        Self { layout, compute, buckets }
+        let made = Self::zeros_at(&Place::Host, layout, compute);
+        made.expect("invariant: the host gives memory or ends the process")
     }
 
     /// Weights of zeros at `place`.

@@ -317,3 +317,10 @@ impl Run {
         self.path.join("checkpoints")
     }
 }
+
+/// The largest relative difference between the losses of two runs.
+pub(crate) fn difference(a: &Run, b: &Run) -> f64 {
+    let (a, b) = (a.numbers("loss"), b.numbers("loss"));
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
+}

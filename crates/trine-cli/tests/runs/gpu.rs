@@ -1,6 +1,6 @@
 //! Runs of the binary on simulated GPUs.
 
-use crate::common::{ALL_AXES, Run, SERIAL, Scratch, small};
+use crate::common::{ALL_AXES, SERIAL, Scratch, difference, small};
 use std::path::Path;
 use trine_gpu_sim::{Checks, Installed, Settings, Source, compile};
 use trine_kernels_gpu::SOURCES;
@@ -36,12 +36,6 @@ impl Gpus {
 
 fn one() -> Settings {
     Settings { devices: 1, patience_seconds: 30.0, ..Settings::default() }
-}
-
-fn difference(a: &Run, b: &Run) -> f64 {
-    let (a, b) = (a.numbers("loss"), b.numbers("loss"));
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
 }
 
 /// Saved on the processor, continued on a GPU by one rank, then by eight that share it, and back: the losses are those

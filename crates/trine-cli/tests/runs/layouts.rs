@@ -1,13 +1,6 @@
 //! The same run in other layouts, from its own configuration, and with another seed.
 
-use crate::common::{ALL_AXES, Run, SERIAL, Scratch, small, text};
-
-/// The largest relative difference between the losses of two runs.
-fn difference(a: &Run, b: &Run) -> f64 {
-    let (a, b) = (a.numbers("loss"), b.numbers("loss"));
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(&b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
-}
+use crate::common::{ALL_AXES, SERIAL, Scratch, difference, small, text};
 
 #[test]
 fn eight_ranks_have_the_losses_of_one() {

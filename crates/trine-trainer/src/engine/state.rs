@@ -3,7 +3,7 @@
 use super::{Engine, WEIGHTS};
 use crate::TrainError;
 use crate::planned::RankMemory;
-use trine_buffer::{Buf, Place, Slice};
+use trine_buffer::{Buf, Place, Pool, Slice};
 use trine_comm::Name;
 
 impl Engine {
@@ -75,8 +75,7 @@ impl Engine {
         match self.ops.place() {
             Place::Host => self.weights.load(bucket, all.slice(), &*self.ops)?,
             device => {
-                let mut held = device.zeros(all.dtype(), all.len())?;
-                held.slice_mut().copy_from(all.slice())?;
+                let held = Pool::on(device.clone()).copy_of(all.slice())?;
                 self.weights.load(bucket, held.slice(), &*self.ops)?;
             }
         }
