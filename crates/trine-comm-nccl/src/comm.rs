@@ -97,13 +97,13 @@ fn shared_id(
 ) -> Result<UniqueId, CommError> {
     let own = if host.rank() == 0 {
         let UniqueId(bytes) = link::unique_id(nccl, device)?;
-        Buf::from_vec(bytes.map(|byte| byte.cast_unsigned()).to_vec())
+        Buf::from_vec(bytes.map(|byte| byte.to_ne_bytes()[0]).to_vec())
     } else {
         Buf::zeros(DType::U8, size_of::<UniqueId>())
     };
     let id = host.broadcast(own, 0, "id of NCCL")?;
     let bytes = id.typed::<u8>()?;
-    Ok(UniqueId(std::array::from_fn(|at| bytes[at].cast_signed() as c_char)))
+    Ok(UniqueId(std::array::from_fn(|at| c_char::from_ne_bytes([bytes[at]]))))
 }
 
 impl NcclComm {
