@@ -1,11 +1,18 @@
 //! Ranks of a run on simulated GPUs, which are of Linux on x86-64.
 
-use crate::Mutation;
+use crate::compare::beside;
+use crate::layouts::Layout;
+use crate::{Mutation, Outcome, serial, step};
 use std::path::Path;
+use trine_buffer::DType;
 use trine_gpu::Checks;
 use trine_gpu_sim::{self as sim, Settings, Simulator, Source, compile};
 use trine_gpu_sys::Search;
 use trine_kernels_gpu::SOURCES;
+use trine_mesh::Degrees;
+use trine_schedule::ScheduleKind;
+use trine_spec::ModelSpec;
+use trine_trainer::engine::{EngineConfig, ZeroStage};
 use trine_trainer_gpu::{GpuRanks, Libraries};
 
 /// Simulated GPUs, and ranks on them.
@@ -52,6 +59,47 @@ impl Machine {
         let reports = self.sim.reports();
         if reports.is_empty() { Ok(outcome) } else { Err(reports.join("\n")) }
     }
+}
+
+/// A serial run that takes a simulated GPU a moment.
+pub fn small(model: ModelSpec, compute: DType) -> EngineConfig {
+    EngineConfig { compute, global_batch: 4, ..serial(model) }
+}
+
+/// Layouts of eight ranks, in the schedules whose engines differ most.
+pub fn eight_ranks() -> Vec<Layout> {
+    let eight = Layout {
+        degrees: Degrees { tp: 2, pp: 2, dp: 2, ..Degrees::SERIAL },
+        schedule: ScheduleKind::OneFOneB,
+        virtual_stages: 1,
+        zero: ZeroStage::Zero1,
+        recompute: false,
+        sequence_parallel: false,
+    };
+    vec![
+        eight,
+        Layout { schedule: ScheduleKind::Interleaved, virtual_stages: 2, recompute: true, ..eight },
+        Layout { schedule: ScheduleKind::ZbH1, zero: ZeroStage::Zero0, ..eight },
+        Layout { sequence_parallel: true, recompute: true, ..eight },
+    ]
+}
+
+/// The step of one rank on the processor that a run in a layout is held against, and how far from it that may be.
+///
+/// # Errors
+/// A step that fails.
+pub fn exact(config: &EngineConfig) -> Result<(Outcome, f64), String> {
+    let (compute, bound) = beside(config.compute, &config.model, config.degrees.tp);
+    let serial = EngineConfig {
+        compute,
+        degrees: Degrees::SERIAL,
+        schedule: ScheduleKind::OneFOneB.into(),
+        virtual_stages: 1,
+        zero: ZeroStage::Zero0,
+        sequence_parallel: false,
+        ..config.clone()
+    };
+    Ok((step(&serial, &Mutation::NONE)?, bound))
 }
 
 fn text(error: impl std::fmt::Display) -> String {

@@ -8,6 +8,7 @@
 #[doc = include_str!("../../docs/tutorials/one-crate.md")]
 struct OneCrate;
 
+pub mod check;
 pub mod compare;
 pub mod condition;
 pub mod faults;

@@ -1,12 +1,14 @@
-//! `cargo xtask gpu`: the kernels of GPUs, compiled without one.
+//! `cargo xtask gpu`: the kernels of GPUs, compiled without one, and the checks of a machine that has one.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 use clap::Subcommand;
 
-use crate::workspace::Workspace;
+use crate::trine;
+use crate::workspace::{Workspace, executable};
 
 const CRATE: &str = "trine-kernels-gpu";
 
@@ -24,10 +26,39 @@ pub(crate) enum Gpu {
         #[arg(long, value_name = "DIR")]
         gpu_libraries: Vec<PathBuf>,
     },
+    /// Hold a machine with a GPU against the CPU, in parts of two minutes at most
+    #[command(disable_help_flag = true)]
+    Check {
+        /// Handed to the checks as they are; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
 }
 
 pub(crate) fn run(workspace: &Workspace, gpu: &Gpu) -> anyhow::Result<ExitCode> {
-    let Gpu::Kernels { check, gpu_libraries } = gpu;
+    match gpu {
+        Gpu::Kernels { check, gpu_libraries } => kernels(workspace, *check, gpu_libraries),
+        Gpu::Check { args } => checks(workspace, args),
+    }
+}
+
+/// Builds the checks and `trine`, and runs the checks with the arguments as typed.
+fn checks(workspace: &Workspace, args: &[OsString]) -> anyhow::Result<ExitCode> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--locked", "--package", "trine-tests"]);
+    cargo.args(["--bin", "gpu_check"]);
+    let program = executable(cargo, "gpu_check")?;
+    let mut command = Command::new(&program);
+    command.arg("--trine").arg(trine::build(workspace)?).args(args);
+    let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn kernels(
+    workspace: &Workspace,
+    check: bool,
+    gpu_libraries: &[PathBuf],
+) -> anyhow::Result<ExitCode> {
     let mut cargo = workspace.cargo();
     cargo.args(["run", "--quiet", "--locked", "--package", CRATE, "--example", "ptx", "--"]);
     cargo.arg(workspace.root.join("crates").join(CRATE));

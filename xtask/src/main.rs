@@ -74,7 +74,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
-    /// What the kernels of GPUs are compiled to
+    /// What the kernels of GPUs are compiled to, and whether a GPU computes what the CPU does
     Gpu {
         #[command(subcommand)]
         gpu: Gpu,
@@ -132,6 +132,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn checks_of_gpus_are_passed_through() {
+        let typed = ["xtask", "gpu", "check", "--part", "kernels", "--help", "--out=a.json"];
+        let Command::Gpu { gpu: Gpu::Check { args } } = Cli::parse_from(typed).command else {
+            panic!("not gpu check")
+        };
+        assert_eq!(args, typed[3..]);
     }
 
     #[test]

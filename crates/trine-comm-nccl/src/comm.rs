@@ -14,8 +14,8 @@ use trine_comm::{
     Pending, Progress, Recorder, ReduceOp, Request, SelfComm, Site, Slice,
 };
 use trine_gpu::{Device, Event, Span, Stream};
-use trine_gpu_sys::Nccl;
 use trine_gpu_sys::nccl::UniqueId;
+use trine_gpu_sys::{Nccl, Table, Version};
 
 /// What the first operations are called.
 const CONNECT: Name = Name::new("connect");
@@ -65,7 +65,7 @@ impl fmt::Debug for NcclComm {
 /// The first operation of every pair is made here, as NCCL connects ranks when they first talk, and waits for both.
 ///
 /// # Errors
-/// Two ranks on one GPU, a rank that does not come, or a failure of NCCL.
+/// Two ranks on one GPU, ranks with different versions of NCCL, a rank that does not come, or a failure of NCCL.
 #[track_caller]
 pub fn join(
     nccl: &Arc<Nccl>,
@@ -78,6 +78,7 @@ pub fn join(
         return Ok(host);
     }
     let joined = || {
+        same_versions(nccl, &host)?;
         let id = shared_id(nccl, device, &host)?;
         let place = Place { name: group.name(), rank: group.rank(), size: group.size() };
         let link = Arc::new(Link::join(nccl.clone(), device, id, place)?);
@@ -86,6 +87,25 @@ pub fn join(
     };
     // The others wait for this rank.
     joined().inspect_err(|error| host.abort(&error.to_string()))
+}
+
+/// Asserts that all ranks have opened the same NCCL: others do not find each other, or read messages wrong.
+#[track_caller]
+fn same_versions(nccl: &Nccl, host: &Arc<dyn Communicator>) -> Result<(), CommError> {
+    let failed = |message| CommError::Backend { backend: NCCL, message };
+    let Version { major, minor, patch } =
+        nccl.version().map_err(|error| failed(error.to_string()))?;
+    let all = Buf::zeros(DType::U32, 3 * host.size());
+    let own = Buf::from_vec(vec![major, minor, patch]);
+    let (_, all) = host.all_gather(own, all, "version of NCCL")?;
+    let all: Vec<_> = all.typed::<u32>()?.chunks_exact(3).collect();
+    let Some(other) = all.iter().position(|version| *version != all[0]) else { return Ok(()) };
+    let [first, other_version] = [all[0], all[other]].map(|numbers| {
+        let [major, minor, patch] = [0, 1, 2].map(|at| numbers[at]);
+        Version { major, minor, patch }
+    });
+    let both = format!("rank 0 has {first}, rank {other} has {other_version}");
+    Err(failed(format!("ranks have different versions: {both}; give all of them the same one")))
 }
 
 /// The id that the first rank makes.

@@ -435,6 +435,7 @@ int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned
         auto* bytes = static_cast<unsigned char*>(arguments[i]);
         launch.arguments.emplace_back(bytes, bytes + kernel->sizes[i]);
     }
+    if (is_launch_the_last()) return devices[current].error = DEVICE_UNAVAILABLE;
     counters.launches++;
     return run_on(stream, "cuLaunchKernel", kernel->name, [launch] { return run(launch, random_source); });
 }

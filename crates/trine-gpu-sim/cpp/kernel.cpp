@@ -86,6 +86,8 @@ bool has_shared_address(uintptr_t address) {
 
 void access_shared(size_t offset, size_t bytes, bool writes) {
     if (offset + bytes > block.shared_bytes) return fault("touches shared memory beyond what the block has");
+    // Tiles go through here in any case; what plain code has written is not seen then.
+    if (!sees_kernels) return;
     for (size_t index = offset / 2; index <= (offset + bytes - 1) / 2; index++) {
         Cell& cell = shared_cells[index];
         uint8_t touched = 3;

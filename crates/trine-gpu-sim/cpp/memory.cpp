@@ -18,6 +18,7 @@ constexpr size_t SPACE = size_t(1) << 34; // reserved addresses, not memory: a p
 constexpr size_t ALIGNMENT = 256;         // what CUDA promises
 constexpr size_t RED_ZONE = 4096;         // behind each buffer: an access that misses a little hits nothing else
 constexpr uint32_t WARP = 32;
+constexpr uintptr_t PAGE = 4096;          // of the host
 
 struct Free {
     void operator()(Cell* cells) const { free(cells); }
@@ -38,10 +39,17 @@ struct Buffer {
 std::map<uintptr_t, Buffer> buffers;
 uintptr_t space = 0, next = 0;
 uint32_t count = 0;
+bool is_forgotten = false;
 
 std::string described(const Buffer& buffer) {
     std::string name = buffer.name.empty() ? "buffer " + std::to_string(buffer.number) : "`" + buffer.name + "`";
     return name + " (" + std::to_string(buffer.bytes) + " bytes)";
+}
+
+// Gives back the whole pages of a range, whose contents nobody needs.
+void give_back(uintptr_t from, uintptr_t to) {
+    uintptr_t first = (from + PAGE - 1) / PAGE * PAGE, last = to / PAGE * PAGE;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 // An access that is reported.
@@ -193,7 +201,7 @@ uintptr_t allocate(size_t bytes, int device) {
         next = space + RED_ZONE;
     }
     size_t taken = (bytes + RED_ZONE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    if (bytes == 0 || bytes > SPACE || next + taken > space + SPACE) return 0;
+    if (is_forgotten || bytes == 0 || bytes > SPACE || next + taken > space + SPACE) return 0;
     uintptr_t start = next;
     next += taken;
     Buffer buffer;
@@ -224,8 +232,22 @@ bool discard(uintptr_t start) {
     buffer.is_live = false;
     buffer.cells.reset();
     buffer.readers.clear();
-    memset(reinterpret_cast<void*>(start), POISON, buffer.bytes);
+    if (is_forgotten) give_back(start, start + buffer.bytes);
+    else memset(reinterpret_cast<void*>(start), POISON, buffer.bytes);
     return true;
+}
+
+void forget() {
+    is_forgotten = true;
+    uintptr_t from = space;
+    for (auto& [start, buffer] : buffers) {
+        buffer.cells.reset();
+        buffer.readers.clear();
+        if (buffer.device != HOST || !buffer.is_live) continue;
+        give_back(from, start);
+        from = start + buffer.bytes;
+    }
+    give_back(from, next);
 }
 
 size_t size_of_buffer(uintptr_t start) {
@@ -252,6 +274,7 @@ void name_buffer(uintptr_t start, const std::string& name) {
 bool is_device_memory(uintptr_t address) { return space && address >= space && address < space + SPACE; }
 
 bool access(uintptr_t address, size_t bytes, bool writes, const Place* place) {
+    if (is_forgotten) return false;
     uintptr_t start;
     Buffer* buffer = is_device_memory(address) ? find(address, &start) : nullptr;
     if (bytes == 0) return true;

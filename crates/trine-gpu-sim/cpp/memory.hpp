@@ -52,6 +52,8 @@ bool is_pinned(uintptr_t start, size_t bytes);
 // Whether all of it lies in one buffer that is not freed.
 bool is_readable(uintptr_t start, size_t bytes);
 void name_buffer(uintptr_t start, const std::string& name);
+// Gives all memory back but pinned buffers that the host still has. What is asked afterwards does nothing.
+void forget();
 
 bool is_device_memory(uintptr_t address);
 // An access by the running operation: by one of its threads, or by the whole of it (`place` is null). Returns false

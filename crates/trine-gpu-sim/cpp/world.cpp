@@ -16,11 +16,16 @@
 namespace sim {
 
 // Below 0: none will fail.
-static int64_t allocations_left = -1;
+static int64_t allocations_left = -1, launches_left = -1;
 
 bool is_allocation_refused() {
     if (allocations_left < 0) return false;
     return allocations_left-- == 0;
+}
+
+bool is_launch_the_last() {
+    if (launches_left < 0) return false;
+    return launches_left-- == 0;
 }
 
 // Copies as much as there is room for; returns how much there is.
@@ -57,13 +62,17 @@ void start_by_file() {
     random_source.seed(unsigned(seed * 0x9e3779b97f4a7c15u >> 33) | 1);
     patience_seconds = patience;
     is_started_by_file = true;
+    std::string fault;
+    for (int64_t after = 0; file >> fault >> after;) (fault == "lose" ? launches_left : allocations_left) = after;
 }
 
-// At the end of such a process its reports are in a file of its own beside the library, which is there in any case.
+// At the end of such a process its reports and counters are in files of its own beside the library, in any case.
 __attribute__((destructor)) static void leave_reports() {
     if (!is_started_by_file) return;
     std::ofstream file(beside_library("reports.") + std::to_string(getpid()));
     for (const std::string& report : take_reports()) file << report << "\n";
+    std::ofstream numbers(beside_library("counters.") + std::to_string(getpid()));
+    numbers << counters.allocations << " " << counters.host_waits << " " << counters.launches << " " << counters.copies;
 }
 
 // The next reports, a line each; their bytes, or 0 if there are none. What has no room stays.
@@ -114,6 +123,7 @@ static void delay_calls(double seconds) {
 static void rest() {
     std::lock_guard<std::mutex> held(lock);
     release_fibers();
+    forget();
 }
 
 // The same as `Functions` of `simulator.rs`.

@@ -21,4 +21,4 @@ mod compile;
 mod simulator;
 
 pub use compile::{Checks, Source, compile};
-pub use simulator::{Counters, Installed, Settings, Simulator};
+pub use simulator::{Counters, Fault, Installed, Settings, Simulator};

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_char, c_uint};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -12,9 +12,10 @@ use tempfile::TempDir;
 const DRIVER: &str = "libcuda.so.1";
 const OTHERS: [&str; 2] = ["libcublasLt.so.12", "libnccl.so.2"];
 
-/// Beside the library: the settings of the machine of each process, and what was found wrong in it.
+/// Beside the library: the settings of the machine of each process, what was found wrong in it, and its counters.
 const MACHINE: &str = "machine";
 const REPORTS: &str = "reports.";
+const COUNTERS: &str = "counters.";
 
 /// A machine before it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +89,21 @@ fn installed(library: &Path) -> io::Result<TempDir> {
 #[derive(Debug)]
 pub struct Installed(TempDir);
 
+/// What goes wrong in a process with an [`Installed`] machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// After so many launches of kernels the device of the next one is lost.
+    LoseDevice {
+        /// Launches before it.
+        launches: u32,
+    },
+    /// The allocation of device memory after so many fails, as if the device were full.
+    RefuseAllocation {
+        /// Allocations before it.
+        allocations: u32,
+    },
+}
+
 impl Installed {
     /// A folder whose driver is a copy of `library`, which [`compile`](crate::compile) has made.
     ///
@@ -101,6 +117,18 @@ impl Installed {
         Ok(Self(folder))
     }
 
+    /// In each process that begins from now on, `fault` happens.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn plant(&self, fault: Fault) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().append(true).open(self.folder().join(MACHINE))?;
+        match fault {
+            Fault::LoseDevice { launches } => writeln!(file, "lose {launches}"),
+            Fault::RefuseAllocation { allocations } => writeln!(file, "refuse {allocations}"),
+        }
+    }
+
     /// Where the driver is.
     pub fn folder(&self) -> &Path {
         self.0.path()
@@ -111,10 +139,30 @@ impl Installed {
     /// # Errors
     /// If the folder cannot be read.
     pub fn reports(&self) -> io::Result<Vec<String>> {
+        self.left(REPORTS)
+    }
+
+    /// What was asked of the driver in each of these processes.
+    ///
+    /// # Errors
+    /// As [`Installed::reports`].
+    pub fn counters(&self) -> io::Result<Vec<Counters>> {
+        let wrong = |text: &str| io::Error::other(format!("no counters: {text:?}"));
+        let all = self.left(COUNTERS)?.into_iter().map(|text| {
+            let numbers: Vec<u64> = text.split(' ').filter_map(|word| word.parse().ok()).collect();
+            let [allocations, host_waits, launches, copies] =
+                numbers.try_into().map_err(|_| wrong(&text))?;
+            Ok(Counters { allocations, host_waits, launches, copies })
+        });
+        all.collect()
+    }
+
+    /// The files that these processes have left.
+    fn left(&self, begin: &str) -> io::Result<Vec<String>> {
         let mut all = Vec::new();
         for entry in fs::read_dir(self.folder())? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(REPORTS) {
+            if entry.file_name().to_string_lossy().starts_with(begin) {
                 all.push(fs::read_to_string(entry.path())?);
             }
         }

@@ -1,11 +1,14 @@
 // Answers as libcuda, libcublasLt, libnccl and libnvrtc in one: two GPUs, versions, and nothing that computes.
 //
-// Macros change an answer: -DDRIVER=11080 a version, -DINIT=803 a code, -DcuMemAllocAsync=gone takes a symbol away.
+// Macros change an answer: -DDRIVER=11080 a version, -DINIT=803 a code, -DCAPABILITY=7 that of the first GPU, -DcuMemAllocAsync=gone takes a symbol away.
 #include <dlfcn.h>
 #include <string.h>
 
 #ifndef DRIVER
 #define DRIVER 12040
+#endif
+#ifndef CAPABILITY
+#define CAPABILITY 9
 #endif
 #ifndef INIT
 #define INIT 0
@@ -45,7 +48,7 @@ int cuDeviceGetName(char *name, int len, int device) {
 }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (device == 10 ? 80ull : 24ull) << 30; return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-    *value = attribute == 75 ? (device == 10 ? 9 : 8) : attribute == 76 ? (device == 10 ? 0 : 6) : -1;
+    *value = attribute == 75 ? (device == 10 ? CAPABILITY : 8) : attribute == 76 ? (device == 10 ? 0 : 6) : -1;
     return 0;
 }
 DONE(cuDeviceGetPCIBusId) DONE(cuDeviceCanAccessPeer) DONE(cuDevicePrimaryCtxRetain)

@@ -1,6 +1,6 @@
 //! What tests of parallel training share: toy models with every awkward property, global tensors
-//! put together from the ranks' shards, tolerances that are derived and not guessed, and libraries
-//! of GPUs that only answer.
+//! put together from the ranks' shards, tolerances that are derived and not guessed, calls of every
+//! kernel, and libraries of GPUs that only answer.
 //!
 //! ```
 //! use trine_buffer::DType;
@@ -14,6 +14,7 @@
 //! ```
 
 pub mod gpu;
+pub mod ops;
 pub mod tolerance;
 pub mod toy;
 

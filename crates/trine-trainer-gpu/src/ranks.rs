@@ -68,8 +68,20 @@ impl GpuRanks {
         if ranks > gpus && gpus > 1 {
             return Err(RanksError::TooFew { ranks, gpus });
         }
+        Self::on(libraries, ranks, gpus.min(ranks))
+    }
+
+    /// The first GPU for so many ranks, all of this process, however many GPUs there are.
+    ///
+    /// # Errors
+    /// A GPU that cannot be used.
+    pub fn sharing(libraries: Libraries, ranks: usize) -> Result<Self, RanksError> {
+        Self::on(libraries, ranks, ranks.min(1))
+    }
+
+    fn on(libraries: Libraries, ranks: usize, used: usize) -> Result<Self, RanksError> {
         let Libraries { gpus, products, search } = libraries;
-        let used = 0..gpus.list().len().min(ranks);
+        let used = 0..used;
         let devices = used.map(|index| gpus.device(index)).collect::<Result<Vec<_>, _>>()?;
         let way = match ranks {
             0 | 1 => Way::Alone,

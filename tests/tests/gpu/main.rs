@@ -2,4 +2,6 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(clippy::unwrap_used, reason = "a failing call fails the test, in its helpers too")]
 
+mod check;
+mod faults;
 mod runs;

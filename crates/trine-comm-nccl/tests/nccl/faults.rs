@@ -2,8 +2,11 @@
 
 use crate::machine::{Machine, Rank};
 use std::time::{Duration, Instant};
-use trine_comm::{Buf, CommError, DType, Name, ReduceOp};
+use trine_comm::{Buf, CommError, DType, Name, ReduceOp, threads};
+use trine_comm_nccl::{join, open};
 use trine_gpu::{Checks, GpuError, Priority, SpanMut};
+use trine_gpu_sys::Search;
+use trine_testkit::gpu::stub;
 
 fn failed(error: GpuError) -> CommError {
     CommError::Backend { backend: "GPU", message: error.to_string() }
@@ -86,6 +89,21 @@ fn two_ranks_on_one_gpu_are_refused() {
     let machine = Machine::new(1, 1, Checks::On);
     let error = machine.run(2, |_| 0, |_| Ok(())).unwrap_err();
     has(&error, &["ncclInvalidUsage", "two ranks of a communicator are on GPU 0"]);
+}
+
+/// The libraries of a host are one version, those of another host another.
+#[test]
+fn ranks_with_two_versions_of_nccl_are_refused() {
+    let (machine, folder) = (Machine::new(2, 1, Checks::On), tempfile::tempdir().unwrap());
+    stub(folder.path(), "libnccl.so.2", &["-DNCCL=21903"]).unwrap();
+    let other = open(&Search::only(vec![folder.path().to_owned()])).unwrap();
+    let error = threads::run(2, &Default::default(), |host| {
+        let nccl = if host.rank() == 0 { &machine.nccl } else { &other };
+        let device = machine.gpus.device(host.rank()).map_err(failed)?;
+        join(nccl, &device, host, machine.options).map(drop)
+    });
+    let error = error.unwrap_err().to_string();
+    has(&error, &["ranks have different versions: rank 0 has ", "rank 1 has 2.19.3"]);
 }
 
 #[test]

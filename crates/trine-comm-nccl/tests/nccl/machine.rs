@@ -13,7 +13,7 @@ use trine_gpu_sys::{Nccl, Search};
 pub(crate) struct Machine {
     pub(crate) sim: Simulator,
     pub(crate) gpus: Gpus,
-    nccl: Arc<Nccl>,
+    pub(crate) nccl: Arc<Nccl>,
     pub(crate) options: NcclOptions,
     pub(crate) delivery: Delivery,
 }

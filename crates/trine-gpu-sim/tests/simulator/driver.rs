@@ -183,3 +183,33 @@ fn a_wait_that_cannot_end_says_where_streams_stand() {
         &["nothing goes on; stream 0 stands before `wait`; stream 1 stands before `record`"],
     );
 }
+
+/// Memory of this process, in bytes.
+fn held() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[test]
+fn a_machine_that_is_dropped_holds_no_memory() {
+    const BYTES: usize = 128 << 20;
+    let gpu = Gpu::new(1);
+    let stream = gpu.stream();
+    let before = held();
+    // One is alive, one was freed, and one is freed later.
+    let [_, second, third] = [0; 3].map(|_| gpu.alloc(BYTES, stream).unwrap());
+    gpu.free(second, stream);
+    gpu.sync(stream).unwrap();
+    let most = held();
+    assert!(most > before + 2 * BYTES, "{before} {most}");
+    let Gpu { sim, driver, .. } = gpu;
+    drop(sim);
+    let after = held();
+    assert!(after < most - 2 * BYTES, "{most} {after}");
+    // What is asked afterwards is answered, and needs no memory either.
+    // SAFETY: an address and a stream of this driver.
+    unsafe { driver.memory_free(third, stream) }.unwrap();
+    // SAFETY: a stream of this driver.
+    unsafe { driver.stream_synchronize(stream) }.unwrap();
+    assert!(held() < most - 2 * BYTES);
+}

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use trine_buffer::{Buf, DType};
 use trine_gpu::{Checks, Gpus, Priority, Products};
 use trine_gpu_sim::{self as sim, Settings, Simulator, Source, compile};
 use trine_gpu_sys::{CublasLt, Search, cublaslt, load};
@@ -35,10 +34,19 @@ impl Machine {
         Self { ops: GpuOps::in_order(ops.stream(), kernels), sim }
     }
 
+    /// With kernels of other sources.
+    pub(crate) fn of_sources(sources: &[Source<'_>]) -> Self {
+        Self::compiled(0, sim::Checks::On, sources)
+    }
+
     fn with(seed: u64, checks: sim::Checks) -> Self {
-        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("trine-gpu-sim");
         let sources: Vec<_> = SOURCES.iter().map(|&(name, text)| Source { name, text }).collect();
-        let library = compile(&kept, &sources, checks).unwrap_or_else(|e| panic!("{e}"));
+        Self::compiled(seed, checks, &sources)
+    }
+
+    fn compiled(seed: u64, checks: sim::Checks, sources: &[Source<'_>]) -> Self {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("trine-gpu-sim");
+        let library = compile(&kept, sources, checks).unwrap_or_else(|e| panic!("{e}"));
         let settings = Settings { seed, ..Settings::default() };
         let sim = Simulator::start(&library, &settings).unwrap();
         let search = Search::only(vec![sim.folder().to_owned()]);
@@ -55,21 +63,5 @@ impl Machine {
     pub(crate) fn is_clean(&self) {
         self.ops.stream().synchronize().unwrap();
         assert_eq!(self.sim.reports(), Vec::<String>::new());
-    }
-}
-
-/// Numbers between -1 and 1.
-pub(crate) fn numbers(dtype: DType, seed: u32, len: usize) -> Buf {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    match dtype {
-        DType::F32 => Buf::from_vec((0..len).map(|_| next()).collect::<Vec<_>>()),
-        DType::Bf16 => {
-            Buf::from_vec((0..len).map(|_| half::bf16::from_f32(next())).collect::<Vec<_>>())
-        }
-        other => panic!("no numbers of {other}"),
     }
 }

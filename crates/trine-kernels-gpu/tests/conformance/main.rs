@@ -4,13 +4,8 @@
 
 mod attention;
 mod cases;
-mod elementwise;
+mod faults;
 mod images;
-mod loss;
 mod machine;
-mod norm;
-mod optim;
 mod order;
-mod positions;
-mod products;
 mod refusals;

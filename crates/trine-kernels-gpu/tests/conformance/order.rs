@@ -1,9 +1,9 @@
 //! Sums have one order, whatever a call covers.
 
-use crate::cases::same;
-use crate::machine::{Machine, numbers};
+use crate::machine::Machine;
 use trine_buffer::{Buf, DType};
 use trine_kernels::{MatRef, NormShape, Ops, RmsShape};
+use trine_testkit::ops::{numbers, same};
 
 #[test]
 fn rows_of_whole_parts_are_summed_as_in_one_call() {
@@ -17,7 +17,7 @@ fn rows_of_whole_parts_are_summed_as_in_one_call() {
         }
         acc.slice().to_host().unwrap()
     };
-    same("two calls", &sums(&[0, 64, rows]), &sums(&[0, rows]));
+    same(&sums(&[0, 64, rows]), &sums(&[0, rows])).unwrap();
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn a_row_has_the_bits_of_a_call_of_its_own() {
     };
     let ((all, rstd), (own, _)) = (norm(0, rows), norm(3, 4));
     let part = all.slice().range(3 * cols..4 * cols).unwrap().to_host().unwrap();
-    same("row 3", &part, &own);
+    same(&part, &own).unwrap();
     // In steps, with one block: the same norm.
     let shape = RmsShape { groups: 1, blocks: 1, elements: cols, eps: 1e-5 };
     let mut stats = place.zeros(DType::F32, rows).unwrap();
@@ -45,8 +45,8 @@ fn a_row_has_the_bits_of_a_call_of_its_own() {
     machine.ops.rms_squares(shape, stats.slice_mut(), x).unwrap();
     let to = trine_kernels::MatMut::new(y.slice_mut(), rows, cols);
     machine.ops.rms_scale(shape, to, stats.slice_mut(), x, gamma.slice()).unwrap();
-    same("rstd in steps", &stats.slice().to_host().unwrap(), &rstd);
-    same("y in steps", &y.slice().to_host().unwrap(), &all);
+    same(&stats.slice().to_host().unwrap(), &rstd).unwrap();
+    same(&y.slice().to_host().unwrap(), &all).unwrap();
 }
 
 /// Many sums in one row of them, so that `pair_sums` runs more than once.
@@ -60,5 +60,5 @@ fn a_long_sum_of_squares_has_the_bits_of_the_cpu() {
     acc = machine.ops.place().hold(acc).unwrap();
     let x = machine.ops.place().hold(x).unwrap();
     machine.ops.sum_squares(acc.slice_mut(), x.slice()).unwrap();
-    same("sum", &acc.slice().to_host().unwrap(), &expected);
+    same(&acc.slice().to_host().unwrap(), &expected).unwrap();
 }

@@ -1,8 +1,9 @@
 //! What is refused, and in which words.
 
-use crate::machine::{Machine, numbers};
+use crate::machine::Machine;
 use trine_buffer::{Buf, DType};
 use trine_kernels::{CpuOps, MatRef, NormShape, Ops, Product, Team};
+use trine_testkit::ops::numbers;
 
 /// The same sentence as on the host.
 #[test]

@@ -1,7 +1,6 @@
 //! Sums, copies, conversions, bias, bounds, activations, dropout.
 
-use crate::cases::{Bound, Case, Rows, TYPES, case};
-use crate::machine::numbers;
+use super::{Bound, Case, Rows, TYPES, case, floats, numbers, of_floats};
 use trine_buffer::{Buf, DType};
 use trine_kernels::{Dropout, DropoutPlace, Function, GateUpMut};
 
@@ -9,32 +8,25 @@ use trine_kernels::{Dropout, DropoutPlace, Function, GateUpMut};
 const MIXED: [(DType, DType); 3] =
     [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::Bf16)];
 
-pub(crate) fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (s, t) in MIXED {
         for len in [0, 1, 777] {
             let (y, a, b) = (numbers(s, 1, len), numbers(s, 2, len), numbers(t, 3, len));
             let what = format!("{len} {s} and {t}");
-            cases.push(case("add", &*what, [(y, Bound::Bits)], [a, b], |ops, bufs| {
-                let [y, a, b] = bufs else { panic!() };
+            cases.push(case("add", &*what, [(y, Bound::Bits)], [a, b], |ops, [y, a, b]| {
                 ops.add(y.slice_mut(), a.slice(), b.slice())
             }));
             let (y, a) = (numbers(s, 1, len), numbers(t, 3, len));
             let (apart, shifted) = (format!("{what}, unaligned"), len.saturating_sub(1));
-            let (from, to) = (len - shifted..len, 0..shifted);
-            let (bufs, ranges) = ((numbers(s, 1, len), numbers(t, 3, len)), (from, to));
-            cases.push(case(
-                "add_assign",
-                apart,
-                [(bufs.0, Bound::Bits)],
-                [bufs.1],
-                move |ops, bufs| {
-                    let ([y, a], (from, to)) = (bufs, ranges.clone()) else { panic!() };
-                    ops.add_assign(y.slice_mut().range(from)?, a.slice().range(to)?)
-                },
-            ));
-            cases.push(case("add_assign", what, [(y, Bound::Bits)], [a], |ops, bufs| {
-                let [y, a] = bufs else { panic!() };
+            let sum = [(numbers(s, 1, len), Bound::Bits)];
+            cases.push(case("add_assign", apart, sum, [numbers(t, 3, len)], move |ops, [y, a]| {
+                ops.add_assign(
+                    y.slice_mut().range(len - shifted..len)?,
+                    a.slice().range(0..shifted)?,
+                )
+            }));
+            cases.push(case("add_assign", what, [(y, Bound::Bits)], [a], |ops, [y, a]| {
                 ops.add_assign(y.slice_mut(), a.slice())
             }));
         }
@@ -53,13 +45,10 @@ pub(crate) fn cases() -> Vec<Case> {
 fn in_place(cases: &mut Vec<Case>, dtype: DType) {
     for len in [0, 300] {
         let (what, y) = (format!("{len} {dtype}"), || [(numbers(dtype, 1, len), Bound::Bits)]);
-        cases.push(case("scale", &*what, y(), [], |ops, bufs| ops.scale(bufs[0].slice_mut(), 0.3)));
-        cases.push(case("softcap", &*what, y(), [], |ops, bufs| {
-            ops.softcap(bufs[0].slice_mut(), 0.7)
-        }));
+        cases.push(case("scale", &*what, y(), [], |ops, [y]| ops.scale(y.slice_mut(), 0.3)));
+        cases.push(case("softcap", &*what, y(), [], |ops, [y]| ops.softcap(y.slice_mut(), 0.7)));
         let y = [(numbers(DType::F32, 1, len), Bound::Bits)];
-        cases.push(case("offset", what, y, [numbers(dtype, 2, len)], |ops, bufs| {
-            let [y, x] = bufs else { panic!() };
+        cases.push(case("offset", what, y, [numbers(dtype, 2, len)], |ops, [y, x]| {
             ops.offset(y.slice_mut(), x.slice(), 0.3)
         }));
     }
@@ -69,16 +58,18 @@ fn matrices(cases: &mut Vec<Case>, dtype: DType) {
     for at in [Rows::new(5, 37, 4), Rows::new(0, 3, 0), Rows::new(2, 300, 0)] {
         let y = [(numbers(dtype, 1, at.len()), Bound::Bits)];
         let bias = numbers(dtype, 2, at.cols);
-        cases.push(case("add_bias", format!("{at:?} {dtype}"), y, [bias], move |ops, bufs| {
-            let [y, bias] = bufs else { panic!() };
-            ops.add_bias(at.of_mut(y), bias.slice())
-        }));
+        cases.push(case(
+            "add_bias",
+            format!("{at:?} {dtype}"),
+            y,
+            [bias],
+            move |ops, [y, bias]| ops.add_bias(at.of_mut(y), bias.slice()),
+        ));
     }
     for at in [Rows::new(150, 37, 4), Rows::new(1, 300, 0), Rows::new(0, 3, 0)] {
         let acc = [(numbers(DType::F32, 1, at.cols), Bound::Chain(at.rows + 1))];
         let x = numbers(dtype, 2, at.len());
-        cases.push(case("sum_rows", format!("{at:?} {dtype}"), acc, [x], move |ops, bufs| {
-            let [acc, x] = bufs else { panic!() };
+        cases.push(case("sum_rows", format!("{at:?} {dtype}"), acc, [x], move |ops, [acc, x]| {
             ops.sum_rows(acc.slice_mut(), at.of(x))
         }));
     }
@@ -86,15 +77,11 @@ fn matrices(cases: &mut Vec<Case>, dtype: DType) {
 
 /// Numbers between -12 and 12, and what is none.
 fn wide(dtype: DType, seed: u32, len: usize) -> Buf {
-    let values = numbers(DType::F32, seed, len).to_f64_vec().unwrap();
-    let mut values: Vec<f32> = values.into_iter().map(|x| x as f32 * 12.0).collect();
+    let mut values: Vec<f32> = floats(seed, len).map(|x| x * 12.0).collect();
     for (value, special) in values.iter_mut().zip([f32::NAN, 0.0, -0.0, 1e30, -1e30]) {
         *value = special;
     }
-    match dtype {
-        DType::Bf16 => Buf::from_vec(values.into_iter().map(half::bf16::from_f32).collect()),
-        _ => Buf::from_vec(values),
-    }
+    of_floats(dtype, values)
 }
 
 fn functions(cases: &mut Vec<Case>, dtype: DType) {
@@ -103,14 +90,12 @@ fn functions(cases: &mut Vec<Case>, dtype: DType) {
     for function in Function::ALL {
         let what = format!("{function:?} {dtype}");
         let (y, x) = ([(numbers(dtype, 1, len), Bound::Bits)], [wide(dtype, 2, len)]);
-        cases.push(case("activation", &*what, y, x, move |ops, bufs| {
-            let [y, x] = bufs else { panic!() };
+        cases.push(case("activation", &*what, y, x, move |ops, [y, x]| {
             ops.activation(function, y.slice_mut(), x.slice())
         }));
         let dx = [(numbers(dtype, 1, len), Bound::Bits)];
         let read = [wide(dtype, 2, len), numbers(dtype, 3, len)];
-        cases.push(case("activation_backward", &*what, dx, read, move |ops, bufs| {
-            let [dx, x, dy] = bufs else { panic!() };
+        cases.push(case("activation_backward", &*what, dx, read, move |ops, [dx, x, dy]| {
             ops.activation_backward(function, dx.slice_mut(), x.slice(), dy.slice())
         }));
         let read = || {
@@ -118,28 +103,37 @@ fn functions(cases: &mut Vec<Case>, dtype: DType) {
         };
         let [gate, up, _] = read();
         let y = [(numbers(dtype, 1, at.len()), Bound::Bits)];
-        cases.push(case("gated", &*what, y, [gate, up], move |ops, bufs| {
-            let [y, gate, up] = bufs else { panic!() };
+        cases.push(case("gated", &*what, y, [gate, up], move |ops, [y, gate, up]| {
             // Gate: the left half of wider rows.
             ops.gated(function, at.of_mut(y), wider.of(gate).columns(0..at.cols)?, at.of(up))
         }));
         let d = [(numbers(dtype, 1, wider.len()), Bound::Bits)];
-        cases.push(case("gated_backward", format!("fused {what}"), d, read(), move |ops, bufs| {
-            let [d, gate, up, dy] = bufs else { panic!() };
-            let d = GateUpMut::Fused(wider.of_mut(d));
-            let gate = wider.of(gate).columns(0..at.cols)?;
-            ops.gated_backward(function, d, gate, at.of(up), at.of(dy))
-        }));
+        cases.push(case(
+            "gated_backward",
+            format!("fused {what}"),
+            d,
+            read(),
+            move |ops, [d, gate, up, dy]| {
+                let d = GateUpMut::Fused(wider.of_mut(d));
+                let gate = wider.of(gate).columns(0..at.cols)?;
+                ops.gated_backward(function, d, gate, at.of(up), at.of(dy))
+            },
+        ));
         let d = [
             (numbers(dtype, 1, at.len()), Bound::Bits),
             (numbers(dtype, 5, at.len()), Bound::Bits),
         ];
-        cases.push(case("gated_backward", what, d, read(), move |ops, bufs| {
-            let [dgate, dup, gate, up, dy] = bufs else { panic!() };
-            let d = GateUpMut::Separate { gate: at.of_mut(dgate), up: at.of_mut(dup) };
-            let gate = wider.of(gate).columns(0..at.cols)?;
-            ops.gated_backward(function, d, gate, at.of(up), at.of(dy))
-        }));
+        cases.push(case(
+            "gated_backward",
+            what,
+            d,
+            read(),
+            move |ops, [dgate, dup, gate, up, dy]| {
+                let d = GateUpMut::Separate { gate: at.of_mut(dgate), up: at.of_mut(dup) };
+                let gate = wider.of(gate).columns(0..at.cols)?;
+                ops.gated_backward(function, d, gate, at.of(up), at.of(dy))
+            },
+        ));
     }
 }
 
@@ -153,8 +147,7 @@ fn dropout(cases: &mut Vec<Case>, dtype: DType) {
         let y = [(numbers(dtype, 1, to.len()), Bound::Bits)];
         let x = [numbers(dtype, 2, from.len())];
         let what = format!("{place:?} {dtype}");
-        cases.push(case("dropout", what, y, x, move |ops, bufs| {
-            let [y, x] = bufs else { panic!() };
+        cases.push(case("dropout", what, y, x, move |ops, [y, x]| {
             ops.dropout(dropout, place, to.of_mut(y), from.of(x))
         }));
     }
@@ -163,8 +156,7 @@ fn dropout(cases: &mut Vec<Case>, dtype: DType) {
 fn conversions(cases: &mut Vec<Case>) {
     for (to, from) in TYPES.into_iter().flat_map(|to| TYPES.map(|from| (to, from))) {
         let (y, x) = ([(numbers(to, 1, 300), Bound::Bits)], [wide(from, 2, 300)]);
-        cases.push(case("cast", format!("{from} to {to}"), y, x, |ops, bufs| {
-            let [y, x] = bufs else { panic!() };
+        cases.push(case("cast", format!("{from} to {to}"), y, x, |ops, [y, x]| {
             ops.cast(y.slice_mut(), x.slice())
         }));
     }
@@ -182,8 +174,7 @@ fn copies(cases: &mut Vec<Case>) {
                 _ => numbers(dtype, 2, from.len()),
             };
             let y = [(Buf::zeros(dtype, to.len()), Bound::Bits)];
-            cases.push(case("copy", format!("{to:?} {dtype}"), y, [x], move |ops, bufs| {
-                let [y, x] = bufs else { panic!() };
+            cases.push(case("copy", format!("{to:?} {dtype}"), y, [x], move |ops, [y, x]| {
                 ops.copy(to.of_mut(y), from.of(x))
             }));
         }

@@ -1,7 +1,6 @@
 //! Norms over rows, and in parts that ranks add.
 
-use crate::cases::{Bound, Case, Rows, TYPES, case};
-use crate::machine::numbers;
+use super::{Bound, Case, Rows, TYPES, case, floats, numbers};
 use trine_buffer::DType;
 use trine_kernels::{NormShape, RmsShape};
 
@@ -14,7 +13,7 @@ const TYPES_OF_NORMS: [(DType, DType, DType); 5] = [
     (DType::Bf16, DType::F32, DType::F32),
 ];
 
-pub(crate) fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (t, g, s) in TYPES_OF_NORMS {
         for (rows, cols) in [(3, 37), (1, 1030), (0, 5)] {
@@ -54,8 +53,7 @@ fn rms_norm(cases: &mut Vec<Case>, shape: NormShape, t: DType, g: DType, s: DTyp
     let written =
         [(numbers(t, 1, all), chain(shape)), (numbers(DType::F32, 2, rows), chain(shape))];
     let read = [numbers(s, 3, all), numbers(g, 4, cols)];
-    cases.push(case("rms_norm", &*what, written, read, move |ops, bufs| {
-        let [y, rstd, x, gamma] = bufs else { panic!() };
+    cases.push(case("rms_norm", &*what, written, read, move |ops, [y, rstd, x, gamma]| {
         ops.rms_norm(shape, y.slice_mut(), rstd.slice_mut(), x.slice(), gamma.slice())
     }));
     for add in [false, true] {
@@ -68,20 +66,25 @@ fn rms_norm(cases: &mut Vec<Case>, shape: NormShape, t: DType, g: DType, s: DTyp
             numbers(t, 6, all),
         ];
         let what = format!("{what}, add {add}");
-        cases.push(case("rms_norm_backward", what, written, read, move |ops, bufs| {
-            let [dx, dgamma, x, rstd, gamma, dy] = bufs else { panic!() };
-            let (dx, dgamma) = (dx.slice_mut(), dgamma.slice_mut());
-            ops.rms_norm_backward(
-                shape,
-                dx,
-                add,
-                dgamma,
-                x.slice(),
-                rstd.slice(),
-                gamma.slice(),
-                dy.slice(),
-            )
-        }));
+        cases.push(case(
+            "rms_norm_backward",
+            what,
+            written,
+            read,
+            move |ops, [dx, dgamma, x, rstd, gamma, dy]| {
+                let (dx, dgamma) = (dx.slice_mut(), dgamma.slice_mut());
+                ops.rms_norm_backward(
+                    shape,
+                    dx,
+                    add,
+                    dgamma,
+                    x.slice(),
+                    rstd.slice(),
+                    gamma.slice(),
+                    dy.slice(),
+                )
+            },
+        ));
     }
 }
 
@@ -91,11 +94,16 @@ fn layer_norm(cases: &mut Vec<Case>, shape: NormShape, t: DType, s: DType) {
     let written =
         [(numbers(t, 1, all), chain(shape)), (numbers(DType::F32, 2, 2 * rows), chain(shape))];
     let read = [numbers(s, 3, all), numbers(t, 4, cols), numbers(t, 5, cols)];
-    cases.push(case("layer_norm", &*what, written, read, move |ops, bufs| {
-        let [y, stats, x, gamma, beta] = bufs else { panic!() };
-        let (y, stats) = (y.slice_mut(), stats.slice_mut());
-        ops.layer_norm(shape, y, stats, x.slice(), gamma.slice(), beta.slice())
-    }));
+    cases.push(case(
+        "layer_norm",
+        &*what,
+        written,
+        read,
+        move |ops, [y, stats, x, gamma, beta]| {
+            let (y, stats) = (y.slice_mut(), stats.slice_mut());
+            ops.layer_norm(shape, y, stats, x.slice(), gamma.slice(), beta.slice())
+        },
+    ));
     for add in [false, true] {
         let weights = Bound::Chain(rows + cols + 16);
         let written = [
@@ -110,12 +118,17 @@ fn layer_norm(cases: &mut Vec<Case>, shape: NormShape, t: DType, s: DType) {
             numbers(t, 7, all),
         ];
         let what = format!("{what}, add {add}");
-        cases.push(case("layer_norm_backward", what, written, read, move |ops, bufs| {
-            let [dx, dgamma, dbeta, x, stats, gamma, dy] = bufs else { panic!() };
-            let (dx, dgamma, dbeta) = (dx.slice_mut(), dgamma.slice_mut(), dbeta.slice_mut());
-            let (x, stats, gamma) = (x.slice(), stats.slice(), gamma.slice());
-            ops.layer_norm_backward(shape, dx, add, dgamma, dbeta, x, stats, gamma, dy.slice())
-        }));
+        cases.push(case(
+            "layer_norm_backward",
+            what,
+            written,
+            read,
+            move |ops, [dx, dgamma, dbeta, x, stats, gamma, dy]| {
+                let (dx, dgamma, dbeta) = (dx.slice_mut(), dgamma.slice_mut(), dbeta.slice_mut());
+                let (x, stats, gamma) = (x.slice(), stats.slice(), gamma.slice());
+                ops.layer_norm_backward(shape, dx, add, dgamma, dbeta, x, stats, gamma, dy.slice())
+            },
+        ));
     }
 }
 
@@ -131,27 +144,21 @@ fn parts(cases: &mut Vec<Case>, dtype: DType, shape: RmsShape, group: usize) {
         &*what,
         written,
         [numbers(dtype, 2, mats)],
-        move |ops, bufs| {
-            let [sums, x] = bufs else { panic!() };
-            ops.rms_squares(shape, sums.slice_mut(), at.of(x))
-        },
+        move |ops, [sums, x]| ops.rms_squares(shape, sums.slice_mut(), at.of(x)),
     ));
     let written = [(numbers(f32, 1, sums), chain)];
     let read = [numbers(dtype, 2, mats), numbers(dtype, 3, group), numbers(dtype, 4, mats)];
-    cases.push(case("rms_products", &*what, written, read, move |ops, bufs| {
-        let [sums, x, gamma, dy] = bufs else { panic!() };
+    cases.push(case("rms_products", &*what, written, read, move |ops, [sums, x, gamma, dy]| {
         ops.rms_products(shape, sums.slice_mut(), at.of(x), gamma.slice(), at.of(dy))
     }));
     // Sums of squares are above 0.
-    let squares = numbers(f32, 2, sums).to_f64_vec().unwrap();
-    let squares = squares.into_iter().map(|x| x as f32 + 1.5).collect();
+    let squares = floats(2, sums).map(|x| x + 1.5).collect();
     let written = [
         (numbers(dtype, 1, mats), Bound::Bits),
         (trine_buffer::Buf::from_vec(squares), Bound::Bits),
     ];
     let read = [numbers(dtype, 3, mats), numbers(dtype, 4, group)];
-    cases.push(case("rms_scale", &*what, written, read, move |ops, bufs| {
-        let [y, stats, x, gamma] = bufs else { panic!() };
+    cases.push(case("rms_scale", &*what, written, read, move |ops, [y, stats, x, gamma]| {
         ops.rms_scale(shape, at.of_mut(y), stats.slice_mut(), at.of(x), gamma.slice())
     }));
     let written = [(numbers(dtype, 1, mats), Bound::Bits)];
@@ -161,15 +168,19 @@ fn parts(cases: &mut Vec<Case>, dtype: DType, shape: RmsShape, group: usize) {
         numbers(f32, 4, sums),
         numbers(dtype, 5, group),
     ];
-    cases.push(case("rms_backward", &*what, written, read, move |ops, bufs| {
-        let [d, x, rstd, products, gamma] = bufs else { panic!() };
-        let (rstd, products) = (rstd.slice(), products.slice());
-        ops.rms_backward(shape, at.of_mut(d), at.of(x), rstd, products, gamma.slice())
-    }));
+    cases.push(case(
+        "rms_backward",
+        &*what,
+        written,
+        read,
+        move |ops, [d, x, rstd, products, gamma]| {
+            let (rstd, products) = (rstd.slice(), products.slice());
+            ops.rms_backward(shape, at.of_mut(d), at.of(x), rstd, products, gamma.slice())
+        },
+    ));
     let written = [(numbers(f32, 1, group), Bound::Chain(at.rows + groups + 8))];
     let read = [numbers(dtype, 2, mats), numbers(f32, 3, sums), numbers(dtype, 4, mats)];
-    cases.push(case("rms_gain", what, written, read, move |ops, bufs| {
-        let [dgamma, x, rstd, dy] = bufs else { panic!() };
+    cases.push(case("rms_gain", what, written, read, move |ops, [dgamma, x, rstd, dy]| {
         ops.rms_gain(shape, dgamma.slice_mut(), at.of(x), rstd.slice(), at.of(dy))
     }));
 }

@@ -1,9 +1,8 @@
 //! Updates and what watches over them: the bits of the CPU.
 
-use crate::cases::{Bound, Case, Rows, TYPES, case};
-use crate::machine::numbers;
+use super::{Bound, Case, Rows, TYPES, case, floats, numbers, of_floats};
 use trine_buffer::{Buf, DType};
-use trine_kernels::{AdamW, Sgd};
+use trine_kernels::{AdamW, KernelError, Sgd};
 
 const ADAMW: AdamW = AdamW {
     lr: 0.01,
@@ -16,7 +15,7 @@ const ADAMW: AdamW = AdamW {
     grad_scale: 0.7,
 };
 
-pub(crate) fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for len in [0, 1, 777] {
         for compute in [None, Some(DType::F32), Some(DType::Bf16)] {
@@ -27,8 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         for len in [0, 1, 4096, 3 * 4096 + 777] {
             let acc = [(Buf::from_vec(vec![3.0f64]), Bound::Bits)];
             let x = [numbers(dtype, 1, len)];
-            cases.push(case("sum_squares", format!("{len} {dtype}"), acc, x, |ops, bufs| {
-                let [acc, x] = bufs else { panic!() };
+            cases.push(case("sum_squares", format!("{len} {dtype}"), acc, x, |ops, [acc, x]| {
                 ops.sum_squares(acc.slice_mut(), x.slice())
             }));
         }
@@ -39,8 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
     for at in [Rows::new(3, 300, 4), Rows::new(0, 3, 0)] {
         let sums = [(Buf::from_vec(vec![7.0f64; at.rows]), Bound::Bits)];
         let x = [numbers(DType::F32, 1, at.len())];
-        cases.push(case("row_sums", format!("{at:?}"), sums, x, move |ops, bufs| {
-            let [sums, x] = bufs else { panic!() };
+        cases.push(case("row_sums", format!("{at:?}"), sums, x, move |ops, [sums, x]| {
             ops.row_sums(sums.slice_mut(), at.of(x))
         }));
     }
@@ -51,14 +48,12 @@ fn updates(cases: &mut Vec<Case>, len: usize, compute: Option<DType>) {
     let what = format!("{len} to {compute:?}");
     let f32 = |seed| (numbers(DType::F32, seed, len), Bound::Bits);
     // The second moment is not below 0.
-    let square = numbers(DType::F32, 3, len).to_f64_vec().unwrap();
-    let square = Buf::from_vec(square.into_iter().map(|x| (x * x) as f32).collect());
+    let square = Buf::from_vec(floats(3, len).map(|x| x * x).collect());
     // Without a second place this buffer stays as it is.
     let copy = (numbers(compute.unwrap_or(DType::F32), 4, len), Bound::Bits);
     let written = [f32(1), f32(2), (square, Bound::Bits), copy];
     let grad = || [numbers(DType::F32, 5, len)];
-    cases.push(case("adamw", &*what, written, grad(), move |ops, bufs| {
-        let [w, m, v, copy, grad] = bufs else { panic!() };
+    cases.push(case("adamw", &*what, written, grad(), move |ops, [w, m, v, copy, grad]| {
         let copy = compute.map(|_| copy.slice_mut());
         ops.adamw(ADAMW, w.slice_mut(), m.slice_mut(), v.slice_mut(), grad.slice(), copy)
     }));
@@ -66,32 +61,33 @@ fn updates(cases: &mut Vec<Case>, len: usize, compute: Option<DType>) {
         let copy = (numbers(compute.unwrap_or(DType::F32), 4, len), Bound::Bits);
         let sgd = Sgd { lr: 0.1, momentum, weight_decay: 0.01, grad_scale: 0.7 };
         let what = format!("{what}, momentum {momentum}");
-        cases.push(case("sgd", what, [f32(1), f32(2), copy], grad(), move |ops, bufs| {
-            let [w, v, copy, grad] = bufs else { panic!() };
-            let (v, copy) =
-                ((momentum > 0.0).then(|| v.slice_mut()), compute.map(|_| copy.slice_mut()));
-            ops.sgd(sgd, w.slice_mut(), v, grad.slice(), copy)
-        }));
+        cases.push(case(
+            "sgd",
+            what,
+            [f32(1), f32(2), copy],
+            grad(),
+            move |ops, [w, v, copy, grad]| {
+                let (v, copy) =
+                    ((momentum > 0.0).then(|| v.slice_mut()), compute.map(|_| copy.slice_mut()));
+                ops.sgd(sgd, w.slice_mut(), v, grad.slice(), copy)
+            },
+        ));
     }
 }
 
 /// Finds the first of some places, and writes it down.
 fn watched(cases: &mut Vec<Case>, dtype: DType, bad: &[usize]) {
-    let mut values = numbers(DType::F32, 1, 701).to_f64_vec().unwrap();
+    let mut values: Vec<f32> = floats(1, 701).collect();
     for (at, &place) in bad.iter().enumerate() {
-        values[place] = [f64::INFINITY, f64::NAN][at];
+        values[place] = [f32::INFINITY, f32::NAN][at];
     }
-    let wide = Buf::from_vec(values.into_iter().map(|x| x as f32).collect::<Vec<_>>());
-    let x = match dtype {
-        DType::Bf16 => Buf::from_vec(
-            wide.typed::<f32>().unwrap().iter().map(|&x| half::bf16::from_f32(x)).collect(),
-        ),
-        _ => wide,
-    };
+    let x = of_floats(dtype, values);
     let expected = bad.iter().min().copied();
     let what = format!("{bad:?} {dtype}");
-    cases.push(case("first_non_finite", what, [], [x], move |ops, bufs| {
-        assert_eq!(ops.first_non_finite(bufs[0].slice())?, expected);
-        Ok(())
+    cases.push(case("first_non_finite", what, [], [x], move |ops, [x]| {
+        let found = ops.first_non_finite(x.slice())?;
+        let message = || format!("{found:?} is found instead of {expected:?}");
+        let wrong = || KernelError::Dims { op: "first_non_finite", message: message() };
+        if found == expected { Ok(()) } else { Err(wrong()) }
     }));
 }

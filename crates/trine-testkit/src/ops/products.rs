@@ -1,15 +1,14 @@
 //! Products of matrices and linear layers.
 
-use crate::cases::{Bound, Case, Rows, case, same};
-use crate::machine::{Machine, SEEDS, numbers};
+use super::{Bound, Case, Rows, case, numbers};
 use trine_buffer::DType;
-use trine_kernels::{CpuOps, Isa, Product, Team};
+use trine_kernels::Product;
 
 /// Factors and result.
 const MIXED: [(DType, DType); 3] =
     [(DType::F32, DType::F32), (DType::Bf16, DType::F32), (DType::Bf16, DType::Bf16)];
 
-pub(crate) fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (t, s) in MIXED {
         for (m, n, k) in [(6, 10, 33), (1, 3, 5), (4, 5, 0), (0, 5, 3)] {
@@ -20,6 +19,18 @@ pub(crate) fn cases() -> Vec<Case> {
             }
             linear(&mut cases, (t, s), [m, n, k]);
         }
+    }
+    cases
+}
+
+/// More than a block makes, and more than one step of k.
+pub(super) fn large() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for types in MIXED {
+        matmul(&mut cases, types, Product::Nt, true, [70, 66, 35]);
+        matmul(&mut cases, types, Product::Nn, false, [65, 3, 17]);
+        matmul(&mut cases, types, Product::Tn, true, [3, 130, 40]);
+        linear(&mut cases, types, [67, 65, 16]);
     }
     cases
 }
@@ -44,8 +55,7 @@ fn matmul(
     let written = [(numbers(s, 1, c.len()), chain(k))];
     let read = [numbers(t, 2, a.len()), numbers(t, 3, b.len())];
     let what = format!("{product:?} {t} to {s}, {m} × {n} × {k}, accumulate {accumulate}");
-    cases.push(case("matmul", what, written, read, move |ops, bufs| {
-        let [to, left, right] = bufs else { panic!() };
+    cases.push(case("matmul", what, written, read, move |ops, [to, left, right]| {
         ops.matmul(product, accumulate, a.of(left), b.of(right), c.of_mut(to))
     }));
 }
@@ -55,32 +65,7 @@ fn linear(cases: &mut Vec<Case>, (t, s): (DType, DType), [m, n, k]: [usize; 3]) 
     let written = [(numbers(s, 1, y.len()), chain(k))];
     let read = [numbers(t, 2, x.len()), numbers(t, 3, w.len()), numbers(t, 4, n)];
     let what = format!("{t} to {s}, {m} × {n} × {k}");
-    cases.push(case("linear", what, written, read, move |ops, bufs| {
-        let [to, left, right, bias] = bufs else { panic!() };
+    cases.push(case("linear", what, written, read, move |ops, [to, left, right, bias]| {
         ops.linear(y.of_mut(to), x.of(left), w.of(right), bias.slice())
     }));
-}
-
-/// More than a block makes, and more than one step of k.
-#[test]
-fn products_in_order_have_the_bits_of_the_cpu() {
-    let cpu = CpuOps::with_isa(Team::new(1), Isa::Portable).unwrap();
-    let mut cases = cases();
-    for types in MIXED {
-        matmul(&mut cases, types, Product::Nt, true, [70, 66, 35]);
-        matmul(&mut cases, types, Product::Nn, false, [65, 3, 17]);
-        matmul(&mut cases, types, Product::Tn, true, [3, 130, 40]);
-        linear(&mut cases, types, [67, 65, 16]);
-    }
-    let expected: Vec<_> = cases.iter().map(|case| case.on_cpu(&cpu)).collect();
-    for seed in 0..SEEDS {
-        let machine = Machine::in_order(seed);
-        for (case, expected) in cases.iter().zip(&expected) {
-            for (found, expected) in case.on_gpu(&machine).iter().zip(expected) {
-                same(&case.name(), found, expected);
-            }
-        }
-        machine.is_clean();
-    }
-    assert_eq!(cases.len(), 3 * (4 * 7 + 4));
 }
