@@ -1,6 +1,6 @@
 //! What a device gives for its memory to be held by a buffer.
 
-use crate::{Buf, BufferError, DType};
+use crate::{Buf, BufferError, DType, DeviceStamp};
 use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -51,6 +51,12 @@ pub trait Allocator: Debug + Send + Sync {
     /// # Errors
     /// If the device has too little left.
     fn alloc(&self, dtype: DType, len: usize) -> Result<Box<dyn DeviceMemory>, BufferError>;
+
+    /// A point behind all work of the queue so far.
+    ///
+    /// # Errors
+    /// If the device does not take it.
+    fn stamp(&self) -> Result<Arc<dyn DeviceStamp>, BufferError>;
 }
 
 /// Where buffers lie.

@@ -8,6 +8,7 @@
 //! * [`Act`]: a shared, read-only buffer: an activation that a layer's output, its successor's
 //!   input and several saved states may all hold at once.
 //! * [`Place`]: where buffers lie: on the host, or on a device, whose memory is behind [`DeviceMemory`].
+//! * [`Stamp`]: a point in the work of a place, for times between two of them.
 //!
 //! A buffer belongs to a queue of work: that of the host, where every call is done when it returns, or the stream of
 //! a device that its memory was taken on. What is done to a buffer comes behind all that its queue had to do before.
@@ -32,12 +33,14 @@ mod device;
 mod dtype;
 mod pool;
 mod slice;
+mod stamp;
 
 pub use buf::{Act, Buf};
 pub use device::{Allocator, DeviceMemory, DeviceSlice, DeviceSliceMut, Place};
 pub use dtype::{DType, Element, Float};
 pub use pool::{Pool, PoolStats};
 pub use slice::{Slice, SliceMut};
+pub use stamp::{DeviceStamp, Stamp};
 
 /// What can go wrong with a buffer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -11,13 +11,11 @@ pub(crate) fn line(check: &PlanCheck) -> String {
     let measured = 1e3 * check.step_s_measured;
     let step = match (check.step_s_planned, &check.unplanned) {
         (Some(planned), _) => format!(
-            "a step takes {measured:.1} ms, planned {:.1} ms ({:.2}); bubble {:.1} %, planned {}",
+            "a step takes {measured:.1} ms, planned {:.1} ms ({:.2}); bubble {}, planned {}",
             1e3 * planned,
             check.step_s_measured / planned,
-            100.0 * check.bubble_measured,
-            check
-                .bubble_planned
-                .map_or_else(|| "–".into(), |share| format!("{:.1} %", 100.0 * share)),
+            share(check.bubble_measured),
+            share(check.bubble_planned),
         ),
         (None, Some(why)) => format!("a step takes {measured:.1} ms, not planned: {why}"),
         (None, None) => format!("a step takes {measured:.1} ms"),
@@ -53,22 +51,28 @@ fn times(check: &PlanCheck) -> String {
         ("measured / planned", Align::Right),
     ]);
     let seconds = |value: f64| format!("{:.1} ms", 1e3 * value);
-    let share = |value: f64| format!("{:.1} %", 100.0 * value);
-    let none = || "–".to_owned();
     let (planned, measured) = (check.step_s_planned, check.step_s_measured);
     table.row([
         format!("step (median of {})", check.timed_steps),
-        planned.map_or_else(none, seconds),
+        or_none(planned.map(seconds)),
         seconds(measured),
-        planned.map_or_else(none, |planned| format!("{:.2}", measured / planned)),
+        or_none(planned.map(|planned| format!("{:.2}", measured / planned))),
     ]);
     table.row([
         "pipeline bubble".into(),
-        check.bubble_planned.map_or_else(none, share),
+        share(check.bubble_planned),
         share(check.bubble_measured),
         String::new(),
     ]);
     table.render()
+}
+
+fn share(value: Option<f64>) -> String {
+    or_none(value.map(|value| format!("{:.1} %", 100.0 * value)))
+}
+
+fn or_none(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "–".into())
 }
 
 fn bytes(check: &PlanCheck) -> String {

@@ -111,7 +111,10 @@ fn results(summary: &Summary) -> Vec<Row> {
 /// How fast, and how busy the ranks were.
 fn speeds(summary: &Summary) -> Vec<Row> {
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let (measured, predicted) = (summary.bubble_measured, summary.bubble_predicted);
+    let bubble = match summary.bubble_measured {
+        Some(share) => format!("{} measured", percent(share)),
+        None => "not measured, as ranks share a device".into(),
+    };
     let mut rows = Vec::new();
     if summary.steps_before > 0 {
         let (first, last) = (grouped(summary.steps_before + 1), grouped(summary.steps));
@@ -124,16 +127,27 @@ fn speeds(summary: &Summary) -> Vec<Row> {
     }
     rows.extend([
         row("tokens per second", grouped(summary.tokens_per_s as u64)),
-        row("model GFLOP/s", format!("{:.1}", summary.model_flops_per_s / 1e9)),
+        row("model GFLOP/s", flops(summary)),
         row("wall time", format!("{:.0} s", summary.wall_s)),
         row("peak memory", summary.peak_rss_bytes.map_or_else(|| "–".into(), human_bytes)),
         row(
             "bubble",
-            format!("{} measured, {} by the schedule alone", percent(measured), percent(predicted)),
+            format!("{bubble}, {} by the schedule alone", percent(summary.bubble_predicted)),
         ),
-        row("cores idle", percent(summary.wait_share)),
     ]);
+    rows.extend(summary.wait_share.map(|share| row("cores idle", percent(share))));
     rows
+}
+
+/// What the model needs, and what was computed where that is more.
+fn flops(summary: &Summary) -> String {
+    let model = format!("{:.1}", summary.model_flops_per_s / 1e9);
+    match summary.hardware_flops_per_s {
+        Some(all) if all > summary.model_flops_per_s => {
+            format!("{model}, {:.1} with what is computed again", all / 1e9)
+        }
+        Some(_) | None => model,
+    }
 }
 
 /// What ranks held.

@@ -14,9 +14,13 @@ using namespace sim;
 
 namespace {
 
+// A flag of cuEventCreate.
+constexpr unsigned EVENT_DISABLE_TIMING = 2;
+
 struct Event {
     std::shared_ptr<Mark> mark; // null until it is recorded
     bool is_open = true;
+    bool tells_time = true;
 };
 
 struct Function {
@@ -245,9 +249,9 @@ int cuStreamWaitEvent(void* handle, void* event, unsigned) {
     return 0;
 }
 
-int cuEventCreate(void** event, unsigned) {
+int cuEventCreate(void** event, unsigned flags) {
     READY;
-    keep(events, event);
+    keep(events, event)->tells_time = !(flags & EVENT_DISABLE_TIMING);
     return 0;
 }
 int cuEventDestroy_v2(void* handle) {
@@ -290,6 +294,8 @@ int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
     READY;
     Event *first = event_of(from), *last = event_of(to);
     if (!first || !last || !first->mark || !last->mark) return INVALID_HANDLE;
+    if (!first->tells_time || !last->tells_time)
+        return refuse(INVALID_HANDLE, "cuEventElapsedTime", "one of the events was made to tell no time");
     if (!first->mark->is_reached || !last->mark->is_reached) return NOT_READY;
     auto steps = [](const Clock& clock) { uint64_t sum = 0; for (uint32_t time : clock) sum += time; return sum; };
     return *milliseconds = float(steps(last->mark->seen)) - float(steps(first->mark->seen)), 0;

@@ -3,11 +3,13 @@
 use crate::error::GpuError;
 use crate::memory::{Memory, Span, SpanMut};
 use crate::pinned::Pinned;
-use crate::stream::Stream;
+use crate::stream::{Stream, Timestamp};
 use std::any::Any;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use trine_buffer::{Allocator, BufferError, DType, DeviceMemory, Place, Slice, SliceMut};
+use trine_buffer::{
+    Allocator, BufferError, DType, DeviceMemory, DeviceStamp, Place, Slice, SliceMut,
+};
 
 impl From<GpuError> for BufferError {
     fn from(error: GpuError) -> Self {
@@ -138,6 +140,23 @@ impl Allocator for Giver {
         let (name, heap) = (format!("buffer of {len} {dtype}"), self.0.clone());
         let memory = heap.stream.alloc(&name, dtype.bytes() * len)?;
         Ok(Box::new(Held { memory, heap }))
+    }
+
+    fn stamp(&self) -> Result<Arc<dyn DeviceStamp>, BufferError> {
+        Ok(Arc::new(self.0.stream.timestamp()?))
+    }
+}
+
+impl DeviceStamp for Timestamp {
+    fn wait(&self) -> Result<(), BufferError> {
+        Ok(self.synchronize()?)
+    }
+
+    fn seconds_since(&self, earlier: &dyn DeviceStamp) -> Result<f64, BufferError> {
+        let any: &dyn Any = earlier;
+        let earlier: Option<&Self> = any.downcast_ref();
+        let foreign = || BufferError::Device("a point in time of another backend".into());
+        Ok(Timestamp::seconds_since(self, earlier.ok_or_else(foreign)?)?)
     }
 }
 

@@ -86,6 +86,7 @@ impl Gpus {
             number,
             context,
             events: Mutex::default(),
+            timed_events: Mutex::default(),
         }));
         device.keep_memory()?;
         Ok(device)
@@ -99,6 +100,8 @@ pub(crate) struct Inner {
     pub(crate) context: Context,
     /// Events that nobody holds, to be used again.
     pub(crate) events: Mutex<Vec<driver::Event>>,
+    /// The same of those that tell the time.
+    pub(crate) timed_events: Mutex<Vec<driver::Event>>,
 }
 
 // SAFETY: the driver takes its handles from any thread, and each call makes the context current in its own.
@@ -114,13 +117,14 @@ impl fmt::Debug for Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let events =
-            std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
+        let idle = [&self.events, &self.timed_events];
+        let idle =
+            idle.map(|all| std::mem::take(&mut *all.lock().unwrap_or_else(PoisonError::into_inner)));
         let driver = &self.host.driver;
         // SAFETY: nobody holds these events, nor the device. A failure can be told to nobody.
         unsafe {
             let _ = driver.context_set_current(self.context);
-            for event in events {
+            for event in idle.into_iter().flatten() {
                 let _ = driver.event_destroy(event);
             }
             let _ = driver.context_release(self.number);

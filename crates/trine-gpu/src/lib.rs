@@ -1,7 +1,8 @@
 //! GPUs in safe terms, over the tables of `trine-gpu-sys`.
 //!
 //! * [`Gpus`] opens the driver, a [`Device`] is one GPU.
-//! * A [`Stream`] does work in order; an [`Event`] orders work of two streams, or of a stream and the host.
+//! * A [`Stream`] does work in order; an [`Event`] orders work of two streams, or of a stream and the host. A
+//!   [`Timestamp`] is a point that tells the time.
 //! * [`Memory`] is allocated and freed in the order of its stream. A [`Pool`] recycles it, so that a step
 //!   allocates nothing after its first run. [`Pinned`] is memory of the host that devices copy from and to.
 //! * A [`Module`] has [`Kernel`]s, whose arguments are known from their text; a launch with others is refused.
@@ -76,7 +77,7 @@ pub use pinned::Pinned;
 pub use pool::Pool;
 pub use products::{Factor, Form, Matrix, Products, Start};
 pub use ptx::{Kind, Parameter};
-pub use stream::{Event, Priority, Stream};
+pub use stream::{Event, Priority, Stream, Timestamp};
 
 /// The header that kernels include as `trine.cuh`.
 pub const DIALECT: &str = include_str!("trine.cuh");

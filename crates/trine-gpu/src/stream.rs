@@ -1,12 +1,12 @@
 //! Streams and events.
 
-use crate::device::Device;
+use crate::device::{Device, Inner as DeviceInner};
 use crate::error::GpuError;
 use crate::ledger::{Clock, Touch};
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint};
 use std::fmt;
 use std::ptr::null_mut;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use trine_gpu_sys::driver::{self, EVENT_WITHOUT_TIME, NOT_READY, STREAM_NON_BLOCKING};
 
 /// Which of two streams a device prefers when both have work.
@@ -95,15 +95,27 @@ impl Stream {
     /// # Errors
     /// If the device does not take it.
     pub fn record(&self) -> Result<Event, GpuError> {
+        self.record_by(Clocked::No)
+    }
+
+    /// The same, for the time from one to another.
+    ///
+    /// # Errors
+    /// If the device does not take it.
+    pub fn timestamp(&self) -> Result<Timestamp, GpuError> {
+        Ok(Timestamp(self.record_by(Clocked::Yes)?))
+    }
+
+    fn record_by(&self, clocked: Clocked) -> Result<Event, GpuError> {
         let device = self.device();
         let doing = || format!("record an event on the stream `{}`", self.name());
-        let idle = device.0.events.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = clocked.idle(device).pop();
         let mut handle = idle.unwrap_or(driver::Event(null_mut()));
         device.call(doing, |driver| {
             // SAFETY: writes one handle, and records it; the stream is open.
             unsafe {
                 if idle.is_none() {
-                    driver.event_create(&mut handle, EVENT_WITHOUT_TIME)?;
+                    driver.event_create(&mut handle, clocked.flags())?;
                 }
                 driver.event_record(handle, self.0.handle)
             }
@@ -114,7 +126,7 @@ impl Stream {
             .ledger()
             .map(|mut ledger| ledger.record(self.0.number))
             .unwrap_or_default();
-        Ok(Event { device: device.clone(), handle, recorded })
+        Ok(Event { device: device.clone(), handle, clocked, recorded })
     }
 
     /// All work from now on comes after the event.
@@ -148,10 +160,31 @@ impl Stream {
     }
 }
 
+/// Whether an event tells the time, which costs more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clocked {
+    No,
+    Yes,
+}
+
+impl Clocked {
+    fn flags(self) -> c_uint {
+        if self == Self::Yes { 0 } else { EVENT_WITHOUT_TIME }
+    }
+
+    /// Events of this kind that nobody holds.
+    fn idle(self, device: &Device) -> MutexGuard<'_, Vec<driver::Event>> {
+        let DeviceInner { events, timed_events, .. } = &*device.0;
+        let idle = if self == Self::Yes { timed_events } else { events };
+        idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A point in a stream.
 pub struct Event {
     device: Device,
     handle: driver::Event,
+    clocked: Clocked,
     recorded: Clock,
 }
 
@@ -210,6 +243,39 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         // Whoever waits for it has taken the point when it began to wait.
-        self.device.0.events.lock().unwrap_or_else(PoisonError::into_inner).push(self.handle);
+        self.clocked.idle(&self.device).push(self.handle);
+    }
+}
+
+/// A point in a stream that is known by the clock of its device.
+#[derive(Debug)]
+pub struct Timestamp(Event);
+
+impl Timestamp {
+    /// Waits until the work before it is done.
+    ///
+    /// # Errors
+    /// If that work has failed.
+    pub fn synchronize(&self) -> Result<(), GpuError> {
+        self.0.synchronize()
+    }
+
+    /// Seconds from an earlier point to here, to half a microsecond; waits for the two where they are still to come.
+    ///
+    /// # Errors
+    /// If work before them has failed, or they are of two devices.
+    pub fn seconds_since(&self, earlier: &Self) -> Result<f64, GpuError> {
+        for point in [earlier, self] {
+            if !point.0.is_done()? {
+                point.synchronize()?;
+            }
+        }
+        let mut milliseconds = 0.0;
+        let doing = || format!("tell the time between two events on GPU {}", self.0.device.index());
+        self.0.device.call(doing, |driver| {
+            // SAFETY: writes one number; both events are recorded.
+            unsafe { driver.event_elapsed(&mut milliseconds, earlier.0.handle, self.0.handle) }
+        })?;
+        Ok(f64::from(milliseconds) / 1e3)
     }
 }

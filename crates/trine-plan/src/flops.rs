@@ -21,10 +21,22 @@ pub struct Flops {
     pub hardware: f64,
 }
 
-/// Counts a step: per token and forward 2L(2hq + 2hq·g/a + (2 or 3) hf) + 4Lsq + 2hV; three times that for the model;
-/// the blocks four times with recompute of whole blocks, attention four times with selective recompute. Of tensors by
-/// name, the products that make them count again.
+/// Counts a step: [`flops_per_token`] of all its tokens.
 pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
+    let tokens = layout.global_batch as f64 * layout.seq as f64;
+    let each = flops_per_token(model, layout.recompute, layout.seq, convention);
+    Flops { model: each.model * tokens, hardware: each.hardware * tokens }
+}
+
+/// Counts a token of a sequence of `seq`: forward 2L(2hq + 2hq·g/a + (2 or 3) hf) + 4Lsq + 2hV; three times that for the
+/// model, without the weight gradients of what is frozen; the blocks four times with recompute of whole blocks,
+/// attention four times with selective recompute. Of tensors by name, the products that make them count again.
+pub fn flops_per_token(
+    model: &Model,
+    recompute: Recompute,
+    seq: usize,
+    convention: Convention,
+) -> Flops {
     let spec = &model.spec;
     let (h, f) = (spec.hidden as f64, spec.ffn as f64);
     let (q, kv) = (spec.q_dim() as f64, spec.kv_dim() as f64);
@@ -32,26 +44,33 @@ pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
     let mlp = h * f * spec.mlp_matrices();
     let products = 2.0 * layers * (2.0 * h * q + 2.0 * h * kv + mlp);
     let half = if convention == Convention::CausalHalf { 0.5 } else { 1.0 };
-    let seen = spec.seen_of_all(layout.seq);
-    let attention = 4.0 * layers * layout.seq as f64 * q * half * seen;
+    let seen = spec.seen_of_all(seq);
+    let attention = 4.0 * layers * seq as f64 * q * half * seen;
     let logits = 2.0 * h * spec.vocab as f64;
-    let again = match layout.recompute {
+    // Of the columns of attention and of the MLP, and of their rows, so many each.
+    let products_of = |columns: [f64; 2], rows: [f64; 2]| {
+        let of_attention = columns[0] * h * (q + 2.0 * kv) + rows[0] * q * h;
+        let of_mlp = columns[1] * h * f * (1.0 + spec.gates()) + rows[1] * f * h;
+        2.0 * layers * (of_attention + of_mlp)
+    };
+    let again = match recompute {
         Recompute::None => 0.0,
         Recompute::Selective => attention,
         Recompute::SelectiveOps => 2.0 * layers * (h * kv + q * h + h * f),
         Recompute::Tensors(list) => {
             let Again { columns, inner, rows, .. } = model.again(list);
-            let of_attention = columns[0] * h * (q + 2.0 * kv) + rows[0] * q * h;
-            let of_mlp = columns[1] * h * f * (1.0 + spec.gates()) + rows[1] * f * h;
-            2.0 * layers * (of_attention + of_mlp) + inner[0] * attention
+            products_of(columns, rows) + inner[0] * attention
         }
         Recompute::Full { .. } => {
-            (products + attention) * layout.recompute.whole_blocks(layers) / layers
+            (products + attention) * recompute.whole_blocks(layers) / layers
         }
     };
-    let tokens = layout.global_batch as f64 * layout.seq as f64;
-    let once = products + attention + logits;
-    Flops { model: 3.0 * once * tokens, hardware: (3.0 * once + again) * tokens }
+    let frozen = |shares: [f64; 2]| shares.map(|trained| 1.0 - trained);
+    let trained = model.trained.products;
+    let frozen_head = if model.trained.has_output() { 0.0 } else { logits };
+    let left_out = products_of(frozen(trained.columns), frozen(trained.rows)) + frozen_head;
+    let needed = 3.0 * (products + attention + logits) - left_out;
+    Flops { model: needed, hardware: needed + again }
 }
 
 #[cfg(test)]
@@ -97,5 +116,28 @@ mod tests {
         assert_eq!(half.model, half.hardware);
         // 175B at 36.14 % of 64 × 191.5 TFLOPS: 424.4 s.
         assert!((counted.hardware / (64.0 * 191.5e12 * 0.3614) / 424.386 - 1.0).abs() < 1e-3);
+    }
+
+    /// A product of what is frozen has no weight gradient: it counts two thirds.
+    #[test]
+    fn what_is_frozen_has_no_weight_gradients() {
+        let spec = presets::find("gpt2-124m").unwrap().model;
+        let count = |frozen: &[&str]| {
+            let mut model = Model::new(&spec).unwrap();
+            let frozen: Vec<_> =
+                frozen.iter().map(|text| trine_spec::Pattern::new(*text)).collect();
+            model.freeze(&frozen).unwrap();
+            flops_per_token(&model, Recompute::None, 1024, Convention::CausalHalf).model
+        };
+        let (h, f, layers) = (spec.hidden as f64, spec.ffn as f64, spec.layers as f64);
+        let all = count(&[]);
+        assert!((all / spec.flops_per_token(1024) - 1.0).abs() < 1e-12);
+        let near = |found: f64, expected: f64| {
+            assert!((found / expected - 1.0).abs() < 1e-12, "{found} {expected}");
+        };
+        near(all - count(&["block.*.mlp.*"]), 2.0 * layers * 2.0 * h * f);
+        near(all - count(&["block.0.*", "block.1.*"]), 2.0 * 2.0 * (4.0 * h * h + 2.0 * h * f));
+        // The head is the token embedding.
+        near(all - count(&["embedding.token"]), 2.0 * h * spec.vocab as f64);
     }
 }

@@ -80,7 +80,7 @@ pub use collectives::Group;
 pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
 pub use draw::memory_svg;
 pub use error::PlanError;
-pub use flops::{Convention, Flops, flops};
+pub use flops::{Convention, Flops, flops, flops_per_token};
 pub use impossible::{Impossible, Limit};
 pub use layout::{Attention, Layout};
 pub use memory::Memory;

@@ -7,8 +7,8 @@ use trine_buffer::DType;
 use trine_dp::element_bytes;
 use trine_nn::Numerics;
 use trine_plan::{
-    ActivationRequest, Attention, Cluster, Constants, Layout, Model, Planner, Precision, Recompute,
-    SharedStep, activation_peak, find_stack, stacks,
+    ActivationRequest, Attention, Cluster, Constants, Convention, Flops, Layout, Model, Planner,
+    Precision, Recompute, SharedStep, activation_peak, find_stack, stacks,
 };
 use trine_schedule::{Order, Schedule};
 use trine_spec::{ModelParts, Piece, RankBytes, RankLayout, StagePieces};
@@ -65,8 +65,9 @@ pub struct PlanCheck {
     pub timed_steps: usize,
     /// The pipeline's bubble with planned times of F, B and W, each rank on cores of its own.
     pub bubble_planned: Option<f64>,
-    /// The bubble when the simulator replays the measured processor times of all actions.
-    pub bubble_measured: f64,
+    /// The bubble when the simulator replays the measured times of all actions: of the processor, or of devices. None
+    /// where ranks share a device, as one's time is then also that of the others.
+    pub bubble_measured: Option<f64>,
     /// Bytes, rank by rank.
     pub ranks: Vec<RankCheck>,
 }
@@ -107,6 +108,17 @@ impl RankMemory {
         let more = self.buffers.unwrap_or(0) + self.activations.unwrap_or(0);
         (self.state.total() + more) as u64
     }
+}
+
+/// FLOPs of a token of a run: what the model needs, and with what is computed again.
+///
+/// # Errors
+/// A model that the planner does not know.
+pub(crate) fn flops_per_token(config: &EngineConfig) -> Result<Flops, TrainError> {
+    let mut model = Model::new(&config.model)?;
+    model.freeze(&config.frozen)?;
+    let again = model.drop_tensors(&config.recompute)?;
+    Ok(trine_plan::flops_per_token(&model, again, config.seq, Convention::CausalHalf))
 }
 
 /// The step of a run on a machine, or why the planner has none for it.
@@ -204,7 +216,7 @@ impl PlanCheck {
 pub(crate) struct Measured<'a> {
     pub(crate) steps: u64,
     pub(crate) timed: &'a [f64],
-    pub(crate) bubble: f64,
+    pub(crate) bubble: Option<f64>,
 }
 
 impl std::fmt::Display for Machine {

@@ -49,9 +49,49 @@ fn a_run_moves_between_processor_and_gpu() {
     let stayed = scratch.train("stayed", &[&steps("--steps=8")[..], &[constant]].concat());
     scratch.train("moved", &[&steps("--steps=2")[..], &[constant]].concat());
     scratch.resume("moved", &gpus.with(&steps("--steps=4")));
-    scratch.resume("moved", &gpus.with(&[ALL_AXES, &["--steps=6"]].concat()));
+    let shared = scratch.resume("moved", &gpus.with(&[ALL_AXES, &["--steps=6"]].concat()));
+    // One rank's time is that of all, and the host's says nothing.
+    for name in ["bubble_measured", "wait_share"] {
+        assert!(shared.summary()[name].is_null(), "{name}: {}", shared.summary());
+    }
     let moved = scratch.resume("moved", &[&["--device=cpu"], &steps("--steps=8")[..]].concat());
     assert!(difference(&moved, &stayed) < 1e-4, "{}", difference(&moved, &stayed));
+    gpus.are_clean(2);
+}
+
+/// Times that ranks on GPUs measure are those of their streams: a run that is given them has the same losses. The
+/// trace tells what each stream was at.
+#[test]
+fn times_of_actions_are_those_of_the_gpus() {
+    let scratch = Scratch::new();
+    let gpus = Gpus::new(Settings { devices: 2, ..one() });
+    let layout = ["--tp=1", "--pp=2", "--dp=1", "--schedule=zb-v", "--set=model.layers=4"];
+    let layout = [&layout[..], &["--set=lr.kind=constant", "--steps=4"]].concat();
+    let run = |out: &str, more: &[&str]| {
+        let (_, said) = scratch.ok(&small(out, &gpus.with(&[&layout[..], more].concat())));
+        (scratch.at(out), said)
+    };
+    let (measured, said) = run("measured", &["--times=measured", "--trace=t.json"]);
+    let line = said.lines().find_map(|line| line.strip_prefix("times measured: ")).expect(&said);
+    let times: Vec<&str> = line.split(", ").map(|one| one.rsplit(' ').next().unwrap()).collect();
+    let (given, _) = run("given", &[&format!("--times={}", times.join(","))]);
+    assert_eq!(measured.loss_texts(), given.loss_texts());
+    let summary = measured.summary();
+    let bubble = summary["bubble_measured"].as_f64().unwrap();
+    assert!((0.0..1.0).contains(&bubble) && summary["wait_share"].is_null(), "{summary}");
+
+    let trace = std::fs::read_to_string(scratch.path("t.json")).unwrap();
+    let trace: Vec<serde_json::Value> = serde_json::from_str(&trace).unwrap();
+    for rank in 0..2 {
+        let mine: Vec<_> = trace.iter().filter(|event| event["tid"] == rank).collect();
+        let computed = mine.iter().filter(|event| {
+            let is_work = event["name"].as_str().unwrap().starts_with(['F', 'B', 'W']);
+            is_work && event["dur"].as_f64().is_some_and(|took| took > 0.0)
+        });
+        assert!(computed.count() > 4 * 3 * 2, "{mine:?}");
+        let begins: Vec<f64> = mine.iter().filter_map(|event| event["ts"].as_f64()).collect();
+        assert!(begins.is_sorted(), "{begins:?}");
+    }
     gpus.are_clean(2);
 }
 

@@ -55,6 +55,34 @@ fn threads_work_side_by_side() {
     }
 }
 
+/// Time passes on a stream while it works, and is told without a wait where the work is done.
+#[test]
+fn a_stream_tells_the_time_between_two_points() {
+    let machine = Machine::new(5);
+    let stream = machine.stream("compute");
+    let mut x = stream.alloc("x", 64).unwrap();
+    let first = stream.timestamp().unwrap();
+    let same = stream.timestamp().unwrap();
+    for _ in 0..4 {
+        stream.fill(x.span_mut(), 0).unwrap();
+    }
+    let last = stream.timestamp().unwrap();
+    // Both are still to come: the stream is waited for.
+    let seconds = last.seconds_since(&first).unwrap();
+    let waits = machine.sim.counters().host_waits;
+    assert!(waits > 0 && seconds > 0.0, "{seconds}");
+    let nothing = same.seconds_since(&first).unwrap();
+    assert!((0.0..seconds).contains(&nothing), "{nothing} {seconds}");
+    assert_eq!(last.seconds_since(&same).unwrap() + nothing, seconds);
+    assert_eq!(machine.sim.counters().host_waits, waits);
+    // Points that orders work only are never taken for these.
+    drop((first, same));
+    stream.record().unwrap().synchronize().unwrap();
+    assert!(stream.timestamp().unwrap().seconds_since(&last).unwrap() >= 0.0);
+    drop(x);
+    machine.is_clean();
+}
+
 /// Work of a lost device fails by name, and dropping what is on it does not.
 #[test]
 fn a_lost_device_fails_by_name() {

@@ -15,7 +15,7 @@ pub use crate::settings::{EngineConfig, ZeroStage};
 use crate::plan::RunPlan;
 use std::ops::Range;
 use std::sync::Arc;
-use trine_buffer::{Buf, Pool};
+use trine_buffer::{Buf, Place, Pool};
 use trine_comm::{Communicator, Groups};
 use trine_dp::{GlobalNorm, GradNorm, GradSync, WeightSync, measured_bytes};
 use trine_kernels::Ops;
@@ -112,6 +112,11 @@ impl Engine {
     /// The decisions about all ranks.
     pub fn plan(&self) -> &Arc<RunPlan> {
         &self.plan
+    }
+
+    /// Where its buffers lie and its work is done.
+    pub fn place(&self) -> &Place {
+        self.ops.place()
     }
 
     /// Computes weight gradients in W alone from now on, also where W always follows its B: to measure both.

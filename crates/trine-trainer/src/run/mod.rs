@@ -3,6 +3,7 @@
 mod build;
 mod clock;
 mod data;
+mod device_watch;
 mod devices;
 mod directory;
 mod events;

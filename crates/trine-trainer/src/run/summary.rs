@@ -1,10 +1,10 @@
 //! `summary.json`: what a run came to.
 
 use crate::TrainError;
-use crate::planned::PlanCheck;
+use crate::planned::{PlanCheck, flops_per_token};
 use crate::run::clock::rfc3339;
-use crate::run::measure::{peak_rss_bytes, replayed_bubble};
-use crate::run::rank::{RankReport, RankRun, RunResult, Times, one_pipeline};
+use crate::run::measure::peak_rss_bytes;
+use crate::run::rank::{RankReport, RankRun, RunResult, Times};
 use rustix::system::uname;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -124,8 +124,12 @@ pub struct Summary {
     pub bigram_full_bits_per_byte: Option<f64>,
     /// Training tokens per second of training steps (evaluation and saving not counted).
     pub tokens_per_s: f64,
-    /// Model FLOP/s: [`trine_spec::ModelSpec::flops_per_token`] × tokens per second.
+    /// Model FLOP/s: [`trine_spec::ModelSpec::flops_per_token`], without the weight gradients of what is frozen, ×
+    /// tokens per second.
     pub model_flops_per_s: f64,
+    /// The same with what is computed again; none in older summaries.
+    #[serde(default)]
+    pub hardware_flops_per_s: Option<f64>,
     /// Wall time of the whole process so far, in seconds.
     pub wall_s: f64,
     /// Where that time went.
@@ -148,12 +152,16 @@ pub struct Summary {
     pub commit: Option<String>,
     /// Most memory that the processes held, added up, in bytes, where the system tells.
     pub peak_rss_bytes: Option<u64>,
-    /// The pipeline's bubble when the simulator replays the measured CPU times of all actions.
-    pub bubble_measured: f64,
+    /// The pipeline's bubble when the simulator replays the measured times of all actions: of the processor, or of
+    /// devices. None where ranks share a device.
+    #[serde(default)]
+    pub bubble_measured: Option<f64>,
     /// The bubble of the schedule with equal stages, a backward costing twice a forward.
     pub bubble_predicted: f64,
-    /// Share of the cores' time, while ranks trained, in which no rank computed.
-    pub wait_share: f64,
+    /// Share of the cores' time, while ranks trained, in which no rank computed. None on devices, whose hosts only queue
+    /// the work.
+    #[serde(default)]
+    pub wait_share: Option<f64>,
     /// Memory, rank by rank.
     pub ranks: Vec<RankSummary>,
     /// The plan beside the first steps; none if there were too few to time.
@@ -184,8 +192,11 @@ impl Summary {
         let bytes = data.validation_bytes(true) as f64;
         let train_wall_s = run.times.train.as_secs_f64();
         let tokens_per_s = run.trained_tokens as f64 / train_wall_s.max(1e-9);
-        let cores: f64 = ranks.iter().map(|rank| rank.cores.min(engine.threads as f64)).sum();
-        let cpu: f64 = ranks.iter().map(|rank| rank.train_cpu_s).sum();
+        let (model_flops, hardware_flops) = match flops_per_token(engine) {
+            Ok(flops) => (flops.model, Some(flops.hardware)),
+            // What the planner does not know is no reason for a run to fail at its end.
+            Err(_) => (engine.model.flops_per_token(engine.seq), None),
+        };
         let summary = Self {
             params: engine.model.param_count(),
             layout: engine.degrees.to_string(),
@@ -203,7 +214,8 @@ impl Summary {
             bigram_bits_per_byte: bigram,
             bigram_full_bits_per_byte: full,
             tokens_per_s,
-            model_flops_per_s: tokens_per_s * engine.model.flops_per_token(engine.seq),
+            model_flops_per_s: tokens_per_s * model_flops,
+            hardware_flops_per_s: hardware_flops.map(|flops| tokens_per_s * flops),
             wall_s: elapsed.as_secs_f64(),
             seconds: PhaseSeconds::new(shared.data_s, &run.times),
             started: rfc3339(ended.checked_sub(elapsed).unwrap_or(ended)),
@@ -212,11 +224,9 @@ impl Summary {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: shared.request.commit.map(str::to_owned),
             peak_rss_bytes: peak_rss_bytes_of(ranks),
-            bubble_measured: replayed_bubble(schedule, &one_pipeline(ranks))?,
+            bubble_measured: shared.bubble(ranks)?,
             bubble_predicted: predicted,
-            // Helper threads of a rank compute too, and are not counted in its thread's time.
-            wait_share: (1.0 - cpu * engine.threads as f64 / (train_wall_s.max(1e-9) * cores))
-                .clamp(0.0, 1.0),
+            wait_share: shared.wait_share(ranks, train_wall_s),
             ranks: ranks
                 .iter()
                 .enumerate()
@@ -244,6 +254,7 @@ impl Summary {
             steps_before: earlier.steps_before,
             tokens_per_s: earlier.tokens_per_s,
             model_flops_per_s: earlier.model_flops_per_s,
+            hardware_flops_per_s: earlier.hardware_flops_per_s,
             wall_s: earlier.wall_s,
             seconds: earlier.seconds,
             started: earlier.started,

@@ -12,8 +12,7 @@ use crate::run::prepare::{Prepared, planned};
 use crate::run::{Event, Ranks, Reporter, TrainRequest, Work, on_threads};
 use std::array;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
-use trine_buffer::Buf;
+use trine_buffer::{Buf, Stamp};
 use trine_comm::{Communicator, Name, Phase};
 use trine_mesh::AxisSet;
 use trine_pipeline::Moment;
@@ -103,26 +102,36 @@ fn middle(passes: &[Four]) -> Four {
     array::from_fn(|what| median(&passes.iter().map(|pass| pass[what]).collect::<Vec<_>>()))
 }
 
-/// Seconds of F, B and W of a stage, on average over those of the rank, and of a message. Wall time: a stage waits for
-/// its helper threads and its tensor-parallel neighbours.
+/// Seconds of F, B and W of a stage, on average over those of the rank, and of a message. Wall time of the processor: a
+/// stage waits for its helper threads and its tensor-parallel neighbours; or time of the device's queue.
 fn pass(rank: &mut Engine, batch: &Batch) -> Result<Four, TrainError> {
-    let mut seconds = [0.0; 3];
-    let mut began = Instant::now();
-    rank.backward(0, batch, &mut |_, action, moment| match (moment, action) {
-        (Moment::Begin, _) => began = Instant::now(),
-        (Moment::End, Action::Compute(compute)) => {
-            let what = match compute {
-                Compute::Forward { .. } => 0,
-                Compute::BackwardInput { .. } => 1,
-                Compute::BackwardWeight { .. } => 2,
-            };
-            seconds[what] += began.elapsed().as_secs_f64();
-        }
-        (Moment::End, Action::Message(_) | Action::Sync(_)) => {}
+    let place = rank.place().clone();
+    let mut begun = place.stamp()?;
+    let mut done: Vec<(usize, [Stamp; 2])> = Vec::new();
+    let mut failed = None;
+    rank.backward(0, batch, &mut |_, action, moment| match (place.stamp(), moment) {
+        (Err(error), _) => failed = failed.take().or(Some(error)),
+        (Ok(here), Moment::Begin) => begun = here,
+        (Ok(here), Moment::End) => done.extend(kind(action).map(|kind| (kind, [begun.clone(), here]))),
     })?;
+    failed.map_or(Ok(()), Err)?;
+    let mut seconds = [0.0; 3];
+    for (kind, [begin, end]) in &done {
+        seconds[*kind] += end.seconds_since(begin)?;
+    }
     let [forward, backward_input, backward_weight] =
         seconds.map(|sum| sum / rank.layout().stages.len() as f64);
     Ok([forward, backward_input, backward_weight, message(rank)?])
+}
+
+/// Which of F, B and W an action is, if it computes.
+fn kind(action: &Action) -> Option<usize> {
+    match action {
+        Action::Compute(Compute::Forward { .. }) => Some(0),
+        Action::Compute(Compute::BackwardInput { .. }) => Some(1),
+        Action::Compute(Compute::BackwardWeight { .. }) => Some(2),
+        Action::Message(_) | Action::Sync(_) => None,
+    }
 }
 
 /// Seconds of a message between neighbours, by the clock of the pipeline's first rank: one goes to the last rank and
@@ -131,9 +140,9 @@ fn message(rank: &Engine) -> Result<f64, TrainError> {
     let pp = rank.groups().of(AxisSet::PP)?;
     let (own, last) = (pp.rank(), pp.size() - 1);
     let (dtype, len) = rank.config().message();
-    let mut message = Buf::zeros(dtype, len);
+    let mut message = rank.place().zeros(dtype, len)?;
     let (there, back) = (Name::new("timed message"), Name::new("timed message back"));
-    let began = Instant::now();
+    let began = rank.place().stamp()?;
     if own > 0 {
         message = pp.recv(message, own - 1, there)?;
     }
@@ -142,10 +151,12 @@ fn message(rank: &Engine) -> Result<f64, TrainError> {
         message = pp.recv(message, own + 1, back)?;
     }
     if own > 0 {
-        pp.send(message, own - 1, back)?;
+        message = pp.send(message, own - 1, back)?;
     }
+    let ended = rank.place().stamp()?;
+    drop(message);
     let is_timed = own == 0 && last > 0;
-    Ok(if is_timed { began.elapsed().as_secs_f64() / (2 * last) as f64 } else { 0.0 })
+    Ok(if is_timed { ended.seconds_since(&began)? / (2 * last) as f64 } else { 0.0 })
 }
 
 /// One set of times of what all ranks have measured, F being 1: the same on all, which gather and add in one order. A

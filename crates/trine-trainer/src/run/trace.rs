@@ -122,11 +122,11 @@ pub(crate) struct Track {
 }
 
 impl Track {
-    /// An action of a step (from 0) that began at a moment and ends now.
-    pub(crate) fn action(&self, action: Action, step: u64, began: Instant) {
+    /// An action of a step (from 0) that began at a moment and took so long.
+    pub(crate) fn action(&self, action: Action, step: u64, began: Instant, took: Duration) {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
         let start_us = self.offset_us + micros(began.saturating_duration_since(self.began));
-        let duration_us = micros(began.elapsed());
+        let duration_us = micros(took);
         self.hand_over(Entry::Action { rank: self.rank, action, step, start_us, duration_us });
     }
 
@@ -216,7 +216,7 @@ mod tests {
     fn actions(track: &Track, count: u64) {
         for step in 0..count {
             let forward = Compute::Forward { stage: 0, micro_batch: 1 };
-            track.action(forward.into(), step, Instant::now());
+            track.action(forward.into(), step, Instant::now(), Duration::ZERO);
         }
     }
 

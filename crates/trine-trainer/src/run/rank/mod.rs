@@ -8,7 +8,7 @@ mod save;
 mod step;
 
 pub(crate) use decide::StopReason;
-pub(crate) use report::{CHECK_STEPS_MIN, RankReport, RunResult, one_pipeline};
+pub(crate) use report::{CHECK_STEPS_MIN, RankReport, RunResult};
 
 use crate::TrainError;
 use crate::engine::{Engine, EngineConfig, Loss};
@@ -188,7 +188,7 @@ impl<'a> RankRun<'a> {
         let (_pinned, mut engine) = build(self.request, self.plan, world, self.is_process())?;
         recorder.begin_phase(self.long(Name::new("restoring")));
         let mut progress = self.restore(&mut engine)?;
-        let mut clock = self.clock(&engine);
+        let mut clock = self.clock(&engine)?;
         let mut loader = self.loader(scope, &engine, &progress)?;
         let plan = self.steps(&mut engine, &mut progress, &mut clock, &mut loader)?;
         if progress.validation.is_none() && progress.stopped != StopReason::Asked {
@@ -262,10 +262,11 @@ impl<'a> RankRun<'a> {
     }
 
     /// Measures the actions of the rank's list, for the trace too.
-    fn clock(&self, engine: &Engine) -> ActionClock {
+    fn clock(&self, engine: &Engine) -> Result<ActionClock, TrainError> {
         let at = engine.coordinate();
         let track = self.trace.map(|trace| trace.track(engine.world().rank(), at));
-        ActionClock::new(self.plan.training.actions[at.pp].len(), track)
+        let actions = self.plan.training.actions[at.pp].len();
+        ActionClock::new(actions, engine.place(), track)
     }
 
     /// The batches of the steps that are left.

@@ -70,7 +70,7 @@ impl RankRun<'_> {
         let measured = Measured {
             steps: progress.step - progress.started_at,
             timed: &progress.step_seconds[WARM_UP_STEPS as usize..],
-            bubble: replayed_bubble(&self.plan.training, &one_pipeline(&ranks))?,
+            bubble: self.bubble(&ranks)?,
         };
         let ranks = ranks.into_iter().enumerate().map(|(rank, report)| RankCheck {
             rank,
@@ -81,6 +81,26 @@ impl RankRun<'_> {
         let check = PlanCheck::new(self.engine, self.machine, measured, ranks.collect());
         report(self.reporter, &Event::PlanChecked(&check));
         Ok(Some(check))
+    }
+
+    /// The bubble by the measured times, if they are each rank's own.
+    pub(crate) fn bubble(&self, ranks: &[RankReport]) -> Result<Option<f64>, TrainError> {
+        if self.request.devices.is_some_and(|devices| devices.shared().is_some()) {
+            return Ok(None);
+        }
+        replayed_bubble(&self.plan.training, &one_pipeline(ranks)).map(Some)
+    }
+
+    /// The share of the cores' time in which no rank computed, if it is cores that compute.
+    pub(crate) fn wait_share(&self, ranks: &[RankReport], train_wall_s: f64) -> Option<f64> {
+        if self.request.devices.is_some() {
+            return None;
+        }
+        let threads = self.engine.threads as f64;
+        let cores: f64 = ranks.iter().map(|rank| rank.cores.min(threads)).sum();
+        // Helper threads of a rank compute too, and are not counted in its thread's time.
+        let busy = threads * ranks.iter().map(|rank| rank.train_cpu_s).sum::<f64>();
+        Some((1.0 - busy / (train_wall_s.max(1e-9) * cores)).clamp(0.0, 1.0))
     }
 
     /// What came of it, with what all ranks have measured.
@@ -136,7 +156,7 @@ impl RankRun<'_> {
 }
 
 /// The action times of one pipeline, which stands for all: that of the first replica and shard.
-pub(crate) fn one_pipeline(ranks: &[RankReport]) -> Vec<Vec<f64>> {
+fn one_pipeline(ranks: &[RankReport]) -> Vec<Vec<f64>> {
     let one = |rank: &&RankReport| rank.coordinate.dp == 0 && rank.coordinate.tp == 0;
     ranks.iter().filter(one).map(|rank| rank.action_seconds.clone()).collect()
 }

@@ -28,7 +28,7 @@ impl RankRun<'_> {
         let step = progress.step;
         let (rank, steps) = (engine.world().rank(), progress.total);
         let batch = loader.next()?;
-        clock.begin_step(step, step - progress.started_at);
+        clock.begin_step(step, step - progress.started_at)?;
         let mut told: Option<Instant> = None;
         let mut tell = |actions_done, clock: &ActionClock| {
             if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
@@ -46,6 +46,7 @@ impl RankRun<'_> {
                 tell(position + 1, clock);
             }
         })?;
+        clock.end_step()?;
         let every = self.request.config.train.replica_check_every as u64;
         if every > 0 && (step + 1).is_multiple_of(every) {
             engine.check_replicas()?;
