@@ -53,13 +53,13 @@ impl Holding {
 }
 
 /// The resolved configuration, and, as comments in the same TOML, the layout, its bytes and, with
-/// `hosts` of all ranks, their placement, why the layout was `chosen`, and the step that is planned for `machine`: the
-/// whole text is a configuration file again.
+/// `hosts` of all ranks, their placement, why the layout was `chosen`, and the step that is planned for the
+/// `machine` of a file, which is one of GPUs or of cores: the whole text is a configuration file again.
 pub(crate) fn report(
     config: &Config,
     hosts: Option<&[String]>,
     chosen: Option<&str>,
-    machine: Option<&Path>,
+    machine: Option<(&Path, bool)>,
 ) -> Result<String, Failure> {
     // Cores do not change what a rank holds.
     let engine = config.engine(1)?;
@@ -73,7 +73,7 @@ pub(crate) fn report(
         rank_table(config, &holdings)?
     };
     let placement = hosts.map_or_else(String::new, |hosts| placement(config, hosts));
-    let step = machine.map_or_else(|| Ok(String::new()), |path| step(config, path))?;
+    let step = machine.map_or_else(|| Ok(String::new()), |machine| step(config, machine))?;
     // Of ranks that are threads here; others have memory of their own.
     let memory = if hosts.is_none() { memory(config, &holdings) } else { String::new() };
     let chosen = chosen.map_or_else(String::new, |line| format!("{line}\n"));
@@ -150,8 +150,8 @@ fn memory(config: &Config, holdings: &[Holding]) -> String {
 }
 
 /// The time of a step on the machine that a file describes.
-fn step(config: &Config, path: &Path) -> Result<String, Failure> {
-    let machine = machine::find(Some(path), config.train.precision.dtype())?;
+fn step(config: &Config, (path, on_gpus): (&Path, bool)) -> Result<String, Failure> {
+    let machine = machine::from_file(path, on_gpus)?;
     let engine = config.engine(machine.cluster.devices())?;
     Ok(match planned_step(&engine, &machine)? {
         Ok(planned) => format!(

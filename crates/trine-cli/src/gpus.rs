@@ -1,11 +1,15 @@
 //! Whether a run computes on GPUs, and on which.
 
+use crate::args::TrainArgs;
 use crate::failure::Failure;
+use crate::layout;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use trine_gpu::Checks;
 use trine_gpu_sys::Search;
-use trine_trainer::config::{Config, Device, Loaded, Precision};
+use trine_trainer::Machine;
+use trine_trainer::config::{Config, Device, LayoutBy, Loaded, Precision};
 use trine_trainer_gpu::{GpuRanks, Libraries};
 
 /// Variables that name the folder of a toolkit or of a Python environment.
@@ -53,40 +57,80 @@ pub(crate) struct Chosen {
     pub(crate) gpus: Option<GpuRanks>,
     /// Which device, and why: a line for people.
     pub(crate) said: String,
+    /// Why it has this layout, if the GPUs decided; and what was measured of them for that.
+    pub(crate) chosen: Option<String>,
+    pub(crate) machine: Option<Machine>,
 }
 
 /// Decides what a run computes on. Degrees that were given are not for this machine to change.
 ///
 /// # Errors
 /// If GPUs were asked for and cannot be used, or are too few for the layout that was asked for.
-pub(crate) fn choose(mut loaded: Loaded, search: &Search) -> Result<Chosen, Failure> {
+pub(crate) fn choose(
+    args: &TrainArgs,
+    mut loaded: Loaded,
+    search: &Search,
+) -> Result<Chosen, Failure> {
     let cpu = |loaded, why: String| {
-        Ok(Chosen { loaded, gpus: None, said: format!("device  the processor: {why}") })
+        let said = format!("device  the processor: {why}");
+        Ok(Chosen { loaded, gpus: None, said, chosen: None, machine: None })
     };
     let config = &loaded.config;
-    if config.train.device == Device::Cpu {
-        return cpu(loaded, "train.device = \"cpu\"".into());
-    }
-    let find = || Libraries::find(search, Checks::default()).map_err(|error| error.to_string());
-    let usable = not_computed(config).map_or_else(find, Err);
-    let libraries = match (usable, config.train.device) {
-        (Ok(libraries), _) => libraries,
-        (Err(why), Device::Cuda) => {
-            let nearest = "train.device = \"cpu\" computes on the processor";
-            return Err(Failure::usage(format!("train.device = \"cuda\": {why}; {nearest}")));
+    let on_cpu = config.train.device == Device::Cpu;
+    let found = match not_computed(config).filter(|_| !on_cpu) {
+        None => find(config.train.device, search, "train.device")?,
+        Some(why) if config.train.device == Device::Cuda => {
+            return Err(refused("train.device", why));
         }
-        (Err(why), Device::Auto | Device::Cpu) => return cpu(loaded, why),
+        Some(why) => Err(why),
+    };
+    let libraries = match found {
+        Ok(libraries) => libraries,
+        Err(why) => return cpu(loaded, why),
     };
     let mut said = format!("device  {}", libraries.named());
-    let (asked, count) = (config.degrees(), libraries.count());
+    let (mut chosen, mut machine) = (None, None);
+    if loaded.layout_by == LayoutBy::Machine {
+        let decided = layout::decide_on_gpus(args, loaded.clone(), &libraries)?;
+        (loaded.config, chosen, machine) = (decided.config, decided.chosen, decided.machine);
+    }
+    let (asked, count) = (loaded.config.degrees(), libraries.count());
     if asked.world() > count && !loaded.degrees_are_given {
         loaded.config = shrink(loaded.config, count);
         let taken = loaded.config.degrees();
         said.push_str(&format!("; {asked} would need more of them, so the layout is {taken}"));
     }
-    let gpus = GpuRanks::new(libraries, loaded.config.world());
-    let gpus = Some(gpus.map_err(|error| Failure::usage(error.to_string()))?);
-    Ok(Chosen { loaded, gpus, said })
+    let gpus = Some(ranks(libraries, loaded.config.world())?);
+    Ok(Chosen { loaded, gpus, said, chosen, machine })
+}
+
+/// The GPUs for a device that `key` has asked for, or why it is the processor.
+///
+/// # Errors
+/// If GPUs were asked for and cannot be used.
+pub(crate) fn find(
+    device: Device,
+    search: &Search,
+    key: &str,
+) -> Result<Result<Libraries, String>, Failure> {
+    if device == Device::Cpu {
+        return Ok(Err(format!("{key} = \"cpu\"")));
+    }
+    match Libraries::find(search, Checks::default()) {
+        Ok(libraries) => Ok(Ok(libraries)),
+        Err(why) if device == Device::Cuda => Err(refused(key, why)),
+        Err(why) => Ok(Err(why.to_string())),
+    }
+}
+
+fn refused(key: &str, why: impl Display) -> Failure {
+    let nearest = format!("{key} = \"cpu\" computes on the processor");
+    Failure::usage(format!("{key} = \"cuda\": {why}; {nearest}"))
+}
+
+/// GPUs for so many ranks of this process.
+pub(crate) fn ranks(libraries: Libraries, ranks: usize) -> Result<GpuRanks, Failure> {
+    GpuRanks::new(libraries, ranks).map_err(|error| Failure::usage(error.to_string()))
 }
 
 /// What of a configuration no kernel on a GPU computes.

@@ -5,8 +5,9 @@ use crate::failure::Failure;
 use crate::machine::cores;
 use crate::{machine, memory, output, signals};
 use trine_trainer::config::{Config, LayoutBy, Loaded};
-use trine_trainer::run::MachineSource;
-use trine_trainer::{Choices, Fastest, Machine};
+use trine_trainer::run::{Devices, MachineSource};
+use trine_trainer::{Choices, Fastest, Machine, OwnGpus};
+use trine_trainer_gpu::{GpuRanks, Libraries};
 
 /// A configuration with its layout.
 #[derive(Debug)]
@@ -21,7 +22,11 @@ pub(crate) struct Decided {
 const MEASURED_MINUTES_MIN: f64 = 1.0;
 
 /// The machine that a run is planned for, or why it is not known.
-pub(crate) fn machine_of(args: &TrainArgs, config: &Config) -> Result<Machine, String> {
+pub(crate) fn machine_of(
+    args: &TrainArgs,
+    config: &Config,
+    gpus: Option<(&dyn Devices, usize)>,
+) -> Result<Machine, String> {
     let minutes = config.train.minutes_max;
     if args.machine.is_none() && 0.0 < minutes && minutes < MEASURED_MINUTES_MIN {
         return Err("the time limit is too short to measure the machine first; --machine FILE \
@@ -29,7 +34,7 @@ pub(crate) fn machine_of(args: &TrainArgs, config: &Config) -> Result<Machine, S
             .to_owned());
     }
     let compute = config.train.precision.dtype();
-    machine::find(args.machine.as_deref(), compute).map_err(|failure| failure.to_string())
+    machine::find(args.machine.as_deref(), compute, gpus).map_err(|failure| failure.to_string())
 }
 
 /// The layout of `trine train` on processors, for so many ranks if their number is given.
@@ -41,20 +46,48 @@ pub(crate) fn decide(
     let Loaded { config, layout_by, micro_is_given, .. } = loaded;
     match layout_by {
         LayoutBy::Configuration => Ok(Decided { config, chosen: None, machine: None }),
-        LayoutBy::Machine => {
-            signals::ending_at_once(|| fastest(args, &config, ranks, !micro_is_given))
-        }
+        LayoutBy::Machine => signals::ending_at_once(|| {
+            let limits = memory::limits();
+            let micro = !micro_is_given;
+            let choices = Choices { cores: cores(), ranks, micro, limits: &limits, gpus: None };
+            fastest(args, &config, choices, None)
+        }),
     }
 }
 
-fn fastest(args: &TrainArgs, config: &Config, ranks: Option<usize>, micro: bool) -> Decided {
+/// The layout of `trine train` on GPUs, where the machine decides: ranks have a GPU each.
+pub(crate) fn decide_on_gpus(
+    args: &TrainArgs,
+    loaded: Loaded,
+    libraries: &Libraries,
+) -> Result<Decided, Failure> {
+    let Loaded { config, micro_is_given, .. } = loaded;
+    signals::ending_at_once(|| {
+        let gpus = GpuRanks::new(libraries.clone(), libraries.count());
+        let gpus = gpus.map_err(|error| Failure::usage(error.to_string()))?;
+        let free = (0..libraries.count()).map(|gpu| gpus.free_bytes(gpu));
+        let free: Vec<u64> =
+            free.collect::<Result<_, _>>().map_err(|error| Failure::Run(error.into()))?;
+        let free_bytes = free.into_iter().min().unwrap_or(0).saturating_sub(gpus.beside_bytes());
+        let own = Some(OwnGpus { count: libraries.count(), free_bytes });
+        let (cores, micro) = (cores(), !micro_is_given);
+        let choices = Choices { cores, ranks: None, micro, limits: &[], gpus: own };
+        Ok(fastest(args, &config, choices, Some((&gpus, libraries.count()))))
+    })?
+}
+
+fn fastest(
+    args: &TrainArgs,
+    config: &Config,
+    choices: Choices<'_>,
+    gpus: Option<(&dyn Devices, usize)>,
+) -> Decided {
     let find = || {
         if args.machine.is_none() && !args.dry_run {
             output::complain("layout  measuring this machine; --machine FILE takes no time");
         }
-        machine_of(args, config)
+        machine_of(args, config, gpus)
     };
-    let choices = Choices { cores: cores(), ranks, micro, limits: &memory::limits() };
     let found = Fastest::find(config, choices, MachineSource(&find));
     let is_known = found.config.degrees() == config.degrees() || config.check().is_err();
     let other = match is_known {

@@ -70,13 +70,19 @@ pub(crate) struct TaskArgs {
     /// or Llama, or its folder [default: frontier-1t; rust-default on this-machine]
     #[arg(long, value_name = "NAME|PATH")]
     pub(crate) model: Option<String>,
-    /// Machine: frontier, lumi, a100-80gb, h100, h200, gb200, tpu-v4, tpu-v5p, this-machine (a device is a core;
-    /// measured if --cluster-file does not have it) or one of --cluster-file [default: frontier]
+    /// Machine: frontier, lumi, a100-80gb, h100, h200, gb200, tpu-v4, tpu-v5p, this-machine (a device is a core or
+    /// a GPU; measured if --cluster-file does not have it) or one of --cluster-file [default: frontier]
     #[arg(long, value_name = "NAME")]
     pub(crate) cluster: Option<String>,
     /// More machines, in the format of the built-in ones (docs/planning.md)
     #[arg(long, value_name = "FILE")]
     pub(crate) cluster_file: Option<PathBuf>,
+    /// What this-machine is, where it is measured: its GPUs (cuda), its cores (cpu), or its GPUs if it has some (auto)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(crate) device: String,
+    /// Look for the libraries of GPUs here and nowhere else, as `trine doctor` does; may be given again
+    #[arg(long, value_name = "DIR")]
+    pub(crate) gpu_libraries: Vec<PathBuf>,
     /// Software [default: megatron-deepspeed on MI250X, trine on this-machine, else megatron-core]
     #[arg(long, value_name = "NAME")]
     pub(crate) stack: Option<String>,
@@ -206,7 +212,8 @@ pub(crate) struct SearchArgs {
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Measure this machine, print it as a cluster for --cluster-file, and stop; kernels in --precision
+    /// Measure this machine or its GPUs (--device), print it as a cluster for --cluster-file, and stop; kernels in
+    /// --precision
     #[arg(long, conflicts_with_all = [
         "config", "model", "cluster", "cluster_file", "stack", "gpus", "global_batch", "seq", "memory_headroom", "tp",
         "pp", "cp", "virtual", "schedule", "micro_batch", "zero", "recompute", "sequence_parallel", "runnable",

@@ -135,6 +135,11 @@ fn speeds(summary: &Summary) -> Vec<Row> {
             format!("{bubble}, {} by the schedule alone", percent(summary.bubble_predicted)),
         ),
     ]);
+    rows.extend(summary.utilization.iter().map(|of| {
+        let (mfu, hfu) = (percent(of.mfu), percent(of.hfu));
+        let shares = if of.hfu > of.mfu { format!("{mfu}, HFU {hfu}") } else { mfu };
+        row("MFU", format!("{shares} of {:.1} TFLOP/s: {}", of.peak_flops_per_s / 1e12, of.peak))
+    }));
     rows.extend(summary.wait_share.map(|share| row("cores idle", percent(share))));
     rows
 }

@@ -31,8 +31,8 @@ impl Host {
     }
 }
 
-/// The GPUs of a machine.
-#[derive(Debug)]
+/// The GPUs of a machine. Copies are the same ones.
+#[derive(Debug, Clone)]
 pub struct Gpus {
     host: Arc<Host>,
     list: Vec<Gpu>,
@@ -118,8 +118,8 @@ impl fmt::Debug for Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let idle = [&self.events, &self.timed_events];
-        let idle =
-            idle.map(|all| std::mem::take(&mut *all.lock().unwrap_or_else(PoisonError::into_inner)));
+        let idle = idle
+            .map(|all| std::mem::take(&mut *all.lock().unwrap_or_else(PoisonError::into_inner)));
         let driver = &self.host.driver;
         // SAFETY: nobody holds these events, nor the device. A failure can be told to nobody.
         unsafe {

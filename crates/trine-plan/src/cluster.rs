@@ -34,6 +34,9 @@ pub struct Device {
     pub name: String,
     /// Where the facts come from.
     pub source: String,
+    /// What NVIDIA's driver calls it; none if that does not drive it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub driver_names: Vec<String>,
     /// The row of [`crate::Constants`] that holds for it; may be left out if `reached` is there.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub constants: String,
@@ -63,6 +66,11 @@ impl Precision {
 }
 
 impl Device {
+    /// Whether it is a GPU on which trine itself can compute, and not a core or another's accelerator.
+    pub fn is_gpu(&self) -> bool {
+        !self.driver_names.is_empty()
+    }
+
     /// Peak of a precision, FLOP/s. A device without fp8 computes it in bf16.
     pub fn peak(&self, precision: Precision) -> f64 {
         match precision {
@@ -208,6 +216,15 @@ pub fn clusters(more: &[&str]) -> Result<Vec<Cluster>, PlanError> {
     Ok(found)
 }
 
+/// The data sheet of the device that NVIDIA's driver calls so.
+///
+/// # Errors
+/// Never, unless the committed file is broken.
+pub fn data_sheet(driver_name: &str) -> Result<Option<Device>, PlanError> {
+    let mut devices = clusters(&[])?.into_iter().map(|cluster| cluster.device);
+    Ok(devices.find(|device| device.driver_names.iter().any(|name| name == driver_name)))
+}
+
 /// Where and what, without a picture of the place.
 fn in_a_line(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', ", ");
@@ -305,6 +322,26 @@ mod tests {
         assert!((69.2e12 / 0.3614 / frontier.device.peak_bf16 - 1.0).abs() < 1e-3);
         assert_eq!(frontier.levels[1].devices, 8);
         assert_eq!(all.len(), 11);
+    }
+
+    #[test]
+    fn a_data_sheet_is_found_by_the_name_that_the_driver_says() {
+        let peak = |name| data_sheet(name).unwrap().map(|device| device.peak_bf16);
+        assert_eq!(peak("NVIDIA H200"), Some(989.4e12));
+        assert_eq!(peak("NVIDIA A100-SXM4-40GB"), Some(312e12));
+        // Of another peak than the one that is known.
+        assert_eq!((peak("NVIDIA H100 PCIe"), peak("simulated GPU")), (None, None));
+        let all = clusters(&[]).unwrap();
+        let driven: Vec<bool> = ["h100", "frontier", "tpu-v4"]
+            .map(|name| find(&all, name).unwrap().device.is_gpu())
+            .into();
+        assert_eq!(driven, [true, false, false]);
+        let mut names: Vec<String> =
+            all.into_iter().flat_map(|cluster| cluster.device.driver_names).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert!(names.len() > 4 && names.len() <= count, "{names:?}");
     }
 
     #[test]

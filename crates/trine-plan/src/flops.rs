@@ -28,8 +28,8 @@ pub fn flops(model: &Model, layout: &Layout, convention: Convention) -> Flops {
     Flops { model: each.model * tokens, hardware: each.hardware * tokens }
 }
 
-/// Counts a token of a sequence of `seq`: forward 2L(2hq + 2hq·g/a + (2 or 3) hf) + 4Lsq + 2hV; three times that for the
-/// model, without the weight gradients of what is frozen; the blocks four times with recompute of whole blocks,
+/// Counts a token of a sequence of `seq`: forward 2L(2hq + 2hq·g/a + (2 or 3) hf) + 4Lsq + 2hV; three times that for
+/// the model, without the weight gradients of what is frozen; the blocks four times with recompute of whole blocks,
 /// attention four times with selective recompute. Of tensors by name, the products that make them count again.
 pub fn flops_per_token(
     model: &Model,
@@ -61,9 +61,7 @@ pub fn flops_per_token(
             let Again { columns, inner, rows, .. } = model.again(list);
             products_of(columns, rows) + inner[0] * attention
         }
-        Recompute::Full { .. } => {
-            (products + attention) * recompute.whole_blocks(layers) / layers
-        }
+        Recompute::Full { .. } => (products + attention) * recompute.whole_blocks(layers) / layers,
     };
     let frozen = |shares: [f64; 2]| shares.map(|trained| 1.0 - trained);
     let trained = model.trained.products;

@@ -75,7 +75,9 @@ mod trained;
 
 pub use activations::{ActivationRequest, activation_peak};
 pub use choices::{Choice, Fixed, Request};
-pub use cluster::{Cluster, Device, Level, Link, Precision, clusters, find as find_cluster};
+pub use cluster::{
+    Cluster, Device, Level, Link, Precision, clusters, data_sheet, find as find_cluster,
+};
 pub use collectives::Group;
 pub use constants::{ConstantInfo, Constants, DeviceConstants, StackConstants};
 pub use draw::memory_svg;

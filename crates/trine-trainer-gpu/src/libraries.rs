@@ -31,7 +31,7 @@ pub enum Unusable {
 }
 
 /// The GPUs of a host, and the libraries that computing on them takes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Libraries {
     pub(crate) gpus: Gpus,
     pub(crate) products: Arc<CublasLt>,

@@ -6,12 +6,12 @@ use trine_buffer::BufferError;
 use trine_comm::{Communicator, SharedDevice};
 use trine_comm_nccl::{NcclOptions, join};
 use trine_gpu::{Device, GpuError, Priority, Products, Stream};
-use trine_gpu_sys::{CublasLt, LoadError, Nccl, load, nccl};
+use trine_gpu_sys::{CublasLt, Gpu, LoadError, Nccl, load, nccl};
 use trine_kernels::Ops;
 use trine_kernels_gpu::{Exchanges, GpuOps, IMAGES, Kernels};
 use trine_nn::Numerics;
 use trine_trainer::TrainError;
-use trine_trainer::run::Devices;
+use trine_trainer::run::{DeviceFacts, Devices};
 
 /// What products may use on each GPU beside their matrices.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -42,6 +42,10 @@ pub enum RanksError {
 #[derive(Debug)]
 pub struct GpuRanks {
     devices: Vec<Device>,
+    /// What they are, and all other GPUs of the host.
+    all: Vec<DeviceFacts>,
+    /// Bytes that were free when this process began: what it frees stays with it.
+    free: Vec<u64>,
     products: Arc<CublasLt>,
     workspace_bytes: usize,
     way: Way,
@@ -83,12 +87,17 @@ impl GpuRanks {
         let Libraries { gpus, products, search } = libraries;
         let used = 0..used;
         let devices = used.map(|index| gpus.device(index)).collect::<Result<Vec<_>, _>>()?;
+        let free = devices.iter().map(|device| Ok(device.memory_bytes()?.0 as u64));
+        let free = free.collect::<Result<Vec<_>, GpuError>>()?;
+        let facts =
+            |gpu: &Gpu| DeviceFacts { name: gpu.name.clone(), memory_bytes: gpu.memory_bytes };
+        let all = gpus.list().iter().map(facts).collect();
         let way = match ranks {
             0 | 1 => Way::Alone,
             _ if devices.len() == 1 => Way::Shared(Arc::new(exchanges(&devices[0])?)),
             _ => Way::Nccl(Arc::new(load::<Nccl>(&nccl::CUDA, &search)?.functions)),
         };
-        Ok(Self { devices, products, workspace_bytes: WORKSPACE_BYTES, way })
+        Ok(Self { devices, all, free, products, workspace_bytes: WORKSPACE_BYTES, way })
     }
 
     /// With so many bytes beside their matrices for the products of each rank, instead of 32 MiB.
@@ -133,9 +142,20 @@ impl Devices for GpuRanks {
         format!("free memory of GPU {}", self.devices[device].index())
     }
 
+    fn facts(&self, device: usize) -> DeviceFacts {
+        self.all[self.devices[device].index()].clone()
+    }
+
+    fn beside_bytes(&self) -> u64 {
+        self.workspace_bytes as u64
+    }
+
+    fn ranks_max(&self) -> usize {
+        self.all.len()
+    }
+
     fn free_bytes(&self, device: usize) -> Result<u64, TrainError> {
-        let (free, _) = self.devices[device].memory_bytes().map_err(failed)?;
-        Ok(free as u64)
+        Ok(self.free[device])
     }
 
     fn ops(&self, rank: usize, numerics: Numerics) -> Result<Arc<dyn Ops>, TrainError> {

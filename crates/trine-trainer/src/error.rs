@@ -211,12 +211,12 @@ pub enum TrainError {
     #[error("{} has no checkpoint yet", .0.display())]
     NoCheckpoint(PathBuf),
     /// More memory is planned than may be used.
-    #[error("{memory}; {less}train.memory_check = false starts all the same")]
+    #[error("{memory}; {}; train.memory_check = false starts all the same", nearest_of(.nearest.as_deref()))]
     Memory {
         /// What is planned.
         memory: MemoryPlan,
-        /// What takes less, as far as the configuration leaves anything: `train.recompute = true takes less, `.
-        less: String,
+        /// What must change for it to fit: `batch.micro = 1, train.recompute = true`. None if nothing was found.
+        nearest: Option<String>,
     },
     /// The lists of a step would take too long to make.
     #[error(
@@ -358,6 +358,14 @@ fn others(entries: usize) -> String {
         0 | 1 => String::new(),
         2 => " and 1 other".into(),
         more => format!(" and {} others", more - 1),
+    }
+}
+
+/// What to change where memory is short.
+fn nearest_of(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(changes) => format!("the nearest that fits has {changes}"),
+        None => "no other layout, micro-batch or recompute was found to fit".into(),
     }
 }
 

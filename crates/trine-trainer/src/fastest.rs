@@ -6,6 +6,7 @@ use crate::outlook::Time;
 use crate::plan::RunPlan;
 use crate::planned::{Machine, planned_step};
 use crate::run::MachineSource;
+use crate::splits::{divisors, splits};
 use std::fmt::{self, Display, Formatter};
 use std::iter;
 use trine_mesh::Degrees;
@@ -28,6 +29,17 @@ pub struct Choices<'a> {
     pub micro: bool,
     /// Memory that may be used.
     pub limits: &'a [MemoryLimit],
+    /// What the ranks compute on, if not on the cores: each has one of its own.
+    pub gpus: Option<OwnGpus>,
+}
+
+/// GPUs of which each rank has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnGpus {
+    /// How many there are.
+    pub count: usize,
+    /// Bytes that each has for what is planned of a rank.
+    pub free_bytes: u64,
 }
 
 /// The layout that was chosen, and why.
@@ -153,24 +165,10 @@ impl Display for Fastest {
 fn candidates(config: &Config, choices: Choices<'_>) -> Vec<Config> {
     let ranks = match choices.ranks {
         Some(given) => vec![given],
-        None => divisors(choices.cores).collect(),
+        None => divisors(choices.gpus.map_or(choices.cores, |gpus| gpus.count)).collect(),
     };
     let degrees = ranks.into_iter().flat_map(splits);
     degrees.flat_map(|degrees| micro_batches(config, degrees, choices)).collect()
-}
-
-fn divisors(number: usize) -> impl Iterator<Item = usize> {
-    (1..=number).filter(move |divisor| number.is_multiple_of(*divisor))
-}
-
-/// Every split of ranks over the three axes.
-fn splits(ranks: usize) -> impl Iterator<Item = Degrees> {
-    divisors(ranks).flat_map(move |tp| {
-        divisors(ranks / tp).map(move |pp| {
-            let dp = ranks / tp / pp;
-            Degrees { dp, pp, tp, ..Degrees::SERIAL }
-        })
-    })
 }
 
 /// The run with these degrees and each micro-batch that may be chosen, as far as the rules allow.
@@ -186,7 +184,7 @@ fn micro_batches(config: &Config, degrees: Degrees, choices: Choices<'_>) -> Vec
         let threads = config.engine(choices.cores).ok()?.threads;
         // Processes may be on several machines.
         let shares = config.world() == 1 || config.world() * threads <= choices.cores;
-        (shares || choices.ranks.is_some()).then_some(config)
+        (shares || choices.ranks.is_some() || choices.gpus.is_some()).then_some(config)
     };
     let divides = |micro: &usize| each.is_multiple_of(*micro);
     std::iter::once(own).chain(others).filter(divides).filter_map(with).collect()
@@ -200,11 +198,25 @@ fn is_enough(
 ) -> bool {
     // Weights alone, first: to look at each rank of a model that is a thousand times too large takes a while.
     let weights = config.model.param_count() * config.train.precision.dtype().bytes() as u64;
-    let mut plan = MemoryPlan::of_machine(config.world() as u64, weights, true, choices.limits);
+    let limit = choices.gpus.map(|gpus| MemoryLimit {
+        bytes: gpus.free_bytes,
+        by: "free memory of each GPU".into(),
+        own: true,
+    });
+    let mut plan = match &limit {
+        Some(limit) => {
+            let parts = (config.layout.tp * config.layout.pp) as u64;
+            MemoryPlan::of_machine(1, weights / parts, true, std::slice::from_ref(limit))
+        }
+        None => MemoryPlan::of_machine(config.world() as u64, weights, true, choices.limits),
+    };
     if plan.fits() {
         let engine = config.engine(choices.cores).ok();
         let Some(run) = engine.and_then(|engine| RunPlan::new(&engine).ok()) else { return false };
-        plan = MemoryPlan::of_threads(&run, choices.limits);
+        plan = match limit {
+            Some(limit) => MemoryPlan::of_fullest_device(&run, 0, limit),
+            None => MemoryPlan::of_threads(&run, choices.limits),
+        };
     }
     let fits = plan.fits();
     let needs = |config: &Config, plan: &MemoryPlan| {
@@ -235,7 +247,7 @@ mod tests {
     }
 
     fn choices(limits: &[MemoryLimit]) -> Choices<'_> {
-        Choices { cores: 4, ranks: None, micro: true, limits }
+        Choices { cores: 4, ranks: None, micro: true, limits, gpus: None }
     }
 
     fn limit(bytes: u64) -> [MemoryLimit; 1] {
@@ -260,6 +272,28 @@ mod tests {
         assert!(candidates(&base, kept).iter().all(|one| one.batch.micro == 4));
         let threads = config(&["layout.threads_per_rank=2", "layout.dp=1", "layout.pp=1"]);
         assert!(candidates(&threads, choices(&[])).iter().all(|one| one.world() <= 2));
+    }
+
+    /// Ranks have a GPU each: as many as there are, however few cores, and what the fullest holds must fit one.
+    #[test]
+    fn gpus_are_shared_out_and_their_memory_is_that_of_one() {
+        let base = config(&["batch.global=32"]);
+        let on =
+            |free_bytes| Choices { gpus: Some(OwnGpus { count: 8, free_bytes }), ..choices(&[]) };
+        let worlds: Vec<usize> = candidates(&base, on(0)).iter().map(Config::world).collect();
+        assert!(worlds.is_sorted() && worlds[0] == 1 && worlds.ends_with(&[8]), "{worlds:?}");
+        let fullest = |config: &Config| {
+            let run = RunPlan::new(&config.engine(4).unwrap()).unwrap();
+            MemoryPlan::of_fullest(&run, 1, &[]).bytes
+        };
+        let alone =
+            candidates(&base, on(0)).iter().filter(|one| one.world() == 1).map(fullest).min();
+        // Less than any single rank takes: the model is split.
+        let found = Fastest::find(&base, on(alone.unwrap() - 1), MachineSource(&machine));
+        assert!(found.config.world() > 1, "{found}");
+        assert!(fullest(&found.config) < alone.unwrap(), "{found}");
+        let found = Fastest::find(&base, on(1000), MachineSource(&machine)).to_string();
+        assert!(found.contains("may be used (free memory of each GPU)"), "{found}");
     }
 
     #[test]

@@ -24,15 +24,17 @@ pub mod engine;
 mod error;
 mod fastest;
 mod memory;
+mod nearest_fit;
 mod outlook;
 pub mod parity;
 mod plan;
 mod planned;
 pub mod run;
 mod settings;
+mod splits;
 
 pub use error::TrainError;
-pub use fastest::{Choices, Fastest};
+pub use fastest::{Choices, Fastest, OwnGpus};
 pub use memory::{MemoryLimit, MemoryPlan};
 pub use outlook::{Outlook, Time};
 pub use plan::RunPlan;

@@ -6,7 +6,6 @@ use crate::plan::RunPlan;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use trine_mesh::plural;
-use trine_spec::Recompute;
 
 /// How much memory may be taken, and who says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,9 +37,8 @@ type Holders = BTreeMap<(usize, usize), u64>;
 impl MemoryPlan {
     /// The plan of ranks that are threads of one process.
     pub fn of_threads(plan: &RunPlan, limits: &[MemoryLimit]) -> Self {
-        let degrees = plan.config.degrees;
-        let places = (0..degrees.pp).flat_map(|pp| (0..degrees.tp).map(move |tp| (pp, tp)));
-        let all = Self::planned(plan, &places.map(|place| (place, degrees.dp as u64)).collect());
+        let replicas = plan.config.degrees.dp as u64;
+        let all = Self::planned(plan, &places(plan).map(|place| (place, replicas)).collect());
         Self::of_machine(all.ranks, all.bytes, all.is_least, limits)
     }
 
@@ -69,13 +67,49 @@ impl MemoryPlan {
         Self::planned(plan, &holders(here)).tightest(&own, limits)
     }
 
-    /// Held against what may be used, before anything of it is allocated.
+    /// The plan of so many ranks in one process of their own each, all like the fullest.
+    pub(crate) fn of_fullest(plan: &RunPlan, count: u64, limits: &[MemoryLimit]) -> Self {
+        let one = |place: (usize, usize)| Self::planned(plan, &Holders::from([(place, 1)]));
+        let fullest = places(plan).map(one).max_by_key(|one| one.bytes);
+        let own = fullest.expect("invariant: a plan has ranks");
+        let here = Self { ranks: count, bytes: own.bytes.saturating_mul(count), ..own.clone() };
+        here.tightest(&own, limits)
+    }
+
+    /// The plan of a rank alone on a device, which is the fullest one; as [`MemoryPlan::of_device`].
+    pub(crate) fn of_fullest_device(plan: &RunPlan, beside_bytes: u64, limit: MemoryLimit) -> Self {
+        Self::of_fullest(plan, 1, &[limit]).on_device(plan, beside_bytes)
+    }
+
+    /// The plan of ranks that compute on one device, with what its kernels take of it for each, and `beside_bytes`.
+    pub(crate) fn of_device(
+        plan: &RunPlan,
+        ranks: &[usize],
+        beside_bytes: u64,
+        limit: MemoryLimit,
+    ) -> Self {
+        Self::of_processes(plan, ranks, ranks, &[limit]).on_device(plan, beside_bytes)
+    }
+
+    fn on_device(self, plan: &RunPlan, beside_bytes: u64) -> Self {
+        let each = attention_scratch(plan).saturating_add(beside_bytes);
+        Self { bytes: self.bytes.saturating_add(each.saturating_mul(self.ranks)), ..self }
+    }
+
+    /// Held against what may be used, before anything of it is allocated. `nearest` looks for a change with which it
+    /// fits.
     ///
     /// # Errors
     /// [`TrainError::Memory`] if it does not fit and the configuration does not say to go on.
-    pub(crate) fn checked(self, config: &Config) -> Result<Self, TrainError> {
-        let may = self.fits() || !config.train.memory_check;
-        if may { Ok(self) } else { Err(TrainError::Memory { memory: self, less: less(config) }) }
+    pub(crate) fn checked(
+        self,
+        config: &Config,
+        nearest: impl FnOnce() -> Option<String>,
+    ) -> Result<Self, TrainError> {
+        if self.fits() || !config.train.memory_check {
+            return Ok(self);
+        }
+        Err(TrainError::Memory { memory: self, nearest: nearest() })
     }
 
     fn planned(plan: &RunPlan, holders: &Holders) -> Self {
@@ -122,27 +156,29 @@ impl Display for MemoryPlan {
     }
 }
 
+/// Every (pipeline, tensor) coordinate.
+fn places(plan: &RunPlan) -> impl Iterator<Item = (usize, usize)> {
+    let degrees = plan.config.degrees;
+    (0..degrees.pp).flat_map(move |pp| (0..degrees.tp).map(move |tp| (pp, tp)))
+}
+
+/// Bytes that attention's backward pass takes on a device where heads share keys: what each head gives to the gradients
+/// of keys and values, in f32, until it is summed. Of the rank with most heads.
+fn attention_scratch(plan: &RunPlan) -> u64 {
+    let (model, config) = (&plan.config.model, &plan.config);
+    if model.heads == model.kv_heads {
+        return 0;
+    }
+    let heads = model.heads.div_ceil(config.degrees.tp);
+    let elements = 2 * config.micro_batch * config.seq * heads * model.head_dim;
+    (elements * size_of::<f32>()) as u64
+}
+
 /// Bytes as memory is sold: `2.4 GB`, `61.3 MB`.
 fn gigabytes(bytes: u64) -> String {
     match bytes as f64 / 1e9 {
         large if large >= 0.1 => format!("{large:.1} GB"),
         small => format!("{:.1} MB", 1e3 * small),
-    }
-}
-
-/// What of a configuration takes less memory with another value, as the beginning of a list.
-fn less(config: &Config) -> String {
-    let ways = [
-        (config.batch.micro > 1, "a smaller batch.micro"),
-        (config.train.recompute != Recompute::FULL, "train.recompute = true"),
-        (config.train.zero == 0 && config.layout.dp > 1, "train.zero = 1"),
-    ];
-    let ways: Vec<&str> =
-        ways.into_iter().filter(|(is_open, _)| *is_open).map(|(_, way)| way).collect();
-    match ways.len() {
-        0 => String::new(),
-        1 => format!("{} takes less, ", ways[0]),
-        _ => format!("{} take less, ", ways.join(" and ")),
     }
 }
 

@@ -16,7 +16,7 @@ use trine_spec::{ModelParts, Piece, RankBytes, RankLayout, StagePieces};
 /// The machine that a run is planned for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Machine {
-    /// What it can do. A device is one core.
+    /// What it can do. A device is one core, or a GPU.
     pub cluster: Cluster,
     /// Where that is from, in words.
     pub source: String,
@@ -139,9 +139,11 @@ pub fn planned_step(
     let all = stacks()?;
     let constants = Constants::built_in()?;
     let world = config.degrees.world();
-    let cluster = machine.cluster.of_ranks(config.threads, world);
+    // A rank has as many cores as threads, or a GPU.
+    let each = if machine.cluster.device.is_gpu() { 1 } else { config.threads };
+    let cluster = machine.cluster.of_ranks(each, world);
     let planner = Planner::new(&model, &cluster, find_stack(&all, STACK)?, &constants)?;
-    let at_once = machine.cluster.devices() as f64 / config.threads as f64;
+    let at_once = machine.cluster.devices() as f64 / each as f64;
     let is_block = |piece: &&Piece| matches!(piece, Piece::Block(_));
     let count = |stage: &StagePieces| stage.pieces.iter().filter(is_block).count();
     let blocks: Vec<usize> =

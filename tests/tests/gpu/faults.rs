@@ -13,7 +13,7 @@ use trine_tests::gpu::{Accesses, Machine, small};
 use trine_tests::{Mutation, step};
 use trine_trainer::TrainError;
 use trine_trainer::engine::EngineConfig;
-use trine_trainer::run::Devices;
+use trine_trainer::run::{DeviceFacts, Devices};
 use trine_trainer_gpu::GpuRanks;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +89,18 @@ impl Devices for FaultyRanks<'_> {
 
     fn free_bytes(&self, device: usize) -> Result<u64, TrainError> {
         self.ranks.free_bytes(device)
+    }
+
+    fn facts(&self, device: usize) -> DeviceFacts {
+        self.ranks.facts(device)
+    }
+
+    fn beside_bytes(&self) -> u64 {
+        self.ranks.beside_bytes()
+    }
+
+    fn ranks_max(&self) -> usize {
+        self.ranks.ranks_max()
     }
 
     fn ops(&self, rank: usize, numerics: Numerics) -> Result<Arc<dyn Ops>, TrainError> {

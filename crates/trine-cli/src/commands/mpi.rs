@@ -74,7 +74,7 @@ fn live(
                 &config,
                 Some(placement.hosts()),
                 chosen.as_deref(),
-                args.machine.as_deref(),
+                args.machine.as_deref().map(|path| (path, false)),
             )?),
             _ => Ok(()),
         };

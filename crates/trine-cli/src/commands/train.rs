@@ -54,13 +54,14 @@ fn alone(
 ) -> Result<(), Failure> {
     let loaded = select::of_train(args)?;
     let search = gpus::search(&args.gpu_libraries, &|name| std::env::var_os(name))?;
-    let Chosen { loaded, gpus, said } = gpus::choose(loaded, &search)?;
+    let Chosen { loaded, gpus, said, chosen, machine } = gpus::choose(args, loaded, &search)?;
     let Decided { config, chosen, machine } = match &gpus {
-        Some(_) => Decided { config: loaded.config, chosen: None, machine: None },
+        Some(_) => Decided { config: loaded.config, chosen, machine },
         None => layout::decide(args, loaded, None)?,
     };
     if args.dry_run {
-        let report = dry_run::report(&config, None, chosen.as_deref(), args.machine.as_deref())?;
+        let machine = args.machine.as_deref().map(|path| (path, gpus.is_some()));
+        let report = dry_run::report(&config, None, chosen.as_deref(), machine)?;
         return output::print(&report);
     }
     if let Some(chosen) = chosen {
@@ -98,18 +99,20 @@ pub(crate) fn train(run: Run<'_>, reporter: &Mutex<dyn Reporter + '_>) -> Result
     let (gpus, devices_said) = devices;
     // Found out now, and not after the last step.
     let _claimed = match ranks {
-        Ranks::Threads => check_files(args, &config, 0)?,
+        Ranks::Threads => check_files(args, &config, 0, gpus.is_some())?,
         Ranks::Process(process) => {
-            let own = check_files(args, &config, process.world().rank());
+            let own = check_files(args, &config, process.world().rank(), gpus.is_some());
             process.agree(own, TrainError::is_usage)?
         }
     };
     let wishes = Wishes::watch(heeding)?;
     let base = config.clone();
     let find = || match (&gpus, &machine) {
-        (Some(_), _) => Err("the times of a step on GPUs are not planned".into()),
-        (None, Some(machine)) => Ok(machine.clone()),
-        (None, None) => layout::machine_of(args, &base),
+        (_, Some(machine)) => Ok(machine.clone()),
+        (gpus, None) => {
+            let gpus = gpus.as_ref().map(|gpus| (gpus as &dyn Devices, base.world()));
+            layout::machine_of(args, &base, gpus)
+        }
     };
     let limits = crate::memory::limits();
     let wrap = |comm: Arc<dyn Communicator>| {
@@ -157,8 +160,10 @@ fn check_files(
     args: &TrainArgs,
     config: &Config,
     rank: usize,
+    on_gpus: bool,
 ) -> Result<Option<Claimed>, TrainError> {
-    if let Some(Err(failure)) = args.machine.as_deref().filter(|_| rank == 0).map(machine::read) {
+    let machine = args.machine.as_deref().filter(|_| rank == 0);
+    if let Some(Err(failure)) = machine.map(|path| machine::read(path, on_gpus)) {
         return Err(TrainError::Refused(failure.to_string()));
     }
     args.trace.as_deref().map(|path| claim_trace(path, args, config, rank)).transpose()

@@ -66,7 +66,7 @@ fn times_of_actions_are_those_of_the_gpus() {
     let scratch = Scratch::new();
     let gpus = Gpus::new(Settings { devices: 2, ..one() });
     let layout = ["--tp=1", "--pp=2", "--dp=1", "--schedule=zb-v", "--set=model.layers=4"];
-    let layout = [&layout[..], &["--set=lr.kind=constant", "--steps=4"]].concat();
+    let layout = [&layout[..], &["--set=lr.kind=constant", "--steps=2"]].concat();
     let run = |out: &str, more: &[&str]| {
         let (_, said) = scratch.ok(&small(out, &gpus.with(&[&layout[..], more].concat())));
         (scratch.at(out), said)
@@ -93,6 +93,46 @@ fn times_of_actions_are_those_of_the_gpus() {
         assert!(begins.is_sorted(), "{begins:?}");
     }
     gpus.are_clean(2);
+}
+
+/// GPUs are measured by their own clocks. What a simulated one takes means nothing: that it is found, written, read and
+/// planned with does.
+#[test]
+fn a_run_is_planned_for_the_measured_gpus() {
+    let scratch = Scratch::new();
+    let gpus = Gpus::new(one());
+    let [device, libraries] = gpus.options.each_ref().map(String::as_str);
+    scratch.ok(&["plan", "--measure", "--precision=f32", "--out=gpu.toml", device, libraries]);
+    let written = std::fs::read_to_string(scratch.path("gpu.toml")).unwrap();
+    assert!(written.contains("driver_names = [\"simulated GPU\"]"), "{written}");
+    assert!(written.contains("measured: peaks are products of 128 × 128"), "{written}");
+
+    let with_file = [SERIAL, &["--steps=3", "--machine=gpu.toml"]].concat();
+    let (_, said) = scratch.ok(&small("file", &gpus.with(&with_file)));
+    assert!(said.contains("a step, ") && !said.contains("no time is planned"), "{said}");
+    assert!(said.contains("no data sheet of simulated GPU is known"), "{said}");
+    let summary = scratch.at("file").summary();
+    let seconds = summary["plan"]["step_s_planned"].as_f64().unwrap();
+    assert!(seconds > 0.0 && seconds.is_finite(), "{summary}");
+    let shares = summary["utilization"].as_array().unwrap();
+    assert_eq!(shares.len(), 1, "{summary}");
+    let of = |name: &str| shares[0][name].as_f64().unwrap();
+    let model = summary["model_flops_per_s"].as_f64().unwrap();
+    assert!((of("mfu") * of("peak_flops_per_s") / model - 1.0).abs() < 1e-9, "{summary}");
+    assert_eq!(of("mfu"), of("hfu"));
+    assert!(shares[0]["peak"].as_str().unwrap().starts_with("this-machine (gpu.toml: 1 × "));
+    // A machine of GPUs is none of cores.
+    let on_cpu = small("cpu", &[&with_file[..], &["--device=cpu"]].concat());
+    let parts = ["the machine is one of GPUs", "--measure --device cpu --out gpu.toml"];
+    scratch.fails(&on_cpu, 2, &parts);
+    gpus.are_clean(2);
+
+    // Two GPUs: how fast they exchange is measured too, and one or two ranks are chosen.
+    let two = Gpus::new(Settings { devices: 2, ..one() });
+    let auto = two.with(&["--layout=auto", "--steps=1", "--set=batch.global=4"]);
+    let (_, said) = scratch.ok(&small("auto", &auto));
+    assert!(said.contains("that fit this machine, planned "), "{said}");
+    two.are_clean(1);
 }
 
 #[test]
@@ -145,6 +185,24 @@ fn what_a_gpu_does_not_compute_is_refused_by_name() {
     scratch.fails(
         &small("memory", &args),
         2,
-        &["for 1 rank", "may be used (free memory of GPU 0)"],
+        &[
+            "for 1 rank",
+            "may be used (free memory of GPU 0, of rank 0); no other layout, micro-batch or recompute",
+        ],
     );
+    // Beside 32 MiB for products, half of what is kept for the backward pass is enough.
+    let settings = ["--set=model.hidden=64", "--set=data.seq=128", "--set=batch.micro=4"];
+    let tight = Gpus::new(Settings { memory_bytes: 39 << 20, ..one() });
+    let said = scratch.fails(
+        &small("tight", &tight.with(&[SERIAL, &settings].concat())),
+        2,
+        &["needs ", "GPU 0, of rank 0); the nearest that fits has "],
+    );
+    let changes =
+        said.split("the nearest that fits has ").nth(1).unwrap().split(';').next().unwrap();
+    let changes: Vec<String> =
+        changes.split(", ").map(|one| format!("--set={}", one.replace(" = ", "="))).collect();
+    let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+    let args = [SERIAL, &settings, &changes, &["--steps=1"]].concat();
+    scratch.ok(&small("fits", &tight.with(&args)));
 }

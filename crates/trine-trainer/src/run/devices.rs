@@ -7,6 +7,15 @@ use trine_comm::{Communicator, SharedDevice};
 use trine_kernels::Ops;
 use trine_nn::Numerics;
 
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// What its maker calls it, such as `NVIDIA H200`.
+    pub name: String,
+    /// Bytes of its memory, in use or not.
+    pub memory_bytes: u64,
+}
+
 /// Devices for the ranks of this process. All that a run knows of them: what it computes with, what it talks through,
 /// and how much memory there is.
 pub trait Devices: Debug + Sync {
@@ -21,6 +30,15 @@ pub trait Devices: Debug + Sync {
     /// # Errors
     /// If the device does not say.
     fn free_bytes(&self, device: usize) -> Result<u64, TrainError>;
+
+    /// What a device is.
+    fn facts(&self, device: usize) -> DeviceFacts;
+
+    /// How many ranks could have a device of their own here.
+    fn ranks_max(&self) -> usize;
+
+    /// Bytes of a device that a rank takes for itself, beside what a plan knows of.
+    fn beside_bytes(&self) -> u64;
 
     /// The kernels of a rank, on its device. In reference numerics no sum of theirs depends on what a call covers.
     ///

@@ -11,6 +11,7 @@ mod flight;
 mod loader;
 pub(crate) mod measure;
 mod metrics;
+mod peaks;
 mod prepare;
 mod process;
 mod rank;
@@ -21,14 +22,14 @@ mod times;
 mod trace;
 
 pub use data::unused_rows_planned;
-pub use devices::Devices;
+pub use devices::{DeviceFacts, Devices};
 pub use directory::{RunDirectory, has_nothing_to_lose, in_use_since};
 pub use events::{Event, Reporter, Work};
 pub use flight::write_post_mortem;
 pub use metrics::MetricsLine;
 pub use process::{Process, Ranks};
 pub use sample::{Completion, complete};
-pub use summary::{DataSummary, PhaseSeconds, RankSummary, Summary};
+pub use summary::{DataSummary, PhaseSeconds, RankSummary, Summary, Utilization};
 pub use trace::{TRACE_FIRST, TRACE_PART_FIRST, trace_part};
 
 use crate::TrainError;

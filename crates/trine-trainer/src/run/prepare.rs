@@ -2,11 +2,13 @@
 
 use crate::TrainError;
 use crate::memory::{MemoryLimit, MemoryPlan};
+use crate::nearest_fit::nearest_fit;
 use crate::plan::RunPlan;
 use crate::run::data::RunData;
 use crate::run::directory::{kept, newest};
 use crate::run::events::report;
 use crate::run::{Devices, Event, Ranks, Reporter, RunDirectory, TrainRequest, resume};
+use crate::splits::divisors;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -86,9 +88,49 @@ pub(super) fn planned(
             MemoryPlan::of_processes(&plan, &own, &here, request.memory)
         }
     };
-    let memory = ranks.agree(memory.checked(&request.config))?;
+    let memory = memory.checked(&request.config, || nearest(request, ranks));
+    let memory = ranks.agree(memory)?;
     report(reporter, &Event::Planned(&memory));
     Ok((plan, memory))
+}
+
+/// The cheapest change with which a run fits, among those that its cores or devices allow.
+fn nearest(request: &TrainRequest<'_>, ranks: Ranks<'_>) -> Option<String> {
+    let (config, cores) = (&request.config, request.cores);
+    let world = config.world();
+    let limits = request.memory;
+    let fixed = || std::iter::once(world);
+    match (ranks, request.devices) {
+        (_, Some(devices)) => {
+            let bytes = devices.free_bytes(devices.of_rank(0)).ok()?;
+            let beside = devices.beside_bytes();
+            let limit = || MemoryLimit { bytes, by: String::new(), own: true };
+            if devices.shared().is_some() {
+                let fits = |plan: &RunPlan| {
+                    let all: Vec<usize> = (0..plan.config.degrees.world()).collect();
+                    MemoryPlan::of_device(plan, &all, beside, limit()).fits()
+                };
+                return nearest_fit(config, cores, 1..=world, fits);
+            }
+            let fits = |plan: &RunPlan| MemoryPlan::of_fullest_device(plan, beside, limit()).fits();
+            match ranks {
+                Ranks::Threads => {
+                    nearest_fit(config, cores, 1..=devices.ranks_max().max(world), fits)
+                }
+                Ranks::Process(_) => nearest_fit(config, cores, fixed(), fits),
+            }
+        }
+        (Ranks::Threads, None) => {
+            let fits = |plan: &RunPlan| MemoryPlan::of_threads(plan, limits).fits();
+            let others = divisors(cores).filter(move |ranks| *ranks != world);
+            nearest_fit(config, cores, fixed().chain(others), fits)
+        }
+        (Ranks::Process(process), None) => {
+            let here = process.ranks_of_this_machine().len() as u64;
+            let fits = |plan: &RunPlan| MemoryPlan::of_fullest(plan, here, limits).fits();
+            nearest_fit(config, cores, fixed(), fits)
+        }
+    }
 }
 
 /// The memory of the device that has least left beside the plan of its ranks, which must be of this process.
@@ -104,9 +146,13 @@ fn on_devices(
     let mut by_device: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     own.for_each(|rank| by_device.entry(devices.of_rank(rank)).or_default().push(rank));
     let held = |(device, ranks): (usize, Vec<usize>)| {
-        let (bytes, by) = (devices.free_bytes(device)?, devices.name(device));
+        let (bytes, name) = (devices.free_bytes(device)?, devices.name(device));
+        let by = match &ranks[..] {
+            [rank] => format!("{name}, of rank {rank}"),
+            _ => format!("{name}, which they share"),
+        };
         let limit = MemoryLimit { bytes, by, own: true };
-        Ok(MemoryPlan::of_processes(plan, &ranks, &ranks, &[limit]))
+        Ok(MemoryPlan::of_device(plan, &ranks, devices.beside_bytes(), limit))
     };
     let all = by_device.into_iter().map(held).collect::<Result<Vec<_>, TrainError>>()?;
     let tightest = all.into_iter().min_by_key(MemoryPlan::left);

@@ -1,6 +1,7 @@
 //! `summary.json`: what a run came to.
 
 use crate::TrainError;
+use crate::engine::EngineConfig;
 use crate::planned::{PlanCheck, flops_per_token};
 use crate::run::clock::rfc3339;
 use crate::run::measure::peak_rss_bytes;
@@ -85,6 +86,19 @@ impl PhaseSeconds {
     }
 }
 
+/// What share of a peak a run has reached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Utilization {
+    /// Whose peak: of a data sheet, or of a machine that was measured.
+    pub peak: String,
+    /// FLOP/s of all devices, or of all cores that computed.
+    pub peak_flops_per_s: f64,
+    /// Model FLOP/s over the peak.
+    pub mfu: f64,
+    /// The same with what is computed again.
+    pub hfu: f64,
+}
+
 /// What a run came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
@@ -130,6 +144,9 @@ pub struct Summary {
     /// The same with what is computed again; none in older summaries.
     #[serde(default)]
     pub hardware_flops_per_s: Option<f64>,
+    /// What share of the peaks that are known these two are.
+    #[serde(default)]
+    pub utilization: Vec<Utilization>,
     /// Wall time of the whole process so far, in seconds.
     pub wall_s: f64,
     /// Where that time went.
@@ -158,8 +175,8 @@ pub struct Summary {
     pub bubble_measured: Option<f64>,
     /// The bubble of the schedule with equal stages, a backward costing twice a forward.
     pub bubble_predicted: f64,
-    /// Share of the cores' time, while ranks trained, in which no rank computed. None on devices, whose hosts only queue
-    /// the work.
+    /// Share of the cores' time, while ranks trained, in which no rank computed. None on devices, whose hosts only
+    /// queue the work.
     #[serde(default)]
     pub wait_share: Option<f64>,
     /// Memory, rank by rank.
@@ -192,11 +209,7 @@ impl Summary {
         let bytes = data.validation_bytes(true) as f64;
         let train_wall_s = run.times.train.as_secs_f64();
         let tokens_per_s = run.trained_tokens as f64 / train_wall_s.max(1e-9);
-        let (model_flops, hardware_flops) = match flops_per_token(engine) {
-            Ok(flops) => (flops.model, Some(flops.hardware)),
-            // What the planner does not know is no reason for a run to fail at its end.
-            Err(_) => (engine.model.flops_per_token(engine.seq), None),
-        };
+        let (model_flops, hardware_flops) = flops_per_s(engine, tokens_per_s);
         let summary = Self {
             params: engine.model.param_count(),
             layout: engine.degrees.to_string(),
@@ -214,8 +227,12 @@ impl Summary {
             bigram_bits_per_byte: bigram,
             bigram_full_bits_per_byte: full,
             tokens_per_s,
-            model_flops_per_s: tokens_per_s * model_flops,
-            hardware_flops_per_s: hardware_flops.map(|flops| tokens_per_s * flops),
+            model_flops_per_s: model_flops,
+            hardware_flops_per_s: hardware_flops,
+            utilization: hardware_flops.map_or_else(Vec::new, |hardware| {
+                let peaks = shared.peaks().into_iter();
+                peaks.map(|peak| peak.utilization([model_flops, hardware])).collect()
+            }),
             wall_s: elapsed.as_secs_f64(),
             seconds: PhaseSeconds::new(shared.data_s, &run.times),
             started: rfc3339(ended.checked_sub(elapsed).unwrap_or(ended)),
@@ -255,6 +272,7 @@ impl Summary {
             tokens_per_s: earlier.tokens_per_s,
             model_flops_per_s: earlier.model_flops_per_s,
             hardware_flops_per_s: earlier.hardware_flops_per_s,
+            utilization: earlier.utilization,
             wall_s: earlier.wall_s,
             seconds: earlier.seconds,
             started: earlier.started,
@@ -268,6 +286,15 @@ impl Summary {
             plan: earlier.plan,
             ..self
         }
+    }
+}
+
+/// FLOP/s of so many tokens: what the model needs, and with what is computed again, as far as the planner knows it.
+fn flops_per_s(engine: &EngineConfig, tokens_per_s: f64) -> (f64, Option<f64>) {
+    match flops_per_token(engine) {
+        Ok(flops) => (tokens_per_s * flops.model, Some(tokens_per_s * flops.hardware)),
+        // No reason for a run to fail at its end.
+        Err(_) => (tokens_per_s * engine.model.flops_per_token(engine.seq), None),
     }
 }
 

@@ -112,7 +112,9 @@ fn pass(rank: &mut Engine, batch: &Batch) -> Result<Four, TrainError> {
     rank.backward(0, batch, &mut |_, action, moment| match (place.stamp(), moment) {
         (Err(error), _) => failed = failed.take().or(Some(error)),
         (Ok(here), Moment::Begin) => begun = here,
-        (Ok(here), Moment::End) => done.extend(kind(action).map(|kind| (kind, [begun.clone(), here]))),
+        (Ok(here), Moment::End) => {
+            done.extend(kind(action).map(|kind| (kind, [begun.clone(), here])))
+        }
     })?;
     failed.map_or(Ok(()), Err)?;
     let mut seconds = [0.0; 3];

@@ -13,7 +13,9 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(), Failure> {
     let out = out.map(|path| Output { option: "--out", path, kind: Kind::Machine });
     // Found out now, and not after the measurement.
     let _claimed = out.map(|out| out.claim(&[])).transpose()?;
-    let text = machine::measure(compute)?.to_toml().map_err(|error| Failure::Run(error.into()))?;
+    let text = task::measured(&args.task, compute)?
+        .to_toml()
+        .map_err(|error| Failure::Run(error.into()))?;
     let Some(out) = out else { return output::print(&text) };
     out.write(&text, &[])?;
     output::print(&format!(

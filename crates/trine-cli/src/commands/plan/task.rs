@@ -3,6 +3,7 @@
 use super::given::{self, Given, choose};
 use super::source::Source;
 use crate::failure::Failure;
+use crate::gpus;
 use crate::machine::{self, THIS_MACHINE};
 use crate::output::{Unit, counted};
 use crate::plan_args::TaskArgs;
@@ -14,7 +15,7 @@ use trine_plan::{
     find_stack, rank, stacks,
 };
 use trine_spec::ModelSpec;
-use trine_trainer::config::{Config, DEFAULT_PRESET};
+use trine_trainer::config::{Config, DEFAULT_PRESET, Device};
 
 /// A model on a machine, with all that [`Planner`] borrows.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl Task {
         match cluster.name == THIS_MACHINE {
             true => String::new(),
             false => format!(
-                "\nTrine computes on CPUs so far: this time is that of software {} on {}.",
+                "\nThis time is that of software {} on {}, where trine has not run.",
                 stack.name, cluster.device.name
             ),
         }
@@ -302,7 +303,7 @@ fn cluster(args: &TaskArgs, name: &str, precision: Precision) -> Result<Cluster,
                 measured_type(args.precision.as_deref())
             }
         };
-        return machine::measure(kernels?);
+        return measured(args, kernels?);
     }
     let found = find_cluster(&all, name).map_err(|_| {
         let names = all.iter().map(|cluster| cluster.name.as_str());
@@ -310,6 +311,23 @@ fn cluster(args: &TaskArgs, name: &str, precision: Precision) -> Result<Cluster,
         Failure::usage(PlanError::unknown("cluster", name, &names))
     });
     found.cloned()
+}
+
+/// This machine, measured: its GPUs or its cores.
+pub(super) fn measured(args: &TaskArgs, compute: DType) -> Result<Cluster, Failure> {
+    let words = [("auto", Device::Auto), ("cpu", Device::Cpu), ("cuda", Device::Cuda)];
+    let device = choose("--device", &args.device, &words)?;
+    let search = gpus::search(&args.gpu_libraries, &|name| std::env::var_os(name))?;
+    match gpus::find(device, &search, "--device")? {
+        Err(_) => machine::measure(compute),
+        Ok(libraries) => {
+            // A GPU alone is shared, so that reductions have a time too.
+            let ranks = libraries.count().max(2);
+            let ranks = gpus::ranks(libraries, ranks).map(|gpus| (gpus, ranks));
+            let (gpus, ranks) = ranks?;
+            machine::measure_gpus(&gpus, ranks, compute)
+        }
+    }
 }
 
 /// The type of `--precision` that kernels of this machine are measured in.

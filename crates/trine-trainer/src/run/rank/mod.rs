@@ -138,7 +138,8 @@ impl<'a> RankRun<'a> {
         }
         report(self.reporter, &Event::Outlook(self.outlook));
         let notes = self.request.config.tokens_not_split().into_iter();
-        for note in notes.chain(other_architecture(&self.engine.model)) {
+        let notes = notes.chain(other_architecture(&self.engine.model));
+        for note in notes.chain(self.unknown_device()) {
             report(self.reporter, &Event::Note(note));
         }
         let (steps, warmup) = (self.steps_total(), self.request.config.lr.warmup_steps as u64);
